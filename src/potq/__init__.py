@@ -1,0 +1,102 @@
+"""potq: power-of-two quantization for language models.
+
+Importing potq is cheap (torch loads at first use) and makes ``transformers``' ``from_pretrained`` understand its checkpoints.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from potq.checkpoint import save
+    from potq.errors import PotqError
+    from potq.grid import Grid
+    from potq.loading import load, load_tokenizer
+    from potq.ptq import quantize
+    from potq.report import QuantReport
+    from potq.scheme import PRESETS, PoTConfig, QuantScheme
+
+__version__ = importlib.metadata.version("potq")
+
+_HOME = {
+    "Grid": "grid",
+    "PRESETS": "scheme",
+    "PoTConfig": "scheme",
+    "PotqError": "errors",
+    "QuantReport": "report",
+    "QuantScheme": "scheme",
+    "load": "loading",
+    "load_tokenizer": "loading",
+    "quantize": "ptq",
+    "save": "checkpoint",
+}
+
+__all__ = [
+    "PRESETS",
+    "Grid",
+    "PoTConfig",
+    "PotqError",
+    "QuantReport",
+    "QuantScheme",
+    "load",
+    "load_tokenizer",
+    "quantize",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'potq' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"potq.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+_REGISTRY = "transformers.quantizers"
+
+
+class _RegisterWithTransformers(MetaPathFinder):
+    """Registers potq's quantizer right after transformers' registry is imported, and not before.
+
+    transformers discovers no plugins: unregistered, ``from_pretrained`` would leave a packed model's weights random.
+    Registering at once would make every ``import potq``, and ``potq --help``, wait seconds for torch.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != _REGISTRY:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            _register()
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+def _register() -> None:
+    importlib.import_module("potq.integrations.transformers")
+
+
+if _REGISTRY in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _RegisterWithTransformers())

@@ -1,0 +1,21 @@
+"""Round to nearest: choose every group's scale, round every weight to the nearest level. No calibration needed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from potq.scale_search import choose_scale
+from potq.scheme import QuantScheme, ScaleMethod
+from potq.tensor import QuantizedWeight
+
+
+def rtn(
+    weight: Tensor,
+    scheme: QuantScheme,
+    importance: Tensor | None = None,
+    *,
+    method: ScaleMethod = "mse",
+    candidates: int = 16,
+) -> QuantizedWeight:
+    """Quantize ``weight`` ``(out, in)``; arguments and errors as in :func:`potq.scale_search.choose_scale`."""
+    return QuantizedWeight.from_scale(weight, choose_scale(weight, scheme, method, candidates, importance), scheme)

@@ -1,0 +1,109 @@
+"""What calibration text can tell: the mean square of every input of a layer, and the error a quantized layer makes on it.
+
+Both are one pass over the token batches with forward hooks that keep sums, not activations: a vector per layer, whatever
+the amount of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potq.errors import DataError, ModelError
+from potq.model import linear_weight
+from potq.report import decibels
+from potq.tensor import QuantizedWeight
+
+
+def check_batches(calibration: Iterable[Tensor]) -> list[Tensor]:
+    """Token batches as a list of ``(batch, length)`` integer tensors.
+
+    Raises:
+        DataError: no batch, or one that is not a 2-D integer tensor.
+    """
+    batches = list(calibration)
+    for batch in batches:
+        if not isinstance(batch, Tensor) or batch.ndim != 2 or batch.is_floating_point() or not batch.numel():
+            raise DataError("calibration must be (batch, length) integer tensors of token ids, as a tokenizer returns them")
+    if not batches:
+        raise DataError("calibration is empty; give at least one (batch, length) tensor of token ids")
+    return batches
+
+
+def input_mean_squares(model: nn.Module, names: Sequence[str], batches: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Mean square of each input feature, float32 ``(in,)``, of the named linears.
+
+    Raises:
+        ModelError: a layer that the text never reaches, or NaN activations; names the layer.
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        x = args[0].detach().reshape(-1, args[0].shape[-1]).float()
+        sums[name] = sums.get(name, 0) + x.square().sum(0)
+        counts[name] = counts.get(name, 0) + len(x)
+
+    _run(model, {name: partial(hook, name) for name in names}, batches)
+    _require_reached(names, counts)
+    for name, total in sums.items():
+        if not total.isfinite().all():
+            raise ModelError(f"{name}: its inputs on the calibration text are NaN or infinite; load the model in float32")
+    return {name: sums[name] / counts[name] for name in names}
+
+
+def output_snr(model: nn.Module, quantized: dict[str, QuantizedWeight], batches: Sequence[Tensor]) -> dict[str, float]:
+    """Signal-to-noise ratio (dB) of each layer's output on the text: full precision against quantized, same inputs.
+
+    ``model`` is still in full precision; ``quantized`` maps names of its linears and plain embeddings to their weights.
+    """
+    signal: dict[str, float] = dict.fromkeys(quantized, 0.0)
+    noise: dict[str, float] = dict.fromkeys(quantized, 0.0)
+    counts: dict[str, int] = {}
+
+    def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        weight, exact = quantized[name].dequantize(), linear_weight(module).float()
+        if isinstance(module, nn.Embedding):
+            clean, error = (nn.functional.embedding(args[0], w) for w in (exact, weight - exact))
+        else:
+            x = args[0].detach().float()
+            clean, error = x @ exact.t(), x @ (weight - exact).t()
+        signal[name] += float(clean.square().sum(dtype=torch.float64))
+        noise[name] += float(error.square().sum(dtype=torch.float64))
+        counts[name] = counts.get(name, 0) + 1
+
+    _run(model, {name: partial(hook, name) for name in quantized}, batches)
+    _require_reached(list(quantized), counts)
+    return {name: decibels(signal[name], noise[name]) for name in quantized}
+
+
+def _run(model: nn.Module, hooks: dict[str, Any], batches: Sequence[Tensor]) -> None:
+    device = next(model.parameters()).device
+    with _hooked(model, hooks), torch.no_grad():
+        for batch in batches:
+            model(batch.to(device))
+
+
+@contextmanager
+def _hooked(model: nn.Module, hooks: dict[str, Any]) -> Iterator[None]:
+    """Hooks attached and, whatever happens, removed; the model in evaluation mode meanwhile."""
+    training = model.training
+    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(training)
+
+
+def _require_reached(names: Sequence[str], counts: dict[str, int]) -> None:
+    missed = [name for name in names if not counts.get(name)]
+    if missed:
+        raise ModelError(f"the calibration text never reaches {', '.join(missed[:5])}; ignore these modules or use 'mse'")

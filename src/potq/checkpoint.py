@@ -1,0 +1,226 @@
+"""The checkpoint folder: checked before it is read, written whole or not at all.
+
+Format version 1 is a Hugging Face folder: ``config.json`` with ``quantization_config`` (a :class:`~potq.scheme.PoTConfig`) and
+``model.safetensors`` (or shards with an index), where a quantized module ``M`` has
+
+* ``M.weight_packed``: uint8 ``(out, row bytes)``, the layout of :mod:`potq.packing`;
+* ``M.weight_scale``: float16, or uint8 (E8M0), ``(out, groups)``; ``(1, 1)`` for one scale per tensor;
+* ``M.bias`` and everything unquantized as ever. A weight tied to another is stored once, under its owner.
+
+The names ``weight_zero_point``, ``weight_row_scale``, ``weight_outlier_index`` and ``weight_outlier_value`` are reserved.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from potq.errors import CheckpointError, ModelError
+from potq.model import Target, tensor_bytes
+from potq.tensor import storage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+REPORT_FILE = "quant_report.json"
+_DTYPE_NAMES = {torch.uint8: "U8", torch.float16: "F16"}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a safetensors header says of a tensor."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def save(
+    model: PreTrainedModel,
+    path: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    force: bool = False,
+    max_shard_size: str | int = "5GB",
+) -> None:
+    """Write ``model`` (and ``tokenizer``, and the quantization report) as a checkpoint folder.
+
+    Everything is written under a temporary name beside ``path`` and renamed when complete: an interrupted or failed save
+    leaves no trace in ``path``, and what stood there before stays whole.
+
+    Raises:
+        CheckpointError: ``path`` exists (and ``force`` is not given, or it is no model folder), or the disk is full.
+        ModelError: the model is not quantized.
+    """
+    target = Path(path)
+    if getattr(model.config, "quantization_config", None) is None:
+        raise ModelError("the model is not quantized; call potq.quantize first, or use model.save_pretrained")
+    check_destination(target, force=force)
+    with _replacing(target) as folder, _disk_errors(target, tensor_bytes(model)):
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if (report := getattr(model, "quant_report", None)) is not None:
+            (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+        _flush(folder)
+
+
+def check_destination(path: Path, *, force: bool) -> None:
+    """Refuse to write over something that is in the way; called before any work is done.
+
+    Raises:
+        CheckpointError: says what is in the way and what to do.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise CheckpointError(f"{path} exists and is a file; choose another output folder")
+    if not any(path.iterdir()):
+        return
+    if not force:
+        raise CheckpointError(f"{path} exists; choose another output folder, or pass --force (force=True) to replace it")
+    if not (path / "config.json").exists():
+        raise CheckpointError(f"{path} is no model folder (it has no config.json); it is not replaced, even by force")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder.
+
+    Raises:
+        CheckpointError: none, a shard that the index names is missing, or only pickled weights.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing or not names:
+            raise CheckpointError(f"{index} names {', '.join(missing) or 'no shard'}, not in the folder; copy it again, whole")
+        return [folder / name for name in names]
+    if single.is_file():
+        return [single]
+    if any(folder.glob("*.bin")):
+        raise CheckpointError(f"{folder} has only pickled weights (.bin), which potq never opens; convert to safetensors")
+    raise CheckpointError(f"{folder} has no model.safetensors: the folder is incomplete, or no model")
+
+
+def read_json(file: Path) -> dict[str, object] | dict[str, dict[str, str]]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: missing, truncated, or not an object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing: the folder is incomplete, or no model") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); copy it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds no JSON object; copy it again")
+    return content
+
+
+def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    """The headers of safetensors files: dtype and shape of every tensor, none of them loaded.
+
+    Raises:
+        CheckpointError: a file that is missing, truncated or corrupted.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as handle:
+                for key in handle.keys():  # noqa: SIM118  # not a dict
+                    view = handle.get_slice(key)
+                    tensors[key] = StoredTensor(file, view.get_dtype(), tuple(view.get_shape()))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} is truncated or corrupted ({error}); copy it again") from None
+    return tensors
+
+
+def check_headers(stored: dict[str, StoredTensor], targets: Iterable[Target]) -> None:
+    """Compare what the files hold with what the config asks for, before anything is loaded.
+
+    Raises:
+        CheckpointError: names the file, the tensor, the expected and the found shape and dtype.
+    """
+    expected: set[str] = set()
+    for target in targets:
+        packed_shape, scale_shape, scale_dtype = storage(target.shape, target.scheme)
+        for name in (target.name, *target.tied):
+            expected |= {f"{name}.weight_packed", f"{name}.weight_scale"}
+            _check_tensor(stored, f"{name}.weight_packed", packed_shape, torch.uint8)
+            _check_tensor(stored, f"{name}.weight_scale", scale_shape, scale_dtype)
+    extra = sorted(key for key in stored if key.endswith((".weight_packed", ".weight_scale")) and key not in expected)
+    if extra and expected & stored.keys():
+        raise CheckpointError(
+            f"{stored[extra[0]].file} holds {', '.join(extra[:3])}, which its config.json leaves unquantized; "
+            "config and weights do not belong together"
+        )
+
+
+def _check_tensor(stored: dict[str, StoredTensor], key: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    found = stored.get(key)
+    if found is None:  # absent tensors are the loader's to report: it knows about renamed and tied keys
+        return
+    if (found.shape, found.dtype) != (shape, _DTYPE_NAMES[dtype]):
+        raise CheckpointError(
+            f"{found.file}: {key} is {found.dtype} {list(found.shape)}, expected {_DTYPE_NAMES[dtype]} {list(shape)}; "
+            "config.json and the weights do not belong together"
+        )
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary folder that takes ``target``'s place if the block succeeds and vanishes if it fails."""
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    replaced = target.with_name(f".{target.name}.replaced")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
+    partial.mkdir()
+    try:
+        yield partial
+        if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            target.rename(replaced)
+        partial.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _disk_errors(target: Path, needed: int) -> Iterator[None]:
+    """Turn a full disk into an error that names the folder and both sizes, if possible before anything is written."""
+    free = shutil.disk_usage(target.absolute().parent).free
+    full = f"no room for {target}: it needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; nothing was changed"
+    if free < needed:
+        raise CheckpointError(full)
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise CheckpointError(full) from error
+        raise CheckpointError(f"writing {target} failed ({error}); nothing was changed") from error
+
+
+def _flush(folder: Path) -> None:
+    """Push the files to the disk before they are renamed, so that a power cut cannot leave an empty checkpoint."""
+    for file in folder.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

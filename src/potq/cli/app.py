@@ -1,0 +1,53 @@
+"""The ``potq`` command and its error handling."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+import potq
+from potq.cli.console import stderr
+from potq.cli.evaluate import evaluate
+from potq.cli.generate import generate
+from potq.cli.inspect import inspect
+from potq.cli.quantize import quantize
+from potq.errors import PotqError
+
+app = typer.Typer(
+    name="potq",
+    help="Power-of-two quantization for language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("quantize")(quantize)
+app.command("generate")(generate)
+app.command("eval")(evaluate)
+app.command("inspect")(inspect)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(potq.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and exit."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; potq's own errors become one message and exit status 1, an interrupt 130."""
+    try:
+        app()
+    except PotqError as error:
+        stderr.print("[bold red]error:[/]", end=" ")
+        stderr.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        stderr.print("interrupted; nothing was changed")
+        sys.exit(130)

@@ -1,0 +1,60 @@
+"""``potq inspect``: what is in a packed checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from potq.cli import console
+from potq.errors import ModelError
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A packed checkpoint folder.")],
+    plot: Annotated[Path | None, typer.Option(help="Also draw the histogram as PNG (needs potq[plot]).")] = None,
+    every_module: Annotated[bool, typer.Option("--every-module", help="A row for each module.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")] = False,
+) -> None:
+    """Show schemes, bits per weight, each layer's error, and how often each level is used."""
+    from potq.evaluate.usage import level_usage, plot_usage
+    from potq.loading import load
+    from potq.model import packed_modules
+    from potq.ptq import describe
+
+    console.quiet_libraries()
+    with console.status(f"loading {model}"):
+        loaded = load(model)
+        packed = {name: module for name, module in packed_modules(loaded).items() if module.tied_to is None}
+        if not packed:
+            raise ModelError(f"{model} is not quantized by potq; potq quantize {model} OUTPUT makes a checkpoint of it")
+        usage = level_usage({name: module.quantized for name, module in packed.items()})
+    report = describe(loaded)
+    if plot is not None:
+        plot_usage(usage, plot)
+    if as_json:
+        levels = {scheme: {str(k): v for k, v in counts.items()} for scheme, counts in usage.items()}
+        console.emit_json({**report.model_dump(mode="json"), "bits_per_weight": report.bits_per_weight, "levels": levels})
+        return
+    out = console.stdout()
+    out.print(report.table(every_module=every_module))
+    for scheme, counts in usage.items():
+        out.print(_bars(scheme, counts))
+    if plot is not None:
+        out.print(f"wrote {plot}", highlight=False)
+
+
+def _bars(scheme: str, counts: dict[int, int]) -> Any:
+    """The share of weights at each magnitude, as bars; a power of two is named by its exponent."""
+    from rich.bar import Bar
+    from rich.table import Table
+
+    table = Table(title=f"{scheme}: magnitudes used", title_justify="left", box=None)
+    for heading in ("magnitude", "share", ""):
+        table.add_column(heading, justify="left" if not heading else "right")
+    total, largest = sum(counts.values()), max(counts.values())
+    for magnitude, count in counts.items():
+        exponent = f" = 2^{magnitude.bit_length() - 1}" if magnitude and magnitude & (magnitude - 1) == 0 else ""
+        table.add_row(f"{magnitude}{exponent}", f"{100 * count / total:.2f} %", Bar(largest, 0, count, width=60))
+    return table

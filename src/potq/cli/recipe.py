@@ -1,0 +1,90 @@
+"""Recipes: a command's settings as a YAML file, with ``a.b=value`` overrides on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from potq.errors import ConfigError
+from potq.scheme import PoTConfig, explain
+
+_Recipe = TypeVar("_Recipe", bound=BaseModel)
+
+
+class CalibrationRecipe(BaseModel):
+    """Calibration text: the first ``windows`` windows of ``window`` tokens of a UTF-8 file (or ``pydoc``)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    window: int = Field(default=512, ge=2)
+    windows: int = Field(default=16, ge=1)
+
+
+class QuantizeRecipe(BaseModel):
+    """Everything ``potq quantize`` does. ``quantization`` takes the keys of PoTConfig and QuantScheme, and ``preset``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    output: Path
+    quantization: dict[str, Any] = Field(default_factory=lambda: {"preset": "apot4"})
+    calibration: CalibrationRecipe | None = None
+    dtype: str = "auto"
+    max_shard_size: str = "5GB"
+    force: bool = False
+
+    def config(self) -> PoTConfig:
+        """The quantization config.
+
+        Raises:
+            ConfigError: unknown keys or presets.
+        """
+        fields = dict(self.quantization)
+        return PoTConfig(fields.pop("preset", None), **fields)
+
+
+def build(kind: type[_Recipe], file: Path | None, overrides: list[str], options: dict[str, Any]) -> _Recipe:
+    """A recipe from its file, then ``options`` (dotted keys; None means not given), then ``a.b=value`` overrides.
+
+    Raises:
+        ConfigError: a file that is no YAML mapping, an override that is none, an unknown key.
+    """
+    fields = _read(file) if file is not None else {}
+    for key, value in options.items():
+        if value is not None:
+            _set(fields, key, value)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override!r} is not an override; write key=value, e.g. quantization.group_size=32")
+        _set(fields, key, yaml.safe_load(text))
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        raise ConfigError(explain(error, f"recipe {file}" if file else "command")) from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        fields = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {file} ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{file} holds no YAML mapping; see examples/recipe.yaml")
+    return fields
+
+
+def _set(fields: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = fields.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{key}: {parent} is {inner!r}, not a mapping")
+        fields = inner
+    fields[last] = value

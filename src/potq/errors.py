@@ -1,0 +1,25 @@
+"""The one exception family of potq: catch :class:`PotqError` and you have caught all of them."""
+
+
+class PotqError(Exception):
+    """Something the caller can act on; the message names the file or layer and the remedy."""
+
+
+class ConfigError(PotqError, ValueError):
+    """A grid, scheme, config or recipe that cannot mean anything."""
+
+
+class ModelError(PotqError, ValueError):
+    """A model that cannot be quantized as asked (NaN weights, not a causal LM, nothing to quantize)."""
+
+
+class CheckpointError(PotqError, OSError):
+    """A file or folder that is missing, damaged, of another format version, or in the way."""
+
+
+class DataError(PotqError, ValueError):
+    """Text or token input that cannot be used as asked."""
+
+
+class MissingDependencyError(PotqError, ImportError):
+    """An optional package is needed; the message gives the pip line."""

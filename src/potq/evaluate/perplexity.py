@@ -1,0 +1,111 @@
+"""Perplexity by the GPTQ protocol: the whole text tokenized once, non-overlapping windows, the tail dropped.
+
+``exp(sum of the negative log-likelihoods / number of predicted tokens)``; a window of ``n`` tokens predicts ``n - 1``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from potq.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_LOGIT_ROWS = 128  # rows of logits turned into float32 losses at a time: the vocabulary may have 256k entries
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A perplexity and everything needed to compare it with another one."""
+
+    perplexity: float
+    window: int
+    windows: int
+    predicted_tokens: int
+    window_nll: tuple[float, ...]
+    """Summed negative log-likelihood (nats) of each window."""
+    seconds: float
+
+    @property
+    def protocol(self) -> str:
+        """The protocol in words; print it wherever the number is printed."""
+        return (
+            f"GPTQ protocol: {self.windows} non-overlapping windows of {self.window} tokens "
+            f"(stride {self.window}), {self.predicted_tokens} tokens predicted"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "protocol": self.protocol}
+
+
+def perplexity(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    *,
+    window: int | None = None,
+    max_windows: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Perplexity:
+    """Perplexity of ``model`` on ``tokens``.
+
+    Args:
+        tokens: the whole text's token ids, 1-D (see :func:`tokenize`).
+        window: tokens per window; by default 2048 or the model's limit, whichever is less.
+        max_windows: stop after the first so many windows.
+        progress: called after each window with the number done and the number in all.
+
+    Raises:
+        DataError: the text is shorter than one window, or the window longer than the model's limit.
+        ModelError: the model's output is NaN.
+    """
+    window = _check_window(model, window)
+    count = len(tokens) // window
+    if not count:
+        raise DataError(f"the text has {len(tokens)} tokens, less than one window of {window}; give more text or a smaller window")
+    count = min(count, max_windows) if max_windows is not None else count
+    began = time.perf_counter()
+    losses = []
+    for index in range(count):
+        losses.append(_window_nll(model, tokens[index * window : (index + 1) * window]))
+        if progress is not None:
+            progress(index + 1, count)
+    predicted = count * (window - 1)
+    return Perplexity(
+        math.exp(math.fsum(losses) / predicted), window, count, predicted, tuple(losses), time.perf_counter() - began
+    )
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """The whole text as one 1-D tensor of token ids, with whatever special tokens the tokenizer adds to a text."""
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def _check_window(model: PreTrainedModel, window: int | None) -> int:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    window = window if window is not None else min(2048, limit or 2048)
+    if window < 2:
+        raise DataError(f"a window of {window} tokens predicts nothing; use at least 2")
+    if limit is not None and window > limit:
+        raise DataError(f"windows of {window} tokens exceed the model's limit of {limit}; use --window {limit}")
+    return window
+
+
+@torch.no_grad()
+def _window_nll(model: PreTrainedModel, window: Tensor) -> float:
+    logits = model(window[None].to(model.device), use_cache=False).logits[0, :-1]
+    labels = window[1:].to(logits.device)
+    total = 0.0
+    for rows, expected in zip(logits.split(_LOGIT_ROWS), labels.split(_LOGIT_ROWS), strict=True):
+        total += float(torch.nn.functional.cross_entropy(rows.float(), expected, reduction="sum"))
+    if not math.isfinite(total):
+        raise ModelError("the model's output is NaN or infinite; try dtype float32")
+    return total

@@ -1,0 +1,191 @@
+"""Registers potq with transformers: ``from_pretrained`` reads packed checkpoints and quantizes others on the fly.
+
+Only the public registry and the hooks that are stable across transformers 5 are used. Quantizing on the fly streams: a weight
+is replaced by its packed form the moment it is read, so that the full-precision model never exists in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from potq.checkpoint import check_headers, read_headers
+from potq.errors import CheckpointError, PotqError
+from potq.model import Plan, Target, as_matrix, install, packed_modules, plan, tensor_bytes
+from potq.nn import PackedModule
+from potq.ptq import Progress, attach, quantize_weight, require_calibration
+from potq.report import ModuleReport, QuantReport
+from potq.scheme import PoTConfig
+from potq.tensor import QuantizedWeight
+
+@dataclass
+class _Load:
+    """What :func:`potq.load` adds to one ``from_pretrained`` call."""
+
+    progress: Progress | None
+    failure: PotqError | None = None
+
+
+_current: ContextVar[_Load | None] = ContextVar("potq_load", default=None)
+
+
+@contextmanager
+def loading(progress: Progress | None) -> Iterator[None]:
+    """Report progress of quantizing on the fly, and raise potq's own error where transformers, which collects errors while
+    it loads, would raise a summary of them.
+    """
+    load = _Load(progress)
+    token = _current.set(load)
+    try:
+        yield
+    except Exception as error:
+        if load.failure is not None:
+            raise load.failure from error
+        raise
+    finally:
+        _current.reset(token)
+
+
+@register_quantization_config("potq")
+class _RegisteredConfig(QuantizationConfigMixin):
+    """What the registry asks for; it makes :class:`PoTConfig`, which is all that transformers handles afterwards."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        config = PoTConfig.from_dict(config_dict)
+        return (config, kwargs) if return_unused_kwargs else config
+
+
+@register_quantizer("potq")
+class PoTQuantizer(HfQuantizer):
+    """Loads a packed checkpoint (``pre_quantized``), or packs the weights of a full-precision one as they are read."""
+
+    requires_calibration = False
+    quantization_config: PoTConfig
+
+    def __init__(self, quantization_config: PoTConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)  # type: ignore[arg-type, no-untyped-call]  # a duck, by design
+        self._plan = Plan([], [])
+        self._by_name: dict[str, Target] = {}
+        self._read: dict[str, dict[str, QuantizedWeight]] = {}
+        self._reports: dict[str, ModuleReport] = {}
+
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        self._plan = plan(model, self.quantization_config)
+        self._by_name = {name: target for target in self._plan.targets for name in (target.name, *target.tied)}
+        if self.pre_quantized:
+            check_headers(read_headers(Path(file) for file in checkpoint_files or ()), self._plan.targets)
+            for target in self._plan.targets:
+                install(model, target, QuantizedWeight.empty(target.shape, target.scheme, "meta"))
+        else:
+            require_calibration(self.quantization_config, given=False)
+
+    def param_needs_quantization(self, model: nn.Module, param_name: str, **kwargs: Any) -> bool:
+        module, _, tensor = param_name.rpartition(".")
+        return not self.pre_quantized and tensor == "weight" and module in self._by_name
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return _QuantizeOnLoad(self)
+
+    def quantize_parameter(self, model: nn.Module, name: str, weight: Tensor, missing_keys: set[str]) -> dict[str, Tensor]:
+        """Pack one weight that was just read, put its module in place, and return the tensors to be set."""
+        target = self._by_name[name]
+        if (load := _current.get()) is not None and load.progress is not None:
+            load.progress(len(self._reports), len(self._plan.targets), name)
+        read = self._read.setdefault(target.name, {})
+        quantized, report = quantize_weight(
+            as_matrix(model.get_submodule(name), weight), target, self.quantization_config
+        )
+        read[name] = quantized
+        if len(read) > 1:
+            self._untie_if_different(model, target, report)
+            return {}
+        install(model, target, quantized)
+        self._reports[target.name] = report
+        missing_keys.difference_update(f"{each}.weight" for each in (target.name, *target.tied))
+        return {f"{target.name}.weight_packed": quantized.packed, f"{target.name}.weight_scale": quantized.scale}
+
+    def _untie_if_different(self, model: nn.Module, target: Target, report: ModuleReport) -> None:
+        """A checkpoint may hold two weights although its config ties them; equal ones stay one, others are kept apart."""
+        read = self._read[target.name]
+        first, second = list(read.values())[-2:]
+        if torch.equal(first.packed, second.packed) and torch.equal(first.scale, second.scale):
+            return
+        for name, quantized in read.items():
+            module = model.get_submodule(name)
+            if isinstance(module, PackedModule):
+                module.hold(quantized, module.compute_dtype)
+            self._reports[name] = report.model_copy(update={"name": name, "tied": ()})
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        if self.pre_quantized:
+            _validate(model)
+            return model
+        unread = [target.name for target in self._plan.targets if target.name not in self._reports]
+        if unread:
+            raise CheckpointError(f"the checkpoint has no weights for {', '.join(unread[:5])}; it is incomplete")
+        entries = list(self._reports.values())
+        report = QuantReport(modules=entries, skipped=self._plan.skipped, bytes_after=tensor_bytes(model))
+        attach(model, self.quantization_config, report)
+        return model
+
+    def is_serializable(self, safe_serialization: bool | None = None) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Adapters (LoRA) train on top of the frozen packed weights."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+class _QuantizeOnLoad(ConversionOps):
+    def __init__(self, quantizer: PoTQuantizer) -> None:
+        self.quantizer = quantizer
+
+    def convert(  # type: ignore[override]  # the base passes the patterns by name too
+        self, input_dict: dict[str, Any], *, model: nn.Module, missing_keys: set[str] | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        result: dict[str, Tensor] = {}
+        for key, value in input_dict.items():
+            weight = value[0] if isinstance(value, list) else value
+            name = key.removesuffix(".weight")
+            try:
+                missing = missing_keys if missing_keys is not None else set()
+                result |= self.quantizer.quantize_parameter(model, name, weight, missing)
+            except PotqError as error:
+                if (load := _current.get()) is not None:
+                    load.failure = load.failure or error
+                raise
+        return result
+
+
+def _validate(model: nn.Module) -> None:
+    """Check every packed weight that was read.
+
+    Raises:
+        CheckpointError: a weight the files do not have, or whose content is damaged; names the layer.
+    """
+    scattered = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1  # offloaded tensors are not here
+    for name, module in packed_modules(model).items():
+        if module.tied_to is not None or scattered:
+            continue
+        for key in ("weight_packed", "weight_scale"):
+            if not getattr(getattr(module, key), "_is_hf_initialized", False):
+                raise CheckpointError(f"the checkpoint has no {name}.{key}; it is incomplete, copy it again")
+        module.quantized.validate(name)

@@ -1,0 +1,43 @@
+"""The reference backend: products with a packed weight in plain torch, on any device.
+
+Math: ``y = x W^T + b`` with ``W`` dequantized exactly in float32 (see :mod:`potq.functional`), then cast to ``x``'s dtype.
+A plane of 2, 4 or 8 bits is decoded a byte at a time, through a table of the levels in each of the 256 bytes; decoding code
+by code would read the table two or four times as often. Widths with 1-bit planes are unpacked first.
+
+Everything is given as tensors and numbers, not as objects, so that ``torch.compile(fullgraph=True)`` traces it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from potq.packing import unpack
+
+
+def dequantize(packed: Tensor, scale: Tensor, levels: Tensor, columns: int, group: int) -> Tensor:
+    """Float32 ``(rows, columns)``.
+
+    Args:
+        packed: uint8 ``(rows, row bytes)``.
+        scale: float32 ``(rows, groups)``, or one row that all rows share.
+        levels: float32 ``(2**bits,)``: ``level / reference`` of every code.
+        group: columns per scale.
+    """
+    weight = _decode(packed, levels, columns)
+    full = columns - columns % group
+    count = full // group
+    scale = scale.expand(len(weight), -1)
+    body = (weight[:, :full].unflatten(1, (count, group)) * scale[:, :count, None]).flatten(1)
+    return torch.cat([body, weight[:, full:] * scale[:, count:]], dim=1) if full < columns else body
+
+
+def _decode(packed: Tensor, levels: Tensor, columns: int) -> Tensor:
+    bits = len(levels).bit_length() - 1
+    if bits not in (2, 4, 8):
+        codes = unpack(packed, bits, columns)
+        return torch.index_select(levels, 0, codes.flatten().int()).view(codes.shape)
+    every_byte = torch.arange(256, device=packed.device).to(torch.uint8)[:, None]
+    table = levels[unpack(every_byte, bits, 8 // bits).int()]
+    rows = torch.index_select(table, 0, packed.flatten().int()).view(len(packed), -1)
+    return rows[:, :columns]

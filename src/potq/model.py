@@ -1,0 +1,220 @@
+"""Find the weights of a Hugging Face causal LM, decide each one's scheme, and put packed modules in their place.
+
+Nothing here knows an architecture: linears, GPT-2's ``Conv1D`` and embeddings are discovered, ties are seen by identity,
+and whatever has a weight matrix and is none of these is reported as skipped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from potq.errors import ConfigError, ModelError
+from potq.nn import PackedModule, pack_module
+from potq.report import SkippedModule
+from potq.scheme import PoTConfig, QuantScheme, matches
+from potq.tensor import QuantizedWeight
+
+Kind = Literal["linear", "embedding", "head"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A weight to be quantized: the module that owns it, the modules tied to it, its scheme.
+
+    ``shape`` is ``(out, in)`` for linears, ``(rows, dim)`` for embeddings. ``tied`` names the other modules.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, int]
+    scheme: QuantScheme
+    tied: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every target of a model in module order, and what is left out and why."""
+
+    targets: list[Target]
+    skipped: list[SkippedModule]
+
+
+def plan(model: nn.Module, config: PoTConfig) -> Plan:
+    """Decide what happens to every weight of ``model``; works on the meta device too.
+
+    Raises:
+        ConfigError: a pattern matches no module, or tied modules would get different schemes.
+        ModelError: the model is quantized already, or nothing is left to quantize.
+    """
+    if any(isinstance(module, PackedModule) for module in model.modules()):
+        raise ModelError("the model is quantized already; load the full-precision one")
+    groups = _tie_groups(model)
+    _check_patterns(config, [name for group in groups for name, _ in group])
+    targets: list[Target] = []
+    skipped = _unhandled(model)
+    for group in groups:
+        choice = _choose(group, config, head=_output_embedding(model))
+        if isinstance(choice, Target):
+            targets.append(choice)
+        else:
+            skipped.extend(SkippedModule(name=name, reason=choice, nbytes=_weight(m).nbytes) for name, m in group)
+    if not targets:
+        reasons = "; ".join(sorted({f"{s.name}: {s.reason}" for s in skipped})[:3])
+        raise ModelError(f"nothing to quantize: {reasons or 'the model has no linear or embedding weights'}")
+    return Plan(targets, skipped)
+
+
+def linear_weight(module: nn.Module) -> Tensor:
+    """The weight of a linear, ``Conv1D`` or embedding as ``(out, in)``."""
+    return as_matrix(module, _weight(module))
+
+
+def as_matrix(module: nn.Module, weight: Tensor) -> Tensor:
+    """``weight``, which belongs to ``module``, as ``(out, in)``: GPT-2's ``Conv1D`` stores it transposed."""
+    return weight.t() if _is_conv1d(module) else weight
+
+
+def install(model: nn.Module, target: Target, quantized: QuantizedWeight) -> None:
+    """Put ``quantized`` in place of ``target``'s weight and of the weights tied to it."""
+    owner = pack_module(model.get_submodule(target.name), quantized)
+    _replace(model, target.name, owner)
+    for name in target.tied:
+        _replace(model, name, pack_module(model.get_submodule(name), owner))
+    _forget_ties(model)
+
+
+def packed_modules(model: nn.Module) -> dict[str, PackedModule]:
+    """Every packed module by name, tied ones included."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, PackedModule)}
+
+
+def tensor_bytes(model: nn.Module) -> int:
+    """Bytes of the model's state dict, shared tensors counted once; meta tensors count as if they were there."""
+    return sum({t.untyped_storage()._cdata: t.nbytes for t in model.state_dict().values()}.values())
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    if not isinstance(weight, Tensor):
+        raise ModelError(f"{type(module).__name__} has no weight tensor")
+    return weight
+
+
+def _is_quantizable(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, nn.Embedding)) or _is_conv1d(module)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return any(c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__)
+
+
+def _tie_groups(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
+    """Quantizable modules in module order, those that share a weight together.
+
+    A tie is one parameter in two modules. On the meta device transformers has not tied anything yet; there its own list of
+    ties (tied name -> source name) is what counts.
+    """
+    ties: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    groups: dict[int | str, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        if _is_quantizable(module):
+            key = f"{name}.weight"
+            groups.setdefault(ties.get(key, key) if _weight(module).is_meta else id(module.weight), []).append((name, module))
+    return list(groups.values())
+
+
+def _output_embedding(model: nn.Module) -> nn.Module | None:
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if callable(getter) else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def _choose(group: list[tuple[str, nn.Module]], config: PoTConfig, head: nn.Module | None) -> Target | str:
+    """The target that a tie group makes, or the reason to skip it."""
+    names = [name for name, _ in group]
+    for name in names:
+        if any(matches(pattern, name) for pattern in config.ignore):
+            return "ignored by config" if len(names) == 1 else f"tied to {name}, which is ignored by config"
+    owner = group[0][1]
+    if reason := _unfit(owner):
+        return reason
+    schemes = {name: _scheme(name, _kind(module, head), config) for name, module in group}
+    if len(set(schemes.values())) > 1:
+        raise ConfigError(f"{' and '.join(names)} are tied and share one weight; give them the same scheme: {schemes}")
+    scheme = schemes[names[0]]
+    if scheme is None:
+        return "embedding=None leaves it in full precision"
+    out_features, in_features = linear_weight(owner).shape
+    return Target(names[0], _kind(owner, head), (out_features, in_features), scheme, tuple(names[1:]))
+
+
+def _kind(module: nn.Module, head: nn.Module | None) -> Kind:
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    return "head" if module is head else "linear"
+
+
+def _scheme(name: str, kind: Kind, config: PoTConfig) -> QuantScheme | None:
+    for pattern, scheme in config.targets.items():
+        if matches(pattern, name):
+            return scheme
+    return config.scheme if kind == "linear" else config.embedding
+
+
+def _unfit(module: nn.Module) -> str | None:
+    """Why a linear or embedding cannot be quantized, if it cannot."""
+    weight = _weight(module)
+    if not weight.is_floating_point() or weight.itemsize == 1:
+        return f"its weight is {weight.dtype}, not a full-precision float"
+    if weight.ndim != 2 or not weight.numel():
+        return f"its weight has shape {tuple(weight.shape)}"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "nn.Embedding(max_norm=...) rewrites its rows at look-up"
+    return None
+
+
+def _unhandled(model: nn.Module) -> list[SkippedModule]:
+    """Parameters with two dimensions or more in modules of other kinds (experts, convolutions, routers)."""
+    return [
+        SkippedModule(
+            name=f"{name}.{key}".lstrip("."),
+            reason=f"{type(module).__name__} with a {'x'.join(map(str, tensor.shape))} weight is not supported",
+            nbytes=tensor.nbytes,
+        )
+        for name, module in model.named_modules()
+        if not _is_quantizable(module)
+        for key, tensor in module.named_parameters(recurse=False)
+        if tensor.ndim >= 2
+    ]
+
+
+def _check_patterns(config: PoTConfig, names: list[str]) -> None:
+    for pattern in (*config.ignore, *config.targets):
+        if not any(matches(pattern, name) for name in names):
+            shown = ", ".join(names[:2] + names[-2:])
+            raise ConfigError(f"pattern {pattern!r} matches no module; the modules are named like {shown}")
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _forget_ties(model: nn.Module) -> None:
+    """Drop transformers' tie bookkeeping for packed modules: the tie is now in the modules, not in a parameter."""
+    for submodule in model.modules():
+        for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
+            ties = getattr(submodule, attribute, None)
+            if isinstance(ties, dict):
+                kept = {key: value for key, value in ties.items() if not _names_packed(submodule, key)}
+                setattr(submodule, attribute, kept)
+
+
+def _names_packed(model: nn.Module, key: str) -> bool:
+    try:
+        return isinstance(model.get_submodule(key.rpartition(".")[0]), PackedModule)
+    except AttributeError:
+        return False

@@ -1,0 +1,148 @@
+"""Inference modules over a packed weight: :class:`PoTLinear` and :class:`PoTEmbedding`.
+
+They hold flat buffers (``weight_packed``, ``weight_scale``), so state dicts, safetensors, DDP and ``torch.compile`` need to
+know nothing about them, and they are ``nn.Linear`` / ``nn.Embedding`` to whoever asks. ``weight`` is a read-only property
+that dequantizes. Casting a model (``.half()``, ``.to(bfloat16)``) changes what they compute in, never codes or scales.
+
+A module whose weight is tied to another's (a head to the embedding) owns no buffers and reads its owner's: the tensor is
+stored, moved and saved once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potq.functional import decode_scale
+from potq.kernels import reference
+from potq.scheme import QuantScheme
+from potq.tensor import QuantizedWeight
+
+
+class PackedModule(nn.Module):
+    """What both inference modules share: storage, tying, casting."""
+
+    _is_hf_initialized = True  # keeps transformers' weight initialisation away from the read-only weight
+    scheme: QuantScheme
+    compute_dtype: torch.dtype
+    weight_packed: Tensor
+    weight_scale: Tensor
+    _shape: tuple[int, int]
+    _group: int
+    _levels: tuple[float, ...]
+    _owner: tuple[PackedModule, ...]  # a tuple hides the owner from nn.Module's registry
+
+    def hold(self, quantized: QuantizedWeight, dtype: torch.dtype) -> None:
+        """Take ``quantized`` as the weight, in place of the parameter; compute in ``dtype``."""
+        self._parameters.pop("weight", None)
+        self.register_buffer("weight_packed", quantized.packed)
+        self.register_buffer("weight_scale", quantized.scale)
+        self._adopt(quantized.shape, quantized.scheme, dtype, ())
+
+    def tie(self, owner: PackedModule, dtype: torch.dtype) -> None:
+        """Read ``owner``'s weight from now on."""
+        self._parameters.pop("weight", None)
+        self._adopt(owner._shape, owner.scheme, dtype, (owner,))
+
+    def _adopt(
+        self, shape: tuple[int, int], scheme: QuantScheme, dtype: torch.dtype, owner: tuple[PackedModule, ...]
+    ) -> None:
+        self.scheme, self.compute_dtype, self._shape, self._owner = scheme, dtype, shape, owner
+        self._group = scheme.group(shape[1])
+        self._levels = tuple(level / scheme.grid.reference for level in scheme.grid.levels)
+
+    @property
+    def tied_to(self) -> PackedModule | None:
+        """The module whose weight this one reads, if it is tied."""
+        return self._owner[0] if self._owner else None
+
+    @property
+    def quantized(self) -> QuantizedWeight:
+        """The packed weight, sharing storage with the buffers."""
+        owner = self.tied_to or self
+        return QuantizedWeight(owner.weight_packed, owner.weight_scale, self._shape, self.scheme)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]  # a parameter in the base classes
+        """The dequantized weight ``(out, in)`` in ``compute_dtype``: a fresh tensor, for reading only."""
+        return self._rows(None, self.compute_dtype)
+
+    def _rows(self, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Dequantized rows (1-D indices; None for all of them)."""
+        owner = self._owner[0] if self._owner else self
+        packed, scale = owner.weight_packed, owner.weight_scale
+        if rows is not None:
+            packed = packed[rows]
+            scale = scale[rows] if len(scale) > 1 else scale
+        levels = torch.tensor(self._levels, dtype=torch.float32, device=packed.device)
+        return reference.dequantize(packed, decode_scale(scale), levels, self._shape[1], self._group).to(dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedModule:
+        """Move buffers as asked, but keep the scales' dtype: 0.0123 in float16 would become 0.01233 in bfloat16."""
+        before = self._buffers.get("weight_scale")
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = self._buffers.get("weight_scale")
+        if before is not None and after is not None and after.dtype != before.dtype:
+            self.weight_scale = before.to(after.device)
+        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
+        return self
+
+    def extra_repr(self) -> str:
+        tied = ", tied" if self._owner else ""
+        return f"{super().extra_repr()}, scheme={self.scheme.name}{tied}"
+
+
+class PoTLinear(PackedModule, nn.Linear):
+    """``y = x W^T + b`` with a packed ``W`` of shape ``(out_features, in_features)``; the bias stays a float parameter."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self._rows(None, input.dtype), self.bias)
+
+
+class PoTEmbedding(PackedModule, nn.Embedding):
+    """Look-up of packed rows ``(num_embeddings, embedding_dim)``; yields ``compute_dtype``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._rows(input.flatten(), self.compute_dtype).view(*input.shape, self._shape[1])
+
+
+@cache
+def packed_class(kind: type[nn.Module]) -> type[PackedModule]:
+    """The inference class for modules of class ``kind`` (``nn.Linear``, ``nn.Embedding`` or a subclass).
+
+    A subclass with a forward of its own (Gemma's scaled embedding, OPT's positions) keeps it: the class made here puts ours
+    behind it in the method resolution order, so that its ``super().forward()`` and its ``self.weight`` reach us.
+    """
+    base: type[PackedModule] = PoTEmbedding if issubclass(kind, nn.Embedding) else PoTLinear
+    if kind in (nn.Linear, nn.Embedding):
+        return base
+    return type(f"PoT{kind.__name__}", (kind, base), {"__module__": __name__, "__doc__": base.__doc__})
+
+
+def pack_module(module: nn.Module, weight: QuantizedWeight | PackedModule) -> PackedModule:
+    """Turn ``module`` into its packed form, holding ``weight`` or tied to it.
+
+    ``nn.Linear`` and ``nn.Embedding`` change class in place and keep their hooks and attributes; anything else is a GPT-2
+    ``Conv1D``, for which a new :class:`PoTLinear` that shares its bias is returned.
+    """
+    dtype = module.weight.dtype
+    assert isinstance(dtype, torch.dtype)  # tells the type checker what nn.Module's attributes cannot
+    packed: Any = module if isinstance(module, (nn.Linear, nn.Embedding)) else _linear_of(module)
+    packed.__class__ = packed_class(type(packed))
+    if isinstance(weight, QuantizedWeight):
+        packed.hold(weight, dtype)
+    else:
+        packed.tie(weight, dtype)
+    result: PackedModule = packed
+    return result
+
+
+def _linear_of(conv1d: nn.Module) -> nn.Linear:
+    inputs, outputs = conv1d.weight.shape  # type: ignore[misc]
+    linear = nn.Linear(int(inputs), int(outputs), device="meta")  # type: ignore[arg-type]
+    linear.bias = conv1d.bias  # type: ignore[assignment]
+    return linear.train(conv1d.training)

@@ -1,0 +1,127 @@
+"""What a quantization did, module by module: the :class:`QuantReport`, as a table and as JSON."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def decibels(signal: float, noise: float) -> float:
+    """``10 log10(signal / noise)`` of two energies, held within +-200 so that exact results stay finite in JSON."""
+    if noise == 0:
+        return 200.0
+    return max(-200.0, min(200.0, 10 * math.log10(signal / noise))) if signal > 0 else -200.0
+
+
+class ModuleReport(BaseModel):
+    """One quantized module. Errors are signal-to-noise ratios in dB (higher is better); None: not measured."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    scheme: str
+    algorithm: str
+    bits_per_weight: float
+    snr_db: float | None
+    output_snr_db: float | None = None
+    bytes_before: int
+    bytes_after: int
+    tied: tuple[str, ...] = ()
+
+
+class SkippedModule(BaseModel):
+    """A module with a weight matrix that stayed in full precision, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    reason: str
+    nbytes: int
+
+
+class QuantReport(BaseModel):
+    """Result of :func:`potq.quantize`: quantized and skipped modules, and the bytes of the whole quantized model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    modules: list[ModuleReport]
+    skipped: list[SkippedModule]
+    bytes_after: int
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the model before it was quantized."""
+        return self.bytes_after + sum(module.bytes_before - module.bytes_after for module in self.modules)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per quantized weight, scales included; a tied weight counts once."""
+        weights = sum(math.prod(module.shape) for module in self.modules)
+        return 8 * sum(module.bytes_after for module in self.modules) / weights
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> QuantReport:
+        return cls.model_validate_json(text)
+
+    def table(self, *, every_module: bool = False) -> Table:
+        """A rich table; layers that differ only by their number share a row unless ``every_module``."""
+        from rich.table import Table
+
+        table = Table(title=self.summary(), title_justify="left", caption_justify="left")
+        for heading in ("module", "count", "shape", "scheme", "bits/weight", "weight SNR dB", "output SNR dB", "algorithm"):
+            table.add_column(heading, justify="left" if heading in ("module", "scheme", "algorithm") else "right")
+        for name, group in self._rows(every_module).items():
+            table.add_row(*_cells(name, group))
+        for skipped in self.skipped:
+            table.add_row(skipped.name, "", "", "skipped", "", "", "", skipped.reason, style="yellow")
+        return table
+
+    def summary(self) -> str:
+        """One line: what was quantized, what was not, and the size."""
+        return (
+            f"{len(self.modules)} modules quantized at {self.bits_per_weight:.3f} bits per weight, "
+            f"{len(self.skipped)} skipped; {self.bytes_before / 1e6:.1f} MB -> {self.bytes_after / 1e6:.1f} MB"
+        )
+
+    def _rows(self, every_module: bool) -> dict[str, list[ModuleReport]]:
+        rows: dict[str, list[ModuleReport]] = defaultdict(list)
+        for module in self.modules:
+            label = " = ".join((module.name, *module.tied))
+            alike = label if every_module else re.sub(r"(?<=\.)\d+(?=\.)", "*", label)
+            rows[f"{alike}\0{module.scheme}\0{module.shape}"].append(module)
+        return rows
+
+
+def _cells(key: str, group: list[ModuleReport]) -> list[str]:
+    first = group[0]
+    return [
+        key.partition("\0")[0],
+        str(len(group)),
+        "x".join(map(str, first.shape)),
+        first.scheme,
+        f"{first.bits_per_weight:.3f}",
+        _span([module.snr_db for module in group]),
+        _span([module.output_snr_db for module in group]),
+        first.algorithm,
+    ]
+
+
+def _span(values: list[float | None]) -> str:
+    """Mean, and the range where there are several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = sum(known) / len(known)
+    return f"{mean:.1f}" if len(known) == 1 else f"{mean:.1f} ({min(known):.1f}..{max(known):.1f})"

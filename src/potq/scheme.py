@@ -1,0 +1,253 @@
+"""Schemes and configs: how one weight is quantized, and which module gets which scheme.
+
+:class:`QuantScheme` is one weight's format (grid, group size, scale format, rounding). :class:`PoTConfig` maps the modules
+of a model to schemes; it is what a checkpoint's ``config.json`` carries and what ``from_pretrained`` accepts as
+``quantization_config``. Both take a preset's name first and keywords that override it, are frozen, and refuse unknown keys.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from potq.errors import ConfigError
+from potq.grid import E2M1, Grid, additive, pot, uniform
+
+FORMAT_VERSION = 1
+
+GroupSize = int | Literal["row", "tensor"]
+ScaleDtype = Literal["float16", "e8m0"]
+Rounding = Literal["nearest", "log"]
+ScaleMethod = Literal["absmax", "mse", "weighted"]
+
+_GRIDS: dict[str, Grid] = {
+    **{f"pot{bits}": pot(bits) for bits in (3, 4, 5, 6, 7)},
+    "pot2": pot(2, zero=False, stride=2),
+    "pot2z": pot(2),
+    "pot3nz": pot(3, zero=False),
+    "apot4": additive((2, 7, 12, 18, 24, 31, 40, 56)),  # benchmarks/apot_search.py
+    "apot3": additive((9, 30, 56, 96)),
+    **{f"int{bits}": uniform(bits) for bits in (2, 3, 4, 8)},
+    **{f"int{bits}_midrise": uniform(bits, midrise=True) for bits in (2, 3, 4)},
+}
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class QuantScheme(BaseModel):
+    """How one weight matrix is quantized.
+
+    ``QuantScheme("pot4", group_size=32)`` starts from a preset; ``QuantScheme(grid=...)`` from a grid.
+
+    Attributes:
+        grid: the levels.
+        group_size: inputs that share a scale; ``"row"`` is one scale per output, ``"tensor"`` one in all.
+        scale_dtype: ``"float16"``, or ``"e8m0"``: a power of two in one byte (exponent + 127).
+        rounding: ``"nearest"`` level, or ``"log"``: nearest in the log domain, as 2506.00315 and 2601.02298 round.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    grid: Grid
+    group_size: GroupSize = 64
+    scale_dtype: ScaleDtype = "float16"
+    rounding: Rounding = "nearest"
+
+    def __init__(self, preset: str | None = None, /, **fields: Any) -> None:
+        _init_validated(self, {**_preset_fields(preset), **fields})
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _grid_by_name(cls, value: object) -> object:
+        return _preset_fields(value)["grid"] if isinstance(value, str) else value
+
+    @field_validator("group_size")
+    @classmethod
+    def _positive(cls, value: GroupSize) -> GroupSize:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("group_size is a positive integer, 'row' or 'tensor'")
+        return value
+
+    @property
+    def name(self) -> str:
+        """A short name for tables: the preset that has this grid (or the bits), the group size, the scale format."""
+        preset = next((name for name, scheme in PRESETS.items() if scheme.grid == self.grid), f"custom{self.grid.bits}")
+        suffix = f"-{self.scale_dtype}" * (self.scale_dtype != "float16") + f"-{self.rounding}" * (self.rounding == "log")
+        return f"{preset}-g{self.group_size}{suffix}" if isinstance(self.group_size, int) else (
+            f"{preset}-{self.group_size}{suffix}"
+        )
+
+    def group(self, in_features: int) -> int:
+        """Inputs per scale for a row of ``in_features`` (a per-tensor scale spans every row)."""
+        return min(self.group_size, in_features) if isinstance(self.group_size, int) else in_features
+
+    def scale_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
+        """Shape of the stored scales of an ``(out_features, in_features)`` weight."""
+        if self.group_size == "tensor":
+            return (1, 1)
+        return (out_features, -(-in_features // self.group(in_features)))
+
+    def bits_per_weight(self, out_features: int, in_features: int) -> float:
+        """Stored bits per weight, scales and row padding included."""
+        groups = self.scale_shape(out_features, in_features)
+        scale_bits = groups[0] * groups[1] * (16 if self.scale_dtype == "float16" else 8)
+        return (8 * out_features * packed_row_bytes(in_features, self.grid.bits) + scale_bits) / (out_features * in_features)
+
+
+def packed_row_bytes(columns: int, bits: int) -> int:
+    """Bytes of one packed row: every plane of it is padded to a whole byte (see :mod:`potq.packing`)."""
+    return sum(-(-columns * width // 8) for width in plane_widths(bits))
+
+
+def plane_widths(bits: int) -> tuple[int, ...]:
+    """Bit widths of the planes of a code: 2, 4 and 8 bits are one plane; 3, 5, 6, 7 a base plane and 1-bit planes."""
+    base = 8 if bits == 8 else 4 if bits >= 4 else 2
+    return (base,) + (1,) * (bits - base)
+
+
+PRESETS: dict[str, QuantScheme] = {}
+"""Every preset by name."""
+
+
+def _preset_fields(name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    if name in PRESETS:
+        scheme = PRESETS[name]
+        return {field: getattr(scheme, field) for field in QuantScheme.model_fields}
+    raise ConfigError(f"unknown preset {name!r}; the presets are {', '.join(sorted(PRESETS))}")
+
+
+def _init_validated(model: BaseModel, fields: dict[str, Any]) -> None:
+    """Run pydantic's initialisation and turn its error into ours, naming every wrong key."""
+    try:
+        BaseModel.__init__(model, **fields)
+    except ValidationError as error:
+        raise ConfigError(explain(error, type(model).__name__)) from None
+
+
+def explain(error: ValidationError, what: str) -> str:
+    """One line per problem of a pydantic error: the key, what is wrong, what was found."""
+    lines = [f"invalid {what}:"]
+    for problem in error.errors():
+        key = ".".join(map(str, problem["loc"])) or "value"
+        reason = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
+        lines.append(f"  {key}: {reason} (found {problem['input']!r})")
+    return "\n".join(lines)
+
+
+PRESETS.update({name: QuantScheme(grid=grid) for name, grid in _GRIDS.items()})
+PRESETS["mxfp4"] = QuantScheme(grid=E2M1, group_size=32, scale_dtype="e8m0")
+PRESETS["mxpot"] = QuantScheme(
+    grid=Grid(bits=4, magnitudes=(0, 1, 2, 2, 4, 4, 8, 8)), group_size=32, scale_dtype="e8m0"
+)
+
+_SCHEME_KEYS = frozenset(QuantScheme.model_fields)
+
+
+class PoTConfig(BaseModel):
+    """Which modules of a model get which scheme: ``PoTConfig("pot4", group_size=64, ignore=["lm_head"])``.
+
+    Keywords of :class:`QuantScheme` override the preset. A pattern (in ``targets`` and ``ignore``) is a regular
+    expression that must match a module's whole dotted name or a dotted suffix of it: ``"down_proj"`` matches every
+    layer's, ``r"layers\\.0\\..*"`` everything in layer 0. ``ignore`` wins over ``targets``, the first target over later
+    ones, and both over the defaults.
+
+    Attributes:
+        scheme: the linears' scheme.
+        targets: pattern -> scheme (or preset name) of particular modules.
+        ignore: patterns of modules that stay in full precision.
+        embedding: the scheme of token and position embeddings and of the head; None (or "none") leaves them in full
+            precision.
+        scale_method: how a scale is chosen: ``"absmax"``, ``"mse"`` (least squared error over ``scale_candidates``
+            scales, the data-free step 1 of 2507.11959) or ``"weighted"`` (the same, weighted by the mean square of each
+            input on calibration text).
+        scale_candidates: scales tried per group.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    quant_method: Literal["potq"] = "potq"
+    version: int = FORMAT_VERSION
+    scheme: QuantScheme
+    targets: dict[str, QuantScheme] = Field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+    embedding: QuantScheme | None = Field(default_factory=lambda: PRESETS["int8"])
+    scale_method: ScaleMethod = "mse"
+    scale_candidates: int = Field(default=16, ge=1, le=4096)
+
+    def __init__(self, preset: str | None = None, /, **fields: Any) -> None:
+        own = {key: value for key, value in fields.items() if key not in _SCHEME_KEYS}
+        override = {key: value for key, value in fields.items() if key in _SCHEME_KEYS}
+        if preset is not None or override:
+            if "scheme" in own:
+                raise ConfigError("give either a preset with its overrides or scheme=, not both")
+            own["scheme"] = QuantScheme(preset, **override)
+        _init_validated(self, own)
+
+    @field_validator("version")
+    @classmethod
+    def _known_version(cls, value: int) -> int:
+        if value != FORMAT_VERSION:
+            raise ValueError(f"format version {value} is not readable here (this potq reads {FORMAT_VERSION}); upgrade potq")
+        return value
+
+    @field_validator("scheme", mode="before")
+    @classmethod
+    def _scheme_by_name(cls, value: object) -> object:
+        return _coerce_scheme(value)
+
+    @field_validator("embedding", mode="before")
+    @classmethod
+    def _embedding_by_name(cls, value: object) -> object:
+        return None if value == "none" else _coerce_scheme(value)
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets_by_name(cls, value: object) -> object:
+        return {key: _coerce_scheme(scheme) for key, scheme in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("targets", "ignore")
+    @classmethod
+    def _valid_patterns(cls, value: Any) -> Any:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return value
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form (also Hugging Face's protocol for a quantization config)."""
+        return self.model_dump(mode="json")
+
+    to_diff_dict = to_dict
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> PoTConfig:
+        """Read the JSON form.
+
+        Raises:
+            ConfigError: an unknown key, a value out of range, or another format version.
+        """
+        return cls(**fields)
+
+
+def _coerce_scheme(value: object) -> object:
+    """Accept a preset's name, or a mapping whose ``preset`` key is overridden by the others, as a scheme."""
+    if isinstance(value, str):
+        return QuantScheme(value)
+    if isinstance(value, dict):
+        fields = dict(value)
+        return QuantScheme(fields.pop("preset", None), **fields)
+    return value
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether ``pattern`` matches the dotted ``name`` or a dotted suffix of it."""
+    return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name) is not None
