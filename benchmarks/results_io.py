@@ -23,8 +23,8 @@ class Goal(TypedDict):
     """A figure the project set itself, and what came out."""
 
     name: str
-    target: str
-    measured: float
+    target: str | float
+    measured: float | None
     met: bool
 
 

@@ -21,13 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from results_io import load_rows, write_results
 from rich.console import Console
 from rich.table import Table
 
 import potq
 from potq.evaluate.perplexity import perplexity, tokenize
 from potq.evaluate.text import read_text
+from results_io import Goal, Row, load_rows, write_results
 
 NAME = "rtn_table"
 SCHEMES = ("pot4", "apot4", "mxfp4", "int4", "pot3", "int3", "pot2", "int2", "pot3nz", "int3_midrise")
@@ -98,7 +98,7 @@ def measure(cell: Cell, setting: Setting) -> dict[str, Any]:
     return {**asdict(cell), "bits_per_weight": bits, "mean_snr_db": snr, **result.to_dict()}
 
 
-def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def goals(rows: list[Row]) -> list[Goal]:
     """The issue asks for the table, and gives a prototype's figures to compare with (ten windows, linears only)."""
     wanted = {"full precision": 28.5, "int4": 44.0, "pot4": 60.8, "mxfp4": 41.5, "pot3": 175.0, "int3": 514.0}
     found = {
@@ -107,8 +107,12 @@ def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if row["model"] == "SmolLM2-135M" and row["embedding"] == "full precision"
     }
     return [
-        {"name": f"SmolLM2-135M {scheme}, linears only, at most the prototype's perplexity + 5 %", "target": target * 1.05,
-         "measured": found.get(scheme), "met": scheme in found and found[scheme] <= target * 1.05}
+        {
+            "name": f"SmolLM2-135M {scheme}, linears only, at most the prototype's perplexity + 5 %",
+            "target": target * 1.05,
+            "measured": found.get(scheme),
+            "met": scheme in found and found[scheme] <= target * 1.05,
+        }
         for scheme, target in wanted.items()
     ]
 
@@ -122,8 +126,12 @@ def table(rows: list[dict[str, Any]]) -> Table:
     for scheme in ("full precision", *SCHEMES):
         values = []
         for model, text, embedding in columns:
-            match = [r for r in rows if (r["model"], r["text"], r["scheme"]) == (model, text, scheme)
-                     and r["embedding"] in (embedding, *(("full precision",) if scheme == "full precision" else ()))]
+            match = [
+                r
+                for r in rows
+                if (r["model"], r["text"], r["scheme"]) == (model, text, scheme)
+                and r["embedding"] in (embedding, *(("full precision",) if scheme == "full precision" else ()))
+            ]
             values.append(f"{match[0]['perplexity']:.2f}" if match else "-")
         result.add_row(scheme, *values)
     return result

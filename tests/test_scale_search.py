@@ -179,15 +179,23 @@ def test_a_zero_group_gets_a_zero_scale_and_a_tiny_one_no_nan() -> None:
 
 
 def test_a_candidate_that_underflows_is_charged_the_whole_group() -> None:
-    """The largest weight is at float16's least scale: half of it is zero, which would lose the group."""
-    weight = torch.full((1, 64), 2.0**-24)
-    scale = choose_scale(weight, QuantScheme("pot2"), "mse")
-    assert scale.item() > 0
+    """Absmax is float16's least scale here; the candidates below one half of it are zero and would lose the group."""
+    weight = torch.tensor([[1.0, 0.6, -0.6, 0.5] * 16]) * 2.0**-24
+    assert choose_scale(weight, PRESETS["pot2"], "absmax").item() == 2.0**-24
+    assert choose_scale(weight, PRESETS["pot2"], "mse").item() > 0
+    assert choose_scale(weight, PRESETS["pot2"], "weighted", importance=torch.ones(64)).item() > 0
+
+
+def test_equal_errors_keep_the_absmax_scale() -> None:
+    """Twice or half the scale of a group that lies on one power of two is as exact."""
+    weight = torch.tensor([[1.0, -1.0] * 32])
+    scheme = QuantScheme("pot4", scale_dtype="e8m0")
+    assert torch.equal(choose_scale(weight, scheme, "mse"), choose_scale(weight, scheme, "absmax"))
 
 
 def test_a_huge_weight_saturates_its_scale() -> None:
     assert choose_scale(torch.full((1, 64), 1e9), PRESETS["pot4"]).item() == 65504.0
-    assert choose_scale(torch.full((1, 64), 3e38), PRESETS["mxpot"]).item() <= 254
+    assert choose_scale(torch.full((1, 32), 3e38), PRESETS["mxpot"]).item() <= 254
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

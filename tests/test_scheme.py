@@ -64,7 +64,7 @@ def test_config_defaults() -> None:
         ({"group_size": 1.5}, "group_size"),
         ({"scale_dtype": "bfloat16"}, "scale_dtype"),
         ({"rounding": "up"}, "rounding"),
-        ({"grid": {"bits": 2, "magnitudes": (1, 2), "extra": 1}}, "grid.extra"),
+        ({"grid": {"bits": 2, "magnitudes": (1, 2), "extra": 1}}, r"grid(\.|: invalid Grid:\n  )extra: unknown key"),
         ({"grid": {"bits": 2, "magnitudes": (2, 1)}}, "grid"),
     ],
 )

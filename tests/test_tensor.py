@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from potq import functional
+from potq import functional, tensor
 from potq.errors import CheckpointError
 from potq.packing import pack
 from potq.scale_search import choose_scale
@@ -130,3 +130,31 @@ def test_minus_zero_reads_as_zero(name: str) -> None:
     damaged = dataclasses.replace(quantized, packed=pack(minus_zero, bits))
     assert not damaged.dequantize().any()
     assert not torch.signbit(damaged.dequantize()).any()
+
+
+@pytest.mark.parametrize("block", [1, 200, 1 << 20])
+@pytest.mark.parametrize("group_size", [32, "row", "tensor"])
+@pytest.mark.parametrize("name", ["pot3", "pot4", "int8", "mxpot"])
+def test_blocks_of_rows_change_neither_codes_nor_noise(
+    name: str, group_size: Any, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheme = QuantScheme(name, group_size=group_size)
+    weight = torch.randn(5, 71, generator=torch.Generator().manual_seed(0))
+    scale = choose_scale(weight, scheme)
+    monkeypatch.setattr(tensor, "_BLOCK", block)
+    quantized = QuantizedWeight.from_scale(weight, scale, scheme)
+    assert torch.equal(quantized.codes(), functional.quantize(weight, scale, scheme))
+    expected = (quantized.dequantize().double() - weight.double()).square().sum().item()
+    assert quantized.noise(weight) == pytest.approx(expected, rel=1e-5)
+
+
+def test_noise_of_the_dequantized_weight_itself_is_zero() -> None:
+    quantized = _quantized("apot4")
+    assert quantized.noise(quantized.dequantize()) == 0.0
+
+
+def test_noise_leaves_the_weight_alone_and_takes_bfloat16() -> None:
+    quantized, weight = _quantized("pot4"), torch.ones(5, 71, dtype=torch.bfloat16)
+    expected = (quantized.dequantize().double() - 1).square().sum().item()
+    assert quantized.noise(weight) == pytest.approx(expected, rel=1e-5)
+    assert (weight == 1).all()

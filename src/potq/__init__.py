@@ -1,6 +1,7 @@
 """potq: power-of-two quantization for language models.
 
-Importing potq is cheap (torch loads at first use) and makes ``transformers``' ``from_pretrained`` understand its checkpoints.
+Importing potq is cheap (torch loads at first use), and makes ``transformers``' ``from_pretrained`` understand its
+checkpoints.
 """
 
 from __future__ import annotations

@@ -9,14 +9,15 @@ A weight ``(out, in)`` is cut into groups of ``group_size`` inputs (the last may
 dequantization has one right answer and every backend must give it. Scales are rounded to their stored format *before* the
 weights are rounded to them.
 
-Ties go to the larger magnitude (two's complement: to the larger level). A zero scale marks a group that is zero or too small
-for float16: it dequantizes to zeros. E8M0 has no zero; its least scale, 2**-127, stands in (levels of a zero-free grid are then
-some 1e-38). A float16 scale beyond 65504 saturates; :func:`potq.quantize` refuses such a weight.
+Ties go to the larger magnitude (two's complement: to the larger level). A zero scale marks a group that is zero or too
+small for float16: it dequantizes to zeros. E8M0 has no zero; its least scale, 2**-127, stands in (levels of a zero-free
+grid are then some 1e-38). A float16 scale beyond 65504 saturates; :func:`potq.quantize` refuses such a weight.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,9 +51,9 @@ def decode_scale(stored: Tensor) -> Tensor:
 
 def split_groups(matrix: Tensor, scheme: QuantScheme) -> list[Tensor]:
     """Views of ``(out, in)`` as ``(out, groups, size)``: the full groups, then the shorter last one if there is one."""
-    rows, columns = matrix.shape
     if scheme.group_size == "tensor":
         return [matrix.reshape(1, 1, -1)]
+    columns = matrix.shape[1]
     size = scheme.group(columns)
     full = columns - columns % size
     parts = [matrix[:, :full].unflatten(1, (full // size, size))]
@@ -94,7 +95,7 @@ def fake_quantize(weight: Tensor, scale: Tensor, scheme: QuantScheme) -> Tensor:
 
     The gradient passes unchanged where the weight lies within the grid and is zero where it was clipped.
     """
-    result: Tensor = _StraightThrough.apply(weight, scale, scheme)
+    result: Tensor = _StraightThrough.apply(weight, scale, scheme)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -128,8 +129,7 @@ def nearest_code(x: Tensor, scheme: QuantScheme) -> Tensor:
     if grid.encoding == "twos-complement":
         if scheme.rounding == "log":
             raise ConfigError("rounding='log' needs a power-of-two grid; integer grids round to the nearest level")
-        level = torch.floor(x + 0.5).clamp_(-(2 ** (grid.bits - 1)), 2 ** (grid.bits - 1) - 1)
-        return level.to(torch.int16).bitwise_and_(2**grid.bits - 1).to(torch.uint8)
+        return nearest_integer(x, grid).to(torch.int16).bitwise_and_(2**grid.bits - 1).to(torch.uint8)
     index = nearest_index(x.abs(), grid, scheme.rounding)
     # -0 is never written: a negative weight that rounds to magnitude 0 takes the code of +0
     sign = (x < 0) & (index > 0) if grid.magnitudes[0] == 0 else x < 0
@@ -142,7 +142,14 @@ def nearest_level(x: Tensor, scheme: QuantScheme) -> Tensor:
     if grid.encoding == "sign-magnitude" and scheme.rounding == "nearest" and grid.magnitudes[-1] < _LUT_LIMIT:
         magnitude = torch.take(_magnitude_lut(grid, x.device), lut_position(x.abs(), grid))
         return torch.copysign(magnitude, x)
+    if grid.encoding == "twos-complement" and scheme.rounding == "nearest":
+        return nearest_integer(x, grid)
     return level_table(grid, x.device)[nearest_code(x, scheme).int()] * grid.reference
+
+
+def nearest_integer(x: Tensor, grid: Grid) -> Tensor:
+    """``x`` rounded to the integers of a two's complement grid (float32); ``floor(x + 0.5)`` would round 0.49999997 up."""
+    return torch.floor(x * 2).mul_(0.5).ceil_().clamp_(-(2 ** (grid.bits - 1)), 2 ** (grid.bits - 1) - 1)
 
 
 def nearest_index(x: Tensor, grid: Grid, rounding: Rounding) -> Tensor:
@@ -177,7 +184,7 @@ def thresholds(grid: Grid, rounding: Rounding, device: torch.device) -> Tensor:
     ``"nearest"``: arithmetic midpoints. ``"log"``: geometric ones, zero standing one octave below the least magnitude.
     """
     distinct = sorted(set(grid.magnitudes))
-    pairs = list(zip(distinct, distinct[1:], strict=False))
+    pairs = list(pairwise(distinct))
     if rounding == "log":
         if not grid.is_power_of_two:
             raise ConfigError("rounding='log' needs a power-of-two grid; use rounding='nearest'")

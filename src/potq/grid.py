@@ -15,22 +15,21 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from potq.errors import ConfigError
+from potq.validation import Strict
 
 Encoding = Literal["sign-magnitude", "twos-complement"]
 
 
-class Grid(BaseModel):
+class Grid(Strict):
     """A table of ``2**bits`` integer levels, indexed by code. Frozen and hashable; its JSON is what a checkpoint stores.
 
     ``magnitudes`` (sign-magnitude only) has ``2**(bits-1)`` non-negative, non-decreasing integers. A repeated magnitude
     leaves the later codes unused: that is how a grid embeds in a wider code table (``mxpot`` in E2M1). The code of
     "-0" is unused too; it reads as 0.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     bits: int = Field(ge=2, le=8)
     encoding: Encoding = "sign-magnitude"
@@ -49,7 +48,9 @@ class Grid(BaseModel):
             raise ValueError(f"magnitudes must be non-negative, ascending and not all zero: {self.magnitudes}")
         inexact = [m for m in self.magnitudes if m > 2**63 or (m // (m & -m or 1)).bit_length() > 13]
         if inexact:
-            raise ValueError(f"magnitudes {inexact} exceed 2**63 or 13 significant bits; float32 could not hold their products")
+            raise ValueError(
+                f"magnitudes {inexact} exceed 2**63 or 13 significant bits; float32 could not hold their products"
+            )
         return self
 
     @cached_property
@@ -72,7 +73,7 @@ class Grid(BaseModel):
     @property
     def fits_int8(self) -> bool:
         """Whether every level fits a signed byte, which is what the integer kernels need."""
-        return -128 <= min(self.levels) and max(self.levels) <= 127
+        return min(self.levels) >= -128 and max(self.levels) <= 127
 
     @property
     def terms(self) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,7 @@ def load(
             quantize(model, config, progress=progress)
     else:
         model = _from_pretrained(where, dtype, config, progress)
-    return model.to(device) if device is not None else model  # type: ignore[arg-type]
+    return model.to(device) if device is not None else model
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -150,7 +150,9 @@ def _from_pretrained(
         )
     for what in ("missing_keys", "mismatched_keys"):
         if keys := sorted(map(str, info[what])):
-            raise CheckpointError(f"{where.name} does not fit its config.json: {what.replace('_', ' ')} {', '.join(keys[:5])}")
+            raise CheckpointError(
+                f"{where.name} does not fit its config.json: {what.replace('_', ' ')} {', '.join(keys[:5])}"
+            )
     if where.folder is not None and (where.folder / REPORT_FILE).is_file():
         model.quant_report = QuantReport.from_json((where.folder / REPORT_FILE).read_text(encoding="utf-8"))
     loaded: PreTrainedModel = model
@@ -185,7 +187,9 @@ def _loading_errors(where: Source) -> Iterator[None]:
         raise
     except ValueError as error:
         if "Unrecognized configuration class" in str(error) or "does not recognize this architecture" in str(error):
-            raise ModelError(f"{name} is not a causal language model that transformers knows ({first_line(error)})") from error
+            raise ModelError(
+                f"{name} is not a causal language model that transformers knows ({first_line(error)})"
+            ) from error
         raise CheckpointError(f"{name} cannot be loaded: {error}") from error
     except (OSError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"{name} cannot be loaded: {error}") from error

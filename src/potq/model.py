@@ -97,7 +97,7 @@ def tensor_bytes(model: nn.Module) -> int:
 
 
 def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
+    weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         raise ModelError(f"{type(module).__name__} has no weight tensor")
     return weight
@@ -122,7 +122,9 @@ def _tie_groups(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
     for name, module in model.named_modules():
         if _is_quantizable(module):
             key = f"{name}.weight"
-            groups.setdefault(ties.get(key, key) if _weight(module).is_meta else id(module.weight), []).append((name, module))
+            groups.setdefault(ties.get(key, key) if _weight(module).is_meta else id(module.weight), []).append(
+                (name, module)
+            )
     return list(groups.values())
 
 

@@ -26,7 +26,7 @@ from potq.tensor import QuantizedWeight
 class PackedModule(nn.Module):
     """What both inference modules share: storage, tying, casting."""
 
-    _is_hf_initialized = True  # keeps transformers' weight initialisation away from the read-only weight
+    _is_hf_initialized: bool
     scheme: QuantScheme
     compute_dtype: torch.dtype
     weight_packed: Tensor
@@ -53,6 +53,8 @@ class PackedModule(nn.Module):
     ) -> None:
         self.scheme, self.compute_dtype, self._shape, self._owner = scheme, dtype, shape, owner
         self._group = scheme.group(shape[1])
+        # keeps transformers' initialisation away from the weight; buffers that it must fill (Gemma's scale) still get theirs
+        self._is_hf_initialized = not self._non_persistent_buffers_set
         self._levels = tuple(level / scheme.grid.reference for level in scheme.grid.levels)
 
     @property
@@ -67,17 +69,19 @@ class PackedModule(nn.Module):
         return QuantizedWeight(owner.weight_packed, owner.weight_scale, self._shape, self.scheme)
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]  # a parameter in the base classes
+    def weight(self) -> Tensor:
         """The dequantized weight ``(out, in)`` in ``compute_dtype``: a fresh tensor, for reading only."""
-        return self._rows(None, self.compute_dtype)
+        weight = self._rows(None, self.compute_dtype)
+        weight._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: not to be initialised
+        return weight
 
     def _rows(self, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Dequantized rows (1-D indices; None for all of them)."""
         owner = self._owner[0] if self._owner else self
         packed, scale = owner.weight_packed, owner.weight_scale
         if rows is not None:
-            packed = packed[rows]
-            scale = scale[rows] if len(scale) > 1 else scale
+            packed = packed.index_select(0, rows)  # unlike packed[rows], it refuses negative indices
+            scale = scale.index_select(0, rows) if len(scale) > 1 else scale
         levels = torch.tensor(self._levels, dtype=torch.float32, device=packed.device)
         return reference.dequantize(packed, decode_scale(scale), levels, self._shape[1], self._group).to(dtype)
 
@@ -96,14 +100,14 @@ class PackedModule(nn.Module):
         return f"{super().extra_repr()}, scheme={self.scheme.name}{tied}"
 
 
-class PoTLinear(PackedModule, nn.Linear):
+class PoTLinear(PackedModule, nn.Linear):  # type: ignore[override]  # its weight is read-only
     """``y = x W^T + b`` with a packed ``W`` of shape ``(out_features, in_features)``; the bias stays a float parameter."""
 
     def forward(self, input: Tensor) -> Tensor:
         return nn.functional.linear(input, self._rows(None, input.dtype), self.bias)
 
 
-class PoTEmbedding(PackedModule, nn.Embedding):
+class PoTEmbedding(PackedModule, nn.Embedding):  # type: ignore[override]  # its weight is read-only
     """Look-up of packed rows ``(num_embeddings, embedding_dim)``; yields ``compute_dtype``."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -123,16 +127,15 @@ def packed_class(kind: type[nn.Module]) -> type[PackedModule]:
     return type(f"PoT{kind.__name__}", (kind, base), {"__module__": __name__, "__doc__": base.__doc__})
 
 
-def pack_module(module: nn.Module, weight: QuantizedWeight | PackedModule) -> PackedModule:
+def pack_module(module: Any, weight: QuantizedWeight | PackedModule) -> PackedModule:
     """Turn ``module`` into its packed form, holding ``weight`` or tied to it.
 
     ``nn.Linear`` and ``nn.Embedding`` change class in place and keep their hooks and attributes; anything else is a GPT-2
     ``Conv1D``, for which a new :class:`PoTLinear` that shares its bias is returned.
     """
     dtype = module.weight.dtype
-    assert isinstance(dtype, torch.dtype)  # tells the type checker what nn.Module's attributes cannot
     packed: Any = module if isinstance(module, (nn.Linear, nn.Embedding)) else _linear_of(module)
-    packed.__class__ = packed_class(type(packed))
+    packed.__class__ = packed_class(packed.__class__)
     if isinstance(weight, QuantizedWeight):
         packed.hold(weight, dtype)
     else:
@@ -141,8 +144,8 @@ def pack_module(module: nn.Module, weight: QuantizedWeight | PackedModule) -> Pa
     return result
 
 
-def _linear_of(conv1d: nn.Module) -> nn.Linear:
-    inputs, outputs = conv1d.weight.shape  # type: ignore[misc]
-    linear = nn.Linear(int(inputs), int(outputs), device="meta")  # type: ignore[arg-type]
-    linear.bias = conv1d.bias  # type: ignore[assignment]
+def _linear_of(conv1d: Any) -> Any:
+    inputs, outputs = conv1d.weight.shape
+    linear = nn.Linear(inputs, outputs, device="meta")
+    linear.bias = conv1d.bias
     return linear.train(conv1d.training)

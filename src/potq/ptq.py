@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -11,6 +12,7 @@ from potq import calibration as calib
 from potq.algorithms.rtn import rtn
 from potq.errors import ConfigError, ModelError
 from potq.model import Plan, Target, install, linear_weight, packed_modules, plan, tensor_bytes
+from potq.nn import PackedModule
 from potq.report import ModuleReport, QuantReport, decibels
 from potq.scheme import PoTConfig
 from potq.tensor import QuantizedWeight
@@ -77,8 +79,7 @@ def quantize_weight(
     # embeddings and heads are looked up or tied; their inputs are not a layer's activations
     method = "mse" if config.scale_method == "weighted" and importance is None else config.scale_method
     quantized = rtn(weight, target.scheme, importance, method=method, candidates=config.scale_candidates)
-    error = quantized.dequantize().sub_(weight)
-    signal, noise = (float(t.square().sum(dtype=torch.float64)) for t in (weight, error))
+    signal = float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2
     report = ModuleReport(
         name=target.name,
         kind=target.kind,
@@ -86,7 +87,7 @@ def quantize_weight(
         scheme=target.scheme.name,
         algorithm=f"rtn/{method}" + (f"-{config.scale_candidates}" if method != "absmax" else ""),
         bits_per_weight=target.scheme.bits_per_weight(*target.shape),
-        snr_db=decibels(signal, noise),
+        snr_db=decibels(signal, quantized.noise(weight)),
         bytes_before=bytes_before,
         bytes_after=quantized.nbytes,
         tied=target.tied,
@@ -100,14 +101,14 @@ def check_weight(weight: Tensor, target: Target) -> None:
     Raises:
         ModelError: names the layer and says how many entries are at fault.
     """
-    broken = int((~weight.isfinite()).sum())
-    if broken:
+    largest = float(torch.stack(torch.aminmax(weight)).abs().amax())  # NaN wins
+    if not math.isfinite(largest):
+        broken = int((~weight.isfinite()).sum())
         raise ModelError(f"{target.name}.weight has {broken} NaN or infinite entries; repair the model, or ignore the layer")
     limit = torch.finfo(torch.float16).max
-    if target.scheme.scale_dtype == "float16" and float(weight.abs().amax()) > limit:
+    if target.scheme.scale_dtype == "float16" and largest > limit:
         raise ModelError(
-            f"{target.name}.weight reaches {float(weight.abs().amax()):.3g}, beyond a float16 scale ({limit:.0f}); "
-            "use scale_dtype='e8m0'"
+            f"{target.name}.weight reaches {largest:.3g}, beyond a float16 scale ({limit:.0f}); use scale_dtype='e8m0'"
         )
 
 
@@ -128,9 +129,10 @@ def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
     if model_config is None:
         raise ModelError(f"{type(model).__name__} has no config; potq quantizes Hugging Face models")
     model_config.quantization_config = config
-    tied = any(entry.tied for entry in report.modules)
-    if getattr(model_config, "tie_word_embeddings", False) and any(e.kind == "head" for e in report.modules) and not tied:
-        model_config.tie_word_embeddings = False  # the weights differ, whatever the config says; keep both on disk
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if callable(getter) else None
+    if isinstance(head, PackedModule) and head.tied_to is None and getattr(model_config, "tie_word_embeddings", False):
+        model_config.tie_word_embeddings = False  # two weights, whatever the config said; both are saved
 
 
 def _importance(model: nn.Module, config: PoTConfig, todo: Plan, batches: list[Tensor]) -> dict[str, Tensor]:

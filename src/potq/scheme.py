@@ -8,12 +8,14 @@ of a model to schemes; it is what a checkpoint's ``config.json`` carries and wha
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, TypeVar
+from functools import cache
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from potq.errors import ConfigError
 from potq.grid import E2M1, Grid, additive, pot, uniform
+from potq.validation import Strict
 
 FORMAT_VERSION = 1
 
@@ -33,10 +35,8 @@ _GRIDS: dict[str, Grid] = {
     **{f"int{bits}_midrise": uniform(bits, midrise=True) for bits in (2, 3, 4)},
 }
 
-_Model = TypeVar("_Model", bound=BaseModel)
 
-
-class QuantScheme(BaseModel):
+class QuantScheme(Strict):
     """How one weight matrix is quantized.
 
     ``QuantScheme("pot4", group_size=32)`` starts from a preset; ``QuantScheme(grid=...)`` from a grid.
@@ -48,15 +48,13 @@ class QuantScheme(BaseModel):
         rounding: ``"nearest"`` level, or ``"log"``: nearest in the log domain, as 2506.00315 and 2601.02298 round.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     grid: Grid
     group_size: GroupSize = 64
     scale_dtype: ScaleDtype = "float16"
     rounding: Rounding = "nearest"
 
     def __init__(self, preset: str | None = None, /, **fields: Any) -> None:
-        _init_validated(self, {**_preset_fields(preset), **fields})
+        super().__init__(**{**_preset_fields(preset), **fields})
 
     @field_validator("grid", mode="before")
     @classmethod
@@ -75,9 +73,8 @@ class QuantScheme(BaseModel):
         """A short name for tables: the preset that has this grid (or the bits), the group size, the scale format."""
         preset = next((name for name, scheme in PRESETS.items() if scheme.grid == self.grid), f"custom{self.grid.bits}")
         suffix = f"-{self.scale_dtype}" * (self.scale_dtype != "float16") + f"-{self.rounding}" * (self.rounding == "log")
-        return f"{preset}-g{self.group_size}{suffix}" if isinstance(self.group_size, int) else (
-            f"{preset}-{self.group_size}{suffix}"
-        )
+        size = f"g{self.group_size}" if isinstance(self.group_size, int) else self.group_size
+        return f"{preset}-{size}{suffix}"
 
     def group(self, in_features: int) -> int:
         """Inputs per scale for a row of ``in_features`` (a per-tensor scale spans every row)."""
@@ -120,34 +117,14 @@ def _preset_fields(name: str | None) -> dict[str, Any]:
     raise ConfigError(f"unknown preset {name!r}; the presets are {', '.join(sorted(PRESETS))}")
 
 
-def _init_validated(model: BaseModel, fields: dict[str, Any]) -> None:
-    """Run pydantic's initialisation and turn its error into ours, naming every wrong key."""
-    try:
-        BaseModel.__init__(model, **fields)
-    except ValidationError as error:
-        raise ConfigError(explain(error, type(model).__name__)) from None
-
-
-def explain(error: ValidationError, what: str) -> str:
-    """One line per problem of a pydantic error: the key, what is wrong, what was found."""
-    lines = [f"invalid {what}:"]
-    for problem in error.errors():
-        key = ".".join(map(str, problem["loc"])) or "value"
-        reason = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
-        lines.append(f"  {key}: {reason} (found {problem['input']!r})")
-    return "\n".join(lines)
-
-
 PRESETS.update({name: QuantScheme(grid=grid) for name, grid in _GRIDS.items()})
 PRESETS["mxfp4"] = QuantScheme(grid=E2M1, group_size=32, scale_dtype="e8m0")
-PRESETS["mxpot"] = QuantScheme(
-    grid=Grid(bits=4, magnitudes=(0, 1, 2, 2, 4, 4, 8, 8)), group_size=32, scale_dtype="e8m0"
-)
+PRESETS["mxpot"] = QuantScheme(grid=Grid(bits=4, magnitudes=(0, 1, 2, 2, 4, 4, 8, 8)), group_size=32, scale_dtype="e8m0")
 
 _SCHEME_KEYS = frozenset(QuantScheme.model_fields)
 
 
-class PoTConfig(BaseModel):
+class PoTConfig(Strict):
     """Which modules of a model get which scheme: ``PoTConfig("pot4", group_size=64, ignore=["lm_head"])``.
 
     Keywords of :class:`QuantScheme` override the preset. A pattern (in ``targets`` and ``ignore``) is a regular
@@ -167,8 +144,6 @@ class PoTConfig(BaseModel):
         scale_candidates: scales tried per group.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     quant_method: Literal["potq"] = "potq"
     version: int = FORMAT_VERSION
     scheme: QuantScheme
@@ -185,7 +160,7 @@ class PoTConfig(BaseModel):
             if "scheme" in own:
                 raise ConfigError("give either a preset with its overrides or scheme=, not both")
             own["scheme"] = QuantScheme(preset, **override)
-        _init_validated(self, own)
+        super().__init__(**own)
 
     @field_validator("version")
     @classmethod
@@ -214,7 +189,7 @@ class PoTConfig(BaseModel):
     def _valid_patterns(cls, value: Any) -> Any:
         for pattern in value:
             try:
-                re.compile(pattern)
+                _regex(pattern)
             except re.error as error:
                 raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
         return value
@@ -250,4 +225,9 @@ def _coerce_scheme(value: object) -> object:
 
 def matches(pattern: str, name: str) -> bool:
     """Whether ``pattern`` matches the dotted ``name`` or a dotted suffix of it."""
-    return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name) is not None
+    return _regex(pattern).fullmatch(name) is not None
+
+
+@cache
+def _regex(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:.*\.)?(?:{pattern})")

@@ -12,6 +12,8 @@ from potq.errors import CheckpointError
 from potq.packing import pack, padding_is_zero, unpack
 from potq.scheme import QuantScheme, packed_row_bytes
 
+_BLOCK = 1 << 20
+
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
@@ -32,8 +34,11 @@ class QuantizedWeight:
     @classmethod
     def from_scale(cls, weight: Tensor, scale: Tensor, scheme: QuantScheme) -> QuantizedWeight:
         """Round ``weight`` ``(out, in)`` to the grid under stored ``scale`` and pack it."""
-        codes = functional.quantize(weight, scale, scheme)
-        return cls(pack(codes, scheme.grid.bits), scale, (weight.shape[0], weight.shape[1]), scheme)
+        packed = [
+            pack(functional.quantize(weight[rows], _rows_of(scale, rows), scheme), scheme.grid.bits)
+            for rows in _row_blocks(weight.shape)
+        ]
+        return cls(torch.cat(packed), scale, (weight.shape[0], weight.shape[1]), scheme)
 
     @classmethod
     def empty(cls, shape: tuple[int, int], scheme: QuantScheme, device: torch.device | str) -> QuantizedWeight:
@@ -53,6 +58,16 @@ class QuantizedWeight:
     def dequantize(self) -> Tensor:
         """Float32 weight ``(out, in)``, exact."""
         return functional.dequantize(self.codes(), self.scale, self.scheme)
+
+    def noise(self, weight: Tensor) -> float:
+        """Sum of the squared differences from ``weight`` ``(out, in)``, without a dequantized copy of it."""
+        bits, columns = self.scheme.grid.bits, self.shape[1]
+        total = 0.0
+        for rows in _row_blocks(weight.shape):
+            codes = unpack(self.packed[rows], bits, columns)
+            error = functional.dequantize(codes, _rows_of(self.scale, rows), self.scheme).sub_(weight[rows])
+            total += float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
+        return total
 
     @property
     def nbytes(self) -> int:
@@ -74,6 +89,16 @@ class QuantizedWeight:
         unused = torch.tensor(sorted(self.scheme.grid.unused_codes), dtype=torch.uint8, device=self.packed.device)
         if len(unused) and torch.isin(self.codes(), unused).any():
             raise CheckpointError(f"{name}: codes outside the grid {self.scheme.grid.magnitudes}; {damaged}")
+
+
+def _row_blocks(shape: torch.Size) -> list[slice]:
+    """Rows in blocks of about a million weights: temporaries stay small whatever the size of the weight."""
+    step = max(1, _BLOCK // shape[1])
+    return [slice(start, start + step) for start in range(0, shape[0], step)]
+
+
+def _rows_of(scale: Tensor, rows: slice) -> Tensor:
+    return scale[rows] if len(scale) > 1 else scale
 
 
 def storage(shape: tuple[int, int], scheme: QuantScheme) -> tuple[tuple[int, int], tuple[int, int], torch.dtype]:

@@ -38,9 +38,10 @@ def test_defaults_to_the_mse_search_with_sixteen_candidates() -> None:
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_restores_a_weight_that_lies_on_the_grid(name: str) -> None:
-    once = rtn(_weight(), PRESETS[name], method="absmax")
-    again = rtn(once.dequantize(), PRESETS[name], method="absmax")
-    if max(PRESETS[name].grid.levels) == -min(PRESETS[name].grid.levels):
+    scheme = QuantScheme(name, scale_dtype="float16")  # E8M0 cannot map a group's largest weight to the largest level
+    once = rtn(_weight(), scheme, method="absmax")
+    again = rtn(once.dequantize(), scheme, method="absmax")
+    if max(scheme.grid.levels) == -min(scheme.grid.levels):
         assert torch.equal(again.dequantize(), once.dequantize())
     else:  # two's complement: a group whose largest weight is -2**(bits-1) would want a larger scale
         kept = again.scale == once.scale

@@ -44,7 +44,13 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar with ETA on stderr; yields ``update(done, total, what)``."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, TextColumn("{task.fields[what]}"), console=stderr, transient=True) as progress:
         task = progress.add_task(label, total=None, what="")
 

@@ -11,7 +11,7 @@ from potq.cli import console
 from potq.errors import DataError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 def generate(
@@ -60,7 +60,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> A
     if not tokenizer.chat_template:
         raise DataError("the tokenizer has no chat template; leave --chat out")
     turns = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
+        "input_ids"
+    ]
 
 
 def _sampling(temperature: float, top_k: int, top_p: float, seed: int | None) -> dict[str, Any]:

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from potq.report import QuantReport
     from potq.scheme import PoTConfig
 
+
 def quantize(
     words: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[MODEL] [OUTPUT] [KEY=VALUE]...",
-            help="MODEL: a folder, .gguf file, hub name, or smollm2. OUTPUT: the folder to write. KEY=VALUE: recipe overrides.",
+            help="MODEL: a folder, .gguf file, hub name, or smollm2. OUTPUT: the folder to write. KEY=VALUE: overrides.",
             show_default=False,
         ),
     ] = None,
@@ -89,9 +90,7 @@ def _run(settings: QuantizeRecipe, *, every_module: bool, as_json: bool) -> None
     console.stdout().print(f"wrote {settings.output} in {seconds:.1f} s", highlight=False)
 
 
-def _quantized(
-    settings: QuantizeRecipe, config: PoTConfig
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, QuantReport]:
+def _quantized(settings: QuantizeRecipe, config: PoTConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, QuantReport]:
     """Stream where the weights can be read one by one; calibration needs the whole model first."""
     from potq.loading import load, load_tokenizer
     from potq.ptq import quantize

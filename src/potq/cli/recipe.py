@@ -6,28 +6,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from potq.errors import ConfigError
-from potq.scheme import PoTConfig, explain
+from potq.scheme import PoTConfig
+from potq.validation import Strict
 
-_Recipe = TypeVar("_Recipe", bound=BaseModel)
+_Recipe = TypeVar("_Recipe", bound=Strict)
 
 
-class CalibrationRecipe(BaseModel):
+class CalibrationRecipe(Strict):
     """Calibration text: the first ``windows`` windows of ``window`` tokens of a UTF-8 file (or ``pydoc``)."""
-
-    model_config = ConfigDict(extra="forbid")
 
     text: str
     window: int = Field(default=512, ge=2)
     windows: int = Field(default=16, ge=1)
 
 
-class QuantizeRecipe(BaseModel):
+class QuantizeRecipe(Strict):
     """Everything ``potq quantize`` does. ``quantization`` takes the keys of PoTConfig and QuantScheme, and ``preset``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str
     output: Path
@@ -62,10 +59,7 @@ def build(kind: type[_Recipe], file: Path | None, overrides: list[str], options:
         if not equals or not key:
             raise ConfigError(f"{override!r} is not an override; write key=value, e.g. quantization.group_size=32")
         _set(fields, key, yaml.safe_load(text))
-    try:
-        return kind(**fields)
-    except ValidationError as error:
-        raise ConfigError(explain(error, f"recipe {file}" if file else "command")) from None
+    return kind(**fields)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def perplexity(
     *,
     window: int | None = None,
     max_windows: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Perplexity:
     """Perplexity of ``model`` on ``tokens``.
 
@@ -60,7 +60,7 @@ def perplexity(
         tokens: the whole text's token ids, 1-D (see :func:`tokenize`).
         window: tokens per window; by default 2048 or the model's limit, whichever is less.
         max_windows: stop after the first so many windows.
-        progress: called after each window with the number done and the number in all.
+        progress: called after each window: number done, number in all, perplexity so far.
 
     Raises:
         DataError: the text is shorter than one window, or the window longer than the model's limit.
@@ -69,14 +69,16 @@ def perplexity(
     window = _check_window(model, window)
     count = len(tokens) // window
     if not count:
-        raise DataError(f"the text has {len(tokens)} tokens, less than one window of {window}; give more text or a smaller window")
+        raise DataError(
+            f"the text has {len(tokens)} tokens, less than one window of {window}; give more text or a smaller window"
+        )
     count = min(count, max_windows) if max_windows is not None else count
     began = time.perf_counter()
     losses = []
     for index in range(count):
         losses.append(_window_nll(model, tokens[index * window : (index + 1) * window]))
         if progress is not None:
-            progress(index + 1, count)
+            progress(index + 1, count, f"{math.exp(math.fsum(losses) / len(losses) / (window - 1)):.2f}")
     predicted = count * (window - 1)
     return Perplexity(
         math.exp(math.fsum(losses) / predicted), window, count, predicted, tuple(losses), time.perf_counter() - began

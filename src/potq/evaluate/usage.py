@@ -17,7 +17,7 @@ Usage = dict[str, dict[int, int]]
 
 
 def level_usage(weights: Mapping[str, QuantizedWeight]) -> Usage:
-    """Count the magnitudes of all weights, scheme by scheme. Wide grids are binned; a bin is named by its least magnitude."""
+    """Count the magnitudes of all weights by scheme. Wide grids are binned; a bin is named by its least magnitude."""
     counts: dict[str, torch.Tensor] = {}
     grids = {weight.scheme.name: weight.scheme.grid for weight in weights.values()}
     for weight in weights.values():

@@ -1,7 +1,7 @@
 """Registers potq with transformers: ``from_pretrained`` reads packed checkpoints and quantizes others on the fly.
 
-Only the public registry and the hooks that are stable across transformers 5 are used. Quantizing on the fly streams: a weight
-is replaced by its packed form the moment it is read, so that the full-precision model never exists in memory.
+Only the public registry and the hooks that are stable across transformers 5 are used. Quantizing on the fly streams: a
+weight is replaced by its packed form the moment it is read, so that the full-precision model never exists in memory.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from potq.ptq import Progress, attach, quantize_weight, require_calibration
 from potq.report import ModuleReport, QuantReport
 from potq.scheme import PoTConfig
 from potq.tensor import QuantizedWeight
+
 
 @dataclass
 class _Load:
@@ -74,10 +75,10 @@ class PoTQuantizer(HfQuantizer):
     quantization_config: PoTConfig
 
     def __init__(self, quantization_config: PoTConfig, **kwargs: Any) -> None:
-        super().__init__(quantization_config, **kwargs)  # type: ignore[arg-type, no-untyped-call]  # a duck, by design
+        super().__init__(quantization_config, **kwargs)
         self._plan = Plan([], [])
         self._by_name: dict[str, Target] = {}
-        self._read: dict[str, dict[str, QuantizedWeight]] = {}
+        self._read: dict[str, dict[str, QuantizedWeight]] = {}  # target -> its own or a tied name -> weight
         self._reports: dict[str, ModuleReport] = {}
 
     def _process_model_before_weight_loading(
@@ -105,9 +106,7 @@ class PoTQuantizer(HfQuantizer):
         if (load := _current.get()) is not None and load.progress is not None:
             load.progress(len(self._reports), len(self._plan.targets), name)
         read = self._read.setdefault(target.name, {})
-        quantized, report = quantize_weight(
-            as_matrix(model.get_submodule(name), weight), target, self.quantization_config
-        )
+        quantized, report = quantize_weight(as_matrix(model.get_submodule(name), weight), target, self.quantization_config)
         read[name] = quantized
         if len(read) > 1:
             self._untie_if_different(model, target, report)
@@ -158,7 +157,7 @@ class _QuantizeOnLoad(ConversionOps):
     def __init__(self, quantizer: PoTQuantizer) -> None:
         self.quantizer = quantizer
 
-    def convert(  # type: ignore[override]  # the base passes the patterns by name too
+    def convert(
         self, input_dict: dict[str, Any], *, model: nn.Module, missing_keys: set[str] | None = None, **kwargs: Any
     ) -> dict[str, Tensor]:
         result: dict[str, Tensor] = {}

@@ -39,5 +39,5 @@ def _decode(packed: Tensor, levels: Tensor, columns: int) -> Tensor:
         return torch.index_select(levels, 0, codes.flatten().int()).view(codes.shape)
     every_byte = torch.arange(256, device=packed.device).to(torch.uint8)[:, None]
     table = levels[unpack(every_byte, bits, 8 // bits).int()]
-    rows = torch.index_select(table, 0, packed.flatten().int()).view(len(packed), -1)
-    return rows[:, :columns]
+    rows = torch.index_select(table, 0, packed.flatten().int())
+    return rows.view(len(packed), packed.shape[1] * (8 // bits))[:, :columns]

@@ -1,0 +1,173 @@
+"""Time and memory of quantizing and loading: ``python benchmarks/quantize_speed.py`` (five minutes).
+
+SmolLM2-135M, every weight (embedding and head included), squared-error search over 16 scales. Each measurement runs in a
+process of its own. Memory is what the process holds itself (anonymous pages, sampled) beyond what it held after its imports,
+and its peak resident size, which also counts the pages of the mapped input file.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from results_io import Goal, Row, write_results
+
+NAME = "quantize_speed"
+SHARD = 100_000_000  # bytes of the source folder's shards
+LAYER = 49152 * 576 * 4  # bytes of SmolLM2's largest weight in float32
+MODEL = 134_515_008 * 4  # bytes of SmolLM2's parameters in float32
+RUNS = 3
+PROTOCOL = {"model": "SmolLM2-135M, float32", "scale_candidates": 16, "runs": RUNS, "source_shards_bytes": SHARD}
+
+
+class Memory:
+    """The largest anonymous memory (bytes) of this process while the block runs, sampled every 5 ms."""
+
+    def __enter__(self) -> Memory:
+        self.base = self.peak = anonymous_bytes()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+        self._thread.start()
+        return self
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.005):
+            self.peak = max(self.peak, anonymous_bytes())
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def anonymous_bytes() -> int:
+    return status_bytes("RssAnon")
+
+
+def status_bytes(key: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
+
+
+def export(folder: Path) -> dict[str, Any]:
+    """The source: SmolLM2 in full precision, in shards."""
+    import potq
+
+    potq.load("smollm2").save_pretrained(folder, max_shard_size=SHARD)
+    return {}
+
+
+def stream(source: Path, output: Path, scheme: str, embedding: str) -> dict[str, Any]:
+    """Quantize from a safetensors folder and save."""
+    import potq
+    from potq import integrations, loading  # noqa: F401  # counted as imports, not as work
+
+    import_transformers()
+    config = potq.PoTConfig(scheme, embedding=embedding)
+    with Memory() as memory:
+        began = time.perf_counter()
+        model = potq.load(source, config)
+        seconds = time.perf_counter() - began
+    potq.save(model, output, force=True)
+    return {
+        "seconds": seconds,
+        "anonymous_bytes": memory.peak - memory.base,
+        "peak_resident_bytes": status_bytes("VmHWM"),
+        "file_bytes": (output / "model.safetensors").stat().st_size,
+        "bits_per_weight": model.quant_report.bits_per_weight,
+    }
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """Load a packed checkpoint: the call alone, and the whole of a fresh process up to a loaded model."""
+    began = time.perf_counter()
+    import potq
+
+    import_transformers()
+    imported = time.perf_counter()
+    potq.load(folder)
+    return {"seconds": time.perf_counter() - imported, "seconds_with_imports": time.perf_counter() - began}
+
+
+def import_transformers() -> None:
+    import torch  # noqa: F401
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
+
+
+def in_process(task: str, *arguments: object) -> dict[str, Any]:
+    """Run one of the functions above in a fresh Python."""
+    command = [sys.executable, __file__, task, *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def help_seconds() -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "potq", "--help"], check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def measure(console: Console) -> list[Row]:
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        source, output = Path(folder, "source"), Path(folder, "packed")
+        in_process("export", source)
+        for run in range(RUNS):
+            for scheme, embedding in (("pot4", "pot4"), ("pot4", "int8"), ("apot4", "apot4")):
+                result = in_process("stream", source, output, scheme, embedding)
+                rows.append({"task": "quantize", "scheme": scheme, "embedding": embedding, "run": run, **result})
+                console.print(rows[-1])
+            rows.append({"task": "load", "run": run, **in_process("load", output)})
+            rows.append({"task": "help", "run": run, "seconds": help_seconds()})
+            console.print(rows[-2:])
+    return rows
+
+
+def goals(rows: list[Row]) -> list[Goal]:
+    def median(task: str, key: str) -> float:
+        chosen = [row[key] for row in rows if row["task"] == task and row.get("embedding") in (None, "pot4")]
+        return float(statistics.median(chosen))
+
+    packed = median("quantize", "file_bytes")
+    limit = SHARD + LAYER + packed
+    figures = [
+        ("quantize every weight of SmolLM2-135M, 16 scales (s)", 45.0, median("quantize", "seconds")),
+        ("4-bit group-64 checkpoint, everything quantized (bytes)", 72.5e6, packed),
+        (
+            "memory while streaming: packed model + one shard + one layer (bytes)",
+            limit,
+            median("quantize", "anonymous_bytes"),
+        ),
+        ("potq --help (s)", 1.0, median("help", "seconds")),
+        ("load the packed model (s)", 3.0, median("load", "seconds")),
+    ]
+    return [Goal(name=name, target=target, measured=value, met=value <= target) for name, target, value in figures]
+
+
+def main() -> None:
+    tasks = {"export": export, "stream": stream, "load": load}
+    if len(sys.argv) > 1:
+        task, *arguments = sys.argv[1:]
+        paths = [Path(a) if "/" in a else a for a in arguments]
+        print(json.dumps(tasks[task](*paths)))  # type: ignore[operator]
+        return
+    console = Console()
+    rows = measure(console)
+    write_results(NAME, PROTOCOL, rows, goals(rows))
+    for goal in goals(rows):
+        console.print(
+            f"{'met   ' if goal['met'] else 'MISSED'} {goal['name']}: {goal['measured']:.4g} (at most {goal['target']:.4g})"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""``python -m potq``."""
+
+from potq.cli import main
+
+main()

@@ -1,0 +1,296 @@
+"""``potq eval``, ``generate``, ``inspect``, and what every command shares: help, version, errors, exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import potq
+from potq.cli import app as cli
+from potq.errors import CheckpointError, DataError, MissingDependencyError, ModelError, PotqError
+from potq.evaluate.perplexity import perplexity, tokenize
+
+
+def invoke(*words: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, list(map(str, words)))
+
+
+def succeed(*words: str | Path) -> str:
+    """What a command that succeeds prints on stdout."""
+    result = invoke(*words)
+    assert result.exit_code == 0, result.exception
+    return str(result.stdout)
+
+
+def refused(kind: type[PotqError], *words: str | Path) -> str:
+    """The message of the error, which must be of class ``kind``; nothing may be on stdout."""
+    result = invoke(*words)
+    assert isinstance(result.exception, kind), result.exception
+    assert result.stdout == ""
+    return str(result.exception)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text("The cat sat on the mat; zwölf Boxkämpfer jagten ihn. " * 10)
+    return file
+
+
+# ---- eval
+
+
+def test_eval_prints_the_number_and_its_protocol(packed_folder: Path, text: Path) -> None:
+    out = succeed("eval", packed_folder, "--text", text, "--window", "32", "--windows", "3")
+    assert out.startswith("perplexity ")
+    assert f"on {text}" in out
+    assert "GPTQ protocol: 3 non-overlapping windows of 32 tokens (stride 32), 93 tokens predicted" in out
+
+
+def test_eval_json(packed_folder: Path, text: Path) -> None:
+    found = json.loads(succeed("eval", packed_folder, "--text", text, "--window", "32", "--json"))
+    tokens = tokenize(potq.load_tokenizer(packed_folder), text.read_text())
+    expected = perplexity(potq.load(packed_folder), tokens, window=32)
+    assert found["perplexity"] == expected.perplexity
+    assert found["window_nll"] == list(expected.window_nll)
+    assert found["windows"] == len(tokens) // 32
+    assert (found["model"], found["text"], found["protocol"]) == (str(packed_folder), str(text), expected.protocol)
+
+
+def test_eval_of_a_full_precision_model_on_the_built_in_text(tiny_folder: Path) -> None:
+    found = json.loads(succeed("eval", tiny_folder, "--windows", "1", "--dtype", "bfloat16", "--device", "cpu", "--json"))
+    assert (found["text"], found["window"], found["windows"]) == ("pydoc", 128, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"the cat", [], "tokens, less than one window of 128"),
+        (b"", [], "text.txt is empty"),
+        ("Grüße".encode("latin-1"), [], "text.txt is not UTF-8"),
+        (b"the cat " * 99, ["--window", "129"], "exceed the model's limit of 128; use --window 128"),
+        (b"the cat " * 99, ["--window", "1"], "predicts nothing"),
+    ],
+)
+def test_eval_refuses_a_text(packed_folder: Path, text: Path, content: bytes, options: list[str], message: str) -> None:
+    text.write_bytes(content)
+    assert message in refused(DataError, "eval", packed_folder, "--text", text, *options)
+
+
+def test_eval_refuses_a_model(tmp_path: Path) -> None:
+    assert "does not exist" in refused(CheckpointError, "eval", tmp_path / "none")
+
+
+def test_eval_refuses_no_window(packed_folder: Path) -> None:
+    result = invoke("eval", packed_folder, "--windows", "0")
+    assert result.exit_code == 2
+    assert "--windows" in result.stderr
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there(packed_folder: Path, device: str) -> None:
+    assert device in refused(PotqError, "eval", packed_folder, "--windows", "1", "--device", device)
+
+
+# ---- generate
+
+
+def test_greedy_generation_is_deterministic(packed_folder: Path) -> None:
+    result = invoke("generate", packed_folder, "the cat", "-n", "12")
+    assert result.exit_code == 0, result.exception
+    assert result.stdout == succeed("generate", packed_folder, "the cat", "-n", "12")
+    assert "tokens/s" in result.stderr
+    assert "tokens/s" not in result.stdout
+    assert result.stdout.startswith("the cat")
+
+
+def test_generate_json(packed_folder: Path) -> None:
+    found = json.loads(succeed("generate", packed_folder, "the cat", "-n", "12", "--json"))
+    assert found["prompt"] == "the cat"
+    assert 1 <= found["tokens"] <= 12
+    assert found["tokens_per_second"] > 0
+    model, tokenizer = potq.load(packed_folder), potq.load_tokenizer(packed_folder)
+    ids = tokenizer("the cat", return_tensors="pt")["input_ids"]
+    expected = []
+    with torch.no_grad():
+        for _ in range(found["tokens"]):
+            expected.append(
+                int(model(torch.cat([ids, torch.tensor([expected], dtype=torch.long)], 1)).logits[0, -1].argmax())
+            )
+    assert found["text"] == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_sampling_with_a_seed_is_repeatable(packed_folder: Path) -> None:
+    options = ["-n", "16", "--temperature", "2", "--top-k", "50", "--top-p", "0.95", "--json"]
+
+    def sample(seed: int) -> str:
+        return str(json.loads(succeed("generate", packed_folder, "the", *options, "--seed", str(seed)))["text"])
+
+    assert sample(1) == sample(1)
+    assert len({sample(seed) for seed in range(3)}) > 1
+
+
+def test_top_k_0_samples_from_all(packed_folder: Path) -> None:
+    json.loads(succeed("generate", packed_folder, "the", "-n", "4", "--temperature", "1", "--json"))
+
+
+@pytest.mark.parametrize("top_p", ["0", "1"])
+def test_the_ends_of_top_p(packed_folder: Path, top_p: str) -> None:
+    json.loads(succeed("generate", packed_folder, "the", "-n", "4", "--temperature", "1", "--top-p", top_p, "--json"))
+
+
+def test_an_empty_prompt(packed_folder: Path) -> None:
+    assert "the prompt is empty; give at least one character" in refused(DataError, "generate", packed_folder, "")
+
+
+def test_chat(packed_folder: Path) -> None:
+    message = refused(DataError, "generate", packed_folder, "hello", "--chat")
+    assert "the tokenizer has no chat template; leave --chat out" in message
+    tokenizer = potq.load_tokenizer(packed_folder)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    tokenizer.save_pretrained(packed_folder)
+    out = succeed("generate", packed_folder, "hello", "--chat", "-n", "3")
+    assert out.startswith("<user>hello<assistant>")
+
+
+# ---- inspect
+
+
+def test_inspect_prints_modules_and_levels(packed_folder: Path) -> None:
+    out = succeed("inspect", packed_folder)
+    assert "15 modules quantized" in out
+    assert "model.layers.*.mlp.up_proj" in out
+    assert "pot4-g64: magnitudes used" in out
+    assert "64 = 2^6" in out
+    assert "model.layers.1.mlp.up_proj" in succeed("inspect", packed_folder, "--every-module")
+
+
+def test_inspect_json(packed_folder: Path) -> None:
+    found = json.loads(succeed("inspect", packed_folder, "--json"))
+    assert found.pop("bits_per_weight") == potq.load(packed_folder).quant_report.bits_per_weight
+    levels = found.pop("levels")
+    assert list(levels["pot4-g64"]) == ["0", "1", "2", "4", "8", "16", "32", "64"]
+    assert found == json.loads((packed_folder / "quant_report.json").read_text())
+    total = sum(m["shape"][0] * m["shape"][1] for m in found["modules"])
+    assert sum(sum(counts.values()) for counts in levels.values()) == total
+
+
+def test_inspect_without_a_report(packed_folder: Path) -> None:
+    (packed_folder / "quant_report.json").unlink()
+    assert {m["algorithm"] for m in json.loads(succeed("inspect", packed_folder, "--json"))["modules"]} == {"not recorded"}
+    succeed("inspect", packed_folder)
+
+
+def test_inspect_plot(packed_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "usage.png"
+    assert f"wrote {plot}" in succeed("inspect", packed_folder, "--plot", plot)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    json.loads(succeed("inspect", packed_folder, "--plot", plot, "--json"))
+
+
+def test_inspect_plot_without_matplotlib(packed_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    message = refused(MissingDependencyError, "inspect", packed_folder, "--plot", tmp_path / "usage.png")
+    assert "pip install 'potq[plot]'" in message
+
+
+def test_inspect_of_a_full_precision_model(tiny_folder: Path) -> None:
+    message = refused(ModelError, "inspect", tiny_folder)
+    assert f"{tiny_folder} is not quantized by potq; potq quantize {tiny_folder} OUTPUT" in message
+
+
+# ---- what every command shares
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
+    """Exit status of the command line."""
+    monkeypatch.setattr(sys, "argv", ["potq", *map(str, words)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return int(caught.value.code or 0)
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"{potq.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["quantize", "eval", "generate", "inspect"])
+def test_help_of_every_command(command: str) -> None:
+    assert command in succeed("--help")
+    assert "--json" in succeed(command, "--help")
+
+
+def test_wrong_usage_is_status_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(monkeypatch, "no-such-command") == 2
+    assert main(monkeypatch, "eval") == 2
+    assert main(monkeypatch, "eval", "model", "--no-such-option") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+
+
+def test_an_error_is_one_message_and_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / ("a-long-name-[bold]" * 10)  # neither wrapped nor read as markup
+    assert main(monkeypatch, "quantize", folder, tmp_path / "out", "--json") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("does not exist") == 1
+    assert str(folder) in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_an_interrupt_is_status_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("potq.loading.load_tokenizer", interrupted)
+    assert main(monkeypatch, "quantize", "some/model", tmp_path / "out") == 130
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    assert "interrupted; nothing was changed" in captured.err
+
+
+def python(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["quantize", "--help"], ["--version"]], ids=" ".join)
+def test_help_answers_before_torch_is_loaded(words: list[str]) -> None:
+    script = f"""
+import sys
+from potq.cli import main
+sys.argv = ["potq", *{words!r}]
+try:
+    main()
+except SystemExit as status:
+    print("status", status.code or 0)
+print("loaded", sorted(sys.modules.keys() & {{"torch", "transformers", "numpy", "matplotlib"}}))
+"""
+    result = python("-c", script)
+    assert result.stdout.endswith("status 0\nloaded []\n"), result.stdout + result.stderr
+    assert result.stderr == ""
+
+
+def test_an_error_in_a_process_of_its_own(packed_folder: Path) -> None:
+    (packed_folder / "model.safetensors").write_bytes(b"damaged")
+    result = python("-c", "from potq.cli import main; main()", "inspect", str(packed_folder))
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.count("model.safetensors is truncated or corrupted") == 1
+    assert result.stderr.startswith("error: "), result.stderr
+    assert "Traceback" not in result.stderr

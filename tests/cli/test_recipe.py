@@ -1,0 +1,177 @@
+"""Recipes: YAML files, options, ``a.b=value`` overrides, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potq import PoTConfig, QuantScheme
+from potq.cli.recipe import CalibrationRecipe, QuantizeRecipe, build
+from potq.errors import ConfigError
+
+BASE = {"model": "m", "output": "o"}
+
+
+def recipe(tmp_path: Path, text: str, overrides: list[str] | None = None, **options: Any) -> QuantizeRecipe:
+    (tmp_path / "recipe.yaml").write_text(text)
+    return build(QuantizeRecipe, tmp_path / "recipe.yaml", overrides or [], options)
+
+
+def test_defaults() -> None:
+    found = build(QuantizeRecipe, None, [], BASE)
+    assert found == QuantizeRecipe(model="m", output=Path("o"))
+    assert found.config() == PoTConfig("apot4")
+    assert (found.calibration, found.dtype, found.max_shard_size, found.force) == (None, "auto", "5GB", False)
+
+
+def test_a_whole_recipe(tmp_path: Path) -> None:
+    text = """
+        model: some/model
+        output: out
+        quantization:
+          preset: pot4
+          group_size: 32
+          embedding: none
+          ignore: [lm_head]
+          targets:
+            down_proj: pot3
+            q_proj: {preset: pot4, group_size: row}
+          scale_method: weighted
+        calibration: {text: pydoc, window: 64}
+        dtype: float32
+        force: true
+    """
+    found = recipe(tmp_path, text)
+    assert found.config() == PoTConfig(
+        "pot4",
+        group_size=32,
+        embedding=None,
+        ignore=["lm_head"],
+        targets={"down_proj": QuantScheme("pot3"), "q_proj": QuantScheme("pot4", group_size="row")},
+        scale_method="weighted",
+    )
+    assert found.calibration == CalibrationRecipe(text="pydoc", window=64, windows=16)
+    assert found.force
+
+
+def test_later_settings_win(tmp_path: Path) -> None:
+    text = "{model: a, output: b, quantization: {preset: pot3, group_size: 16}}"
+    found = recipe(
+        tmp_path,
+        text,
+        ["quantization.group_size=128", "calibration.text=x"],
+        **{"model": "c", "quantization.preset": "pot4"},
+    )
+    assert (found.model, found.output) == ("c", Path("b"))
+    assert found.config() == PoTConfig("pot4", group_size=128)
+    assert found.calibration == CalibrationRecipe(text="x")
+
+
+def test_options_that_are_not_given_change_nothing(tmp_path: Path) -> None:
+    assert recipe(tmp_path, "{model: a, output: b, dtype: float16}", dtype=None).dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("override", "config"),
+    [
+        ("quantization.group_size=row", PoTConfig("apot4", group_size="row")),
+        ("quantization.ignore=[lm_head, embed_tokens]", PoTConfig("apot4", ignore=["lm_head", "embed_tokens"])),
+        ("quantization.targets.q_proj=pot4", PoTConfig("apot4", targets={"q_proj": "pot4"})),
+        ("quantization.embedding=null", PoTConfig("apot4", embedding=None)),
+        ("quantization.embedding=", PoTConfig("apot4", embedding=None)),
+    ],
+)
+def test_overrides_are_yaml(override: str, config: PoTConfig) -> None:
+    assert build(QuantizeRecipe, None, [override], BASE | {"quantization.preset": "apot4"}).config() == config
+
+
+def test_a_value_may_contain_an_equals_sign() -> None:
+    assert build(QuantizeRecipe, None, ["model=a=b"], BASE).model == "a=b"
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("key", ["colour", "quantization.colour", "calibration.colour"])
+def test_an_unknown_key_is_named(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"colour: unknown key \(found 'red'\)"):
+        build(QuantizeRecipe, None, [f"{key}=red"], BASE | {"calibration.text": "pydoc"}).config()
+
+
+def test_an_unknown_key_in_the_file_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)recipe\.yaml.*colour: unknown key"):
+        recipe(tmp_path, "{model: a, output: b, colour: red}")
+
+
+def test_every_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)model: Field required.*output: Field required"):
+        build(QuantizeRecipe, None, [], {})
+
+
+def test_an_unknown_preset() -> None:
+    with pytest.raises(ConfigError, match=r"unknown preset 'pot9'; the presets are .*apot4.*pot4"):
+        build(QuantizeRecipe, None, ["quantization.preset=pot9"], BASE).config()
+
+
+@pytest.mark.parametrize("override", ["nonsense", "=5", ""])
+def test_an_override_that_is_none(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not an override; write key=value"):
+        build(QuantizeRecipe, None, [override], BASE)
+
+
+def test_an_override_into_a_value() -> None:
+    with pytest.raises(ConfigError, match=r"model\.x: model is 'm', not a mapping"):
+        build(QuantizeRecipe, None, ["model.x=1"], BASE)
+
+
+@pytest.mark.parametrize("value", ["[a", "{a: ", "'"])
+def test_an_override_that_is_no_yaml(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"quantization\.ignore"):
+        build(QuantizeRecipe, None, [f"quantization.ignore={value}"], BASE)
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the recipe .*none\.yaml \(No such file or directory\)"):
+        build(QuantizeRecipe, tmp_path / "none.yaml", [], {})
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: b: c", "\t- x"])
+def test_a_recipe_that_is_no_yaml(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"recipe\.yaml is not YAML: "):
+        recipe(tmp_path, text)
+
+
+def test_a_recipe_that_is_not_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(b"model: \xff")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml is not YAML"):
+        build(QuantizeRecipe, tmp_path / "recipe.yaml", [], {})
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "just words"])
+def test_a_recipe_that_is_no_mapping(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"recipe\.yaml holds no YAML mapping"):
+        recipe(tmp_path, text)
+
+
+@pytest.mark.parametrize("text", ["1: 2", "{model: a, output: b, true: x}"])
+def test_a_recipe_whose_keys_are_no_words(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"recipe\.yaml"):
+        recipe(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("calibration.window=1", r"(?s)calibration.*window: "),
+        ("calibration.windows=0", r"(?s)calibration.*windows: "),
+        ("force=perhaps", "force"),
+        ("quantization=pot4", "quantization"),
+        ("quantization.group_size=-3", "group_size"),
+        ("quantization.preset=[pot4]", "preset"),
+    ],
+)
+def test_a_value_out_of_range(override: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        build(QuantizeRecipe, None, [override], BASE | {"calibration.text": "pydoc"}).config()

@@ -1,0 +1,120 @@
+"""Shared fixtures: a tiny trained Llama with its tokenizer, and a packed checkpoint of it. Nothing touches the network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import potq
+
+VOCAB = 260
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: the 256 bytes, an end token, three merges."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=["<|end|>"],
+        show_progress=False,
+    )
+    inner.train_from_iterator(["the cat sat on the mat, then the other cat"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>")
+
+
+def tiny_llama(**changes: Any) -> LlamaForCausalLM:
+    """A tiny Llama, trained a little on sequences that a rule makes, so that its weights are not pure noise."""
+    fields = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+    }
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**(fields | changes)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model only waits for threads
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(30):
+        start, step = torch.randint(VOCAB, (8, 1), generator=generator), torch.randint(1, 5, (8, 1), generator=generator)
+        batch = (start + step * torch.arange(32)) % VOCAB
+        loss = model(batch, labels=batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.set_num_threads(threads)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def _tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_llama().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _packed_source(_tiny_source: Path) -> Path:
+    folder = _tiny_source.with_name("packed")
+    potq.save(potq.load(_tiny_source, potq.PoTConfig("pot4")), folder, potq.load_tokenizer(_tiny_source))
+    return folder
+
+
+@pytest.fixture
+def tiny_folder(_tiny_source: Path, tmp_path: Path) -> Path:
+    """A full-precision model folder, float32; this test's own copy."""
+    return shutil.copytree(_tiny_source, tmp_path / "tiny")
+
+
+@pytest.fixture
+def packed_folder(_packed_source: Path, tmp_path: Path) -> Path:
+    """The same model as a pot4 checkpoint; this test's own copy."""
+    return shutil.copytree(_packed_source, tmp_path / "packed")
+
+
+@pytest.fixture
+def tiny_model(_tiny_source: Path) -> LlamaForCausalLM:
+    """The full-precision model, freshly loaded."""
+    return LlamaForCausalLM.from_pretrained(_tiny_source).eval()
+
+
+@pytest.fixture
+def packed_model(_packed_source: Path) -> Any:
+    """The packed model, freshly loaded."""
+    return potq.load(_packed_source)
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """A batch of token ids ``(2, 24)``."""
+    return (torch.tensor([[3], [90]]) + torch.tensor([[1], [3]]) * torch.arange(24)) % VOCAB
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real texts and models."""
+    if "POTQ_DATA" not in os.environ:
+        pytest.skip("set POTQ_DATA to the folder of texts and models")
+    return Path(os.environ["POTQ_DATA"])

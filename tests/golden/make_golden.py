@@ -1,0 +1,54 @@
+"""Makes the golden checkpoints that pin the on-disk format: ``python tests/golden/make_golden.py``.
+
+They were written once, by the potq that introduced format version 1. Rerun this ONLY when the format version is raised, and
+then keep the old folders: tests/test_checkpoint.py must go on reading them.
+
+``source/`` is a one-layer Llama in bfloat16 with random weights; every other folder is that model quantized one way.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import potq
+from potq import PoTConfig, QuantScheme
+
+HERE = Path(__file__).parent
+CONFIGS = {
+    "pot4_g64": PoTConfig("pot4"),
+    "pot3_g32": PoTConfig("pot3", group_size=32, embedding="pot3"),
+    "apot4_g64": PoTConfig("apot4", embedding=None, scale_method="absmax"),
+    "pot2_e8m0": PoTConfig("pot2", group_size=16, scale_dtype="e8m0", embedding=QuantScheme("mxpot")),
+    "int8_row": PoTConfig("int8", group_size="row", targets={"down_proj": QuantScheme("pot5", group_size="tensor")}),
+}
+
+
+def make_source() -> None:
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=70,  # 70 = 64 + 6: a short last group, and rows of 3 and 5 bits that end within a byte
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(HERE / "source")
+
+
+if __name__ == "__main__":
+    if (HERE / "source").exists():
+        raise SystemExit("tests/golden/source exists; read the docstring, and remove it only for a new format version")
+    make_source()
+    for name, config in CONFIGS.items():
+        potq.save(potq.load(HERE / "source", config), HERE / name)

@@ -1,0 +1,151 @@
+"""Calibration: statistics of the inputs, errors of the outputs, and text or models that give none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import potq
+from potq.calibration import check_batches, input_mean_squares, output_snr
+from potq.errors import DataError, ModelError
+from potq.report import decibels
+
+DOWN = "model.layers.1.mlp.down_proj"
+UP = "model.layers.1.mlp.up_proj"
+
+
+def recorded_inputs(model: nn.Module, name: str, batches: list[torch.Tensor]) -> torch.Tensor:
+    """Every input row that the module sees."""
+    rows: list[torch.Tensor] = []
+    handle = model.get_submodule(name).register_forward_hook(lambda module, args, output: rows.append(args[0].detach()))
+    for batch in batches:
+        model(batch)
+    handle.remove()
+    return torch.cat([row.reshape(-1, row.shape[-1]) for row in rows])
+
+
+def test_mean_squares_are_those_of_the_inputs(tiny_model: Any, tokens: torch.Tensor) -> None:
+    batches = [tokens, tokens[:1, :7] + 1]  # of different sizes: every token counts the same
+    found = input_mean_squares(tiny_model, [UP, DOWN], batches)
+    assert list(found) == [UP, DOWN]
+    for name, mean in found.items():
+        expected = recorded_inputs(tiny_model, name, batches).double().square().mean(0)
+        assert mean.dtype == torch.float32
+        assert torch.allclose(mean.double(), expected, rtol=1e-5)
+
+
+def test_output_errors_are_those_of_the_outputs(tiny_model: Any, tokens: torch.Tensor) -> None:
+    full = {name: tiny_model.get_submodule(name).weight.detach().clone() for name in (UP, "model.embed_tokens")}
+    inputs = recorded_inputs(tiny_model, UP, [tokens]).double()
+    report = potq.quantize(tiny_model, potq.PoTConfig("pot4"), [tokens])
+    entries = {entry.name: entry for entry in report.modules}
+    clean = inputs @ full[UP].double().t()
+    noise = inputs @ tiny_model.get_submodule(UP).weight.double().t() - clean
+    found = entries[UP].output_snr_db
+    assert found == pytest.approx(decibels(float(clean.square().sum()), float(noise.square().sum())), abs=1e-3)
+    rows = full["model.embed_tokens"][tokens.flatten()].double()
+    error = tiny_model.get_submodule("model.embed_tokens").weight[tokens.flatten()].double() - rows
+    found = entries["model.embed_tokens"].output_snr_db
+    assert found == pytest.approx(decibels(float(rows.square().sum()), float(error.square().sum())), abs=1e-3)
+
+
+def test_weighted_scales_help_where_the_inputs_are_large(tiny_model: Any, tokens: torch.Tensor, tiny_folder: Any) -> None:
+    plain = potq.load(tiny_folder)
+    mse = potq.quantize(plain, potq.PoTConfig("pot3"), [tokens])
+    weighted = potq.quantize(tiny_model, potq.PoTConfig("pot3", scale_method="weighted"), iter([tokens]))
+    gains = [
+        after.output_snr_db - before.output_snr_db
+        for before, after in zip(mse.modules, weighted.modules, strict=True)
+        if after.kind == "linear" and after.output_snr_db is not None and before.output_snr_db is not None
+    ]
+    assert len(gains) == 14
+    assert sum(gains) > 0
+    assert {entry.algorithm for entry in weighted.modules} == {"rtn/weighted-16", "rtn/mse-16"}
+    assert next(entry for entry in weighted.modules if entry.kind == "embedding").algorithm == "rtn/mse-16"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_of_the_model_changes(tiny_model: Any, tokens: torch.Tensor, training: bool) -> None:
+    tiny_model.train(training)
+    before = {key: value.clone() for key, value in tiny_model.state_dict().items()}
+    input_mean_squares(tiny_model, [UP], [tokens])
+    assert tiny_model.training is training
+    assert not any(module._forward_hooks for module in tiny_model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in tiny_model.state_dict().items())
+
+
+def test_hooks_are_removed_when_the_model_fails(tiny_model: Any) -> None:
+    tiny_model.train()
+    with pytest.raises(IndexError):
+        input_mean_squares(tiny_model, [UP], [torch.tensor([[10_000]])])
+    assert not any(module._forward_hooks for module in tiny_model.modules())
+    assert tiny_model.training
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        [torch.zeros(2, 8)],
+        [torch.zeros(8, dtype=torch.long)],
+        [torch.zeros(1, 0, dtype=torch.long)],
+        ["a text"],
+        [[1, 2, 3]],
+    ],
+    ids=["float", "1-D", "no token", "text", "list"],
+)
+def test_calibration_that_is_no_token_batch(tiny_model: Any, calibration: Any) -> None:
+    with pytest.raises(DataError, match=r"calibration must be \(batch, length\) integer tensors of token ids"):
+        potq.quantize(tiny_model, potq.PoTConfig("pot4"), calibration)
+    assert not hasattr(tiny_model, "quant_report")
+
+
+@pytest.mark.parametrize("calibration", [[], iter(())])
+def test_empty_calibration(tiny_model: Any, calibration: Any) -> None:
+    with pytest.raises(DataError, match=r"calibration is empty; give at least one \(batch, length\) tensor"):
+        potq.quantize(tiny_model, potq.PoTConfig("pot4", scale_method="weighted"), calibration)
+    assert not hasattr(tiny_model, "quant_report")
+
+
+def test_batches_of_every_integer_kind() -> None:
+    batches = (torch.zeros(1, 2, dtype=dtype) for dtype in (torch.int32, torch.int64))
+    assert [batch.dtype for batch in check_batches(batches)] == [torch.int32, torch.int64]
+
+
+@pytest.mark.parametrize("method", ["mse", "weighted"])
+def test_a_layer_that_calibration_never_reaches(tiny_model: Any, tokens: torch.Tensor, method: str) -> None:
+    tiny_model.model.layers[0].mlp.spare = nn.Linear(64, 64)
+    config = potq.PoTConfig("pot4", scale_method=method)
+    with pytest.raises(ModelError, match=r"the calibration text never reaches model\.layers\.0\.mlp\.spare; ignore"):
+        potq.quantize(tiny_model, config, [tokens])
+    assert type(tiny_model.model.layers[0].mlp.up_proj) is nn.Linear
+    report = potq.quantize(tiny_model, potq.PoTConfig("pot4", scale_method=method, ignore=["spare"]), [tokens])  # the remedy
+    assert [entry.name for entry in report.skipped] == ["model.layers.0.mlp.spare"]
+
+
+def test_activations_that_are_not_finite(tiny_model: Any, tokens: torch.Tensor) -> None:
+    with torch.no_grad():
+        tiny_model.model.layers[1].input_layernorm.weight[0] = torch.inf
+    with pytest.raises(ModelError, match=r"layers\.1\..*: its inputs on the calibration text are NaN or infinite; load"):
+        potq.quantize(tiny_model, potq.PoTConfig("pot4", scale_method="weighted"), [tokens])
+
+
+def test_token_ids_beyond_the_vocabulary(tiny_model: Any) -> None:
+    with pytest.raises(potq.PotqError, match="token"):
+        potq.quantize(tiny_model, potq.PoTConfig("pot4"), [torch.tensor([[10_000]])])
+
+
+def test_output_snr_of_an_exact_weight(tiny_model: Any, tokens: torch.Tensor) -> None:
+    from potq.tensor import QuantizedWeight
+
+    scheme = potq.QuantScheme("int8")
+    layer = tiny_model.get_submodule(UP)
+    scale = torch.full(scheme.scale_shape(*layer.weight.shape), 2.0**-3, dtype=torch.float16)
+    quantized = QuantizedWeight.from_scale(layer.weight, scale, scheme)
+    layer.weight = nn.Parameter(quantized.dequantize())
+    assert output_snr(tiny_model, {UP: quantized}, [tokens]) == {UP: 200.0}

@@ -1,0 +1,120 @@
+"""Quantizing a whole model: in place, all or nothing, and truthfully reported."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+import potq
+from potq.algorithms.rtn import rtn
+from potq.errors import ConfigError, ModelError
+from potq.model import packed_modules
+from potq.ptq import describe
+
+
+def test_every_weight_is_what_the_algorithm_makes_of_it(tiny_model: LlamaForCausalLM) -> None:
+    original = copy.deepcopy(tiny_model)
+    potq.quantize(tiny_model, potq.PoTConfig("pot4", scale_candidates=5))
+    for name, module in packed_modules(tiny_model).items():
+        expected = rtn(original.get_submodule(name).weight, module.scheme, candidates=5)
+        assert torch.equal(module.quantized.packed, expected.packed)
+        assert torch.equal(module.quantized.scale, expected.scale)
+
+
+def test_report_is_what_was_done(tiny_model: LlamaForCausalLM) -> None:
+    original = copy.deepcopy(tiny_model)
+    before = sum(parameter.nbytes for parameter in tiny_model.parameters())
+    report = potq.quantize(tiny_model, potq.PoTConfig("pot3", ignore=["o_proj"]))
+    assert report.bytes_before == before
+    assert report.bytes_after == sum(tensor.nbytes for tensor in tiny_model.state_dict().values())
+    assert [skipped.name for skipped in report.skipped] == [f"model.layers.{i}.self_attn.o_proj" for i in (0, 1)]
+    for entry in report.modules:
+        weight = original.get_submodule(entry.name).weight.detach()
+        module = tiny_model.get_submodule(entry.name)
+        error = module.weight - weight
+        expected = 10 * math.log10(float(weight.square().sum()) / float(error.square().sum()))
+        assert entry.snr_db == pytest.approx(expected, abs=1e-3)
+        assert entry.output_snr_db is None
+        assert entry.bytes_after * 8 / weight.numel() == pytest.approx(entry.bits_per_weight)
+    assert report.modules[0].tied == ("lm_head",)
+
+
+def test_calibration_adds_output_errors(tiny_model: LlamaForCausalLM, tokens: Tensor) -> None:
+    original = copy.deepcopy(tiny_model)
+    inputs: list[Tensor] = []
+    layer = original.model.layers[1].mlp.down_proj
+    layer.register_forward_hook(lambda module, args, output: inputs.append(args[0]))
+    with torch.no_grad():
+        original(tokens)
+    report = potq.quantize(tiny_model, potq.PoTConfig("pot4"), [tokens])
+    entry = next(e for e in report.modules if e.name == "model.layers.1.mlp.down_proj")
+    clean = inputs[0] @ layer.weight.t()
+    noise = inputs[0] @ (tiny_model.model.layers[1].mlp.down_proj.weight - layer.weight).t()
+    expected = 10 * math.log10(float(clean.square().sum()) / float(noise.square().sum()))
+    assert entry.output_snr_db == pytest.approx(expected, abs=1e-2)
+    assert all(e.output_snr_db is not None for e in report.modules)
+
+
+def test_weighted_scales_lower_the_weighted_error(tiny_model: LlamaForCausalLM, tokens: Tensor) -> None:
+    plain, weighted = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
+    by_mse = potq.quantize(plain, potq.PoTConfig("pot3"), [tokens])
+    by_weight = potq.quantize(weighted, potq.PoTConfig("pot3", scale_method="weighted"), [tokens])
+    linears = [(a, b) for a, b in zip(by_mse.modules, by_weight.modules, strict=True) if a.kind == "linear"]
+    assert sum(float(b.output_snr_db or 0) - float(a.output_snr_db or 0) for a, b in linears) > 0
+    assert {b.algorithm for _, b in linears} == {"rtn/weighted-16"}
+    assert by_weight.modules[0].algorithm == "rtn/mse-16"  # an embedding has no input features to weigh by
+
+
+def test_weighted_without_calibration_is_refused(tiny_model: LlamaForCausalLM) -> None:
+    with pytest.raises(ConfigError, match="pass calibration="):
+        potq.quantize(tiny_model, potq.PoTConfig("pot4", scale_method="weighted"))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_broken_weights_are_named_and_the_model_stays_whole(bad: float, tiny_model: LlamaForCausalLM) -> None:
+    tiny_model.model.layers[1].self_attn.v_proj.weight.data[0, :2] = bad
+    with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.v_proj\.weight has 2 NaN or infinite entries"):
+        potq.quantize(tiny_model, potq.PoTConfig("pot4"))
+    assert not packed_modules(tiny_model)
+    assert getattr(tiny_model.config, "quantization_config", None) is None
+
+
+def test_weights_beyond_float16_need_e8m0(tiny_model: LlamaForCausalLM) -> None:
+    tiny_model.model.layers[0].mlp.up_proj.weight.data[0, 0] = 1e6
+    with pytest.raises(ModelError, match=r"up_proj\.weight reaches 1e\+06.*e8m0"):
+        potq.quantize(tiny_model, potq.PoTConfig("pot4"))
+    potq.quantize(tiny_model, potq.PoTConfig("pot4", scale_dtype="e8m0"))
+    assert float(tiny_model.model.layers[0].mlp.up_proj.weight[0, 0]) == pytest.approx(1e6, rel=0.5)
+
+
+def test_progress_is_called_for_every_weight(tiny_model: LlamaForCausalLM) -> None:
+    calls: list[tuple[int, int, str]] = []
+    report = potq.quantize(tiny_model, potq.PoTConfig("pot4"), progress=lambda *call: calls.append(call))
+    assert [call[2] for call in calls] == [entry.name for entry in report.modules]
+    assert [call[:2] for call in calls] == [(i, 15) for i in range(15)]
+
+
+def test_quantizing_does_not_touch_the_global_random_state(tiny_model: LlamaForCausalLM, tokens: Tensor) -> None:
+    before = torch.random.get_rng_state()
+    potq.quantize(tiny_model, potq.PoTConfig("pot4"), [tokens])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_describe_without_a_record_shows_what_the_tensors_show(packed_model: LlamaForCausalLM) -> None:
+    recorded = describe(packed_model)
+    del packed_model.quant_report
+    shown = describe(packed_model)
+    for entry, known in zip(shown.modules, recorded.modules, strict=True):
+        assert (entry.name, entry.shape, entry.scheme, entry.bytes_after) == (
+            known.name,
+            known.shape,
+            known.scheme,
+            known.bytes_after,
+        )
+        assert entry.snr_db is None
+    assert shown.bits_per_weight == recorded.bits_per_weight

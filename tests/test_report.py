@@ -1,0 +1,149 @@
+"""The quantization report: numbers, table, JSON."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+import potq
+from potq.ptq import describe
+from potq.report import ModuleReport, QuantReport, SkippedModule, decibels
+
+
+def entry(name: str, **fields: Any) -> ModuleReport:
+    values: dict[str, Any] = {
+        "kind": "linear",
+        "shape": (64, 64),
+        "scheme": "pot4-g64",
+        "algorithm": "rtn/mse-16",
+        "bits_per_weight": 4.25,
+        "snr_db": 20.0,
+        "bytes_before": 16384,
+        "bytes_after": 2176,
+    }
+    return ModuleReport(name=name, **(values | fields))
+
+
+@pytest.fixture
+def report() -> QuantReport:
+    return QuantReport(
+        modules=[
+            entry("model.embed_tokens", kind="embedding", shape=(260, 64), bytes_after=17680, tied=("lm_head",)),
+            entry("model.layers.0.mlp.up_proj", snr_db=20.0, output_snr_db=18.0),
+            entry("model.layers.1.mlp.up_proj", snr_db=22.0),
+            entry("model.layers.2.mlp.up_proj", snr_db=None, scheme="pot3-g64"),
+        ],
+        skipped=[SkippedModule(name="model.layers.0.gate", reason="ignored by config", nbytes=512)],
+        bytes_after=30_000,
+    )
+
+
+def rendered(table: Table) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("signal", "noise", "expected"),
+    [
+        (100.0, 1.0, 20.0),
+        (1.0, 100.0, -20.0),
+        (1.0, 1.0, 0.0),
+        (1.0, 0.0, 200.0),
+        (0.0, 0.0, 200.0),
+        (0.0, 1.0, -200.0),
+        (1e300, 1e-300, 200.0),
+        (1e-300, 1e300, -200.0),
+        (1e30, 1e-10, 200.0),
+        (math.inf, 1.0, 200.0),
+        (1.0, math.inf, -200.0),
+    ],
+)
+def test_decibels(signal: float, noise: float, expected: float) -> None:
+    assert decibels(signal, noise) == pytest.approx(expected)
+
+
+def test_summary(report: QuantReport) -> None:
+    assert report.bytes_before == 30_000 + 4 * 16384 - 17680 - 3 * 2176
+    assert report.bits_per_weight == 8 * (17680 + 3 * 2176) / (260 * 64 + 3 * 64 * 64)
+    assert report.summary() == "4 modules quantized at 6.695 bits per weight, 1 skipped; 0.1 MB -> 0.0 MB"
+
+
+def test_table_joins_the_layers(report: QuantReport) -> None:
+    lines = rendered(report.table()).splitlines()
+    assert lines[0].startswith("4 modules quantized")
+    (joined,) = [line for line in lines if "model.layers.*.mlp.up_proj" in line and "pot4" in line]
+    assert [cell.strip() for cell in joined.strip("│ ").split("│")] == [
+        "model.layers.*.mlp.up_proj",
+        "2",
+        "64x64",
+        "pot4-g64",
+        "4.250",
+        "21.0 (20.0..22.0)",
+        "18.0",
+        "rtn/mse-16",
+    ]
+    (other,) = [line for line in lines if "pot3-g64" in line]  # another scheme, another row; nothing was measured
+    assert [cell.strip() for cell in other.strip("│ ").split("│")][1:] == [
+        "1",
+        "64x64",
+        "pot3-g64",
+        "4.250",
+        "-",
+        "-",
+        "rtn/mse-16",
+    ]
+    assert any("model.embed_tokens = lm_head" in line for line in lines)
+    assert any("model.layers.0.gate" in line and "skipped" in line and "ignored by config" in line for line in lines)
+
+
+def test_table_of_every_module(report: QuantReport) -> None:
+    text = rendered(report.table(every_module=True))
+    assert "*" not in text
+    assert all(module.name in text for module in report.modules)
+    assert report.table(every_module=True).row_count == 5
+
+
+def test_json_round_trip(report: QuantReport) -> None:
+    assert QuantReport.from_json(report.to_json()) == report
+    assert "bits_per_weight" in report.to_json()
+    with pytest.raises(ValidationError):
+        QuantReport.from_json('{"modules": [], "skipped": [], "bytes_after": 1, "colour": "red"}')
+
+
+def test_a_tied_weight_counts_once(tiny_model: Any) -> None:
+    before = sum(p.nbytes for p in tiny_model.parameters())
+    report = potq.quantize(tiny_model, potq.PoTConfig("pot4"))
+    embedding = report.modules[0]
+    assert (embedding.name, embedding.kind, embedding.tied) == ("model.embed_tokens", "embedding", ("lm_head",))
+    assert report.bytes_before == before
+    weights = sum(math.prod(module.shape) for module in report.modules)
+    assert report.bits_per_weight == sum(math.prod(m.shape) * m.bits_per_weight for m in report.modules) / weights
+    linears = sum(math.prod(module.shape) for module in report.modules if module.kind == "linear")
+    assert weights == 260 * 64 + linears
+    # pot4 in groups of 64 is 4.25 bits; rows of 160 have 3 groups; int8 in groups of 64 is 8.25
+    down = 2 * 64 * 160
+    assert report.bits_per_weight * weights == pytest.approx(
+        8.25 * 260 * 64 + 4.25 * (linears - down) + (4 + 3 * 16 / 160) * down
+    )
+
+
+def test_describe_without_a_recorded_report(packed_model: Any) -> None:
+    recorded = describe(packed_model)
+    assert recorded is packed_model.quant_report
+    del packed_model.quant_report
+    seen = describe(packed_model)
+    fields = {"name", "shape", "scheme", "bits_per_weight", "bytes_before", "bytes_after", "tied"}
+    assert {m.name: m.model_dump(include=fields) for m in seen.modules} == {
+        m.name: m.model_dump(include=fields) for m in recorded.modules
+    }
+    assert (seen.bytes_after, seen.bytes_before) == (recorded.bytes_after, recorded.bytes_before)
+    assert {module.algorithm for module in seen.modules} == {"not recorded"}
+    assert "-" in rendered(seen.table())
