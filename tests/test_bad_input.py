@@ -217,7 +217,9 @@ def test_a_config_of_another_group_size(packed_folder: Path) -> None:
 
 def test_packed_weights_that_the_config_leaves_unquantized(packed_folder: Path) -> None:
     edit_config(packed_folder, lambda config: config["quantization_config"].update(ignore=["q_proj"]))
-    with pytest.raises(CheckpointError, match=r"q_proj\.weight_packed.*, which its config\.json leaves unquantized"):
+    with pytest.raises(
+        CheckpointError, match=r"packed holds 15 packed weights, .* asks for 13; unexpected: .*q_proj"
+    ):
         potq.load(packed_folder)
 
 
@@ -227,6 +229,20 @@ def test_a_packed_tensor_that_is_missing(packed_folder: Path, module: str, tenso
     edit_weights(packed_folder, lambda tensors: tensors.pop(f"{module}.{tensor}"))
     with pytest.raises(CheckpointError, match=re.escape(f"{module}.{tensor}")):
         potq.load(packed_folder)
+
+
+def test_a_packed_tensor_of_another_name(packed_folder: Path) -> None:
+    edit_weights(packed_folder, lambda t: t.update({"other.weight_packed": t.pop(f"{Q_PROJ}.weight_packed")}))
+    with pytest.raises(CheckpointError, match=re.escape(f"{Q_PROJ}.weight_packed")):
+        potq.load(packed_folder)
+
+
+@pytest.mark.parametrize("kind", ["tiny_folder", "packed_folder"])
+def test_a_weight_file_without_tensors(request: pytest.FixtureRequest, kind: str) -> None:
+    folder = request.getfixturevalue(kind)
+    edit_weights(folder, lambda tensors: tensors.clear())
+    with pytest.raises(CheckpointError, match=folder.name):
+        potq.load(folder)
 
 
 def test_a_full_precision_folder_with_a_packed_config(packed_folder: Path, tiny_folder: Path) -> None:

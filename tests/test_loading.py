@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -142,6 +144,81 @@ def test_a_folder_without_tokenizer(packed_folder: Path) -> None:
         file.unlink()
     with pytest.raises(CheckpointError, match="packed has no tokenizer that transformers can read"):
         potq.load_tokenizer(packed_folder)
+
+
+# ---- GGUF
+
+
+def write_gguf(model: LlamaForCausalLM, tokenizer: Any, file: Path) -> None:
+    """A float32 GGUF file of ``model``, as llama.cpp's converter lays it out."""
+    config = model.config
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    inner = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(inner["vocab"], key=inner["vocab"].get))
+    writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(inner["vocab"]) - 1))
+    writer.add_token_merges([" ".join(merge) for merge in inner["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for key, tensor in model.state_dict().items():
+        if key == "lm_head.weight":  # tied
+            continue
+        array = tensor.numpy()
+        if count := next((count for name, count in heads.items() if name in key), None):  # rotary halves interleaved
+            array = array.reshape(count, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        writer.add_tensor(names.get_name(key, try_suffixes=(".weight",)), np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def gguf_file(tiny_model: Any, tiny_folder: Path, tmp_path: Path) -> Path:
+    (tmp_path / "gguf").mkdir()
+    write_gguf(tiny_model, potq.load_tokenizer(tiny_folder), tmp_path / "gguf" / "tiny.gguf")
+    return tmp_path / "gguf" / "tiny.gguf"
+
+
+def test_a_gguf_file(gguf_file: Path, tiny_model: Any, tiny_folder: Path, tokens: torch.Tensor, tmp_path: Path) -> None:
+    model = potq.load(gguf_file)
+    assert torch.equal(model(tokens).logits, tiny_model(tokens).logits)
+    assert potq.load(gguf_file, dtype="bfloat16").dtype == torch.bfloat16
+    tokenizer = potq.load_tokenizer(gguf_file)
+    text = "the cat é"
+    assert tokenizer(text)["input_ids"] == potq.load_tokenizer(tiny_folder)(text)["input_ids"]
+    packed = potq.load(gguf_file, potq.PoTConfig("pot4"))
+    potq.quantize(tiny_model, potq.PoTConfig("pot4"))
+    assert torch.equal(packed(tokens).logits, tiny_model(tokens).logits)
+    potq.save(packed, tmp_path / "out", tokenizer)
+    assert torch.equal(potq.load(tmp_path / "out")(tokens).logits, packed(tokens).logits)
+    assert potq.load_tokenizer(tmp_path / "out")(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+@pytest.mark.parametrize("keep", [0, 10, 1000, -5000])
+def test_a_truncated_gguf_file(gguf_file: Path, keep: int) -> None:
+    gguf_file.write_bytes(gguf_file.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"tiny\.gguf cannot be loaded"):
+        potq.load(gguf_file)
+
+
+def test_a_gguf_file_without_model(gguf_file: Path) -> None:
+    gguf_file.write_bytes(b"not GGUF at all" * 100)
+    with pytest.raises(CheckpointError, match=r"tiny\.gguf cannot be loaded"):
+        potq.load(gguf_file)
+    with pytest.raises(CheckpointError, match=r"tiny\.gguf has no tokenizer"):
+        potq.load_tokenizer(gguf_file)
 
 
 # ---- not a causal LM

@@ -135,7 +135,7 @@ class PoTQuantizer(HfQuantizer):
         unread = [target.name for target in self._plan.targets if target.name not in self._reports]
         if unread:
             raise CheckpointError(f"the checkpoint has no weights for {', '.join(unread[:5])}; it is incomplete")
-        entries = list(self._reports.values())
+        entries = [self._reports[name] for name in self._by_name if name in self._reports]  # the model's order, not the file's
         report = QuantReport(modules=entries, skipped=self._plan.skipped, bytes_after=tensor_bytes(model))
         attach(model, self.quantization_config, report)
         return model
