@@ -35,14 +35,14 @@ from rich.progress import track
 from rich.table import Table as RichTable
 from torch import Tensor
 
-from potq.evaluate.perplexity import perplexity, tokenize
-from potq.evaluate.text import read_text
+from potq.evaluate.perplexity import perplexity
 from potq.functional import dequantize, quantize
 from potq.grid import additive, shift_terms
-from potq.loading import load, load_tokenizer
+from potq.loading import load
 from potq.scale_search import choose_scale
 from potq.scheme import PoTConfig, QuantScheme
 from results_io import Goal, Row, write_results
+from rtn_table import read_tokens, settings
 
 Magnitudes = tuple[int, ...]
 
@@ -52,6 +52,7 @@ SEARCH_GROUPS, FINAL_GROUPS = 2000, 12288  # per data set, where it has as many
 SEARCH_SCALES, FINAL_SCALES = 32, 48  # tried per group
 LOWEST, HIGHEST = 0.5, 4 / 3  # search: the top level lies at these multiples of the group's largest weight, and between
 BINS = 1024  # the search rounds a threshold to this fraction of the group's largest weight
+WINDOWS = 8  # of the perplexity comparison
 RESTARTS = 4  # random starts per kind of table
 POOL = tuple(m for m in range(128) if shift_terms(m) <= 2)
 STARTS: dict[int, tuple[Magnitudes, ...]] = {
@@ -286,21 +287,17 @@ def measure(winners: dict[str, Magnitudes], data: dict[str, Tensor]) -> list[Row
     return rows
 
 
-def perplexities(winners: dict[str, Magnitudes], model: Path | None) -> list[Row]:
-    """Perplexity of the shortlist and the winners, linears only: SmolLM2-135M (6 windows of 1024) and ``model`` (20 of 512).
-
-    The text is CPython's own help topics.
-    """
+def perplexities(winners: dict[str, Magnitudes]) -> list[Row]:
+    """Perplexity of the shortlist and the winners, linears only, on the models and texts of ``rtn_table.py``."""
     tables = dict.fromkeys([*winners.values(), *SHORTLIST])
-    sources = [("smollm2", 1024, 6), *([(str(model), 512, 20)] if model is not None else [])]
     rows: list[Row] = []
-    for source, window, count in sources:
-        tokens = tokenize(load_tokenizer(source), read_text("pydoc"))
-        for table in track([None, *tables], f"perplexity of {Path(source).name}"):
+    for setting in settings(Path(os.environ["POTQ_DATA"])):
+        tokens = read_tokens(setting)
+        for table in track([None, *tables], f"{setting.model}, {setting.text}"):
             config = None if table is None else PoTConfig(grid=additive(table), group_size=GROUP, embedding=None)
-            found = perplexity(load(source, config), tokens, window=window, max_windows=count)
+            found = perplexity(load(setting.source, config), tokens, window=setting.window, max_windows=WINDOWS)
             magnitudes = list(table) if table is not None else None
-            rows.append({"model": Path(source).name, "magnitudes": magnitudes, "perplexity": round(found.perplexity, 3)})
+            rows.append({"model": setting.model, "text": setting.text, "magnitudes": magnitudes, **found.to_dict()})
     return rows
 
 
@@ -334,10 +331,10 @@ def show(rows: list[Row], goals: list[Goal], data: list[str]) -> None:
 
 def show_perplexities(rows: list[Row]) -> None:
     """Print the perplexities, a table each row."""
-    table = RichTable("model", "magnitudes", "perplexity", title="Perplexity on CPython's help topics, linears only")
+    table = RichTable("model", "text", "magnitudes", "perplexity", title=f"Perplexity, {WINDOWS} windows, linears only")
     for row in (row for row in rows if "perplexity" in row):
         magnitudes = " ".join(map(str, row["magnitudes"])) if row["magnitudes"] else "full precision"
-        table.add_row(row["model"], magnitudes, f"{row['perplexity']:.2f}")
+        table.add_row(row["model"], row["text"], magnitudes, f"{row['perplexity']:.2f}")
     Console(width=140).print(table)
 
 
@@ -367,7 +364,9 @@ def main() -> None:
     """Search, measure, print, write ``results/apot_search.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=default_model(), help="model folder with safetensors files")
-    parser.add_argument("--perplexity", action="store_true", help="also compare the shortlist by perplexity")
+    parser.add_argument(
+        "--perplexity", action="store_true", help="compare the shortlist by perplexity too (wants POTQ_DATA)"
+    )
     options = parser.parse_args()
     model: Path | None = options.model
     objective = Objective(load_data(model, SEARCH_GROUPS, SEED))
@@ -381,7 +380,7 @@ def main() -> None:
     goals = judge(rows, list(data))
     show(rows, goals, list(data))
     if options.perplexity:
-        rows += perplexities(winners, model)
+        rows += perplexities(winners)
         show_perplexities(rows)
     print(f"wrote {write_results('apot_search', protocol(data), rows, goals)}")
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 import potq
 from potq.evaluate.perplexity import perplexity, tokenize
@@ -30,7 +31,8 @@ from potq.evaluate.text import read_text
 from results_io import Goal, Row, load_rows, write_results
 
 NAME = "rtn_table"
-SCHEMES = ("pot4", "apot4", "mxfp4", "int4", "pot3", "int3", "pot2", "int2", "pot3nz", "int3_midrise")
+SCHEMES = ("pot4", "apot4", "mxfp4", "int4", "pot3", "int3", "pot2", "int2")
+ZERO_FREE = ("pot3nz", "int3_midrise")  # without calibration they are for models without massive activations
 PROTOCOL = {
     "perplexity": "GPTQ protocol: text tokenized once, non-overlapping windows, exp(total nll / predicted tokens)",
     "windows": 40,
@@ -49,6 +51,7 @@ class Setting:
     text: str
     file: str
     window: int
+    schemes: tuple[str, ...] = SCHEMES
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,13 @@ class Cell:
 
 def settings(data: Path) -> list[Setting]:
     stories = str(data / "tinystories-656k")
+    both = SCHEMES + ZERO_FREE
     wikitext = str(data / "wikitext2" / "hf_joined_test.txt")
     return [
-        Setting("TinyStories-656K", stories, "TinyStories", str(data / "tinystories" / "tinystories_sample_2MiB.txt"), 512),
-        Setting("TinyStories-656K", stories, "WikiText-2 test", wikitext, 512),
+        Setting(
+            "TinyStories-656K", stories, "TinyStories", str(data / "tinystories" / "tinystories_sample_2MiB.txt"), 512, both
+        ),
+        Setting("TinyStories-656K", stories, "WikiText-2 test", wikitext, 512, both),
         Setting("SmolLM2-135M", "smollm2", "WikiText-2 test", wikitext, 1024),
     ]
 
@@ -79,15 +85,19 @@ def cells(setting: Setting) -> Iterator[Cell]:
     """Full precision first, then linears only, then everything at the scheme."""
     yield Cell(setting.model, setting.text, setting.window, "full precision", "full precision")
     for embedding in ("full precision", "same"):
-        for scheme in SCHEMES:
+        for scheme in setting.schemes:
             yield Cell(setting.model, setting.text, setting.window, scheme, embedding)
 
 
-def measure(cell: Cell, setting: Setting) -> dict[str, Any]:
-    model = potq.load(setting.source)
+def read_tokens(setting: Setting) -> Tensor:
+    """The setting's text as token ids."""
     stories = read_text(setting.file).split("<|endoftext|>")  # WikiText has no such marker: one "story"
     text = "\n\n".join(story.strip() for story in stories) if len(stories) > 1 else stories[0]
-    tokens = tokenize(potq.load_tokenizer(setting.source), text)
+    return tokenize(potq.load_tokenizer(setting.source), text)
+
+
+def measure(cell: Cell, setting: Setting) -> Row:
+    model, tokens = potq.load(setting.source), read_tokens(setting)
     bits, snr = 32.0, None
     if cell.scheme != "full precision":
         scheme = potq.PRESETS[cell.scheme]
@@ -123,7 +133,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
     result = Table(title="Perplexity, round to nearest")
     for heading in ("scheme", *("\n".join((m, t, "everything" if e == "same" else "linears")) for m, t, e in columns)):
         result.add_column(heading)
-    for scheme in ("full precision", *SCHEMES):
+    for scheme in ("full precision", *SCHEMES, *ZERO_FREE):
         values = []
         for model, text, embedding in columns:
             match = [

@@ -217,9 +217,7 @@ def test_a_config_of_another_group_size(packed_folder: Path) -> None:
 
 def test_packed_weights_that_the_config_leaves_unquantized(packed_folder: Path) -> None:
     edit_config(packed_folder, lambda config: config["quantization_config"].update(ignore=["q_proj"]))
-    with pytest.raises(
-        CheckpointError, match=r"packed holds 15 packed weights, .* asks for 13; unexpected: .*q_proj"
-    ):
+    with pytest.raises(CheckpointError, match=r"packed holds 15 packed weights, .* asks for 13; unexpected: .*q_proj"):
         potq.load(packed_folder)
 
 

@@ -20,16 +20,19 @@ from potq.report import decibels
 from potq.tensor import QuantizedWeight
 
 
-def check_batches(calibration: Iterable[Tensor]) -> list[Tensor]:
+def check_batches(calibration: Iterable[Tensor], vocabulary: int | None = None) -> list[Tensor]:
     """Token batches as a list of ``(batch, length)`` integer tensors.
 
     Raises:
-        DataError: no batch, or one that is not a 2-D integer tensor.
+        DataError: no batch, one that is not a 2-D integer tensor, or token ids outside the ``vocabulary``.
     """
     batches = list(calibration)
     for batch in batches:
         if not isinstance(batch, Tensor) or batch.ndim != 2 or batch.is_floating_point() or not batch.numel():
             raise DataError("calibration must be (batch, length) integer tensors of token ids, as a tokenizer returns them")
+    largest = max((int(batch.max()) for batch in batches), default=0)
+    if vocabulary is not None and largest >= vocabulary:
+        raise DataError(f"calibration holds token id {largest}, the model knows {vocabulary}; use the model's own tokenizer")
     if not batches:
         raise DataError("calibration is empty; give at least one (batch, length) tensor of token ids")
     return batches

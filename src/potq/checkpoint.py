@@ -66,7 +66,7 @@ def save(
     if getattr(model.config, "quantization_config", None) is None:
         raise ModelError("the model is not quantized; call potq.quantize first, or use model.save_pretrained")
     check_destination(target, force=force)
-    with _replacing(target) as folder, _disk_errors(target, tensor_bytes(model)):
+    with _disk_errors(target, tensor_bytes(model)), _replacing(target) as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -81,6 +81,10 @@ def check_destination(path: Path, *, force: bool) -> None:
     Raises:
         CheckpointError: says what is in the way and what to do.
     """
+    recover(path)
+    blocked = next((parent for parent in path.absolute().parents if parent.exists() and not parent.is_dir()), None)
+    if blocked is not None:
+        raise CheckpointError(f"{blocked} is a file; choose another output folder than {path}")
     if not path.exists():
         return
     if not path.is_dir():
@@ -101,7 +105,10 @@ def weight_files(folder: Path) -> list[Path]:
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        weight_map = read_json(index).get("weight_map", {})
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise CheckpointError(f"{index} has no weight_map of tensor names to file names; copy it again")
+        names = sorted(set(weight_map.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing or not names:
             raise CheckpointError(
@@ -150,7 +157,7 @@ def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
     return tensors
 
 
-def check_headers(stored: dict[str, StoredTensor], targets: Iterable[Target]) -> None:
+def check_headers(stored: dict[str, StoredTensor], targets: Iterable[Target], where: str) -> None:
     """Compare what the files hold with what the config asks for, before anything is loaded.
 
     Raises:
@@ -166,7 +173,7 @@ def check_headers(stored: dict[str, StoredTensor], targets: Iterable[Target]) ->
     if len(found) != len(expected):  # counted, not compared by name: transformers renames tensors of some architectures
         odd = sorted(found - expected if len(found) > len(expected) else expected - found)
         raise CheckpointError(
-            f"{next(iter(stored.values())).file.parent} holds {len(found)} packed weights, its config.json asks for "
+            f"{where} holds {len(found)} packed weights, its config.json asks for "
             f"{len(expected)}; {'unexpected' if len(found) > len(expected) else 'missing'}: {', '.join(odd[:3])}"
         )
 
@@ -187,8 +194,7 @@ def _replacing(target: Path) -> Iterator[Path]:
     """A temporary folder that takes ``target``'s place if the block succeeds and vanishes if it fails."""
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    replaced = target.with_name(f".{target.name}.replaced")
+    partial, replaced = target.with_name(f".{target.name}.partial"), _replaced(target)
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     partial.mkdir()
     try:
@@ -199,14 +205,27 @@ def _replacing(target: Path) -> Iterator[Path]:
         partial.rename(target)
         shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
+        recover(target)
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _replaced(target: Path) -> Path:
+    """Where the old folder stands between the two renames of a replacement."""
+    return target.with_name(f".{target.name}.replaced")
+
+
+def recover(target: Path) -> None:
+    """Put the old folder back if a replacement was stopped between its two renames."""
+    replaced = _replaced(target.absolute())
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)
 
 
 @contextmanager
 def _disk_errors(target: Path, needed: int) -> Iterator[None]:
     """Turn a full disk into an error that names the folder and both sizes, if possible before anything is written."""
-    free = shutil.disk_usage(target.absolute().parent).free
+    free = shutil.disk_usage(next(parent for parent in target.absolute().parents if parent.exists())).free
     full = f"no room for {target}: it needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; nothing was changed"
     if free < needed:
         raise CheckpointError(full)

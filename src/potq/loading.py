@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potq.checkpoint import REPORT_FILE, read_headers, read_json, weight_files
-from potq.errors import CheckpointError, MissingDependencyError, ModelError, PotqError
+from potq.checkpoint import REPORT_FILE, read_headers, read_json, recover, weight_files
+from potq.errors import CheckpointError, ConfigError, MissingDependencyError, ModelError, PotqError
 from potq.report import QuantReport
 from potq.scheme import PoTConfig
 
@@ -56,8 +56,11 @@ def load(
         CheckpointError: missing, incomplete or damaged files, or a packed checkpoint where ``config`` is given.
         ModelError: not a causal LM; NaN weights.
         MissingDependencyError: ``"smollm2"`` without its package; names the pip line.
+        ConfigError: an unknown dtype, or a device that is not there.
     """
     where = resolve(source)
+    dtype = _check_dtype(dtype)
+    _check_device(device)
     if where.folder is not None and where.gguf_file is None:
         _check_folder(where.folder, quantizing=config is not None)
     if where.gguf_file is not None:
@@ -96,7 +99,10 @@ def resolve(source: str | os.PathLike[str]) -> Source:
         MissingDependencyError: ``"smollm2"`` without its package.
     """
     text = os.fspath(source)
+    if not text:
+        raise CheckpointError("the model's name is empty")
     path = Path(text).expanduser()
+    recover(path)
     if text == EMBEDDED and not path.exists():
         path = _embedded_file()
     if path.is_dir():
@@ -112,6 +118,25 @@ def resolve(source: str | os.PathLike[str]) -> Source:
             f"{text!r} does not exist; give a model folder, a .gguf file, a hub name (owner/model) or {EMBEDDED!r}"
         )
     return Source(text)
+
+
+def _check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    import torch
+
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
+    if named != "auto" and not (isinstance(named, torch.dtype) and named.is_floating_point and named.itemsize > 1):
+        raise ConfigError(f"dtype {dtype!r} is none to compute in; use auto, float32, bfloat16 or float16")
+    return named
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    """Find out before the work that a device is not there; torch raises several kinds for it."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {device} is not available here ({first_line(error)})") from None
 
 
 def _embedded_file() -> Path:
@@ -146,17 +171,28 @@ def _from_pretrained(
     options: dict[str, Any] = {"quantization_config": config} if config is not None else {}
     with _loading_errors(where), loading(progress):
         model, info = AutoModelForCausalLM.from_pretrained(
-            where.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            where.name,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+            **options,
         )
-    for what in ("missing_keys", "mismatched_keys"):
-        if keys := sorted(map(str, info[what])):
-            raise CheckpointError(
-                f"{where.name} does not fit its config.json: {what.replace('_', ' ')} {', '.join(keys[:5])}"
-            )
+    for name, found, expected in info["mismatched_keys"]:
+        raise CheckpointError(f"{where.name}: {name} has shape {list(found)}, its config.json asks for {list(expected)}")
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(f"{where.name} lacks {', '.join(missing[:5])}; it is incomplete, copy it again")
     if where.folder is not None and (where.folder / REPORT_FILE).is_file():
-        model.quant_report = QuantReport.from_json((where.folder / REPORT_FILE).read_text(encoding="utf-8"))
+        model.quant_report = _read_report(where.folder / REPORT_FILE)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _read_report(file: Path) -> QuantReport:
+    try:
+        return QuantReport.from_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged ({first_line(error)}); delete it, the model does not need it") from None
 
 
 def _load_gguf(where: Source, dtype: str | torch.dtype) -> PreTrainedModel:
@@ -191,7 +227,7 @@ def _loading_errors(where: Source) -> Iterator[None]:
                 f"{name} is not a causal language model that transformers knows ({first_line(error)})"
             ) from error
         raise CheckpointError(f"{name} cannot be loaded: {error}") from error
-    except (OSError, RuntimeError, KeyError) as error:
+    except Exception as error:  # damaged files surface as struct.error, KeyError, RuntimeError and more
         raise CheckpointError(f"{name} cannot be loaded: {error}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +46,11 @@ def quantize(
         ModelError: NaN or infinite weights (named), a model quantized before, nothing to quantize. The model is unchanged.
         DataError: calibration that is not token batches.
     """
+    if not hasattr(model, "config"):
+        raise ModelError(f"{type(model).__name__} has no config; potq quantizes Hugging Face models")
     todo = plan(model, config)
     require_calibration(config, given=calibration is not None)
-    batches = calib.check_batches(calibration) if calibration is not None else []
+    batches = calib.check_batches(calibration, _vocabulary(model)) if calibration is not None else []
     importance = _importance(model, config, todo, batches)
     done: list[tuple[QuantizedWeight, ModuleReport]] = []
     for index, target in enumerate(todo.targets):
@@ -125,14 +128,17 @@ def require_calibration(config: PoTConfig, *, given: bool) -> None:
 def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
     """Record on the model what saving and loading need."""
     model.quant_report = report  # type: ignore[assignment]  # nn.Module's stub expects tensors and modules
-    model_config = getattr(model, "config", None)
-    if model_config is None:
-        raise ModelError(f"{type(model).__name__} has no config; potq quantizes Hugging Face models")
+    model_config: Any = model.config
     model_config.quantization_config = config
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
     if isinstance(head, PackedModule) and head.tied_to is None and getattr(model_config, "tie_word_embeddings", False):
         model_config.tie_word_embeddings = False  # two weights, whatever the config said; both are saved
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    text_config = getattr(model.config, "get_text_config", lambda: model.config)()
+    return getattr(text_config, "vocab_size", None)
 
 
 def _importance(model: nn.Module, config: PoTConfig, todo: Plan, batches: list[Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,9 @@ def decibels(signal: float, noise: float) -> float:
     """``10 log10(signal / noise)`` of two energies, held within +-200 so that exact results stay finite in JSON."""
     if noise == 0:
         return 200.0
-    return max(-200.0, min(200.0, 10 * math.log10(signal / noise))) if signal > 0 else -200.0
+    if signal == 0 or math.isinf(noise):
+        return -200.0
+    return max(-200.0, min(200.0, 10 * (math.log10(signal) - math.log10(noise))))
 
 
 class ModuleReport(BaseModel):

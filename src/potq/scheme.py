@@ -111,7 +111,7 @@ PRESETS: dict[str, QuantScheme] = {}
 def _preset_fields(name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
-    if name in PRESETS:
+    if isinstance(name, str) and name in PRESETS:
         scheme = PRESETS[name]
         return {field: getattr(scheme, field) for field in QuantScheme.model_fields}
     raise ConfigError(f"unknown preset {name!r}; the presets are {', '.join(sorted(PRESETS))}")

@@ -27,5 +27,7 @@ def explain(error: ValidationError, what: str) -> str:
     for problem in error.errors():
         key = ".".join(map(str, problem["loc"]))
         reason = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
-        lines.append(f"  {key}: {reason} (found {problem['input']!r})" if key else f"  {reason}")
+        nested = reason.startswith("invalid ")  # an inner value's own explanation, which shows what was found
+        found = "" if nested else f" (found {problem['input']!r})"
+        lines.append(f"  {key}: {reason}{found}" if key else f"  {reason}")
     return "\n".join(lines)

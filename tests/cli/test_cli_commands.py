@@ -55,12 +55,12 @@ def test_eval_prints_the_number_and_its_protocol(packed_folder: Path, text: Path
 
 
 def test_eval_json(packed_folder: Path, text: Path) -> None:
-    found = json.loads(succeed("eval", packed_folder, "--text", text, "--window", "32", "--json"))
+    found = json.loads(succeed("eval", packed_folder, "--text", text, "--window", "96", "--json"))
     tokens = tokenize(potq.load_tokenizer(packed_folder), text.read_text())
-    expected = perplexity(potq.load(packed_folder), tokens, window=32)
+    expected = perplexity(potq.load(packed_folder), tokens, window=96)
     assert found["perplexity"] == expected.perplexity
     assert found["window_nll"] == list(expected.window_nll)
-    assert found["windows"] == len(tokens) // 32
+    assert found["windows"] == len(tokens) // 96
     assert (found["model"], found["text"], found["protocol"]) == (str(packed_folder), str(text), expected.protocol)
 
 

@@ -145,7 +145,7 @@ def test_a_recipe_that_is_no_yaml(tmp_path: Path, text: str) -> None:
 
 def test_a_recipe_that_is_not_utf_8(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_bytes(b"model: \xff")
-    with pytest.raises(ConfigError, match=r"recipe\.yaml is not YAML"):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml is not UTF-8"):
         build(QuantizeRecipe, tmp_path / "recipe.yaml", [], {})
 
 

@@ -14,6 +14,8 @@ from potq.cli.inspect import inspect
 from potq.cli.quantize import quantize
 from potq.errors import PotqError
 
+_INTERRUPTED = 130  # the status that typer exits with on Ctrl-C
+
 app = typer.Typer(
     name="potq",
     help="Power-of-two quantization for language models.",
@@ -48,6 +50,7 @@ def main() -> None:
         stderr.print("[bold red]error:[/]", end=" ")
         stderr.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        stderr.print("interrupted; nothing was changed")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            stderr.print("interrupted; nothing was changed")
+        raise

@@ -58,7 +58,7 @@ def quantize(
         {
             "model": model,
             "output": output,
-            "quantization.preset": scheme or (None if recipe else "apot4"),
+            "quantization.preset": scheme,
             "quantization.group_size": int(group_size) if group_size and group_size.isdigit() else group_size,
             "quantization.embedding": embedding,
             "quantization.ignore": ignore or None,

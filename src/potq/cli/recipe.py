@@ -15,6 +15,9 @@ from potq.validation import Strict
 _Recipe = TypeVar("_Recipe", bound=Strict)
 
 
+DEFAULT_PRESET = "apot4"
+
+
 class CalibrationRecipe(Strict):
     """Calibration text: the first ``windows`` windows of ``window`` tokens of a UTF-8 file (or ``pydoc``)."""
 
@@ -28,7 +31,7 @@ class QuantizeRecipe(Strict):
 
     model: str
     output: Path
-    quantization: dict[str, Any] = Field(default_factory=lambda: {"preset": "apot4"})
+    quantization: dict[str, Any] = Field(default_factory=dict)
     calibration: CalibrationRecipe | None = None
     dtype: str = "auto"
     max_shard_size: str = "5GB"
@@ -41,7 +44,8 @@ class QuantizeRecipe(Strict):
             ConfigError: unknown keys or presets.
         """
         fields = dict(self.quantization)
-        return PoTConfig(fields.pop("preset", None), **fields)
+        preset = fields.pop("preset", None if {"grid", "scheme"} & fields.keys() else DEFAULT_PRESET)
+        return PoTConfig(preset, **fields)
 
 
 def build(kind: type[_Recipe], file: Path | None, overrides: list[str], options: dict[str, Any]) -> _Recipe:
@@ -58,20 +62,41 @@ def build(kind: type[_Recipe], file: Path | None, overrides: list[str], options:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"{override!r} is not an override; write key=value, e.g. quantization.group_size=32")
-        _set(fields, key, yaml.safe_load(text))
-    return kind(**fields)
+        _set(fields, key, _parse(text, override))
+    try:
+        return kind(**fields)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}" if file is not None else str(error)) from None
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        fields = yaml.safe_load(file.read_text(encoding="utf-8"))
+        fields = _parse(file.read_text(encoding="utf-8"), str(file))
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {file} ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8: {error}") from None
     if not isinstance(fields, dict):
         raise ConfigError(f"{file} holds no YAML mapping; see examples/recipe.yaml")
     return fields
+
+
+def _parse(text: str, what: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{what} is not YAML: {error}") from None
+    _require_words(value, what)
+    return value
+
+
+def _require_words(value: Any, what: str) -> None:
+    """YAML reads ``1:`` and ``true:`` as keys that are no strings; refuse them by name."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{what}: the key {key!r} is not a word; quote it if it is meant")
+            _require_words(inner, what)
 
 
 def _set(fields: dict[str, Any], key: str, value: Any) -> None:

@@ -67,6 +67,8 @@ def perplexity(
         ModelError: the model's output is NaN.
     """
     window = _check_window(model, window)
+    if max_windows is not None and max_windows < 1:
+        raise DataError(f"max_windows is {max_windows}; measure at least one window")
     count = len(tokens) // window
     if not count:
         raise DataError(
@@ -78,11 +80,10 @@ def perplexity(
     for index in range(count):
         losses.append(_window_nll(model, tokens[index * window : (index + 1) * window]))
         if progress is not None:
-            progress(index + 1, count, f"{math.exp(math.fsum(losses) / len(losses) / (window - 1)):.2f}")
+            progress(index + 1, count, f"{_exp(math.fsum(losses) / len(losses) / (window - 1)):.2f}")
     predicted = count * (window - 1)
-    return Perplexity(
-        math.exp(math.fsum(losses) / predicted), window, count, predicted, tuple(losses), time.perf_counter() - began
-    )
+    mean = math.fsum(losses) / predicted
+    return Perplexity(_exp(mean), window, count, predicted, tuple(losses), time.perf_counter() - began)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
@@ -99,6 +100,13 @@ def _check_window(model: PreTrainedModel, window: int | None) -> int:
     if limit is not None and window > limit:
         raise DataError(f"windows of {window} tokens exceed the model's limit of {limit}; use --window {limit}")
     return window
+
+
+def _exp(nats: float) -> float:
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        raise ModelError(f"the model loses {nats:.0f} nats per token: it is broken, and exp of that is no number") from None
 
 
 @torch.no_grad()

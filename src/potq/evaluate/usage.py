@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from potq.errors import MissingDependencyError
+from potq.errors import DataError, MissingDependencyError
 from potq.tensor import QuantizedWeight
 
 _MAX_BARS = 32  # an 8-bit grid has 129 magnitudes; neighbouring ones are shown together
@@ -42,6 +42,7 @@ def plot_usage(usage: Usage, path: Path) -> None:
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
+        DataError: ``path`` cannot be written.
     """
     try:
         from matplotlib.figure import Figure
@@ -53,4 +54,7 @@ def plot_usage(usage: Usage, path: Path) -> None:
         axes.bar([str(magnitude) for magnitude in counts], [100 * count / total for count in counts.values()])
         axes.set(title=scheme, xlabel="magnitude (in units of the grid)", ylabel="share of weights, %")
         axes.tick_params(axis="x", labelrotation=90 if len(counts) > 16 else 0)
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot write the plot {path} ({error})") from None

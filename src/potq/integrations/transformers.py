@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from potq.ptq import Progress, attach, quantize_weight, require_calibration
 from potq.report import ModuleReport, QuantReport
 from potq.scheme import PoTConfig
 from potq.tensor import QuantizedWeight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -82,12 +85,13 @@ class PoTQuantizer(HfQuantizer):
         self._reports: dict[str, ModuleReport] = {}
 
     def _process_model_before_weight_loading(
-        self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
         self._plan = plan(model, self.quantization_config)
         self._by_name = {name: target for target in self._plan.targets for name in (target.name, *target.tied)}
         if self.pre_quantized:
-            check_headers(read_headers(Path(file) for file in checkpoint_files or ()), self._plan.targets)
+            stored = read_headers(Path(file) for file in checkpoint_files or ())
+            check_headers(stored, self._plan.targets, getattr(model.config, "name_or_path", "the checkpoint"))
             for target in self._plan.targets:
                 install(model, target, QuantizedWeight.empty(target.shape, target.scheme, "meta"))
         else:
@@ -106,7 +110,11 @@ class PoTQuantizer(HfQuantizer):
         if (load := _current.get()) is not None and load.progress is not None:
             load.progress(len(self._reports), len(self._plan.targets), name)
         read = self._read.setdefault(target.name, {})
-        quantized, report = quantize_weight(as_matrix(model.get_submodule(name), weight), target, self.quantization_config)
+        matrix = as_matrix(model.get_submodule(name), weight)
+        if tuple(matrix.shape) != target.shape:
+            found, expected = list(matrix.shape), list(target.shape)
+            raise CheckpointError(f"{name}.weight has shape {found}, its config.json asks for {expected}")
+        quantized, report = quantize_weight(matrix, target, self.quantization_config)
         read[name] = quantized
         if len(read) > 1:
             self._untie_if_different(model, target, report)
@@ -134,8 +142,11 @@ class PoTQuantizer(HfQuantizer):
             return model
         unread = [target.name for target in self._plan.targets if target.name not in self._reports]
         if unread:
-            raise CheckpointError(f"the checkpoint has no weights for {', '.join(unread[:5])}; it is incomplete")
-        entries = [self._reports[name] for name in self._by_name if name in self._reports]  # the model's order, not the file's
+            where = getattr(model.config, "name_or_path", "the checkpoint")
+            raise CheckpointError(f"{where} has no weights for {', '.join(unread[:5])}; it is incomplete, copy it again")
+        entries = [
+            self._reports[name] for name in self._by_name if name in self._reports
+        ]  # the model's order, not the file's
         report = QuantReport(modules=entries, skipped=self._plan.skipped, bytes_after=tensor_bytes(model))
         attach(model, self.quantization_config, report)
         return model
