@@ -10,12 +10,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import potq
+
+# the same examples every time; `make check-deep` draws many more, and new ones
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True, database=None, max_examples=60)
+hypothesis.settings.register_profile("deep", deadline=None, max_examples=3000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 VOCAB = 260
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -38,7 +38,6 @@ NAMES = sorted(PRESETS)
 SIGN_MAGNITUDE = [name for name in NAMES if PRESETS[name].grid.encoding == "sign-magnitude"]
 LUT = [name for name in SIGN_MAGNITUDE if PRESETS[name].grid.magnitudes[-1] < 1 << 15]
 GROUP_SIZES = [1, 3, 64, 1000, "row", "tensor"]
-PROFILE = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 FLOATS = st.floats(width=32, allow_nan=False)
 
 
@@ -100,7 +99,6 @@ def test_nearest_code_is_the_exact_argmin_at_every_critical_point(name: str) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-@PROFILE
 @given(values=st.lists(st.one_of(FLOATS, st.floats(-140, 140, width=32)), min_size=1, max_size=20))
 def test_nearest_code_is_the_exact_argmin(name: str, values: list[float]) -> None:
     finite = [value for value in values if math.isfinite(value)] or [0.0]
@@ -217,14 +215,12 @@ def test_e8m0_rounds_in_the_log_domain_and_saturates() -> None:
     assert encode_scale(scales, "e8m0").tolist() == [127, 128, 129, 0, 0, 0, 254, 254]
 
 
-@PROFILE
 @given(st.floats(2.0**-126, 2.0**127, width=32))
 def test_e8m0_is_within_half_an_octave(scale: float) -> None:
     decoded = decode_scale(encode_scale(torch.tensor([scale]), "e8m0")).item()
     assert abs(math.log2(decoded / scale)) <= 0.5 + 1e-6
 
 
-@PROFILE
 @given(st.floats(0, 65504, width=16))
 def test_float16_scales_are_stored_exactly(scale: float) -> None:
     assert decode_scale(encode_scale(torch.tensor([scale]), "float16")).item() == scale
@@ -284,7 +280,6 @@ def test_denormal_weights_are_kept_by_e8m0_scales() -> None:
 # ---- groups --------------------------------------------------------------------------------------------------------
 
 
-@PROFILE
 @given(st.integers(1, 5), st.integers(1, 40), st.sampled_from(GROUP_SIZES))
 def test_split_and_join_are_inverse(rows: int, columns: int, group_size: Any) -> None:
     scheme = QuantScheme("pot4", group_size=group_size)
@@ -356,7 +351,6 @@ def test_quantize_leaves_its_arguments_alone() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@PROFILE
 @given(data=st.data())
 def test_quantizing_a_dequantized_weight_gives_the_same_codes(name: str, data: st.DataObject) -> None:
     scheme = PRESETS[name]

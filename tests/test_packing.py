@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from potq.packing import pack, packed_row_bytes, padding_is_zero, unpack
 from potq.scheme import plane_widths
 
-PROFILE = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 BITS = [2, 3, 4, 5, 6, 7, 8]
 
 
@@ -20,7 +19,6 @@ def _codes(rows: int, columns: int, bits: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("bits", BITS)
-@PROFILE
 @given(rows=st.integers(1, 4), columns=st.integers(1, 70), seed=st.integers(0, 2**31))
 def test_unpack_inverts_pack(bits: int, rows: int, columns: int, seed: int) -> None:
     codes = _codes(rows, columns, bits, seed)
