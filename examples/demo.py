@@ -9,16 +9,18 @@ import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 import potq
 from potq.cli.console import progress_bar, quiet_libraries
 from potq.evaluate.perplexity import perplexity, tokenize
 from potq.evaluate.text import read_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PROMPT = "The capital of France is"
 WINDOW, WINDOWS = 1024, 8
@@ -80,7 +82,7 @@ def main() -> None:
 
     with progress_bar("quantizing") as update:
         report = potq.quantize(model, potq.PoTConfig(options.scheme), progress=update)
-    console.print(report.table())
+    console.print(*report.tables())
     potq.save(model, options.output, tokenizer, force=True)
 
     packed_model = potq.load(options.output)

@@ -101,7 +101,7 @@ def test_resolve_a_file_of_another_kind(tmp_path: Path) -> None:
         resolve(tmp_path / "weights.pt")
 
 
-@pytest.mark.parametrize("name", ["/no/such", "./a/b", "~/a", "gpt2", "a/b/c"])
+@pytest.mark.parametrize("name", ["/no/such", "./a/b", "~/a", "a/b/c"])
 def test_resolve_what_is_not_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=r"does not exist; give a model folder, a \.gguf file, a hub name"):
@@ -132,7 +132,7 @@ def test_smollm2_is_found_but_its_package_not_imported(monkeypatch: pytest.Monke
 
 def test_a_hub_name_offline() -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    with pytest.raises(CheckpointError, match="no-such-owner/no-such-model cannot be loaded") as caught:
+    with pytest.raises(CheckpointError, match=r"no-such-owner/no-such-model .no such folder here, so a hub name. cannot be loaded") as caught:
         potq.load("no-such-owner/no-such-model")
     assert isinstance(caught.value, OSError)
     with pytest.raises(CheckpointError, match="no-such-owner/no-such-model has no tokenizer"):

@@ -113,10 +113,8 @@ def resolve(source: str | os.PathLike[str]) -> Source:
         return Source(str(path.parent), gguf_file=path.name, folder=path.parent)
     if path.exists():
         raise CheckpointError(f"{path} is neither a model folder nor a .gguf file")
-    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
-        raise CheckpointError(
-            f"{text!r} does not exist; give a model folder, a .gguf file, a hub name (owner/model) or {EMBEDDED!r}"
-        )
+    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
+        raise CheckpointError(f"{text!r} does not exist; give a model folder, a .gguf file, a hub name or {EMBEDDED!r}")
     return Source(text)
 
 
@@ -217,6 +215,8 @@ def _load_gguf(where: Source, dtype: str | torch.dtype) -> PreTrainedModel:
 def _loading_errors(where: Source) -> Iterator[None]:
     """Say which model failed, whatever transformers raised."""
     name = str(Path(where.name, where.gguf_file)) if where.gguf_file else where.name
+    if where.folder is None:
+        name += " (no such folder here, so a hub name)"
     try:
         yield
     except PotqError:

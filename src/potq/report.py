@@ -77,17 +77,35 @@ class QuantReport(BaseModel):
     def from_json(cls, text: str) -> QuantReport:
         return cls.model_validate_json(text)
 
-    def table(self, *, every_module: bool = False) -> Table:
-        """A rich table; layers that differ only by their number share a row unless ``every_module``."""
+    def tables(self, *, every_module: bool = False) -> list[Table]:
+        """Rich tables of what was quantized and, if anything, what was not.
+
+        Layers that differ only by their number share a row unless ``every_module``. SNR is the weights' signal-to-noise
+        ratio in dB, mean and worst of the row's modules; "output" that of their outputs.
+        """
+        from rich import box
         from rich.table import Table
 
-        table = Table(title=self.summary(), title_justify="left", caption_justify="left")
-        for heading in ("module", "count", "shape", "scheme", "bits/weight", "weight SNR dB", "output SNR dB", "algorithm"):
-            table.add_column(heading, justify="left" if heading in ("module", "scheme", "algorithm") else "right")
+        outputs = any(module.output_snr_db is not None for module in self.modules)
+        caption = f"SNR in dB; algorithm: {', '.join(dict.fromkeys(module.algorithm for module in self.modules))}"
+        table = Table(title=self.summary(), caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE)
+        for heading in ("module", "n", "shape", "scheme", "bits", "SNR", "worst", *(("output", "worst") if outputs else ())):
+            left = heading in ("module", "scheme")
+            table.add_column(heading, justify="left" if left else "right", overflow="fold")
         for name, group in self._rows(every_module).items():
-            table.add_row(*_cells(name, group))
-        for skipped in self.skipped:
-            table.add_row(skipped.name, "", "", "skipped", "", "", "", skipped.reason, style="yellow")
+            table.add_row(*_cells(name, group, outputs=outputs))
+        return [table, *([self._skipped_table(every_module)] if self.skipped else [])]
+
+    def _skipped_table(self, every_module: bool) -> Table:
+        from rich import box
+        from rich.table import Table
+
+        table = Table(title="left in full precision", title_justify="left", box=box.SIMPLE)
+        table.add_column("module", overflow="fold")
+        table.add_column("reason", overflow="fold")
+        reasons = {skipped.name if every_module else _alike(skipped.name): skipped.reason for skipped in self.skipped}
+        for name, reason in reasons.items():
+            table.add_row(name, reason)
         return table
 
     def summary(self) -> str:
@@ -101,29 +119,23 @@ class QuantReport(BaseModel):
         rows: dict[str, list[ModuleReport]] = defaultdict(list)
         for module in self.modules:
             label = " = ".join((module.name, *module.tied))
-            alike = label if every_module else re.sub(r"(?<=\.)\d+(?=\.)", "*", label)
+            alike = label if every_module else _alike(label)
             rows[f"{alike}\0{module.scheme}\0{module.shape}"].append(module)
         return rows
 
 
-def _cells(key: str, group: list[ModuleReport]) -> list[str]:
+def _alike(name: str) -> str:
+    """The name with its layer numbers blotted out."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
+def _cells(key: str, group: list[ModuleReport], *, outputs: bool) -> list[str]:
     first = group[0]
-    return [
-        key.partition("\0")[0],
-        str(len(group)),
-        "x".join(map(str, first.shape)),
-        first.scheme,
-        f"{first.bits_per_weight:.3f}",
-        _span([module.snr_db for module in group]),
-        _span([module.output_snr_db for module in group]),
-        first.algorithm,
-    ]
+    cells = [key.partition("\0")[0], str(len(group)), "x".join(map(str, first.shape)), first.scheme]
+    cells += [f"{first.bits_per_weight:.2f}", *_mean_and_worst([module.snr_db for module in group])]
+    return cells + _mean_and_worst([module.output_snr_db for module in group]) if outputs else cells
 
 
-def _span(values: list[float | None]) -> str:
-    """Mean, and the range where there are several."""
+def _mean_and_worst(values: list[float | None]) -> list[str]:
     known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    mean = sum(known) / len(known)
-    return f"{mean:.1f}" if len(known) == 1 else f"{mean:.1f} ({min(known):.1f}..{max(known):.1f})"
+    return [f"{sum(known) / len(known):.1f}", f"{min(known):.1f}"] if known else ["-", "-"]

@@ -271,3 +271,13 @@ def test_importing_potq_does_not_import_torch() -> None:
     program = "import sys, potq; print('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto"])
+def test_device_map(device_map: str, tmp_path: Path) -> None:
+    trained("llama-tied").save_pretrained(tmp_path / "full")
+    config = potq.PoTConfig("pot4")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "full", quantization_config=config, device_map=device_map)
+    model.save_pretrained(tmp_path / "packed")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "packed", device_map=device_map)
+    assert torch.equal(logits(loaded), logits(model))

@@ -13,6 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which torch does
+
 stderr = Console(stderr=True)
 
 
@@ -28,9 +31,6 @@ def emit_json(value: Any) -> None:
 
 def quiet_libraries() -> None:
     """Keep transformers' progress bars and notices off the terminal; potq reports what matters itself."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore", category=UserWarning, module="transformers")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging

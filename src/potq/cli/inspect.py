@@ -38,7 +38,7 @@ def inspect(
         console.emit_json({**report.model_dump(mode="json"), "bits_per_weight": report.bits_per_weight, "levels": levels})
         return
     out = console.stdout()
-    out.print(report.table(every_module=every_module))
+    out.print(*report.tables(every_module=every_module))
     for scheme, counts in usage.items():
         out.print(_bars(scheme, counts))
     if plot is not None:

@@ -86,7 +86,7 @@ def _run(settings: QuantizeRecipe, *, every_module: bool, as_json: bool) -> None
     if as_json:
         console.emit_json({"output": str(settings.output), "seconds": seconds, **report.model_dump(mode="json")})
         return
-    console.stdout().print(report.table(every_module=every_module))
+    console.stdout().print(*report.tables(every_module=every_module))
     console.stdout().print(f"wrote {settings.output} in {seconds:.1f} s", highlight=False)
 
 
