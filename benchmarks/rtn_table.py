@@ -127,33 +127,46 @@ def goals(rows: list[Row]) -> list[Goal]:
     ]
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    """Rows by scheme, a column for each model, text and treatment of the embedding."""
+def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: a row for each scheme, a column for each model, text and treatment of the embedding."""
     columns = sorted({(r["model"], r["text"], r["embedding"]) for r in rows if r["scheme"] != "full precision"})
-    result = Table(title="Perplexity, round to nearest")
-    for heading in ("scheme", *("\n".join((m, t, "everything" if e == "same" else "linears")) for m, t, e in columns)):
-        result.add_column(heading)
+    headings = [f"{model}, {text}: {'everything' if e == 'same' else 'linears only'}" for model, text, e in columns]
+    lines = []
     for scheme in ("full precision", *SCHEMES, *ZERO_FREE):
-        values = []
-        for model, text, embedding in columns:
-            match = [
-                r
-                for r in rows
-                if (r["model"], r["text"], r["scheme"]) == (model, text, scheme)
-                and r["embedding"] in (embedding, *(("full precision",) if scheme == "full precision" else ()))
-            ]
-            values.append(f"{match[0]['perplexity']:.2f}" if match else "-")
-        result.add_row(scheme, *values)
-    return result
+        alike = [row for row in rows if row["scheme"] == scheme]
+        bits = next((f"{row['bits_per_weight']:.2f}" for row in alike), "")
+        lines.append([scheme, bits, *(_perplexity(alike, *column) for column in columns)])
+    return ["scheme", "bits per weight", *headings], lines
+
+
+def _perplexity(rows: list[Row], model: str, text: str, embedding: str) -> str:
+    """The figure for one cell; full precision is the same whatever becomes of the embedding."""
+    treatments = (embedding, "full precision") if rows and rows[0]["scheme"] == "full precision" else (embedding,)
+    found = [r["perplexity"] for r in rows if (r["model"], r["text"]) == (model, text) and r["embedding"] in treatments]
+    return (f"{found[0]:.2f}" if found[0] < 1000 else f"{found[0]:,.0f}") if found else "-"
+
+
+def show(rows: list[Row], *, markdown: bool) -> None:
+    headings, lines = table(rows)
+    if markdown:
+        rule = ["---", *("---:" for _ in headings[1:])]
+        print("\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *lines)))
+        return
+    rendered = Table(*headings, title="Perplexity, round to nearest")
+    for cells in lines:
+        rendered.add_row(*cells)
+    Console().print(rendered)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder of texts and models")
-    data = parser.parse_args().data
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown (for the README)")
+    options = parser.parse_args()
+    data = options.data
     if data is None:
         parser.error("give --data DIR or set POTQ_DATA")
-    console = Console()
+    console = Console(stderr=True)
     rows = load_rows(NAME, PROTOCOL)
     for setting in settings(Path(data)):
         for cell in cells(setting):
@@ -162,7 +175,7 @@ def main() -> None:
             rows.append(measure(cell, setting))
             console.print(f"{cell.model} {cell.text} {cell.scheme} embedding {cell.embedding}: {rows[-1]['perplexity']:.2f}")
             write_results(NAME, PROTOCOL, rows, goals(rows))
-    console.print(table(rows))
+    show(rows, markdown=options.markdown)
 
 
 if __name__ == "__main__":

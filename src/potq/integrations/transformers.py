@@ -144,9 +144,8 @@ class PoTQuantizer(HfQuantizer):
         if unread:
             where = getattr(model.config, "name_or_path", "the checkpoint")
             raise CheckpointError(f"{where} has no weights for {', '.join(unread[:5])}; it is incomplete, copy it again")
-        entries = [
-            self._reports[name] for name in self._by_name if name in self._reports
-        ]  # the model's order, not the file's
+        # in the model's order, not the file's
+        entries = [self._reports[name] for name in self._by_name if name in self._reports]
         report = QuantReport(modules=entries, skipped=self._plan.skipped, bytes_after=tensor_bytes(model))
         attach(model, self.quantization_config, report)
         return model
