@@ -451,3 +451,59 @@ def test_quantizing_the_source_again_writes_the_golden_bytes(variant: str, tmp_p
 
 def test_every_golden_folder_is_tested() -> None:
     assert sorted(file.parent.name for file in GOLDEN.glob("*/model.safetensors")) == sorted([*VARIANTS, "source"])
+
+
+def test_a_link_is_followed_and_stays_a_link(packed_model: Any, packed_folder: Path) -> None:
+    link = packed_folder.with_name("link")
+    link.symlink_to(packed_folder, target_is_directory=True)
+    for _ in range(2):
+        potq.save(packed_model, link, force=True)
+    assert link.is_symlink()
+    assert leftovers(packed_folder.parent) == []
+    potq.load(link)
+
+
+def test_the_current_directory_is_not_replaced(
+    packed_model: Any, packed_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(packed_folder)
+    for path in (".", ".."):
+        with pytest.raises(CheckpointError, match="current directory"):
+            potq.save(packed_model, path, force=True)
+
+
+def test_home_is_expanded(packed_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    potq.save(packed_model, "~/out")
+    assert (tmp_path / "out" / "config.json").is_file()
+    potq.load("~/out")
+
+
+@pytest.mark.parametrize("size", ["banana", "", "0", "-5GB", "5 parsecs", 0])
+def test_a_shard_size_that_is_none(packed_model: Any, tmp_path: Path, size: str | int) -> None:
+    with pytest.raises(potq.PotqError, match="max_shard_size"):
+        potq.save(packed_model, tmp_path / "out", max_shard_size=size)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_save_killed_between_its_renames_is_mended_by_the_next(packed_model: Any, packed_folder: Path) -> None:
+    before = contents(packed_folder)
+    packed_folder.rename(packed_folder.with_name(".packed.replaced"))
+    with pytest.raises(CheckpointError, match=r"the old one is .*\.packed\.replaced"):
+        potq.load(packed_folder)
+    with pytest.raises(CheckpointError, match="exists"):  # put back, hence in the way again
+        potq.save(packed_model, packed_folder)
+    assert contents(packed_folder) == before
+
+
+def test_a_model_changed_since_is_not_saved(packed_model: Any, tmp_path: Path) -> None:
+    packed_model.resize_token_embeddings(300)
+    with pytest.raises(potq.PotqError, match="changed since the model was quantized"):
+        potq.save(packed_model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_from_elsewhere_does_not_replace_the_fresh_one(tiny_folder: Path, packed_folder: Path) -> None:
+    (tiny_folder / "quant_report.json").write_bytes((packed_folder / "quant_report.json").read_bytes())
+    report = potq.load(tiny_folder, potq.PoTConfig("pot3")).quant_report
+    assert {entry.scheme for entry in report.modules} == {"pot3-g64", "int8-g64"}

@@ -150,9 +150,9 @@ def test_nearest_level_is_the_level_of_the_nearest_code(name: str) -> None:
 @pytest.mark.parametrize("rounding", ["nearest", "log"])
 @pytest.mark.parametrize("name", SIGN_MAGNITUDE)
 def test_minus_zero_and_unused_codes_are_never_written(name: str, rounding: str) -> None:
-    scheme = QuantScheme(name, rounding=rounding)
-    if rounding == "log" and not scheme.grid.is_power_of_two:
+    if rounding == "log" and not PRESETS[name].grid.is_power_of_two:
         pytest.skip("log rounding needs a power-of-two grid")
+    scheme = QuantScheme(name, rounding=rounding)
     never = set(scheme.grid.unused_codes) | ({2 ** (scheme.grid.bits - 1)} if scheme.grid.has_zero else set())
     x = torch.cat([_critical(scheme.grid), torch.linspace(-2, 2, 999), torch.tensor([-0.0])])
     written = set(nearest_code(x, scheme).tolist())

@@ -132,7 +132,9 @@ def test_smollm2_is_found_but_its_package_not_imported(monkeypatch: pytest.Monke
 
 def test_a_hub_name_offline() -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    with pytest.raises(CheckpointError, match=r"no-such-owner/no-such-model .no such folder here, so a hub name. cannot be loaded") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"no-such-model .no such folder here, so a hub name. cannot be loaded"
+    ) as caught:
         potq.load("no-such-owner/no-such-model")
     assert isinstance(caught.value, OSError)
     with pytest.raises(CheckpointError, match="no-such-owner/no-such-model has no tokenizer"):

@@ -63,7 +63,9 @@ def test_overrides_and_ignores_by_pattern(tiny_model: LlamaForCausalLM) -> None:
 def test_ignoring_a_tied_head_leaves_the_embedding_alone_too(tiny_model: LlamaForCausalLM) -> None:
     result = plan(tiny_model, PoTConfig("pot4", ignore=["lm_head"]))
     reasons = {skipped.name: skipped.reason for skipped in result.skipped}
-    assert reasons == dict.fromkeys(["model.embed_tokens", "lm_head"], "tied to lm_head, which is ignored by config")
+    reason = "ignored by config through lm_head; they share one weight"
+    assert reasons == dict.fromkeys(["model.embed_tokens", "lm_head"], reason)
+    assert sum(skipped.nbytes for skipped in result.skipped) == tiny_model.lm_head.weight.nbytes
 
 
 def test_tied_modules_must_agree_on_their_scheme(tiny_model: LlamaForCausalLM) -> None:

@@ -118,3 +118,27 @@ def test_describe_without_a_record_shows_what_the_tensors_show(packed_model: Lla
         )
         assert entry.snr_db is None
     assert shown.bits_per_weight == recorded.bits_per_weight
+
+
+def test_a_scale_beyond_float16_is_refused_by_the_scale_not_the_weight(tiny_model: LlamaForCausalLM) -> None:
+    tiny_model.model.layers[0].mlp.up_proj.weight.data[0, 0] = 60_000.0
+    with pytest.raises(ModelError, match="e8m0"):  # int2 has no level above 1: its scale would be 120,000
+        potq.quantize(copy.deepcopy(tiny_model), potq.PoTConfig("int2"))
+    tiny_model.model.layers[0].mlp.up_proj.weight.data[0, 0] = 80_000.0
+    potq.quantize(
+        tiny_model, potq.PoTConfig("apot4", scale_method="absmax")
+    )  # 56 levels for a reference of 32: the scale fits
+    assert float(tiny_model.model.layers[0].mlp.up_proj.weight[0, 0]) == pytest.approx(80_000, rel=0.01)
+
+
+def test_calibration_leaves_every_module_in_its_mode(tiny_model: LlamaForCausalLM, tokens: Tensor) -> None:
+    tiny_model.train()
+    tiny_model.model.layers[0].eval()
+    modes = {name: module.training for name, module in tiny_model.named_modules()}
+    potq.quantize(tiny_model, potq.PoTConfig("pot4"), [tokens])
+    assert {name: module.training for name, module in tiny_model.named_modules()} == modes
+
+
+def test_e8m0_reports_the_scales_it_really_tried(tiny_model: LlamaForCausalLM) -> None:
+    report = potq.quantize(tiny_model, potq.PoTConfig("mxfp4"))
+    assert {entry.algorithm for entry in report.modules if entry.kind == "linear"} == {"rtn/mse-5"}

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from potq.errors import DataError, ModelError
-from potq.model import linear_weight
+from potq.model import evaluation_mode, linear_weight
 from potq.report import decibels
 from potq.tensor import QuantizedWeight
+
+_TOKEN_DTYPES = (torch.int32, torch.int64)
 
 
 def check_batches(calibration: Iterable[Tensor], vocabulary: int | None = None) -> list[Tensor]:
@@ -28,11 +30,12 @@ def check_batches(calibration: Iterable[Tensor], vocabulary: int | None = None) 
     """
     batches = list(calibration)
     for batch in batches:
-        if not isinstance(batch, Tensor) or batch.ndim != 2 or batch.is_floating_point() or not batch.numel():
+        if not isinstance(batch, Tensor) or batch.ndim != 2 or batch.dtype not in _TOKEN_DTYPES or not batch.numel():
             raise DataError("calibration must be (batch, length) integer tensors of token ids, as a tokenizer returns them")
-    largest = max((int(batch.max()) for batch in batches), default=0)
-    if vocabulary is not None and largest >= vocabulary:
-        raise DataError(f"calibration holds token id {largest}, the model knows {vocabulary}; use the model's own tokenizer")
+    for wrong in (i for batch in batches for i in map(int, batch.aminmax()) if i < 0 or i >= (vocabulary or i + 1)):
+        raise DataError(
+            f"calibration holds token id {wrong}, the model knows 0..{(vocabulary or 0) - 1}; use its own tokenizer"
+        )
     if not batches:
         raise DataError("calibration is empty; give at least one (batch, length) tensor of token ids")
     return batches
@@ -87,23 +90,20 @@ def output_snr(model: nn.Module, quantized: dict[str, QuantizedWeight], batches:
 
 def _run(model: nn.Module, hooks: dict[str, Any], batches: Sequence[Tensor]) -> None:
     device = next(model.parameters()).device
-    with _hooked(model, hooks), torch.no_grad():
+    with _hooked(model, hooks), evaluation_mode(model), torch.no_grad():
         for batch in batches:
             model(batch.to(device))
 
 
 @contextmanager
 def _hooked(model: nn.Module, hooks: dict[str, Any]) -> Iterator[None]:
-    """Hooks attached and, whatever happens, removed; the model in evaluation mode meanwhile."""
-    training = model.training
+    """Hooks attached and, whatever happens, removed."""
     handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
     try:
-        model.eval()
         yield
     finally:
         for handle in handles:
             handle.remove()
-        model.train(training)
 
 
 def _require_reached(names: Sequence[str], counts: dict[str, int]) -> None:

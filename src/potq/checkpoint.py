@@ -12,9 +12,11 @@ The names ``weight_zero_point``, ``weight_row_scale``, ``weight_outlier_index`` 
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from potq.errors import CheckpointError, ModelError
-from potq.model import Target, tensor_bytes
+from potq.errors import CheckpointError, ConfigError, ModelError
+from potq.model import Target, packed_modules, plan, tensor_bytes
+from potq.scheme import PoTConfig
 from potq.tensor import storage
 
 if TYPE_CHECKING:
@@ -60,12 +63,14 @@ def save(
 
     Raises:
         CheckpointError: ``path`` exists (and ``force`` is not given, or it is no model folder), or the disk is full.
-        ModelError: the model is not quantized.
+        ModelError: the model is not quantized, or was changed since so that its config no longer describes it.
+        ConfigError: ``max_shard_size`` is no size.
     """
-    target = Path(path)
-    if getattr(model.config, "quantization_config", None) is None:
+    if not isinstance(getattr(model.config, "quantization_config", None), PoTConfig):
         raise ModelError("the model is not quantized; call potq.quantize first, or use model.save_pretrained")
-    check_destination(target, force=force)
+    check_shard_size(max_shard_size)
+    check_reloadable(model)
+    target = check_destination(path, force=force)
     with _disk_errors(target, tensor_bytes(model)), _replacing(target) as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         if tokenizer is not None:
@@ -75,26 +80,65 @@ def save(
         _flush(folder)
 
 
-def check_destination(path: Path, *, force: bool) -> None:
-    """Refuse to write over something that is in the way; called before any work is done.
+def check_destination(path: str | os.PathLike[str], *, force: bool) -> Path:
+    """The folder to write, links and ``~`` resolved; refused if something is in the way. Called before any work is done.
 
     Raises:
         CheckpointError: says what is in the way and what to do.
     """
-    recover(path)
-    blocked = next((parent for parent in path.absolute().parents if parent.exists() and not parent.is_dir()), None)
+    target = Path(path).expanduser().resolve()
+    blocked = next((parent for parent in target.parents if parent.exists() and not parent.is_dir()), None)
     if blocked is not None:
         raise CheckpointError(f"{blocked} is a file; choose another output folder than {path}")
-    if not path.exists():
-        return
-    if not path.is_dir():
+    if target == Path.cwd() or target in Path.cwd().parents:
+        raise CheckpointError(f"{target} holds the current directory; choose a folder of its own for the checkpoint")
+    recover(target)
+    if not target.exists():
+        return target
+    if not target.is_dir():
         raise CheckpointError(f"{path} exists and is a file; choose another output folder")
-    if not any(path.iterdir()):
-        return
+    if not any(target.iterdir()):
+        return target
     if not force:
         raise CheckpointError(f"{path} exists; choose another output folder, or pass --force (force=True) to replace it")
-    if not (path / "config.json").exists():
+    if not (target / "config.json").exists():
         raise CheckpointError(f"{path} is no model folder (it has no config.json); it is not replaced, even by force")
+    return target
+
+
+def check_shard_size(size: str | int) -> None:
+    """Refuse what transformers would refuse after all the work.
+
+    Raises:
+        ConfigError: not a positive number of bytes, nor a number with KB, MB, GB or TB.
+    """
+    if not re.fullmatch(r"0*[1-9]\d*([KMGT]B)?", str(size), re.IGNORECASE):
+        raise ConfigError(f"max_shard_size {size!r} is no size; write a number of bytes, or e.g. 500MB or 5GB")
+
+
+def check_reloadable(model: PreTrainedModel) -> None:
+    """Compare the packed modules with what loading will expect from the model's config.
+
+    Raises:
+        ModelError: names the modules that differ (after ``resize_token_embeddings``, say).
+    """
+    with torch.device("meta"):
+        hollow = type(model)(copy.deepcopy(model.config))
+    targets = plan(hollow, model.config.quantization_config).targets
+    expected = {target.name: (target.shape, target.scheme, target.name) for target in targets}
+    expected |= {name: (target.shape, target.scheme, target.name) for target in targets for name in target.tied}
+    packed = packed_modules(model)
+    names = {id(module): name for name, module in packed.items()}
+    found = {
+        name: (module.quantized.shape, module.scheme, names.get(id(module.tied_to or module)))
+        for name, module in packed.items()
+    }
+    if expected != found:
+        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise ModelError(
+            f"{', '.join(odd[:3])} changed since the model was quantized: its config no longer describes it; "
+            "change the full-precision model and quantize it again"
+        )
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -192,40 +236,43 @@ def _check_tensor(stored: dict[str, StoredTensor], key: str, shape: tuple[int, .
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
     """A temporary folder that takes ``target``'s place if the block succeeds and vanishes if it fails."""
-    target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial, replaced = target.with_name(f".{target.name}.partial"), _replaced(target)
+    partial, replaced = target.with_name(f".{target.name}.partial"), replaced_folder(target)
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     partial.mkdir()
     try:
         yield partial
         if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
             target.rename(replaced)
         partial.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
+        _flush_path(target.parent)
+        if replaced.exists():
+            replaced.rename(partial)  # a half-deleted folder must not pass for the old checkpoint
+            shutil.rmtree(partial, ignore_errors=True)
     except BaseException:
         recover(target)
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _replaced(target: Path) -> Path:
+def replaced_folder(target: Path) -> Path:
     """Where the old folder stands between the two renames of a replacement."""
     return target.with_name(f".{target.name}.replaced")
 
 
 def recover(target: Path) -> None:
-    """Put the old folder back if a replacement was stopped between its two renames."""
-    replaced = _replaced(target.absolute())
+    """Put the old folder back if a replacement was stopped between its two renames, drop it if it was stopped after them."""
+    replaced = replaced_folder(target)
     if replaced.exists() and not target.exists():
         replaced.rename(target)
+    elif replaced.exists():
+        shutil.rmtree(replaced)
 
 
 @contextmanager
 def _disk_errors(target: Path, needed: int) -> Iterator[None]:
     """Turn a full disk into an error that names the folder and both sizes, if possible before anything is written."""
-    free = shutil.disk_usage(next(parent for parent in target.absolute().parents if parent.exists())).free
+    free = shutil.disk_usage(next(parent for parent in target.parents if parent.exists())).free
     full = f"no room for {target}: it needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; nothing was changed"
     if free < needed:
         raise CheckpointError(full)
@@ -239,9 +286,13 @@ def _disk_errors(target: Path, needed: int) -> Iterator[None]:
 
 def _flush(folder: Path) -> None:
     """Push the files to the disk before they are renamed, so that a power cut cannot leave an empty checkpoint."""
-    for file in folder.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    for path in [*folder.rglob("*"), folder]:
+        _flush_path(path)
+
+
+def _flush_path(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

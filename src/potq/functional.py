@@ -5,9 +5,10 @@ A weight ``(out, in)`` is cut into groups of ``group_size`` inputs (the last may
 
     code = nearest level to w / s * reference        w_hat = s * level / reference
 
-``level / reference`` is exact in float32 and so is its product with a float16 or E8M0 scale (11 + 8 significant bits), hence
-dequantization has one right answer and every backend must give it. Scales are rounded to their stored format *before* the
-weights are rounded to them.
+``level / reference`` is exact in float32 (at most 13 significant bits) and so is its product with a float16 scale (11
+more) or an E8M0 one, hence dequantization has one right answer and every backend must give it. (The one exception: E8M0
+scales below 2**-88 under the 6- and 7-bit PoT grids, whose least products underflow.) Scales are rounded to their stored
+format *before* the weights are rounded to them.
 
 Ties go to the larger magnitude (two's complement: to the larger level). A zero scale marks a group that is zero or too
 small for float16: it dequantizes to zeros. E8M0 has no zero; its least scale, 2**-127, stands in (levels of a zero-free
@@ -22,7 +23,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from potq.errors import ConfigError
 from potq.grid import Grid
 from potq.scheme import QuantScheme, Rounding, ScaleDtype
 
@@ -127,8 +127,6 @@ def nearest_code(x: Tensor, scheme: QuantScheme) -> Tensor:
     """Codes (uint8) of the nearest levels to ``x`` (float32, in level units)."""
     grid = scheme.grid
     if grid.encoding == "twos-complement":
-        if scheme.rounding == "log":
-            raise ConfigError("rounding='log' needs a power-of-two grid; integer grids round to the nearest level")
         return nearest_integer(x, grid).to(torch.int16).bitwise_and_(2**grid.bits - 1).to(torch.uint8)
     index = nearest_index(x.abs(), grid, scheme.rounding)
     # -0 is never written: a negative weight that rounds to magnitude 0 takes the code of +0
@@ -142,7 +140,7 @@ def nearest_level(x: Tensor, scheme: QuantScheme) -> Tensor:
     if grid.encoding == "sign-magnitude" and scheme.rounding == "nearest" and grid.magnitudes[-1] < _LUT_LIMIT:
         magnitude = torch.take(_magnitude_lut(grid, x.device), lut_position(x.abs(), grid))
         return torch.copysign(magnitude, x)
-    if grid.encoding == "twos-complement" and scheme.rounding == "nearest":
+    if grid.encoding == "twos-complement":
         return nearest_integer(x, grid)
     return level_table(grid, x.device)[nearest_code(x, scheme).int()] * grid.reference
 
@@ -186,8 +184,6 @@ def thresholds(grid: Grid, rounding: Rounding, device: torch.device) -> Tensor:
     distinct = sorted(set(grid.magnitudes))
     pairs = list(pairwise(distinct))
     if rounding == "log":
-        if not grid.is_power_of_two:
-            raise ConfigError("rounding='log' needs a power-of-two grid; use rounding='nearest'")
         middle = [((low or high / 2) * high) ** 0.5 for low, high in pairs]
     else:
         middle = [(low + high) / 2 for low, high in pairs]
@@ -203,6 +199,6 @@ def _first_index(grid: Grid, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=64)
 def level_table(grid: Grid, device: torch.device) -> Tensor:
-    """``level / reference`` of every code, float32 and exact (at most 8 significant bits, exponents within 2**-63..1)."""
+    """``level / reference`` of every code, float32 and exact."""
     table = torch.tensor(grid.levels, dtype=torch.float64, device=device) / grid.reference
     return table.float()

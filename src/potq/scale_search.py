@@ -46,7 +46,7 @@ def choose_scale(
     parts = split_groups(weight, scheme)
     matrix = importance.float().to(weight.device).expand_as(weight) if importance is not None else None
     weights = split_groups(matrix, scheme) if matrix is not None else [None] * len(parts)
-    multipliers = torch.tensor(scale_multipliers(scheme, 1 if method == "absmax" else candidates))
+    multipliers = scale_multipliers(scheme, 1 if method == "absmax" else candidates)
     scales = [_search_part(part, w, scheme, multipliers) for part, w in zip(parts, weights, strict=True)]
     return torch.cat(scales, dim=1)
 
@@ -74,7 +74,7 @@ def _search_range(grid: Grid) -> tuple[float, float]:
     return {2: 0.3, 3: 0.55, 8: 0.92}.get(grid.bits, 0.7), high
 
 
-def _search_part(part: Tensor, importance: Tensor | None, scheme: QuantScheme, multipliers: Tensor) -> Tensor:
+def _search_part(part: Tensor, importance: Tensor | None, scheme: QuantScheme, multipliers: list[float]) -> Tensor:
     """Stored scales ``(out, groups)`` of one part ``(out, groups, size)``, block of rows by block of rows."""
     rows, groups, size = part.shape
     step = max(1, _BLOCK // (groups * size))
@@ -88,7 +88,7 @@ def _search_part(part: Tensor, importance: Tensor | None, scheme: QuantScheme, m
         return torch.cat(list(pool.map(search, range(0, rows, step)))).view(rows, groups)
 
 
-def _search_block(block: Tensor, importance: Tensor | None, scheme: QuantScheme, multipliers: Tensor) -> Tensor:
+def _search_block(block: Tensor, importance: Tensor | None, scheme: QuantScheme, multipliers: list[float]) -> Tensor:
     """Stored scales ``(groups,)`` of ``(groups, size)``."""
     base = absmax_scale(block, scheme.grid)
     best = encode_scale(base, scheme.scale_dtype)

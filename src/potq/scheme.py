@@ -11,7 +11,7 @@ import re
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from potq.errors import ConfigError
 from potq.grid import E2M1, Grid, additive, pot, uniform
@@ -67,6 +67,12 @@ class QuantScheme(Strict):
         if isinstance(value, int) and value < 1:
             raise ValueError("group_size is a positive integer, 'row' or 'tensor'")
         return value
+
+    @model_validator(mode="after")
+    def _log_rounding_needs_powers(self) -> QuantScheme:
+        if self.rounding == "log" and not (self.grid.encoding == "sign-magnitude" and self.grid.is_power_of_two):
+            raise ValueError("rounding='log' needs a power-of-two grid; use rounding='nearest'")
+        return self
 
     @property
     def name(self) -> str:
@@ -140,7 +146,7 @@ class PoTConfig(Strict):
             precision.
         scale_method: how a scale is chosen: ``"absmax"``, ``"mse"`` (least squared error over ``scale_candidates``
             scales, the data-free step 1 of 2507.11959) or ``"weighted"`` (the same, weighted by the mean square of each
-            input on calibration text).
+            input on calibration text; embeddings and heads fall back to ``"mse"``, and the report says so).
         scale_candidates: scales tried per group.
     """
 
@@ -160,6 +166,9 @@ class PoTConfig(Strict):
             if "scheme" in own:
                 raise ConfigError("give either a preset with its overrides or scheme=, not both")
             own["scheme"] = QuantScheme(preset, **override)
+        elif "scheme" not in own:
+            known = ", ".join(sorted(PRESETS))
+            raise ConfigError(f"scheme: Field required; name a preset, e.g. PoTConfig('pot4'); the presets are {known}")
         super().__init__(**own)
 
     @field_validator("version")
@@ -184,6 +193,11 @@ class PoTConfig(Strict):
     def _targets_by_name(cls, value: object) -> object:
         return {key: _coerce_scheme(scheme) for key, scheme in value.items()} if isinstance(value, dict) else value
 
+    @field_validator("ignore", mode="before")
+    @classmethod
+    def _one_pattern(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
     @field_validator("targets", "ignore")
     @classmethod
     def _valid_patterns(cls, value: Any) -> Any:
@@ -196,6 +210,10 @@ class PoTConfig(Strict):
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
+
+    def __eq__(self, other: object) -> bool:
+        """Equal in JSON: the order of ``targets`` counts, since the first match wins."""
+        return isinstance(other, PoTConfig) and self.model_dump_json() == other.model_dump_json()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form (also Hugging Face's protocol for a quantization config)."""

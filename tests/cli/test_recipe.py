@@ -175,3 +175,10 @@ def test_a_recipe_whose_keys_are_no_words(tmp_path: Path, text: str) -> None:
 def test_a_value_out_of_range(override: str, key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         build(QuantizeRecipe, None, [override], BASE | {"calibration.text": "pydoc"}).config()
+
+
+def test_an_option_fills_a_null_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("{model: a, output: b, calibration: null}")
+    built = build(QuantizeRecipe, tmp_path / "recipe.yaml", [], {"calibration.text": "pydoc"})
+    assert built.calibration is not None
+    assert built.calibration.text == "pydoc"

@@ -281,3 +281,12 @@ def test_device_map(device_map: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "packed")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "packed", device_map=device_map)
     assert torch.equal(logits(loaded), logits(model))
+
+
+def test_two_weights_under_a_tied_config_survive_an_ignored_head(tmp_path: Path) -> None:
+    model = trained("llama-tied")
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().flip(0))
+    model.all_tied_weights_keys = {}
+    potq.quantize(model, potq.PoTConfig("pot4", ignore=["lm_head"]))
+    potq.save(model, tmp_path / "out")
+    assert torch.equal(logits(potq.load(tmp_path / "out")), logits(model))

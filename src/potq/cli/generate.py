@@ -38,9 +38,12 @@ def generate(
         tokenizer = load_tokenizer(model)
         loaded = load(model, dtype=dtype, device=device)
     ids = _encode(tokenizer, prompt, chat=chat).to(loaded.device)
+    mask = ids.new_ones(ids.shape)
     options = {"max_new_tokens": max_new_tokens, **_sampling(temperature, top_k, top_p, seed)}
     began = time.perf_counter()
-    output = loaded.generate(ids, **options, streamer=None if as_json else _streamer(tokenizer))[0, ids.shape[1] :]
+    output = loaded.generate(ids, attention_mask=mask, **options, streamer=None if as_json else _streamer(tokenizer))[
+        0, ids.shape[1] :
+    ]
     seconds = time.perf_counter() - began
     speed = len(output) / seconds
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from potq.report import QuantReport
     from potq.scheme import PoTConfig
+
+
+_OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 
 
 def quantize(
@@ -47,14 +51,15 @@ def quantize(
 
     potq quantize -c recipe.yaml quantization.group_size=32
     """
-    given = [word for word in words or [] if "=" not in word]
+    overrides = [word for word in words or [] if _OVERRIDE.match(word)]
+    given = [word for word in words or [] if word not in overrides]
     if len(given) > 2:
         raise ConfigError(f"expected MODEL and OUTPUT, found {' '.join(given)}; overrides are written key=value")
     model, output = [*given, None, None][:2]
     settings = build(
         QuantizeRecipe,
         recipe,
-        [word for word in words or [] if "=" in word],
+        overrides,
         {
             "model": model,
             "output": output,
@@ -73,9 +78,10 @@ def quantize(
 
 
 def _run(settings: QuantizeRecipe, *, every_module: bool, as_json: bool) -> None:
-    from potq.checkpoint import check_destination, save
+    from potq.checkpoint import check_destination, check_shard_size, save
 
     config = settings.config()
+    check_shard_size(settings.max_shard_size)
     check_destination(settings.output, force=settings.force)
     console.quiet_libraries()
     began = time.perf_counter()

@@ -102,7 +102,9 @@ def _require_words(value: Any, what: str) -> None:
 def _set(fields: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
-        inner = fields.setdefault(parent, {})
+        if fields.get(parent) is None:
+            fields[parent] = {}
+        inner = fields[parent]
         if not isinstance(inner, dict):
             raise ConfigError(f"{key}: {parent} is {inner!r}, not a mapping")
         fields = inner

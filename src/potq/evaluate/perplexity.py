@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from potq.errors import DataError, ModelError
+from potq.model import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,7 +79,8 @@ def perplexity(
     began = time.perf_counter()
     losses = []
     for index in range(count):
-        losses.append(_window_nll(model, tokens[index * window : (index + 1) * window]))
+        with evaluation_mode(model):
+            losses.append(_window_nll(model, tokens[index * window : (index + 1) * window]))
         if progress is not None:
             progress(index + 1, count, f"{_exp(math.fsum(losses) / len(losses) / (window - 1)):.2f}")
     predicted = count * (window - 1)

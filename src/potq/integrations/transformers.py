@@ -1,7 +1,8 @@
 """Registers potq with transformers: ``from_pretrained`` reads packed checkpoints and quantizes others on the fly.
 
-Only the public registry and the hooks that are stable across transformers 5 are used. Quantizing on the fly streams: a
-weight is replaced by its packed form the moment it is read, so that the full-precision model never exists in memory.
+The public registry and the loading hooks of transformers 5 are used (5.0 and 5.23 pass the tests). Quantizing on the fly
+streams: a weight is replaced by its packed form the moment it is read, so that the full-precision model never exists in
+memory.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class PoTQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self._plan = Plan([], [])
         self._by_name: dict[str, Target] = {}
-        self._read: dict[str, dict[str, QuantizedWeight]] = {}  # target -> its own or a tied name -> weight
+        self._read: dict[str, dict[str, tuple[QuantizedWeight, ModuleReport]]] = {}  # target -> its own or a tied name
         self._reports: dict[str, ModuleReport] = {}
 
     def _process_model_before_weight_loading(
@@ -115,26 +116,27 @@ class PoTQuantizer(HfQuantizer):
             found, expected = list(matrix.shape), list(target.shape)
             raise CheckpointError(f"{name}.weight has shape {found}, its config.json asks for {expected}")
         quantized, report = quantize_weight(matrix, target, self.quantization_config)
-        read[name] = quantized
+        read[name] = quantized, report
         if len(read) > 1:
-            self._untie_if_different(model, target, report)
+            self._untie_if_different(model, target)
             return {}
         install(model, target, quantized)
         self._reports[target.name] = report
         missing_keys.difference_update(f"{each}.weight" for each in (target.name, *target.tied))
         return {f"{target.name}.weight_packed": quantized.packed, f"{target.name}.weight_scale": quantized.scale}
 
-    def _untie_if_different(self, model: nn.Module, target: Target, report: ModuleReport) -> None:
+    def _untie_if_different(self, model: nn.Module, target: Target) -> None:
         """A checkpoint may hold two weights although its config ties them; equal ones stay one, others are kept apart."""
         read = self._read[target.name]
-        first, second = list(read.values())[-2:]
+        first, second = (weight for weight, _ in list(read.values())[-2:])
         if torch.equal(first.packed, second.packed) and torch.equal(first.scale, second.scale):
             return
-        for name, quantized in read.items():
+        for name, (quantized, report) in read.items():
             module = model.get_submodule(name)
             if isinstance(module, PackedModule):
                 module.hold(quantized, module.compute_dtype)
-            self._reports[name] = report.model_copy(update={"name": name, "tied": ()})
+            kind = target.kind if name == target.name else "head"
+            self._reports[name] = report.model_copy(update={"name": name, "kind": kind, "tied": ()})
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         if self.pre_quantized:
@@ -145,6 +147,7 @@ class PoTQuantizer(HfQuantizer):
             where = getattr(model.config, "name_or_path", "the checkpoint")
             raise CheckpointError(f"{where} has no weights for {', '.join(unread[:5])}; it is incomplete, copy it again")
         # in the model's order, not the file's
+        self._read.clear()  # the model holds the weights now
         entries = [self._reports[name] for name in self._by_name if name in self._reports]
         report = QuantReport(modules=entries, skipped=self._plan.skipped, bytes_after=tensor_bytes(model))
         attach(model, self.quantization_config, report)
@@ -171,6 +174,8 @@ class _QuantizeOnLoad(ConversionOps):
         self, input_dict: dict[str, Any], *, model: nn.Module, missing_keys: set[str] | None = None, **kwargs: Any
     ) -> dict[str, Tensor]:
         result: dict[str, Tensor] = {}
+        if (load := _current.get()) is not None and load.failure is not None:
+            raise load.failure  # transformers goes on after an error; no use in quantizing the rest
         for key, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
             name = key.removesuffix(".weight")
@@ -178,8 +183,8 @@ class _QuantizeOnLoad(ConversionOps):
                 missing = missing_keys if missing_keys is not None else set()
                 result |= self.quantizer.quantize_parameter(model, name, weight, missing)
             except PotqError as error:
-                if (load := _current.get()) is not None:
-                    load.failure = load.failure or error
+                if load is not None:
+                    load.failure = error
                 raise
         return result
 
