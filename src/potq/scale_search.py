@@ -1,13 +1,12 @@
 """Choosing a group's scale: from its largest weight, or the best of several by (weighted) squared error.
 
 The search is step 1 of PoTPTQ (2507.11959, sec. 3.2): data-free, every group on its own. It works on cache-sized blocks and
-needs a few passes per candidate, never a weights-by-levels distance matrix. Threads share blocks, not operations: a block is
-below torch's threshold for splitting an operation, so no thread waits for another at every one of them.
+needs a few passes per candidate, never a weights-by-levels distance matrix. A block is below torch's threshold for
+splitting an operation over threads: splitting gains little at this size, and on a busy machine every operation would wait
+for the slowest thread.
 """
 
 from __future__ import annotations
-
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -84,8 +83,7 @@ def _search_part(part: Tensor, importance: Tensor | None, scheme: QuantScheme, m
         block, *weights = rows_of
         return _search_block(block, weights[0] if weights else None, scheme, multipliers)
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return torch.cat(list(pool.map(search, range(0, rows, step)))).view(rows, groups)
+    return torch.cat(list(map(search, range(0, rows, step)))).view(rows, groups)
 
 
 def _search_block(block: Tensor, importance: Tensor | None, scheme: QuantScheme, multipliers: list[float]) -> Tensor:

@@ -12,7 +12,7 @@ from potq.errors import CheckpointError
 from potq.packing import pack, padding_is_zero, unpack
 from potq.scheme import QuantScheme, packed_row_bytes
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18  # weights; larger temporaries leave holes in the heap between the packed weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +59,16 @@ class QuantizedWeight:
         """Float32 weight ``(out, in)``, exact."""
         return functional.dequantize(self.codes(), self.scale, self.scheme)
 
-    def noise(self, weight: Tensor) -> float:
-        """Sum of the squared differences from ``weight`` ``(out, in)``, without a dequantized copy of it."""
+    def energies(self, weight: Tensor) -> tuple[float, float]:
+        """Sum of the squares of ``weight`` ``(out, in)``, and of the differences from it, without a copy as large as it."""
         bits, columns = self.scheme.grid.bits, self.shape[1]
-        total = 0.0
+        signal = noise = 0.0
         for rows in _row_blocks(weight.shape):
             codes = unpack(self.packed[rows], bits, columns)
             error = functional.dequantize(codes, _rows_of(self.scale, rows), self.scheme).sub_(weight[rows])
-            total += float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
-        return total
+            signal += float(torch.linalg.vector_norm(weight[rows], dtype=torch.float64)) ** 2
+            noise += float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
+        return signal, noise
 
     @property
     def nbytes(self) -> int:
@@ -92,7 +93,7 @@ class QuantizedWeight:
 
 
 def _row_blocks(shape: torch.Size) -> list[slice]:
-    """Rows in blocks of about a million weights: temporaries stay small whatever the size of the weight."""
+    """Rows in blocks of some hundred thousand weights: temporaries stay small whatever the size of the weight."""
     step = max(1, _BLOCK // shape[1])
     return [slice(start, start + step) for start in range(0, shape[0], step)]
 
