@@ -284,11 +284,14 @@ def measure(winners: dict[str, Magnitudes], data: dict[str, Tensor]) -> list[Row
 
 
 def perplexities(winners: dict[str, Magnitudes]) -> list[Row]:
-    """Perplexity of the shortlist and the winners, linears only, on the models and texts of ``rtn_table.py``."""
+    """Perplexity of the shortlist and the winners, linears only, on the models and texts of ``rtn_table.py``.
+
+    On the *last* windows of the texts, which that script's figures do not touch.
+    """
     tables = dict.fromkeys([*winners.values(), *SHORTLIST])
     rows: list[Row] = []
     for setting in settings(Path(os.environ["POTQ_DATA"])):
-        tokens = read_tokens(setting)
+        tokens = read_tokens(setting)[-WINDOWS * setting.window :]
         for table in track([None, *tables], f"{setting.model}, {setting.text}"):
             config = None if table is None else PoTConfig(grid=additive(table), group_size=GROUP, embedding=None)
             found = perplexity(load(setting.source, config), tokens, window=setting.window, max_windows=WINDOWS)
@@ -324,7 +327,7 @@ def show(rows: list[Row], goals: list[Goal], data: list[str]) -> None:
 
 def show_perplexities(rows: list[Row]) -> None:
     """Print the perplexities, a table each row."""
-    table = RichTable("model", "text", "magnitudes", "perplexity", title=f"Perplexity, {WINDOWS} windows, linears only")
+    table = RichTable("model", "text", "magnitudes", "perplexity", title=f"Perplexity, last {WINDOWS} windows, linears only")
     for row in (row for row in rows if "perplexity" in row):
         magnitudes = " ".join(map(str, row["magnitudes"])) if row["magnitudes"] else "full precision"
         table.add_row(row["model"], row["text"], magnitudes, f"{row['perplexity']:.2f}")
