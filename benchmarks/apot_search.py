@@ -14,7 +14,7 @@ Weights are read as (out, in), groups run along the inputs.
 
 Squared error shortlists, perplexity decides: ``--perplexity`` rounds the shortlist's tables to nearest on both models,
 because a table's least level matters more to a model than to its SNR (inputs with massive activations meet it). The preset
-``apot4`` is the shortlist's best by perplexity on both; ``apot3`` is the SNR winner.
+``apot4`` is the best of the shortlist on SmolLM2 by a margin and near the best on TinyStories; ``apot3`` is the SNR winner.
 
     python benchmarks/apot_search.py [--model DIR] [--perplexity]   # 2 minutes on 2 cores, 10 with --perplexity
 """

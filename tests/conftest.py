@@ -20,7 +20,7 @@ import potq
 
 # the same examples every time; `make check-deep` draws many more, and new ones
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, database=None, max_examples=60)
-hypothesis.settings.register_profile("deep", deadline=None, max_examples=3000)
+hypothesis.settings.register_profile("deep", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 VOCAB = 260
