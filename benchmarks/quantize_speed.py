@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +155,11 @@ def goals(rows: list[Row]) -> list[Goal]:
 
 
 def main() -> None:
-    tasks = {"export": export, "stream": stream, "load": load}
+    tasks: dict[str, Callable[..., dict[str, Any]]] = {"export": export, "stream": stream, "load": load}
     if len(sys.argv) > 1:
         task, *arguments = sys.argv[1:]
         paths = [Path(a) if "/" in a else a for a in arguments]
-        print(json.dumps(tasks[task](*paths)))  # type: ignore[operator]
+        print(json.dumps(tasks[task](*paths)))
         return
     if not Path("/proc/self/status").exists():
         sys.exit("quantize_speed.py reads memory from /proc and runs on Linux only")

@@ -41,6 +41,10 @@ def put(key: str, value: torch.Tensor) -> Change:
     return lambda tensors: tensors.update({key: value})
 
 
+def poke(key: str, at: tuple[int, int], value: float) -> Change:
+    return lambda tensors: tensors[key].__setitem__(at, value)
+
+
 def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in model.state_dict().items()}
 
@@ -251,10 +255,7 @@ def test_a_full_precision_folder_with_a_packed_config(packed_folder: Path, tiny_
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 def test_a_scale_that_is_no_scale(packed_folder: Path, value: float) -> None:
-    def damage(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[f"{Q_PROJ}.weight_scale"][3, 0] = value
-
-    edit_weights(packed_folder, damage)
+    edit_weights(packed_folder, poke(f"{Q_PROJ}.weight_scale", (3, 0), value))
     with pytest.raises(CheckpointError, match=rf"{Q_PROJ}: 1 scales are negative, infinite or NaN; the file is damaged"):
         potq.load(packed_folder)
 
@@ -267,20 +268,14 @@ def mxpot_folder(tiny_model: Any, tmp_path: Path) -> Path:
 
 
 def test_the_e8m0_scale_that_means_nan(mxpot_folder: Path) -> None:
-    def damage(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[f"{Q_PROJ}.weight_scale"][0, 1] = 255
-
-    edit_weights(mxpot_folder, damage)
+    edit_weights(mxpot_folder, poke(f"{Q_PROJ}.weight_scale", (0, 1), 255))
     with pytest.raises(CheckpointError, match=rf"{Q_PROJ}: 1 scales"):
         potq.load(mxpot_folder)
 
 
 @pytest.mark.parametrize("code", [3, 5, 7, 11])
 def test_a_code_that_the_grid_never_uses(mxpot_folder: Path, code: int) -> None:
-    def damage(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[f"{Q_PROJ}.weight_packed"][0, 0] = code
-
-    edit_weights(mxpot_folder, damage)
+    edit_weights(mxpot_folder, poke(f"{Q_PROJ}.weight_packed", (0, 0), code))
     with pytest.raises(CheckpointError, match=rf"{Q_PROJ}: codes outside the grid .*; the file is damaged"):
         potq.load(mxpot_folder)
 

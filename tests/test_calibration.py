@@ -149,3 +149,11 @@ def test_output_snr_of_an_exact_weight(tiny_model: Any, tokens: torch.Tensor) ->
     quantized = QuantizedWeight.from_scale(layer.weight, scale, scheme)
     layer.weight = nn.Parameter(quantized.dequantize())
     assert output_snr(tiny_model, {UP: quantized}, [tokens]) == {UP: 200.0}
+
+
+@pytest.mark.parametrize("wrong", [-1, 260])
+def test_token_ids_outside_the_vocabulary(wrong: int) -> None:
+    with pytest.raises(DataError, match=r"token ids .*the model knows 0\.\.259; use its own tokenizer"):
+        check_batches([torch.tensor([[1, 2]]), torch.tensor([[3, wrong]])], 260)
+    with pytest.raises(DataError, match="no negative ones"):
+        check_batches([torch.tensor([[-1]])])

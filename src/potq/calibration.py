@@ -32,10 +32,10 @@ def check_batches(calibration: Iterable[Tensor], vocabulary: int | None = None) 
     for batch in batches:
         if not isinstance(batch, Tensor) or batch.ndim != 2 or batch.dtype not in _TOKEN_DTYPES or not batch.numel():
             raise DataError("calibration must be (batch, length) integer tensors of token ids, as a tokenizer returns them")
-    for wrong in (i for batch in batches for i in map(int, batch.aminmax()) if i < 0 or i >= (vocabulary or i + 1)):
-        raise DataError(
-            f"calibration holds token id {wrong}, the model knows 0..{(vocabulary or 0) - 1}; use its own tokenizer"
-        )
+        low, high = map(int, batch.aminmax())
+        if low < 0 or (vocabulary is not None and high >= vocabulary):
+            known = "no negative ones" if vocabulary is None else f"0..{vocabulary - 1}"
+            raise DataError(f"calibration holds token ids {low}..{high}, the model knows {known}; use its own tokenizer")
     if not batches:
         raise DataError("calibration is empty; give at least one (batch, length) tensor of token ids")
     return batches

@@ -125,8 +125,7 @@ def check_reloadable(model: PreTrainedModel) -> None:
     with torch.device("meta"):
         hollow = type(model)(copy.deepcopy(model.config))
     targets = plan(hollow, model.config.quantization_config).targets
-    expected = {target.name: (target.shape, target.scheme, target.name) for target in targets}
-    expected |= {name: (target.shape, target.scheme, target.name) for target in targets for name in target.tied}
+    expected = {name: (target.shape, target.scheme, target.name) for target in targets for name in target.names}
     packed = packed_modules(model)
     names = {id(module): name for name, module in packed.items()}
     found = {

@@ -95,7 +95,7 @@ def fake_quantize(weight: Tensor, scale: Tensor, scheme: QuantScheme) -> Tensor:
 
     The gradient passes unchanged where the weight lies within the grid and is zero where it was clipped.
     """
-    result: Tensor = _StraightThrough.apply(weight, scale, scheme)  # type: ignore[no-untyped-call]
+    result: Tensor = _StraightThrough.apply(weight, scale, scheme)  # type: ignore[no-untyped-call]  # torch's stub
     return result
 
 

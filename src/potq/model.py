@@ -35,6 +35,11 @@ class Target:
     scheme: QuantScheme
     tied: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every module that reads this weight, its owner first."""
+        return (self.name, *self.tied)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -58,7 +63,7 @@ def plan(model: nn.Module, config: PoTConfig) -> Plan:
     targets: list[Target] = []
     skipped = _unhandled(model)
     for group in groups:
-        choice = _choose(group, config, head=_output_embedding(model))
+        choice = _choose(group, config, head=_embeddings(model, "output"))
         if isinstance(choice, Target):
             targets.append(choice)
         else:
@@ -106,6 +111,16 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def is_tied(model: nn.Module) -> bool:
+    """Whether head and embedding share one weight, packed or not; models without a head have nothing to untie."""
+    head, embedding = _embeddings(model, "output"), _embeddings(model, "input")
+    if head is None or embedding is None:
+        return True
+    if isinstance(head, PackedModule) or isinstance(embedding, PackedModule):
+        return getattr(head, "tied_to", None) is embedding
+    return head.weight is embedding.weight
+
+
 def tensor_bytes(model: nn.Module) -> int:
     """Bytes of the model's state dict, shared tensors counted once; meta tensors count as if they were there."""
     return sum({t.untyped_storage()._cdata: t.nbytes for t in model.state_dict().values()}.values())
@@ -143,10 +158,10 @@ def _tie_groups(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
     return list(groups.values())
 
 
-def _output_embedding(model: nn.Module) -> nn.Module | None:
-    getter = getattr(model, "get_output_embeddings", None)
-    head = getter() if callable(getter) else None
-    return head if isinstance(head, nn.Module) else None
+def _embeddings(model: nn.Module, side: Literal["input", "output"]) -> nn.Module | None:
+    getter = getattr(model, f"get_{side}_embeddings", None)
+    module = getter() if callable(getter) else None
+    return module if isinstance(module, nn.Module) else None
 
 
 def _choose(group: list[tuple[str, nn.Module]], config: PoTConfig, head: nn.Module | None) -> Target | str:

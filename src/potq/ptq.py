@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from potq import calibration as calib
 from potq.algorithms.rtn import rtn
 from potq.errors import ConfigError, ModelError
-from potq.model import Plan, Target, install, linear_weight, packed_modules, plan, tensor_bytes
-from potq.nn import PackedModule
+from potq.model import Plan, Target, install, is_tied, linear_weight, packed_modules, plan, tensor_bytes
 from potq.report import ModuleReport, QuantReport, decibels
 from potq.scale_search import scale_multipliers
 from potq.scheme import PoTConfig, QuantScheme, ScaleMethod
@@ -135,18 +134,8 @@ def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
     model.quant_report = report  # type: ignore[assignment]  # nn.Module's stub expects tensors and modules
     model_config: Any = model.config
     model_config.quantization_config = config
-    if getattr(model_config, "tie_word_embeddings", False) and not _is_tied(model):
+    if getattr(model_config, "tie_word_embeddings", False) and not is_tied(model):
         model_config.tie_word_embeddings = False  # two weights, whatever the config said; both are saved
-
-
-def _is_tied(model: Any) -> bool:
-    """Whether head and embedding share one weight, packed or not; models without a head have nothing to untie."""
-    head, embedding = (getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("output", "input"))
-    if head is None or embedding is None:
-        return True
-    if isinstance(head, PackedModule) or isinstance(embedding, PackedModule):
-        return getattr(head, "tied_to", None) is embedding
-    return head.weight is embedding.weight
 
 
 def _vocabulary(model: nn.Module) -> int | None:

@@ -78,11 +78,11 @@ def perplexity(
     count = min(count, max_windows) if max_windows is not None else count
     began = time.perf_counter()
     losses = []
-    for index in range(count):
-        with evaluation_mode(model):
+    with evaluation_mode(model):
+        for index in range(count):
             losses.append(_window_nll(model, tokens[index * window : (index + 1) * window]))
-        if progress is not None:
-            progress(index + 1, count, f"{_exp(math.fsum(losses) / len(losses) / (window - 1)):.2f}")
+            if progress is not None:
+                progress(index + 1, count, f"{_exp(math.fsum(losses) / len(losses) / (window - 1)):.2f}")
     predicted = count * (window - 1)
     mean = math.fsum(losses) / predicted
     return Perplexity(_exp(mean), window, count, predicted, tuple(losses), time.perf_counter() - began)

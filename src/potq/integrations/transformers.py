@@ -89,7 +89,7 @@ class PoTQuantizer(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
         self._plan = plan(model, self.quantization_config)
-        self._by_name = {name: target for target in self._plan.targets for name in (target.name, *target.tied)}
+        self._by_name = {name: target for target in self._plan.targets for name in target.names}
         if self.pre_quantized:
             stored = read_headers(Path(file) for file in checkpoint_files or ())
             check_headers(stored, self._plan.targets, getattr(model.config, "name_or_path", "the checkpoint"))
@@ -122,7 +122,7 @@ class PoTQuantizer(HfQuantizer):
             return {}
         install(model, target, quantized)
         self._reports[target.name] = report
-        missing_keys.difference_update(f"{each}.weight" for each in (target.name, *target.tied))
+        missing_keys.difference_update(f"{each}.weight" for each in target.names)
         return {f"{target.name}.weight_packed": quantized.packed, f"{target.name}.weight_scale": quantized.scale}
 
     def _untie_if_different(self, model: nn.Module, target: Target) -> None:
@@ -146,8 +146,8 @@ class PoTQuantizer(HfQuantizer):
         if unread:
             where = getattr(model.config, "name_or_path", "the checkpoint")
             raise CheckpointError(f"{where} has no weights for {', '.join(unread[:5])}; it is incomplete, copy it again")
-        # in the model's order, not the file's
         self._read.clear()  # the model holds the weights now
+        # in the model's order, not the file's
         entries = [self._reports[name] for name in self._by_name if name in self._reports]
         report = QuantReport(modules=entries, skipped=self._plan.skipped, bytes_after=tensor_bytes(model))
         attach(model, self.quantization_config, report)
