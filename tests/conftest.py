@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import potq
+from potq.kernels import registry
 
 # the same examples every time; `make check-deep` draws many more, and new ones
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, database=None, max_examples=60)
@@ -71,6 +73,15 @@ def tiny_llama(**changes: Any) -> LlamaForCausalLM:
         optimizer.step()
     torch.set_num_threads(threads)
     return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def reference_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Packed modules made in the test compute with the torch reference, whose products are exact."""
+    monkeypatch.delitem(registry.BACKENDS, "cpu")
+    registry.choose.cache_clear()
+    yield
+    registry.choose.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,10 @@ class _Tied(nn.Module):
         self.head = pack_module(nn.Linear(70, 13), self.embedding)
 
 
+# what a module is, whatever computes for it; tests/kernels has the backends
+pytestmark = pytest.mark.usefixtures("reference_backend")
+
+
 # ---- forward -------------------------------------------------------------------------------------------------------
 
 

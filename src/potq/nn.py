@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potq.functional import decode_scale
-from potq.kernels import reference
+from potq.kernels import Activations, ops, reference
+from potq.kernels.registry import BACKENDS, Backend, choose
 from potq.scheme import QuantScheme
 from potq.tensor import QuantizedWeight
 
@@ -29,11 +29,12 @@ class PackedModule(nn.Module):
     _is_hf_initialized: bool
     scheme: QuantScheme
     compute_dtype: torch.dtype
+    activations: Activations
     weight_packed: Tensor
     weight_scale: Tensor
     _shape: tuple[int, int]
-    _group: int
-    _levels: tuple[float, ...]
+    _spec: str  # the scheme as the ops take it
+    _backends: dict[tuple[torch.device, torch.dtype], str]  # what was chosen, by device of the weight and dtype of the input
     _owner: tuple[PackedModule, ...]  # a tuple hides the owner from nn.Module's registry
 
     def hold(self, quantized: QuantizedWeight, dtype: torch.dtype) -> None:
@@ -52,10 +53,10 @@ class PackedModule(nn.Module):
         self, shape: tuple[int, int], scheme: QuantScheme, dtype: torch.dtype, owner: tuple[PackedModule, ...]
     ) -> None:
         self.scheme, self.compute_dtype, self._shape, self._owner = scheme, dtype, shape, owner
-        self._group = scheme.group(shape[1])
+        self.activations = "int8"
+        self._spec, self._backends = scheme.model_dump_json(), {}
         # keeps transformers' initialisation away from the weight; buffers that it must fill (Gemma's scale) still get theirs
         self._is_hf_initialized = not self._non_persistent_buffers_set
-        self._levels = tuple(level / scheme.grid.reference for level in scheme.grid.levels)
 
     @property
     def tied_to(self) -> PackedModule | None:
@@ -71,19 +72,21 @@ class PackedModule(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dequantized weight ``(out, in)`` in ``compute_dtype``: a fresh tensor, for reading only."""
-        weight = self._rows(None, self.compute_dtype)
+        packed, scale = self._tensors()
+        weight = reference.rows(None, packed, scale, self.scheme, self._shape[1], self.compute_dtype)
         weight._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: not to be initialised
         return weight
 
-    def _rows(self, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Dequantized rows (1-D indices; None for all of them)."""
-        owner = self._owner[0] if self._owner else self
-        packed, scale = owner.weight_packed, owner.weight_scale
-        if rows is not None:
-            packed = packed.index_select(0, rows)  # unlike packed[rows], it refuses negative indices
-            scale = scale.index_select(0, rows) if len(scale) > 1 else scale
-        levels = torch.tensor(self._levels, dtype=torch.float32, device=packed.device)
-        return reference.dequantize(packed, decode_scale(scale), levels, self._shape[1], self._group).to(dtype)
+    def _tensors(self) -> tuple[Tensor, Tensor]:
+        """Codes and scales, this module's or its owner's; past ``nn.Module.__getattr__``, which costs a microsecond."""
+        buffers: Any = (self._owner[0] if self._owner else self)._buffers
+        return buffers["weight_packed"], buffers["weight_scale"]
+
+    def _backend(self, device: torch.device, dtype: torch.dtype) -> Backend:
+        name = self._backends.get((device, dtype))
+        if name is None:
+            name = self._backends[device, dtype] = choose(self.scheme, self._shape, device, dtype).backend
+        return BACKENDS[name]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedModule:
         """Move buffers as asked, but keep the scales' dtype: 0.0123 in float16 would become 0.01233 in bfloat16."""
@@ -104,14 +107,25 @@ class PoTLinear(PackedModule, nn.Linear):  # type: ignore[override]  # its weigh
     """``y = x W^T + b`` with a packed ``W`` of shape ``(out_features, in_features)``; the bias stays a float parameter."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(input, self._rows(None, input.dtype), self.bias)
+        packed, scale = self._tensors()
+        bias = self._parameters["bias"]
+        needs_grad = torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad))
+        if needs_grad or torch.compiler.is_compiling():
+            result: Tensor = ops.linear(input, packed, scale, bias, self._spec, self.activations)
+            return result
+        return self._backend(packed.device, input.dtype).linear(input, packed, scale, bias, self.scheme, self.activations)
 
 
 class PoTEmbedding(PackedModule, nn.Embedding):  # type: ignore[override]  # its weight is read-only
     """Look-up of packed rows ``(num_embeddings, embedding_dim)``; yields ``compute_dtype``."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._rows(input.flatten(), self.compute_dtype).view(*input.shape, self._shape[1])
+        packed, scale = self._tensors()
+        if torch.compiler.is_compiling():
+            result: Tensor = ops.embedding(input, packed, scale, self._spec, self._shape[1], self.compute_dtype)
+            return result
+        backend = self._backend(packed.device, self.compute_dtype)
+        return backend.embedding(input, packed, scale, self.scheme, self._shape[1], self.compute_dtype)
 
 
 @cache

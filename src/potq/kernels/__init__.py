@@ -1,0 +1,10 @@
+"""Products with packed weights: the ops, and the backends that compute them.
+
+``explain(module)`` says which backend a packed module runs on and why not another; ``set_activations(model, "float")`` keeps
+activations unrounded.
+"""
+
+from potq.kernels.explain import Explanation, explain, set_activations
+from potq.kernels.registry import Activations, register_kernel
+
+__all__ = ["Activations", "Explanation", "explain", "register_kernel", "set_activations"]

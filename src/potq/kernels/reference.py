@@ -3,16 +3,23 @@
 Math: ``y = x W^T + b`` with ``W`` dequantized exactly in float32 (see :mod:`potq.functional`), then cast to ``x``'s dtype.
 A plane of 2, 4 or 8 bits is decoded a byte at a time, through a table of the levels in each of the 256 bytes; decoding code
 by code would read the table two or four times as often. Widths with 1-bit planes are unpacked first.
-
-Everything is given as tensors and numbers, not as objects, so that ``torch.compile(fullgraph=True)`` traces it.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+from potq.functional import decode_scale
 from potq.packing import unpack
+
+if TYPE_CHECKING:
+    from potq.kernels.registry import Activations
+    from potq.scheme import QuantScheme
+
+NAME = "reference"
 
 
 def dequantize(packed: Tensor, scale: Tensor, levels: Tensor, columns: int, group: int) -> Tensor:
@@ -41,3 +48,31 @@ def _decode(packed: Tensor, levels: Tensor, columns: int) -> Tensor:
     table = levels[unpack(every_byte, bits, 8 // bits).int()]
     rows = torch.index_select(table, 0, packed.flatten().int())
     return rows.view(len(packed), packed.shape[1] * (8 // bits))[:, :columns]
+
+
+def supports(scheme: QuantScheme, shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> str | None:
+    """Always None: the reference computes with every weight, everywhere."""
+    return None
+
+
+def rows(ids: Tensor | None, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int, dtype: torch.dtype) -> Tensor:
+    """Dequantized rows (1-D ``ids``; None for all of them) in ``dtype``."""
+    if ids is not None:
+        packed = packed.index_select(0, ids)  # unlike packed[ids], it refuses negative indices
+        scale = scale.index_select(0, ids) if len(scale) > 1 else scale
+    grid = scheme.grid
+    levels = torch.tensor([level / grid.reference for level in grid.levels], dtype=torch.float32, device=packed.device)
+    return dequantize(packed, decode_scale(scale), levels, columns, scheme.group(columns)).to(dtype)
+
+
+def linear(
+    input: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, scheme: QuantScheme, activations: Activations
+) -> Tensor:
+    """``input W^T + bias``, activations never rounded."""
+    weight = rows(None, packed, scale, scheme, input.shape[-1], input.dtype)
+    return torch.nn.functional.linear(input, weight, bias)
+
+
+def embedding(ids: Tensor, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int, dtype: torch.dtype) -> Tensor:
+    """Rows ``ids`` of the weight in ``dtype``, exact before the cast."""
+    return rows(ids.flatten(), packed, scale, scheme, columns, dtype).view(*ids.shape, columns)

@@ -1,0 +1,98 @@
+// Which instruction sets were compiled in, which the CPU has, and the thread-free functions that use them.
+#include "layout.h"
+#include "potq.h"
+#include "table.h"
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+namespace potq {
+namespace {
+
+bool always() { return true; }
+
+#if defined(POTQ_X86)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+bool has_avx512vnni() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+#if defined(POTQ_ARM64)
+bool has_dotprod() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP) & (1ul << 20);  // HWCAP_ASIMDDP
+#else
+  return true;  // every Apple computer
+#endif
+}
+#endif
+
+struct Isa {
+  const char* name;
+  const Kernels* kernels;  // null: not compiled in
+  bool (*supported)();
+};
+
+const Isa kIsas[] = {
+    {"scalar", &kScalar, always},
+#if defined(POTQ_X86)
+    {"avx2", &kAvx2, has_avx2},   {"avx512vnni", &kAvx512Vnni, has_avx512vnni},
+#else
+    {"avx2", nullptr, always},    {"avx512vnni", nullptr, always},
+#endif
+#if defined(POTQ_ARM64)
+    {"neon", &kNeon, always},     {"neondot", &kNeonDot, has_dotprod},
+#else
+    {"neon", nullptr, always},    {"neondot", nullptr, always},
+#endif
+};
+constexpr int kCount = sizeof kIsas / sizeof kIsas[0];
+
+}  // namespace
+}  // namespace potq
+
+using namespace potq;
+
+int32_t potq_abi(void) { return POTQ_ABI; }
+
+const char* potq_isa_name(int32_t isa) { return isa >= 0 && isa < kCount ? kIsas[isa].name : nullptr; }
+
+int32_t potq_isa_usable(int32_t isa) {
+  if (isa < 0 || isa >= kCount || !kIsas[isa].kernels) return -1;
+  return kIsas[isa].supported();
+}
+
+const char* potq_unsupported(const potq_format* format) {
+  const int bits = format->bits;
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) return "kernels exist for 2, 3, 4 and 8 bits";
+  if (format->rows < 1 || format->columns < 1) return "the weight is empty";
+  if (format->rows > INT32_MAX - kRows || format->columns > INT32_MAX / 2) return "the weight has 2^30 columns or more";
+  if (format->group < 1 || (format->group < format->columns && format->group % kUnit))
+    return "the group size is not a multiple of 16";
+  if (format->scale_format != POTQ_SCALE_FLOAT16 && format->scale_format != POTQ_SCALE_E8M0) return "unknown scale format";
+  if (format->scale_rows != 1 && format->scale_rows != format->rows) return "scales are neither shared nor one per row";
+  if (format->reference_log2 < 0 || format->reference_log2 > 7) return "levels exceed 8 bits";
+  return nullptr;
+}
+
+int32_t potq_row_blocks(const potq_format* format) { return (format->rows + kRows - 1) / kRows; }
+
+size_t potq_tiles_bytes(const potq_format* format) { return Layout(*format).row_block_bytes * size_t(potq_row_blocks(format)); }
+
+int32_t potq_panel_rows(int32_t isa, int32_t arithmetic) { return kIsas[isa].kernels->panel_rows[arithmetic]; }
+
+size_t potq_panel_bytes(const potq_format* format, int32_t arithmetic, int32_t rows) {
+  return Panel(Layout(*format), arithmetic, rows).bytes;
+}
+
+void potq_prepare(const potq_product* product, int64_t first, int32_t rows, uint8_t* panel) {
+  kIsas[product->isa].kernels->prepare(*product, first, rows, panel);
+}
+
+void potq_multiply(const potq_product* product, const uint8_t* panel, int64_t first, int32_t rows, int32_t first_block,
+                   int32_t last_block) {
+  kIsas[product->isa].kernels->multiply(*product, panel, first, rows, first_block, last_block);
+}

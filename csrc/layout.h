@@ -1,0 +1,86 @@
+// The kernels' own layout of a weight (tiles) and of activations (panels).
+//
+// Rows are taken in blocks of 16 and columns in steps of 4, because 16 rows x 4 columns of decoded bytes are 64 bytes: one
+// AVX-512 register whose 32-bit lanes are the rows, two AVX2 or four NEON ones. An int8 dot product then sums 4 neighbouring
+// columns of every row at once, the activations are the same 4 bytes for all lanes (a broadcast load), and no horizontal sum
+// is ever needed. (Rejected: columns in lanes, which sums across lanes at the end of every group.)
+//
+//   row block  = scales of its groups: 16 float16 (or E8M0 bytes) a group, padded to 64 bytes; then its blocks
+//   block      = codes of the `block` columns (16, 32, 48 or 64; a divisor of the group) that share one activation scale
+//   4 bits     a tile of 64 bytes is 16 rows x 8 columns: byte 4 r + j holds column j (low nibble) and column 4 + j (high)
+//   2 bits     16 rows x 16 columns: byte 4 r + j holds columns j, 4 + j, 8 + j, 12 + j, lowest bits first
+//   3 bits     the low 2 bits of every code as at 2 bits; behind the block's tiles, per tile, 4 x 8 bytes of third bits:
+//              bit 4 r + j of the i-th is that of row r, column 4 i + j (an AVX-512 mask register, as it is)
+//   8 bits     16 rows x 4 columns: byte 4 r + j holds column j
+//
+// Columns are padded to whole blocks (their activations are zero), rows to whole row blocks (their scales are zero). Nothing
+// but the start of the tiles is aligned: at 3 bits a block of 16 columns has 96 bytes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "potq.h"
+
+namespace potq {
+// Every file has its own copy of what follows: were these functions shared, the linker might keep the copy of a file that is
+// compiled for AVX-512 and run it everywhere.
+namespace {
+
+constexpr int kRows = 16;      // rows of a block
+constexpr int kUnit = 16;      // columns; blocks are multiples of it
+constexpr int kMaxBlock = 64;  // columns that share an activation scale, at most
+constexpr int kTile = 64;      // bytes
+
+inline size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
+
+struct Layout {
+  int block;   // columns that share an activation scale
+  int blocks;  // of a row
+  int blocks_per_group;
+  int groups;           // of a row
+  size_t block_bytes;   // codes of 16 rows x block columns
+  size_t group_bytes;   // scales of 16 rows and one group
+  size_t scales_bytes;  // of a row block, padding included
+  size_t row_block_bytes;
+
+  explicit Layout(const potq_format& format) {
+    const bool one_group = format.group >= format.columns;
+    block = kMaxBlock;
+    while (!one_group && format.group % block) block -= kUnit;
+    blocks = (format.columns + block - 1) / block;
+    groups = one_group ? 1 : (format.columns + format.group - 1) / format.group;
+    blocks_per_group = one_group ? blocks : format.group / block;
+    block_bytes = size_t(block) * kRows * size_t(format.bits) / 8;
+    group_bytes = kRows * (format.scale_format == POTQ_SCALE_FLOAT16 ? 2 : 1);
+    scales_bytes = round_up(size_t(groups) * group_bytes, kTile);
+    row_block_bytes = scales_bytes + block_bytes * size_t(blocks);
+  }
+};
+
+// A panel of prepared activations.
+//
+// FLOAT: per block of columns the values, 4 columns of each row in turn.
+// INT8: one flag byte a block; then per block `rows` float scales, `rows` int32 sums of the values, and the int8 values in the
+// same order. A row whose block holds an outlier is rounded finer, to 254 q + r with a second int8 r: the block's flag is set,
+// and behind all blocks a second set of blocks holds per row the factor of q (254, or 1 for a row that needs no r), the sum
+// of r, and r (0 for such a row).
+struct Panel {
+  size_t blocks;  // offset of the first block
+  size_t values;  // offset of the values in a block
+  size_t block_bytes;
+  size_t fine;  // offset of the second set, whose blocks are as large
+  size_t bytes;
+
+  Panel(const Layout& layout, int arithmetic, int rows) {
+    const bool integer = arithmetic == POTQ_INT8;
+    blocks = integer ? round_up(size_t(layout.blocks), kTile) : 0;
+    values = integer ? size_t(rows) * 8 : 0;
+    block_bytes = values + size_t(layout.block) * size_t(rows) * (integer ? 1 : 4);
+    fine = round_up(blocks + block_bytes * size_t(layout.blocks), kTile);
+    bytes = integer ? round_up(fine + block_bytes * size_t(layout.blocks), kTile) : fine;
+  }
+};
+
+}  // namespace
+}  // namespace potq

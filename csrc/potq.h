@@ -1,0 +1,101 @@
+/* Products of float activations with packed power-of-two weights: the plain C interface.
+ *
+ * A weight W (rows x columns) has w[r][k] = scale[r][g(k)] * level[code[r][k]] / 2^reference_log2, where g(k) = k / group. It
+ * comes in the canonical layout of the checkpoint (docs/architecture.md) and is repacked once into tiles (layout.h), which
+ * every instruction set reads. Functions over a range of rows use no threads, no globals and no allocation: any thread pool can
+ * drive them. potq_linear is the driver that uses OpenMP.
+ *
+ * Every instruction set and every number of threads gives the same bits; docs/kernels.md states the arithmetic.
+ */
+#ifndef POTQ_H
+#define POTQ_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define POTQ_API __declspec(dllexport)
+#else
+#define POTQ_API __attribute__((visibility("default")))
+#endif
+
+#define POTQ_ABI 1
+
+enum potq_scale_format { POTQ_SCALE_FLOAT16 = 0, POTQ_SCALE_E8M0 = 1 };
+enum potq_dtype { POTQ_FLOAT32 = 0, POTQ_BFLOAT16 = 1 };
+/* INT8: activations are rounded to int8, per row and block of at most 64 columns (a block with an outlier to 16 bits).
+ * FLOAT: they are not rounded at all. */
+enum potq_arithmetic { POTQ_INT8 = 0, POTQ_FLOAT = 1 };
+
+typedef struct {
+  int32_t rows, columns;  /* out, in */
+  int32_t bits;           /* 2, 3, 4, or 8 (two's complement) */
+  int32_t group;          /* columns per scale: a multiple of 16, or >= columns; the last group may be shorter */
+  int32_t scale_format;   /* potq_scale_format */
+  int32_t scale_rows;     /* rows of the scale tensor: `rows`, or 1 that all rows share */
+  int32_t reference_log2; /* the stored scale is worth the level 2^reference_log2; 0..7 */
+  int8_t levels[16];      /* level of each code; 8 bits need no table */
+} potq_format;
+
+/* y = x W^T + bias for m rows of x. x (m x columns), y (m x rows) and bias (rows, or NULL) are row-major, of one dtype. */
+typedef struct {
+  const potq_format* format;
+  const uint8_t* tiles; /* from potq_pack, 64-byte aligned */
+  const void *x, *bias;
+  void* y;
+  int64_t m;
+  int32_t dtype;      /* potq_dtype */
+  int32_t arithmetic; /* potq_arithmetic */
+  int32_t isa;        /* from potq_isa */
+} potq_product;
+
+POTQ_API int32_t potq_abi(void);
+
+/* Instruction sets are numbered 0, 1, ...: scalar, avx2, avx512vnni, neon, neondot. NULL beyond the last. */
+POTQ_API const char* potq_isa_name(int32_t isa);
+/* 1: compiled in and supported by this CPU. 0: compiled in, not supported by this CPU. -1: not compiled in. */
+POTQ_API int32_t potq_isa_usable(int32_t isa);
+
+/* NULL if the kernels handle the format, else the reason (static text). */
+POTQ_API const char* potq_unsupported(const potq_format* format);
+
+/* Rows are handled in blocks of 16; a range of rows is a range of blocks. */
+POTQ_API int32_t potq_row_blocks(const potq_format* format);
+POTQ_API size_t potq_tiles_bytes(const potq_format* format);
+/* Repack blocks [first, last) of the canonical codes and scales into tiles. */
+POTQ_API void potq_pack(const potq_format* format, const uint8_t* packed, const void* scale, uint8_t* tiles, int32_t first,
+                        int32_t last);
+
+/* Activations are prepared (rounded, and interleaved for the kernel) in panels of at most potq_panel_rows rows. */
+POTQ_API int32_t potq_panel_rows(int32_t isa, int32_t arithmetic);
+POTQ_API size_t potq_panel_bytes(const potq_format* format, int32_t arithmetic, int32_t rows);
+/* Prepare rows [first, first + rows) of product->x into panel, 64-byte aligned. */
+POTQ_API void potq_prepare(const potq_product* product, int64_t first, int32_t rows, uint8_t* panel);
+/* Outputs of row blocks [first_block, last_block) for the activation rows [first, first + rows) held in panel. */
+POTQ_API void potq_multiply(const potq_product* product, const uint8_t* panel, int64_t first, int32_t rows, int32_t first_block,
+                            int32_t last_block);
+
+/* Rows ids[first..last) of the canonical weight, dequantized exactly; row i goes to out[i * columns] (out is the whole result).
+ * Ids must be in range. */
+POTQ_API void potq_lookup(const potq_format* format, const uint8_t* packed, const void* scale, const int64_t* ids,
+                          int64_t first, int64_t last, void* out, int32_t dtype);
+
+/* The OpenMP drivers; without OpenMP they run on the calling thread. potq_linear computes `count` products one after another in
+ * one parallel region (a product may read what an earlier one wrote), and returns 0, or 1 if memory for the activations cannot
+ * be had. */
+POTQ_API int32_t potq_linear(const potq_product* products, int32_t count, int32_t threads);
+POTQ_API void potq_pack_all(const potq_format* format, const uint8_t* packed, const void* scale, uint8_t* tiles,
+                            int32_t threads);
+/* Returns -1, or the position of the first id outside [0, table_rows); nothing is written then. */
+POTQ_API int64_t potq_lookup_all(const potq_format* format, const uint8_t* packed, const void* scale, const int64_t* ids,
+                                 int64_t count, int64_t table_rows, void* out, int32_t dtype, int32_t threads);
+POTQ_API int32_t potq_has_openmp(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,166 @@
+"""Products and look-ups by the compiled kernels, for modules and for the registered ops.
+
+The canonical codes are repacked into the kernels' tiles (``csrc/layout.h``) at the first product. The tiles are kept as long as
+the packed tensor lives, and made again if somebody writes into it; state dicts never see them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from potq.kernels.cpu import library as lib
+
+if TYPE_CHECKING:
+    from potq.kernels.registry import Activations
+    from potq.scheme import QuantScheme
+
+NAME = "cpu"
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_ARITHMETIC = {"int8": 0, "float": 1}
+
+
+def supports(scheme: QuantScheme, shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot compute with such a weight, or None if it can."""
+    if device.type != "cpu":
+        return f"it computes on the CPU, the weight is on {device}"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it computes in float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    reason = lib.missing()
+    if reason is None:
+        reason = _grid_reason(scheme)
+    if reason is None:
+        text = lib.library().potq_unsupported(format_of(scheme, shape))
+        reason = text.decode() if text else None
+    return reason
+
+
+def _grid_reason(scheme: QuantScheme) -> str | None:
+    grid = scheme.grid
+    if not grid.fits_int8:
+        return f"levels of {min(grid.levels)}..{max(grid.levels)} exceed int8"
+    if grid.bits == 8 and grid.encoding != "twos-complement":
+        return "8-bit codes are handled in two's complement only"
+    return None
+
+
+def format_of(scheme: QuantScheme, shape: tuple[int, int]) -> lib.Format:
+    """The library's description of a weight ``(out, in)`` in ``scheme``."""
+    levels = [level if -128 <= level <= 127 else 0 for level in scheme.grid.levels[:16]]
+    return lib.Format(
+        rows=shape[0],
+        columns=shape[1],
+        bits=scheme.grid.bits,
+        group=scheme.group(shape[1]),
+        scale_format=0 if scheme.scale_dtype == "float16" else 1,
+        scale_rows=scheme.scale_shape(*shape)[0],
+        reference_log2=scheme.grid.reference.bit_length() - 1,
+        levels=(ctypes.c_int8 * 16)(*levels),
+    )
+
+
+class Kernel:
+    """One weight, ready for products."""
+
+    def __init__(self, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> None:
+        self.scheme, self.columns = scheme, columns
+        self.rows = len(packed)
+        self._weak = weakref.ref(packed), weakref.ref(scale)
+        self._versions = _version(packed), _version(scale)
+        self._format = format_of(scheme, (self.rows, columns))
+        self._library = lib.library()
+        self._isa = lib.usable_isas()[lib.isa()]
+        self._tiles = torch.empty(self._library.potq_tiles_bytes(self._format), dtype=torch.uint8)
+        packed, scale = packed.contiguous(), scale.contiguous()
+        self._library.potq_pack_all(
+            self._format, packed.data_ptr(), scale.data_ptr(), self._tiles.data_ptr(), torch.get_num_threads()
+        )
+        self._format_at, self._tiles_at = ctypes.addressof(self._format), self._tiles.data_ptr()
+
+    def current(self, packed: Tensor, scale: Tensor) -> bool:
+        """Whether the tiles still are those of ``packed`` and ``scale``."""
+        weak = self._weak
+        return weak[0]() is packed and weak[1]() is scale and self._versions == (_version(packed), _version(scale))
+
+    def __call__(self, input: Tensor, bias: Tensor | None, activations: Activations) -> Tensor:
+        """``input (..., columns) -> (..., rows)`` in the dtype of ``input``."""
+        dtype = _DTYPES.get(input.dtype)
+        if dtype is None:  # float16, which float32 holds exactly
+            return self(input.float(), None if bias is None else bias.float(), activations).to(input.dtype)
+        x = input.contiguous()
+        output = torch.empty((*input.shape[:-1], self.rows), dtype=input.dtype)
+        if bias is not None:
+            bias = bias.to(input.dtype).contiguous()
+        product = lib.Product(
+            self._format_at,
+            self._tiles_at,
+            x.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            output.data_ptr(),
+            x.numel() // self.columns,
+            dtype,
+            _ARITHMETIC[activations],
+            self._isa,
+        )
+        if self._library.potq_linear(product, 1, torch.get_num_threads()):
+            raise MemoryError(f"no memory for the activations of a product with {x.numel() // self.columns} rows")
+        return output
+
+
+def _version(tensor: Tensor) -> int:
+    """Counts in-place changes; inference tensors cannot be changed outside inference mode and have no counter."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+_kernels: dict[int, Kernel] = {}  # by the id of the packed tensor; an entry goes when its tensor does
+
+
+def kernel_of(packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> Kernel:
+    """The kernel of this weight, made at first use."""
+    key = id(packed)
+    kernel = _kernels.get(key)
+    if kernel is None or not kernel.current(packed, scale):
+        kernel = _kernels[key] = Kernel(packed, scale, scheme, columns)
+        weakref.finalize(packed, _forget, key, weakref.ref(kernel))
+    return kernel
+
+
+def _forget(key: int, kernel: weakref.ref[Kernel]) -> None:
+    if _kernels.get(key) is kernel():
+        _kernels.pop(key, None)
+
+
+def linear(
+    input: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, scheme: QuantScheme, activations: Activations
+) -> Tensor:
+    """``input W^T + bias``."""
+    return kernel_of(packed, scale, scheme, input.shape[-1])(input, bias, activations)
+
+
+def embedding(ids: Tensor, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int, dtype: torch.dtype) -> Tensor:
+    """Rows ``ids`` of the weight, dequantized exactly, in ``dtype``: ``(*ids.shape, columns)``.
+
+    Raises:
+        IndexError: an id outside the table.
+    """
+    wanted, indices = dtype if dtype in _DTYPES else torch.float32, ids.long().contiguous()
+    packed, scale = packed.contiguous(), scale.contiguous()
+    output = torch.empty((*ids.shape, columns), dtype=wanted)
+    bad = lib.library().potq_lookup_all(
+        format_of(scheme, (len(packed), columns)),
+        packed.data_ptr(),
+        scale.data_ptr(),
+        indices.data_ptr(),
+        indices.numel(),
+        len(packed),
+        output.data_ptr(),
+        _DTYPES[wanted],
+        torch.get_num_threads(),
+    )
+    if bad >= 0:
+        raise IndexError(f"index {indices.flatten()[bad].item()} is outside the table's {len(packed)} rows")
+    return output.to(dtype)

@@ -1,0 +1,135 @@
+"""The compiled library (``csrc/``, plain C interface) through ctypes: finding it, its structs, its instruction sets."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import POINTER, c_char_p, c_int8, c_int32, c_int64, c_size_t, c_void_p
+from functools import cache
+from pathlib import Path
+
+# torch must have loaded its libgomp before ours is opened: the two then are one, and share one pool of threads
+import torch  # noqa: F401
+
+from potq.errors import ConfigError
+
+ABI = 1
+ISAS = ("scalar", "avx2", "avx512vnni", "neon", "neondot")  # in the library's numbering
+_PREFERRED = ("avx512vnni", "avx2", "neondot", "neon", "scalar")
+_NAMES = ("libpotq.so", "libpotq.dylib", "potq.dll", "libpotq.dll")
+
+
+class Format(ctypes.Structure):
+    """``potq_format`` of ``csrc/potq.h``."""
+
+    _fields_ = [
+        ("rows", c_int32),
+        ("columns", c_int32),
+        ("bits", c_int32),
+        ("group", c_int32),
+        ("scale_format", c_int32),
+        ("scale_rows", c_int32),
+        ("reference_log2", c_int32),
+        ("levels", c_int8 * 16),
+    ]
+
+
+class Product(ctypes.Structure):
+    """``potq_product`` of ``csrc/potq.h``."""
+
+    _fields_ = [
+        ("format", c_void_p),
+        ("tiles", c_void_p),
+        ("x", c_void_p),
+        ("bias", c_void_p),
+        ("y", c_void_p),
+        ("m", c_int64),
+        ("dtype", c_int32),
+        ("arithmetic", c_int32),
+        ("isa", c_int32),
+    ]
+
+
+_FORMAT = POINTER(Format)
+_SIGNATURES = {
+    "potq_abi": (c_int32, []),
+    "potq_isa_name": (c_char_p, [c_int32]),
+    "potq_isa_usable": (c_int32, [c_int32]),
+    "potq_has_openmp": (c_int32, []),
+    "potq_unsupported": (c_char_p, [_FORMAT]),
+    "potq_row_blocks": (c_int32, [_FORMAT]),
+    "potq_tiles_bytes": (c_size_t, [_FORMAT]),
+    "potq_linear": (c_int32, [POINTER(Product), c_int32, c_int32]),
+    "potq_pack_all": (None, [_FORMAT, c_void_p, c_void_p, c_void_p, c_int32]),
+    "potq_lookup_all": (c_int64, [_FORMAT] + [c_void_p] * 3 + [c_int64, c_int64, c_void_p, c_int32, c_int32]),
+}
+
+
+def path() -> Path | None:
+    """Where the library is, or None: ``POTQ_LIBRARY`` if set, else beside this file or where an editable install put it."""
+    chosen = os.environ.get("POTQ_LIBRARY")
+    if chosen:
+        return Path(chosen)
+    from potq.kernels import cpu
+
+    candidates = (Path(folder) / name for folder in cpu.__path__ for name in _NAMES)
+    return next((file for file in candidates if file.is_file()), None)
+
+
+@cache
+def missing() -> str | None:
+    """Why the library cannot be used, or None if it can."""
+    file = path()
+    if file is None:
+        return "the compiled library is not installed; reinstall potq where a C++17 compiler is found"
+    try:
+        found = _open(file).potq_abi()
+    except (OSError, AttributeError) as error:
+        return f"{file} cannot be loaded ({error}); reinstall potq"
+    return None if found == ABI else f"{file} is of another version (interface {found}, not {ABI}); reinstall potq"
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The library, its functions typed.
+
+    Raises:
+        ConfigError: it cannot be used (see :func:`missing`).
+    """
+    file = path()
+    if file is None or missing():
+        raise ConfigError(f"the cpu kernels cannot run: {missing()}")
+    return _open(file)
+
+
+def _open(file: Path) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(file))
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    return loaded
+
+
+@cache
+def usable_isas() -> dict[str, int]:
+    """Number of every instruction set that was compiled in and that this CPU has, by name."""
+    return {name: number for number, name in enumerate(ISAS) if library().potq_isa_usable(number) == 1}
+
+
+@cache
+def isa() -> str:
+    """The instruction set in use: ``POTQ_CPU_ISA``, or the best that this CPU has.
+
+    Raises:
+        ConfigError: ``POTQ_CPU_ISA`` names one that does not exist, was not compiled in, or that this CPU lacks.
+    """
+    usable, chosen = usable_isas(), os.environ.get("POTQ_CPU_ISA")
+    if not chosen:
+        return next(name for name in _PREFERRED if name in usable)
+    if chosen in usable:
+        return chosen
+    if chosen not in ISAS:
+        raise ConfigError(f"POTQ_CPU_ISA={chosen} is unknown; known are {', '.join(ISAS)}")
+    compiled = library().potq_isa_usable(ISAS.index(chosen)) >= 0
+    reason = "this CPU lacks it" if compiled else "it was not compiled for this platform"
+    raise ConfigError(f"POTQ_CPU_ISA={chosen} cannot be used: {reason}; usable here: {', '.join(usable)}")

@@ -1,0 +1,66 @@
+"""What runs, and why: for people, and for tools that print it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from torch import nn
+
+from potq.errors import ConfigError
+from potq.kernels.cpu import backend as cpu
+from potq.kernels.cpu import library
+from potq.kernels.registry import Activations, choose
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How the products of one packed module are computed.
+
+    Attributes:
+        backend: "cpu" or "reference".
+        detail: the instruction set, for the cpu backend.
+        activations: "int8" or "float": whether the inputs of a product are rounded.
+        rejected: the reason for every backend that was asked first and cannot.
+    """
+
+    backend: str
+    detail: str
+    activations: Activations
+    rejected: dict[str, str]
+
+    def __str__(self) -> str:
+        name = f"{self.backend} ({self.detail})" if self.detail else self.backend
+        reasons = "".join(f"; not {backend}: {reason}" for backend, reason in self.rejected.items())
+        return f"{name}, {self.activations} activations{reasons}"
+
+
+def explain(module: nn.Module) -> Explanation:
+    """Which backend computes with a packed ``module`` now, and why each one before it does not.
+
+    Raises:
+        ConfigError: ``module`` is not packed, or ``POTQ_CPU_ISA`` cannot be used.
+    """
+    if not hasattr(module, "weight_packed") and getattr(module, "tied_to", None) is None:
+        raise ConfigError(f"{type(module).__name__} is not a packed module; give explain() a PoTLinear or PoTEmbedding")
+    packed: Any = module
+    weight = packed.quantized
+    chosen = choose(weight.scheme, weight.shape, weight.packed.device, packed.compute_dtype)
+    rounds = chosen.backend == cpu.NAME and isinstance(module, nn.Linear)
+    detail = library.isa() if chosen.backend == cpu.NAME else ""
+    return Explanation(chosen.backend, detail, packed.activations if rounds else "float", chosen.rejected)
+
+
+def set_activations(model: nn.Module, activations: Activations) -> None:
+    """Round the inputs of every packed product in ``model`` to int8 (the default, fast) or keep them ("float", exact).
+
+    Raises:
+        ConfigError: another word, or no packed module in ``model``.
+    """
+    if activations not in get_args(Activations):
+        raise ConfigError(f"activations are one of {', '.join(get_args(Activations))}, found {activations!r}")
+    packed: list[Any] = [module for module in model.modules() if hasattr(module, "activations")]
+    if not packed:
+        raise ConfigError(f"{type(model).__name__} has no packed modules; quantize or load a potq checkpoint first")
+    for module in packed:
+        module.activations = activations

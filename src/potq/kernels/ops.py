@@ -1,0 +1,76 @@
+"""The registered ops ``potq::linear`` and ``potq::embedding``: the route of ``torch.compile``, of export, and of gradients.
+
+They take the tensors of a checkpoint as they are (codes and scales of :mod:`potq.packing`) and the scheme as JSON, so a
+graph that holds them runs on whatever backend the machine has. In eager mode without gradients the modules call the
+backend directly: a registered op costs some 15 us a call.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potq.kernels import reference
+from potq.kernels.registry import BACKENDS, choose
+from potq.scheme import QuantScheme
+
+
+@lru_cache(maxsize=1024)
+def _scheme(text: str) -> QuantScheme:
+    return QuantScheme.model_validate_json(text)
+
+
+@torch.library.custom_op("potq::linear", mutates_args=())
+def linear(input: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, scheme: str, activations: str) -> Tensor:
+    """``input (..., in) W^T + bias -> (..., out)`` in ``input``'s dtype.
+
+    Args:
+        packed, scale: the weight ``(out, in)`` as a checkpoint stores it.
+        scheme: JSON of the :class:`~potq.scheme.QuantScheme`.
+        activations: "int8" (rounded per row and block of at most 64 inputs, where the backend can) or "float".
+    """
+    parsed = _scheme(scheme)
+    chosen = choose(parsed, (len(packed), input.shape[-1]), packed.device, input.dtype)
+    return BACKENDS[chosen.backend].linear(input, packed, scale, bias, parsed, activations)  # type: ignore[arg-type]
+
+
+@linear.register_fake
+def _(input: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, scheme: str, activations: str) -> Tensor:
+    return input.new_empty((*input.shape[:-1], packed.shape[0]))
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, packed, scale, bias, scheme, _ = inputs
+    ctx.save_for_backward(packed, scale)
+    ctx.scheme, ctx.columns, ctx.has_bias = scheme, input.shape[-1], bias is not None
+
+
+def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, Tensor | None, None, None]:
+    """Gradients of the exact product: rounding of the activations is passed straight through."""
+    packed, scale = ctx.saved_tensors
+    weight = reference.rows(None, packed, scale, _scheme(ctx.scheme), ctx.columns, upstream.dtype)
+    bias = upstream.flatten(0, -2).sum(0) if ctx.has_bias else None
+    return upstream @ weight, None, None, bias, None, None
+
+
+linear.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+@torch.library.custom_op("potq::embedding", mutates_args=())
+def embedding(ids: Tensor, packed: Tensor, scale: Tensor, scheme: str, columns: int, dtype: torch.dtype) -> Tensor:
+    """Rows ``ids`` of the weight ``(rows, columns)``, dequantized exactly: ``(*ids.shape, columns)`` in ``dtype``.
+
+    Raises:
+        IndexError: an id outside the table.
+    """
+    parsed = _scheme(scheme)
+    chosen = choose(parsed, (len(packed), columns), packed.device, dtype)
+    return BACKENDS[chosen.backend].embedding(ids, packed, scale, parsed, columns, dtype)
+
+
+@embedding.register_fake
+def _(ids: Tensor, packed: Tensor, scale: Tensor, scheme: str, columns: int, dtype: torch.dtype) -> Tensor:
+    return packed.new_empty((*ids.shape, columns), dtype=dtype)

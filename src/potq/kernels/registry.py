@@ -1,0 +1,86 @@
+"""Which backend computes with a weight, and why not another.
+
+A backend is a module with ``NAME``, ``supports(scheme, shape, device, dtype) -> reason it cannot | None``, ``linear`` and
+``embedding`` (see :mod:`potq.kernels.cpu.backend`). Backends are asked in order; the torch reference can do everything.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from potq.kernels import reference
+from potq.kernels.cpu import backend as cpu
+from potq.kernels.cpu import library
+from potq.scheme import QuantScheme
+
+Activations = Literal["int8", "float"]
+
+
+class Backend(Protocol):
+    """What a backend offers."""
+
+    NAME: str
+
+    def supports(self, scheme: QuantScheme, shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why it cannot compute with such a weight, or None if it can."""
+
+    def linear(
+        self,
+        input: Tensor,
+        packed: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        scheme: QuantScheme,
+        activations: Activations,
+    ) -> Tensor:
+        """``input W^T + bias`` in ``input``'s dtype."""
+
+    def embedding(
+        self, ids: Tensor, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int, dtype: torch.dtype
+    ) -> Tensor:
+        """Rows ``ids`` of the weight in ``dtype``."""
+
+
+BACKENDS: dict[str, Backend] = {backend.NAME: backend for backend in (cpu, reference)}
+
+
+def register_kernel(backend: Backend) -> None:
+    """Ask ``backend`` before all others; it replaces one of the same name. Packed modules made before keep their choice."""
+    others = {name: other for name, other in BACKENDS.items() if name != backend.NAME}
+    BACKENDS.clear()
+    BACKENDS.update({backend.NAME: backend, **others})
+    choose.cache_clear()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend for a weight, and why each one asked before it was passed over."""
+
+    backend: str
+    rejected: dict[str, str]
+
+
+@lru_cache(maxsize=4096)
+def choose(scheme: QuantScheme, shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Choice:
+    """The first backend that can compute with a weight ``(out, in)`` on ``device`` for inputs of ``dtype``."""
+    rejected: dict[str, str] = {}
+    for name, backend in BACKENDS.items():
+        reason = backend.supports(scheme, shape, device, dtype)
+        if reason is None:
+            break
+        rejected[name] = reason
+    missing = library.missing() if device.type == "cpu" else None
+    if missing and name == reference.NAME:
+        _warn_once(missing)
+    return Choice(name, rejected)
+
+
+@lru_cache(maxsize=1)
+def _warn_once(reason: str) -> None:
+    warnings.warn(f"potq computes with the slow torch reference: {reason}", RuntimeWarning, stacklevel=2)
