@@ -143,6 +143,7 @@ inline void prepare_float(const potq_product& product, const Layout& layout, int
   }
 }
 
+template <class V>
 inline void prepare_int8(const potq_product& product, const Layout& layout, int64_t first, int rows, uint8_t* panel) {
   const Panel shape(layout, POTQ_INT8, rows);
   const float reference = float_of(uint32_t(127 - product.format->reference_log2) << 23);
@@ -157,22 +158,25 @@ inline void prepare_int8(const potq_product& product, const Layout& layout, int6
       load_block(product, first + row, b * layout.block, layout.block, values);
       any |= round_block(values, layout.block, reference, &rounded[row]);
       put(coarse, row, &rounded[row].scale);
-      put(coarse, rows + row, &rounded[row].coarse_sum);
+      const int32_t start = V::kStart * rounded[row].coarse_sum;
+      put(coarse, rows + row, &start);
       interleave(rounded[row].coarse, 4, steps, row, rows, coarse + shape.values);
     }
     panel[b] = any;
     for (int row = 0; any && row < rows; row++) {
       put(fine, row, &rounded[row].factor);
-      put(fine, rows + row, &rounded[row].fine_sum);
+      const int32_t start = V::kStart * rounded[row].fine_sum;
+      put(fine, rows + row, &start);
       interleave(rounded[row].fine, 4, steps, row, rows, fine + shape.values);
     }
   }
 }
 
-inline void prepare_panel(const potq_product& product, int64_t first, int rows, uint8_t* panel) {
+template <class V>
+void prepare_panel(const potq_product& product, int64_t first, int rows, uint8_t* panel) {
   const Layout layout(*product.format);
   if (product.arithmetic == POTQ_INT8)
-    prepare_int8(product, layout, first, rows, panel);
+    prepare_int8<V>(product, layout, first, rows, panel);
   else
     prepare_float(product, layout, first, rows, panel);
 }
@@ -264,12 +268,12 @@ struct Integer {
   // sum of level * value, for each activation row
   static POTQ_INLINE void dot(const Decoder<V, Bits>& decode, const Codes& codes, const uint8_t* panel,
                               typename V::Ints* result) {
-    const int32_t* sums = reinterpret_cast<const int32_t*>(panel) + M;
+    const int32_t* starts = reinterpret_cast<const int32_t*>(panel) + M;
     const int8_t* values = reinterpret_cast<const int8_t*>(panel) + 8 * M;
     typename V::Ints total[kChains][M];
     POTQ_UNROLL
     for (int i = 0; i < M; i++) {
-      total[0][i] = V::start(sums[i]);
+      total[0][i] = V::start(starts + i);
       POTQ_UNROLL
       for (int c = 1; c < kChains; c++) total[c][i] = V::zero();
     }
@@ -430,7 +434,7 @@ void multiply(const potq_product& product, const uint8_t* panel, int64_t first, 
 
 template <class V>
 constexpr Kernels kernels_of() {
-  return {{V::kPanelRows, V::kFloatPanelRows}, prepare_panel, multiply<V>};
+  return {{V::kPanelRows, V::kFloatPanelRows}, prepare_panel<V>, multiply<V>};
 }
 
 }  // namespace

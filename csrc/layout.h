@@ -61,10 +61,10 @@ struct Layout {
 // A panel of prepared activations.
 //
 // FLOAT: per block of columns the values, 4 columns of each row in turn.
-// INT8: one flag byte a block; then per block `rows` float scales, `rows` int32 sums of the values, and the int8 values in the
-// same order. A row whose block holds an outlier is rounded finer, to 254 q + r with a second int8 r: the block's flag is set,
-// and behind all blocks a second set of blocks holds per row the factor of q (254, or 1 for a row that needs no r), the sum
-// of r, and r (0 for such a row).
+// INT8: one flag byte a block; then per block `rows` float scales, `rows` int32 starts of the sums (V::kStart times the sum
+// of the values), and the int8 values in the same order. A row whose block holds an outlier is rounded finer, to 254 q + r with
+// a second int8 r: the block's flag is set, and behind all blocks a second set of blocks holds per row the factor of q (254, or
+// 1 for a row that needs no r), the start of the sum for r, and r (0 for such a row).
 struct Panel {
   size_t blocks;  // offset of the first block
   size_t values;  // offset of the values in a block

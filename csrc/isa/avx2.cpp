@@ -9,7 +9,7 @@ namespace potq {
 namespace {
 
 struct Avx2 {
-  static constexpr int kLanes = 8, kPanelRows = 4, kFloatPanelRows = 2;
+  static constexpr int kLanes = 8, kPanelRows = 4, kFloatPanelRows = 2, kStart = 0;
   using Bytes = __m256i;
   using Mask = __m256i;
   using Table = __m256i;
@@ -38,7 +38,7 @@ struct Avx2 {
     return _mm256_blendv_epi8(_mm256_shuffle_epi8(unset, codes), _mm256_shuffle_epi8(set, codes), mask);
   }
   static POTQ_INLINE Bytes levels(Bytes v) { return v; }
-  static POTQ_INLINE Ints start(int32_t) { return zero(); }
+  static POTQ_INLINE Ints start(const int32_t*) { return zero(); }
   static POTQ_INLINE Ints zero() { return _mm256_setzero_si256(); }
   static POTQ_INLINE Ints dot(Ints sum, Bytes level, const int8_t* x) {
     int32_t four;

@@ -8,7 +8,7 @@ namespace potq {
 namespace {
 
 struct Avx512Vnni {
-  static constexpr int kLanes = 16, kPanelRows = 12, kFloatPanelRows = 4;
+  static constexpr int kLanes = 16, kPanelRows = 12, kFloatPanelRows = 4, kStart = -128;
   using Bytes = __m512i;
   using Mask = __mmask64;
   using Table = __m512i;
@@ -33,7 +33,7 @@ struct Avx512Vnni {
     return _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(unset, codes), mask, set, codes);
   }
   static POTQ_INLINE Bytes levels(Bytes v) { return plus_128(v); }
-  static POTQ_INLINE Ints start(int32_t sum) { return _mm512_set1_epi32(-128 * sum); }
+  static POTQ_INLINE Ints start(const int32_t* from) { return _mm512_set1_epi32(*from); }
   static POTQ_INLINE Ints zero() { return _mm512_setzero_si512(); }
   static POTQ_INLINE Ints dot(Ints sum, Bytes level, const int8_t* x) {
     int32_t four;

@@ -11,7 +11,7 @@ namespace {
 
 template <class Dot>
 struct Neon {
-  static constexpr int kLanes = 4, kPanelRows = 4, kFloatPanelRows = 2;
+  static constexpr int kLanes = 4, kPanelRows = 4, kFloatPanelRows = 2, kStart = 0;
   using Bytes = uint8x16_t;
   using Mask = uint8x16_t;
   using Table = uint8x16_t;
@@ -32,7 +32,7 @@ struct Neon {
     return vbslq_u8(mask, vqtbl1q_u8(set, codes), vqtbl1q_u8(unset, codes));
   }
   static POTQ_INLINE Bytes levels(Bytes v) { return v; }
-  static POTQ_INLINE Ints start(int32_t) { return zero(); }
+  static POTQ_INLINE Ints start(const int32_t*) { return zero(); }
   static POTQ_INLINE Ints zero() { return vdupq_n_s32(0); }
   static POTQ_INLINE Ints dot(Ints sum, Bytes level, const int8_t* x) {
     int32_t four;

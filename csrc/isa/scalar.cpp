@@ -7,7 +7,7 @@ namespace potq {
 namespace {
 
 struct Scalar {
-  static constexpr int kLanes = 16, kPanelRows = 2, kFloatPanelRows = 2;
+  static constexpr int kLanes = 16, kPanelRows = 2, kFloatPanelRows = 2, kStart = 0;
   struct Bytes {
     uint8_t at[64];
   };
@@ -54,7 +54,7 @@ struct Scalar {
     return each<Bytes>([&](int i) { return uint8_t((mask.at[i / 8] >> i % 8 & 1 ? set : unset).at[codes.at[i]]); });
   }
   static Bytes levels(const Bytes& v) { return v; }
-  static Ints start(int32_t) { return zero(); }
+  static Ints start(const int32_t*) { return zero(); }
   static Ints zero() {
     return each<Ints>([](int) { return 0; });
   }
