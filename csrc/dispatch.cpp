@@ -1,4 +1,8 @@
 // Which instruction sets were compiled in, which the CPU has, and the thread-free functions that use them.
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "layout.h"
 #include "potq.h"
 #include "table.h"
@@ -82,17 +86,37 @@ int32_t potq_row_blocks(const potq_format* format) { return (format->rows + kRow
 
 size_t potq_tiles_bytes(const potq_format* format) { return Layout(*format).row_block_bytes * size_t(potq_row_blocks(format)); }
 
-int32_t potq_panel_rows(int32_t isa, int32_t arithmetic) { return kIsas[isa].kernels->panel_rows[arithmetic]; }
-
-size_t potq_panel_bytes(const potq_format* format, int32_t arithmetic, int32_t rows) {
-  return Panel(Layout(*format), arithmetic, rows).bytes;
+static Panels panels_of(const potq_format& format, int32_t isa, int32_t arithmetic, int32_t rows) {
+  return Panels(Layout(format), arithmetic, rows, kIsas[isa].kernels->panel_rows[arithmetic]);
 }
 
-void potq_prepare(const potq_product* product, int64_t first, int32_t rows, uint8_t* panel) {
-  kIsas[product->isa].kernels->prepare(*product, first, rows, panel);
+int32_t potq_panels(int32_t isa, int32_t arithmetic, int32_t rows) {
+  const int most = kIsas[isa].kernels->panel_rows[arithmetic];
+  return (rows + most - 1) / most;
 }
 
-void potq_multiply(const potq_product* product, const uint8_t* panel, int64_t first, int32_t rows, int32_t first_block,
+size_t potq_panels_bytes(const potq_format* format, int32_t isa, int32_t arithmetic, int32_t rows) {
+  const Panels panels = panels_of(*format, isa, arithmetic, rows);
+  return panels.offset(panels.count);
+}
+
+void potq_prepare(const potq_product* product, int64_t first, int32_t rows, int32_t panel, uint8_t* panels) {
+  const Panels cut = panels_of(*product->format, product->isa, product->arithmetic, rows);
+  kIsas[product->isa].kernels->prepare(*product, first + cut.first(panel), cut.rows(panel), panels + cut.offset(panel));
+}
+
+void potq_multiply(const potq_product* product, const uint8_t* panels, int64_t first, int32_t rows, int32_t first_block,
                    int32_t last_block) {
-  kIsas[product->isa].kernels->multiply(*product, panel, first, rows, first_block, last_block);
+  kIsas[product->isa].kernels->multiply(*product, panels, first, rows, first_block, last_block);
+}
+
+void potq_advise_huge_pages(void* memory, size_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(memory), first = (begin + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (begin + bytes) / kPage * kPage;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
 }

@@ -30,8 +30,10 @@
 namespace potq {
 namespace {
 
-constexpr int kPrefetch = 4096;  // bytes ahead: the hardware stops at the end of a page
-constexpr int kMaxPanelRows = 12;
+constexpr int kPrefetch = 8192;  // bytes ahead: the hardware stops at the end of a page, and that is too late
+constexpr int kMaxPanelRows = 6;
+constexpr int kChunkBlocks = 16;  // blocks of columns that several panels meet while they are in the first-level cache
+constexpr int kGroupPanels = 24;  // panels whose sums wait at the same time
 // A block is rounded finely if the mean square of its integers is below this: then its largest value is more than
 // sqrt(127^2 / kOutlier) = 5 times its root mean square, and plain int8 would lose the small ones.
 constexpr int kOutlier = 645;
@@ -183,7 +185,8 @@ void prepare_panel(const potq_product& product, int64_t first, int rows, uint8_t
 
 // ---------------------------------------------------------------------------------------------- codes to levels
 
-// Levels of 16 columns of V::kLanes rows, as 4 vectors of 4 columns each. `tiles` and `thirds` are those of the 16 columns.
+// Levels of 8 columns of V::kLanes rows, as 2 vectors of 4 columns each: columns 8 * half + 0..7 of a unit, whose codes begin
+// at `tiles` and `thirds`. (Half a unit, because 8 columns of two strips of rows are what the registers have room for.)
 template <class V, int Bits>
 struct Decoder;
 
@@ -192,13 +195,10 @@ struct Decoder<V, 4> {
   static constexpr int kUnitBytes = 128;
   typename V::Table table;
   explicit Decoder(const int8_t* levels) : table(V::table(levels)) {}
-  POTQ_INLINE void operator()(const uint8_t* tiles, const uint8_t*, typename V::Bytes* out) const {
-    POTQ_UNROLL
-    for (int i = 0; i < 2; i++) {
-      const typename V::Bytes codes = V::load(tiles + i * kTile);
-      out[2 * i] = V::lookup(table, V::low(codes));
-      out[2 * i + 1] = V::lookup(table, V::high(codes));
-    }
+  POTQ_INLINE void operator()(const uint8_t* tiles, const uint8_t*, int half, typename V::Bytes* out) const {
+    const typename V::Bytes codes = V::load(tiles + half * kTile);
+    out[0] = V::lookup(table, V::low(codes));
+    out[1] = V::lookup(table, V::high(codes));
   }
 };
 
@@ -216,12 +216,10 @@ struct Decoder<V, 2> {
   typename V::Table lower, upper;
   explicit Decoder(const int8_t* levels)
       : lower(V::table(NibbleTables(levels).lower)), upper(V::table(NibbleTables(levels).upper)) {}
-  POTQ_INLINE void operator()(const uint8_t* tiles, const uint8_t*, typename V::Bytes* out) const {
-    const typename V::Bytes codes = V::load(tiles), low = V::low(codes), high = V::high(codes);
-    out[0] = V::lookup(lower, low);
-    out[1] = V::lookup(upper, low);
-    out[2] = V::lookup(lower, high);
-    out[3] = V::lookup(upper, high);
+  POTQ_INLINE void operator()(const uint8_t* tiles, const uint8_t*, int half, typename V::Bytes* out) const {
+    const typename V::Bytes codes = V::load(tiles), nibbles = half ? V::high(codes) : V::low(codes);
+    out[0] = V::lookup(lower, nibbles);
+    out[1] = V::lookup(upper, nibbles);
   }
 };
 
@@ -232,12 +230,10 @@ struct Decoder<V, 3> {
   explicit Decoder(const int8_t* levels)
       : lower{V::table(NibbleTables(levels).lower), V::table(NibbleTables(levels + 4).lower)},
         upper{V::table(NibbleTables(levels).upper), V::table(NibbleTables(levels + 4).upper)} {}
-  POTQ_INLINE void operator()(const uint8_t* tiles, const uint8_t* thirds, typename V::Bytes* out) const {
-    const typename V::Bytes codes = V::load(tiles), low = V::low(codes), high = V::high(codes);
-    out[0] = V::lookup(lower[0], lower[1], low, V::mask(thirds));
-    out[1] = V::lookup(upper[0], upper[1], low, V::mask(thirds + 8));
-    out[2] = V::lookup(lower[0], lower[1], high, V::mask(thirds + 16));
-    out[3] = V::lookup(upper[0], upper[1], high, V::mask(thirds + 24));
+  POTQ_INLINE void operator()(const uint8_t* tiles, const uint8_t* thirds, int half, typename V::Bytes* out) const {
+    const typename V::Bytes codes = V::load(tiles), nibbles = half ? V::high(codes) : V::low(codes);
+    out[0] = V::lookup(lower[0], lower[1], nibbles, V::mask(thirds + 16 * half));
+    out[1] = V::lookup(upper[0], upper[1], nibbles, V::mask(thirds + 16 * half + 8));
   }
 };
 
@@ -245,91 +241,130 @@ template <class V>
 struct Decoder<V, 8> {
   static constexpr int kUnitBytes = 256;
   explicit Decoder(const int8_t*) {}
-  POTQ_INLINE void operator()(const uint8_t* tiles, const uint8_t*, typename V::Bytes* out) const {
-    POTQ_UNROLL
-    for (int i = 0; i < 4; i++) out[i] = V::levels(V::load(tiles + i * kTile));
+  POTQ_INLINE void operator()(const uint8_t* tiles, const uint8_t*, int half, typename V::Bytes* out) const {
+    out[0] = V::levels(V::load(tiles + 2 * half * kTile));
+    out[1] = V::levels(V::load(tiles + (2 * half + 1) * kTile));
   }
 };
 
 // ---------------------------------------------------------------------------------------------- products
 
-// Where the codes of a block are, for V::kLanes of its rows.
+// The codes of one block of columns, for R strips of V::kLanes rows: a row block is one strip (AVX-512), two or four.
 struct Codes {
   const uint8_t *tiles, *thirds;
   int units;
+  size_t row_block_bytes;
+
+  template <class V>
+  POTQ_INLINE size_t strip(int strip, int bytes_per_row_times_2) const {
+    constexpr int kParts = kRows / V::kLanes;
+    return size_t(strip / kParts) * row_block_bytes + size_t(strip % kParts * V::kLanes * bytes_per_row_times_2 / 2);
+  }
+  template <class V, int Bits>
+  POTQ_INLINE void decode(const Decoder<V, Bits>& decoder, int of_strip, int unit, int half, typename V::Bytes* out) const {
+    decoder(tiles + unit * Decoder<V, Bits>::kUnitBytes + strip<V>(of_strip, 8), thirds + unit * 32 + strip<V>(of_strip, 1),
+            half, out);
+  }
 };
 
-// The two arithmetics: what is done with one block of V::kLanes rows and M activation rows.
-template <class V, int Bits, int M>
+// The two arithmetics: what is done with one block of columns, R strips of rows and M activation rows.
+template <class V, int Bits, int M, int R>
 struct Integer {
-  // one accumulator would wait for itself; with few rows, the 4 steps of a unit get their own (integers add up in any order)
-  static constexpr int kChains = M == 1 ? 4 : M <= 3 ? 2 : 1;
+  // one accumulator would wait for itself; with few of them, the 4 steps of a unit get their own (integers add up in any order)
+  static constexpr int kChains = R * M == 1 ? 4 : R * M <= 4 ? 2 : 1;
 
-  // sum of level * value, for each activation row
-  static POTQ_INLINE void dot(const Decoder<V, Bits>& decode, const Codes& codes, const uint8_t* panel,
-                              typename V::Ints* result) {
+  // sum of level * value, for each strip and activation row
+  static POTQ_INLINE void dot(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* panel,
+                              typename V::Ints (*result)[M]) {
     const int32_t* starts = reinterpret_cast<const int32_t*>(panel) + M;
     const int8_t* values = reinterpret_cast<const int8_t*>(panel) + 8 * M;
-    typename V::Ints total[kChains][M];
+    typename V::Ints total[kChains][R][M];
     POTQ_UNROLL
     for (int i = 0; i < M; i++) {
-      total[0][i] = V::start(starts + i);
       POTQ_UNROLL
-      for (int c = 1; c < kChains; c++) total[c][i] = V::zero();
-    }
-    for (int u = 0; u < codes.units; u++, values += 16 * M) {
-      typename V::Bytes levels[4];
-      decode(codes.tiles + u * Decoder<V, Bits>::kUnitBytes, codes.thirds + u * 32, levels);
-      POTQ_UNROLL
-      for (int s = 0; s < 4; s++) {
+      for (int r = 0; r < R; r++) {
+        total[0][r][i] = V::start(starts + i);
         POTQ_UNROLL
-        for (int i = 0; i < M; i++) total[s % kChains][i] = V::dot(total[s % kChains][i], levels[s], values + 4 * (s * M + i));
+        for (int c = 1; c < kChains; c++) total[c][r][i] = V::zero();
+      }
+    }
+    for (int u = 0; u < codes.units; u++) {
+      POTQ_UNROLL
+      for (int half = 0; half < 2; half++, values += 8 * M) {
+        typename V::Bytes levels[R][2];
+        POTQ_UNROLL
+        for (int r = 0; r < R; r++) codes.decode<V, Bits>(decoder, r, u, half, levels[r]);
+        POTQ_UNROLL
+        for (int s = 0; s < 2; s++) {
+          const int chain = (2 * half + s) % kChains;
+          POTQ_UNROLL
+          for (int i = 0; i < M; i++) {
+            const auto four = V::four(values + 4 * (s * M + i));
+            POTQ_UNROLL
+            for (int r = 0; r < R; r++) total[chain][r][i] = V::dot(total[chain][r][i], levels[r][s], four);
+          }
+        }
       }
     }
     POTQ_UNROLL
-    for (int i = 0; i < M; i++) {
-      result[i] = total[0][i];
+    for (int r = 0; r < R; r++) {
       POTQ_UNROLL
-      for (int c = 1; c < kChains; c++) result[i] = V::add(result[i], total[c][i]);
+      for (int i = 0; i < M; i++) {
+        result[r][i] = total[0][r][i];
+        POTQ_UNROLL
+        for (int c = 1; c < kChains; c++) result[r][i] = V::add(result[r][i], total[c][r][i]);
+      }
     }
   }
 
-  static POTQ_INLINE void block(const Decoder<V, Bits>& decode, const Codes& codes, const uint8_t* panel, const uint8_t* fine,
-                                typename V::Floats weight_scale, typename V::Floats* y) {
-    typename V::Ints sum[M];
-    dot(decode, codes, panel, sum);
-    if (fine) add_fine(decode, codes, fine, sum);
+  static POTQ_INLINE void block(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* panel, const uint8_t* fine,
+                                const typename V::Floats* weight_scale, typename V::Floats (*y)[M]) {
+    typename V::Ints sum[R][M];
+    dot(decoder, codes, panel, sum);
+    if (fine) add_fine(decoder, codes, fine, sum);
     const float* scales = reinterpret_cast<const float*>(panel);
     POTQ_UNROLL
-    for (int i = 0; i < M; i++) y[i] = V::fma(V::floats(sum[i]), V::mul(weight_scale, V::broadcast(scales + i)), y[i]);
+    for (int r = 0; r < R; r++) {
+      POTQ_UNROLL
+      for (int i = 0; i < M; i++)
+        y[r][i] = V::fma(V::floats(sum[r][i]), V::mul(weight_scale[r], V::broadcast(scales + i)), y[r][i]);
+    }
   }
 
-  static void add_fine(const Decoder<V, Bits>& decode, const Codes& codes, const uint8_t* fine, typename V::Ints* sum) {
+  static void add_fine(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* fine, typename V::Ints (*sum)[M]) {
     const int32_t* factors = reinterpret_cast<const int32_t*>(fine);
-    typename V::Ints more[M];
-    dot(decode, codes, fine, more);
-    for (int i = 0; i < M; i++) sum[i] = V::add(V::times(sum[i], factors[i]), more[i]);
+    typename V::Ints more[R][M];
+    dot(decoder, codes, fine, more);
+    for (int r = 0; r < R; r++) {
+      for (int i = 0; i < M; i++) sum[r][i] = V::add(V::times(sum[r][i], factors[i]), more[r][i]);
+    }
   }
 };
 
-template <class V, int Bits, int M>
+template <class V, int Bits, int M, int R>
 struct Float {
-  static POTQ_INLINE void block(const Decoder<V, Bits>& decode, const Codes& codes, const uint8_t* panel, const uint8_t*,
+  static POTQ_INLINE void block(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* panel, const uint8_t*,
+                                const typename V::Floats* weight_scale, typename V::Floats (*y)[M]) {
+    for (int r = 0; r < R; r++) strip(decoder, codes, r, panel, weight_scale[r], y[r]);
+  }
+
+  static POTQ_INLINE void strip(const Decoder<V, Bits>& decoder, const Codes& codes, int r, const uint8_t* panel,
                                 typename V::Floats weight_scale, typename V::Floats* y) {
     const float* values = reinterpret_cast<const float*>(panel);
     typename V::Floats total[4][M];
     POTQ_UNROLL
     for (int i = 0; i < 4 * M; i++) total[i / M][i % M] = V::zero_floats();
     for (int u = 0; u < codes.units; u++) {
-      typename V::Bytes levels[4];
-      decode(codes.tiles + u * Decoder<V, Bits>::kUnitBytes, codes.thirds + u * 32, levels);
       POTQ_UNROLL
-      for (int s = 0; s < 4; s++, values += 4 * M) {
+      for (int half = 0; half < 2; half++, values += 8 * M) {
+        typename V::Bytes levels[2];
+        codes.decode<V, Bits>(decoder, r, u, half, levels);
         POTQ_UNROLL
-        for (int j = 0; j < 4; j++) {
-          const typename V::Floats level = V::column(levels[s], j);
+        for (int k = 0; k < 8; k++) {
+          const typename V::Floats level = V::column(levels[k / 4], k % 4);
           POTQ_UNROLL
-          for (int i = 0; i < M; i++) total[j][i] = V::fma(level, V::broadcast(values + 4 * i + j), total[j][i]);
+          for (int i = 0; i < M; i++)
+            total[k % 4][i] = V::fma(level, V::broadcast(values + 4 * (k / 4 * M + i) + k % 4), total[k % 4][i]);
         }
       }
     }
@@ -341,95 +376,158 @@ struct Float {
   }
 };
 
-template <class V, int M>
-inline void store_rows(const potq_product& product, int64_t first, int row, const typename V::Floats (*y)[M]) {
-  const int64_t rows = product.format->rows;
-  const int count = smaller(kRows, int(rows) - row);
-  for (int i = 0; i < M; i++) {
+// The outputs of one panel and one row block; y holds `rows` vectors for each strip.
+template <class V>
+inline void store_rows(const potq_product& product, int64_t first, int rows, int row, const typename V::Floats* y) {
+  const int count = smaller(kRows, product.format->rows - row);
+  for (int i = 0; i < rows; i++) {
     float values[kRows];
-    for (int p = 0; p < kRows / V::kLanes; p++) V::store(values + p * V::kLanes, y[p][i]);
-    store_numbers(values, product.y, (first + i) * rows + row, count, product.dtype);
+    for (int p = 0; p < kRows / V::kLanes; p++) V::store(values + p * V::kLanes, y[p * rows + i]);
+    store_numbers(values, product.y, (first + i) * product.format->rows + row, count, product.dtype);
   }
 }
 
 template <class V>
-inline void load_bias(const potq_product& product, int row, float* bias) {
+inline void load_bias(const potq_product& product, int rows, int row, typename V::Floats* y) {
+  float bias[kRows];
   for (int r = 0; r < kRows; r++) {
     const bool present = product.bias && row + r < product.format->rows;
     bias[r] = present ? load_number(product.bias, row + r, product.dtype) : 0.0f;
   }
+  for (int i = 0; i < kRows / V::kLanes * rows; i++) y[i] = V::load_floats(bias + i / rows * V::kLanes);
 }
 
-template <class V, int Bits, int M, template <class, int, int> class Arithmetic>
-void multiply_panel(const potq_product& product, const uint8_t* panel, int64_t first, int first_block, int last_block) {
-  constexpr bool kInteger = std::is_same<Arithmetic<V, Bits, M>, Integer<V, Bits, M>>::value;
+// The stored scales of strip r.
+template <class V>
+POTQ_INLINE typename V::Floats load_scales(const uint8_t* scales, int format, size_t row_block_bytes, int r) {
   constexpr int kParts = kRows / V::kLanes;
-  const potq_format& format = *product.format;
-  const Layout layout(format);
-  const Panel shape(layout, product.arithmetic, M);
-  const Decoder<V, Bits> decode(format.levels);
-  const int units = layout.block / kUnit;
-  const size_t thirds_offset = size_t(units) * Decoder<V, Bits>::kUnitBytes;
-  const float reference = kInteger ? 1.0f : float_of(uint32_t(127 - format.reference_log2) << 23);
-  for (int r = first_block; r < last_block; r++) {
-    const uint8_t* scales = product.tiles + size_t(r) * layout.row_block_bytes;
-    const uint8_t* tiles = scales + layout.scales_bytes;
-    typename V::Floats y[kParts][M];
-    float bias[kRows];
-    load_bias<V>(product, r * kRows, bias);
+  const uint8_t* from = scales + size_t(r / kParts) * row_block_bytes;
+  const int lane = r % kParts * V::kLanes;
+  return format == POTQ_SCALE_FLOAT16 ? V::float16(from + 2 * lane) : V::e8m0(from + lane);
+}
+
+template <class V>
+POTQ_INLINE void fetch(const uint8_t* from, size_t bytes, const uint8_t* end) {
+  for (size_t byte = 0; byte < bytes && from + byte + kPrefetch < end; byte += 64) V::prefetch(from + byte + kPrefetch);
+}
+
+// What the columns [first, last) of blocks add to y, for some row blocks and one panel.
+struct Chunk {
+  const potq_format* format;
+  const Layout* layout;
+  const uint8_t* row_block;  // the first one's tiles
+  const uint8_t* end;        // of what is worth prefetching
+  const uint8_t* panel;
+  int first, last;
+};
+
+// R strips of rows, M activation rows.
+template <class V, int Bits, int M, int R, template <class, int, int, int> class Arithmetic>
+void multiply_chunk(const Chunk& chunk, typename V::Floats* sums) {
+  constexpr bool kInteger = std::is_same<Arithmetic<V, Bits, M, R>, Integer<V, Bits, M, R>>::value;
+  constexpr int kBlocks = R * V::kLanes / kRows;
+  const Layout& layout = *chunk.layout;
+  const Panel shape(layout, kInteger ? POTQ_INT8 : POTQ_FLOAT, M);
+  const Decoder<V, Bits> decoder(chunk.format->levels);
+  const int units = layout.block / kUnit, scale_format = chunk.format->scale_format;
+  const size_t thirds = size_t(units) * Decoder<V, Bits>::kUnitBytes;
+  const float reference = float_of(uint32_t(127 - chunk.format->reference_log2) << 23);
+  const uint8_t* scales = chunk.row_block + size_t(chunk.first / layout.blocks_per_group) * layout.group_bytes;
+  const uint8_t* tiles = chunk.row_block + layout.scales_bytes + size_t(chunk.first) * layout.block_bytes;
+  const uint8_t* values = chunk.panel + shape.blocks + size_t(chunk.first) * shape.block_bytes;
+  typename V::Floats y[R][M];
+  for (int i = 0; i < R * M; i++) y[i / M][i % M] = sums[i];
+  int left = layout.blocks_per_group - chunk.first % layout.blocks_per_group;
+  for (int b = chunk.first; b < chunk.last; b++) {
+    typename V::Floats scale[R];
     POTQ_UNROLL
-    for (int i = 0; i < kParts * M; i++) y[i / M][i % M] = V::load_floats(bias + i / M * V::kLanes);
-    const uint8_t* values = panel + shape.blocks;
-    int left = layout.blocks_per_group;
-    for (int b = 0; b < layout.blocks; b++) {
-      for (size_t byte = 0; byte < layout.block_bytes; byte += 64) V::prefetch(tiles + byte + kPrefetch);
-      POTQ_UNROLL
-      for (int p = 0; p < kParts; p++) {
-        const int lane = p * V::kLanes;
-        typename V::Floats scale =
-            format.scale_format == POTQ_SCALE_FLOAT16 ? V::float16(scales + 2 * lane) : V::e8m0(scales + lane);
-        if (!kInteger) scale = V::mul(scale, V::broadcast(&reference));
-        const uint8_t* fine = kInteger && panel[b] ? values + (shape.fine - shape.blocks) : nullptr;
-        const Codes codes{tiles + 4 * lane, tiles + thirds_offset + lane / 2, units};
-        Arithmetic<V, Bits, M>::block(decode, codes, values, fine, scale, y[p]);
-      }
-      tiles += layout.block_bytes;
-      values += shape.block_bytes;
-      if (--left == 0) scales += layout.group_bytes, left = layout.blocks_per_group;
+    for (int r = 0; r < R; r++) {
+      scale[r] = load_scales<V>(scales, scale_format, layout.row_block_bytes, r);
+      if (!kInteger) scale[r] = V::mul(scale[r], V::broadcast(&reference));
     }
-    store_rows<V, M>(product, first, r * kRows, y);
+    POTQ_UNROLL
+    for (int r = 0; r < kBlocks; r++) fetch<V>(tiles + size_t(r) * layout.row_block_bytes, layout.block_bytes, chunk.end);
+    const uint8_t* fine = kInteger && chunk.panel[b] ? values + (shape.fine - shape.blocks) : nullptr;
+    Arithmetic<V, Bits, M, R>::block(decoder, Codes{tiles, tiles + thirds, units, layout.row_block_bytes}, values, fine, scale,
+                                     y);
+    tiles += layout.block_bytes;
+    values += shape.block_bytes;
+    if (--left == 0) scales += layout.group_bytes, left = layout.blocks_per_group;
+  }
+  for (int i = 0; i < R * M; i++) sums[i] = y[i / M][i % M];
+}
+
+// multiply_chunk for a number of activation rows that is known only now.
+template <class V, int Bits, int R, template <class, int, int, int> class Arithmetic, int M>
+void multiply_rows(int rows, const Chunk& chunk, typename V::Floats* sums) {
+  if constexpr (M > 1) {
+    if (rows < M) return multiply_rows<V, Bits, R, Arithmetic, M - 1>(rows, chunk, sums);
+  }
+  multiply_chunk<V, Bits, M, R, Arithmetic>(chunk, sums);
+}
+
+// kBlocks row blocks and a group of panels. Columns are taken in chunks, small enough for the codes and the activations to stay
+// in the first-level cache while every panel of the group meets every strip; sums wait in y.
+template <class V, int Bits, int kBlocks, template <class, int, int, int> class Arithmetic, int kMax>
+void multiply_group(const potq_product& product, const Layout& layout, const Panels& panels, const uint8_t* prepared,
+                    int64_t first, int first_panel, int last_panel, int block, const uint8_t* end) {
+  constexpr int kParts = kRows / V::kLanes, kStrips = kBlocks * kParts;
+  typename V::Floats y[kGroupPanels][kStrips * kMax];
+  for (int p = first_panel; p < last_panel; p++) {
+    const int rows = panels.rows(p);
+    for (int b = 0; b < kBlocks; b++) load_bias<V>(product, rows, (block + b) * kRows, y[p - first_panel] + b * kParts * rows);
+  }
+  const uint8_t* tiles = product.tiles + size_t(block) * layout.row_block_bytes;
+  for (int b = 0; b < kBlocks; b++) fetch<V>(tiles + size_t(b) * layout.row_block_bytes, layout.scales_bytes, end);
+  const int step = panels.count == 1 ? layout.blocks : kChunkBlocks;
+  for (int b = 0; b < layout.blocks; b += step) {
+    for (int p = first_panel; p < last_panel; p++) {
+      const uint8_t* fetch_end = p == 0 ? end : nullptr;
+      const Chunk chunk{
+          product.format, &layout, tiles, fetch_end, prepared + panels.offset(p), b, smaller(b + step, layout.blocks)};
+      multiply_rows<V, Bits, kStrips, Arithmetic, kMax>(panels.rows(p), chunk, y[p - first_panel]);
+    }
+  }
+  for (int p = first_panel; p < last_panel; p++) {
+    const int rows = panels.rows(p);
+    for (int b = 0; b < kBlocks; b++)
+      store_rows<V>(product, first + panels.first(p), rows, (block + b) * kRows, y[p - first_panel] + b * kParts * rows);
   }
 }
 
-// ---------------------------------------------------------------------------------------------- choice by bits and rows
-
-using Multiply = void (*)(const potq_product&, const uint8_t*, int64_t, int, int);
-
-template <class V, int Bits, template <class, int, int> class Arithmetic, int M>
-Multiply multiply_of(int rows) {
-  if constexpr (M == 0) {
-    return nullptr;
-  } else {
-    return rows == M ? &multiply_panel<V, Bits, M, Arithmetic> : multiply_of<V, Bits, Arithmetic, M - 1>(rows);
+template <class V, int Bits, template <class, int, int, int> class Arithmetic, int kMax>
+void multiply_bits(const potq_product& product, const uint8_t* prepared, int64_t first, int rows, int first_block,
+                   int last_block) {
+  const Layout layout(*product.format);
+  const Panels panels(layout, product.arithmetic, rows, kMax);
+  const uint8_t* end = product.tiles + size_t(last_block) * layout.row_block_bytes;
+  const int pairs = panels.rows(0) >= V::kPairFrom ? (last_block - first_block) / 2 : 0;
+  for (int p = 0; p < panels.count; p += kGroupPanels) {
+    const int last = smaller(p + kGroupPanels, panels.count);
+    for (int block = first_block; block < first_block + 2 * pairs; block += 2)
+      multiply_group<V, Bits, 2, Arithmetic, kMax>(product, layout, panels, prepared, first, p, last, block, end);
+    for (int block = first_block + 2 * pairs; block < last_block; block++)
+      multiply_group<V, Bits, 1, Arithmetic, kMax>(product, layout, panels, prepared, first, p, last, block, end);
   }
 }
 
-template <class V, template <class, int, int> class Arithmetic, int M>
-Multiply multiply_of_bits(int bits, int rows) {
-  switch (bits) {
-    case 2: return multiply_of<V, 2, Arithmetic, M>(rows);
-    case 3: return multiply_of<V, 3, Arithmetic, M>(rows);
-    case 4: return multiply_of<V, 4, Arithmetic, M>(rows);
-    default: return multiply_of<V, 8, Arithmetic, M>(rows);
+template <class V, template <class, int, int, int> class Arithmetic, int kMax>
+void multiply_with(const potq_product& product, const uint8_t* prepared, int64_t first, int rows, int first_block,
+                   int last_block) {
+  switch (product.format->bits) {
+    case 2: return multiply_bits<V, 2, Arithmetic, kMax>(product, prepared, first, rows, first_block, last_block);
+    case 3: return multiply_bits<V, 3, Arithmetic, kMax>(product, prepared, first, rows, first_block, last_block);
+    case 4: return multiply_bits<V, 4, Arithmetic, kMax>(product, prepared, first, rows, first_block, last_block);
+    default: return multiply_bits<V, 8, Arithmetic, kMax>(product, prepared, first, rows, first_block, last_block);
   }
 }
 
 template <class V>
-void multiply(const potq_product& product, const uint8_t* panel, int64_t first, int rows, int first_block, int last_block) {
-  const int bits = product.format->bits;
-  const Multiply function = product.arithmetic == POTQ_INT8 ? multiply_of_bits<V, Integer, V::kPanelRows>(bits, rows)
-                                                            : multiply_of_bits<V, Float, V::kFloatPanelRows>(bits, rows);
-  function(product, panel, first, first_block, last_block);
+void multiply(const potq_product& product, const uint8_t* prepared, int64_t first, int rows, int first_block, int last_block) {
+  if (product.arithmetic == POTQ_INT8)
+    multiply_with<V, Integer, V::kPanelRows>(product, prepared, first, rows, first_block, last_block);
+  else
+    multiply_with<V, Float, V::kFloatPanelRows>(product, prepared, first, rows, first_block, last_block);
 }
 
 template <class V>

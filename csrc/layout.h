@@ -82,5 +82,18 @@ struct Panel {
   }
 };
 
+// How some activation rows are cut in panels: as few as possible, nearly equally high.
+struct Panels {
+  int total, count;
+  size_t panel_bytes;  // of the highest
+
+  Panels(const Layout& layout, int arithmetic, int rows, int most) : total(rows), count((rows + most - 1) / most) {
+    panel_bytes = Panel(layout, arithmetic, (rows + count - 1) / count).bytes;
+  }
+  int first(int panel) const { return int(int64_t(total) * panel / count); }
+  int rows(int panel) const { return first(panel + 1) - first(panel); }
+  size_t offset(int panel) const { return size_t(panel) * panel_bytes; }
+};
+
 }  // namespace
 }  // namespace potq

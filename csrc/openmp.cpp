@@ -14,8 +14,10 @@ static int omp_get_num_threads() { return 1; }
 
 namespace {
 
-constexpr int64_t kSerialWork = 1 << 16;    // multiplications below which a second thread costs more than it saves
-constexpr size_t kChunkBytes = 512 * 1024;  // of prepared activations: they stay in the second-level cache
+constexpr int64_t kSerialWork = 1 << 16;     // multiplications below which a second thread costs more than it saves
+constexpr size_t kChunkBytes = 1024 * 1024;  // of prepared activations, half of which is rarely touched
+constexpr int64_t kMinChunk = 48;            // rows, however long
+constexpr int kTaskBlocks = 4;               // row blocks a thread takes at a time
 
 // Memory for panels, kept by the thread that calls.
 class Workspace {
@@ -35,56 +37,44 @@ class Workspace {
   size_t size_ = 0;
 };
 
-// How the activations of one product are cut: panels of nearly equal height, chunks of panels.
-struct Plan {
-  int64_t panels;
-  int64_t panels_per_chunk;
-  size_t panel_bytes;  // of the tallest
-
-  explicit Plan(const potq_product& product) {
-    const int64_t rows = potq_panel_rows(product.isa, product.arithmetic);
-    panels = (product.m + rows - 1) / rows;
-    panel_bytes = potq_panel_bytes(product.format, product.arithmetic, int32_t((product.m + panels - 1) / panels));
-    panels_per_chunk = int64_t(kChunkBytes / panel_bytes);
-    if (panels_per_chunk < 2) panels_per_chunk = 2;
-    if (panels_per_chunk > panels) panels_per_chunk = panels;
-  }
-  int64_t first(const potq_product& product, int64_t panel) const { return product.m * panel / panels; }
-  // a single panel is cheaper to prepare by every thread for itself than to share
-  size_t workspace(int threads) const { return panel_bytes * size_t(panels == 1 ? threads : panels_per_chunk); }
-};
-
-void prepare(const potq_product& product, const Plan& plan, int64_t panel, uint8_t* to) {
-  const int64_t first = plan.first(product, panel);
-  potq_prepare(&product, first, int32_t(plan.first(product, panel + 1) - first), to);
+// Activation rows that are prepared at once: one panel, or as many as stay in the second-level cache.
+int64_t chunk_rows(const potq_product& product) {
+  const size_t row = potq_panels_bytes(product.format, product.isa, product.arithmetic, 1);
+  const int64_t rows = int64_t(kChunkBytes / row);
+  return product.m < kMinChunk || rows >= product.m ? product.m : rows < kMinChunk ? kMinChunk : rows;
 }
 
-void multiply(const potq_product& product, const Plan& plan, int64_t panel, const uint8_t* from, int first, int last) {
-  const int64_t row = plan.first(product, panel);
-  potq_multiply(&product, from, row, int32_t(plan.first(product, panel + 1) - row), first, last);
+// A single panel is cheaper to prepare by every thread for itself than to share.
+bool prepared_by_each(const potq_product& product) {
+  return potq_panels(product.isa, product.arithmetic, int32_t(product.m)) == 1;
+}
+
+size_t own_bytes(const potq_product& product) {
+  return potq_panels_bytes(product.format, product.isa, product.arithmetic, int32_t(chunk_rows(product)));
 }
 
 // Called by all threads of a team.
 void run(const potq_product& product, uint8_t* workspace) {
-  const Plan plan(product);
   const int blocks = potq_row_blocks(product.format);
-  const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-  if (plan.panels == 1) {
-    uint8_t* own = workspace + plan.panel_bytes * size_t(thread);
-    prepare(product, plan, 0, own);
-    multiply(product, plan, 0, own, int(int64_t(blocks) * thread / threads), int(int64_t(blocks) * (thread + 1) / threads));
+  if (prepared_by_each(product)) {
+    const int thread = omp_get_thread_num(), threads = omp_get_num_threads(), rows = int(product.m);
+    uint8_t* own = workspace + own_bytes(product) * size_t(thread);
+    potq_prepare(&product, 0, rows, 0, own);
+    potq_multiply(&product, own, 0, rows, int(int64_t(blocks) * thread / threads),
+                  int(int64_t(blocks) * (thread + 1) / threads));
 #pragma omp barrier
     return;
   }
-  for (int64_t chunk = 0; chunk < plan.panels; chunk += plan.panels_per_chunk) {
-    const int64_t end = chunk + plan.panels_per_chunk < plan.panels ? chunk + plan.panels_per_chunk : plan.panels;
+  const int64_t chunk = chunk_rows(product);
+  for (int64_t first = 0; first < product.m; first += chunk) {
+    const int rows = int(first + chunk < product.m ? chunk : product.m - first);
+    const int panels = potq_panels(product.isa, product.arithmetic, rows);
 #pragma omp for schedule(static)
-    for (int64_t panel = chunk; panel < end; panel++)
-      prepare(product, plan, panel, workspace + plan.panel_bytes * size_t(panel - chunk));
-#pragma omp for schedule(dynamic, 2)
-    for (int block = 0; block < blocks; block++) {
-      for (int64_t panel = chunk; panel < end; panel++)
-        multiply(product, plan, panel, workspace + plan.panel_bytes * size_t(panel - chunk), block, block + 1);
+    for (int panel = 0; panel < panels; panel++) potq_prepare(&product, first, rows, panel, workspace);
+#pragma omp for schedule(dynamic, 1)
+    for (int block = 0; block < blocks; block += kTaskBlocks) {
+      const int last = block + kTaskBlocks < blocks ? block + kTaskBlocks : blocks;
+      potq_multiply(&product, workspace, first, rows, block, last);
     }
   }
 }
@@ -107,7 +97,7 @@ int32_t potq_linear(const potq_product* products, int32_t count, int32_t threads
   int64_t work = 0;
   for (int i = 0; i < count; i++) {
     if (products[i].m < 1) continue;
-    const size_t needed = Plan(products[i]).workspace(threads);
+    const size_t needed = own_bytes(products[i]) * size_t(prepared_by_each(products[i]) ? threads : 1);
     bytes = needed > bytes ? needed : bytes;
     work += products[i].m * products[i].format->rows * products[i].format->columns;
   }
@@ -122,6 +112,7 @@ int32_t potq_linear(const potq_product* products, int32_t count, int32_t threads
 
 void potq_pack_all(const potq_format* format, const uint8_t* packed, const void* scale, uint8_t* tiles, int32_t threads) {
   const int blocks = potq_row_blocks(format);
+  potq_advise_huge_pages(tiles, potq_tiles_bytes(format));
 #pragma omp parallel for schedule(static) num_threads(team(int64_t(format->rows) * format->columns, threads))
   for (int block = 0; block < blocks; block++) potq_pack(format, packed, scale, tiles, block, block + 1);
 }

@@ -70,19 +70,24 @@ POTQ_API size_t potq_tiles_bytes(const potq_format* format);
 POTQ_API void potq_pack(const potq_format* format, const uint8_t* packed, const void* scale, uint8_t* tiles, int32_t first,
                         int32_t last);
 
-/* Activations are prepared (rounded, and interleaved for the kernel) in panels of at most potq_panel_rows rows. */
-POTQ_API int32_t potq_panel_rows(int32_t isa, int32_t arithmetic);
-POTQ_API size_t potq_panel_bytes(const potq_format* format, int32_t arithmetic, int32_t rows);
-/* Prepare rows [first, first + rows) of product->x into panel, 64-byte aligned. */
-POTQ_API void potq_prepare(const potq_product* product, int64_t first, int32_t rows, uint8_t* panel);
-/* Outputs of row blocks [first_block, last_block) for the activation rows [first, first + rows) held in panel. */
-POTQ_API void potq_multiply(const potq_product* product, const uint8_t* panel, int64_t first, int32_t rows, int32_t first_block,
-                            int32_t last_block);
+/* Activation rows [first, first + rows) of a product are prepared (rounded, and interleaved for the kernel) as one or more
+ * panels: potq_panels of them, in potq_panels_bytes of memory, 64-byte aligned. */
+POTQ_API int32_t potq_panels(int32_t isa, int32_t arithmetic, int32_t rows);
+POTQ_API size_t potq_panels_bytes(const potq_format* format, int32_t isa, int32_t arithmetic, int32_t rows);
+/* Prepare one of the panels. */
+POTQ_API void potq_prepare(const potq_product* product, int64_t first, int32_t rows, int32_t panel, uint8_t* panels);
+/* Outputs of row blocks [first_block, last_block) for those rows, once all panels are prepared. */
+POTQ_API void potq_multiply(const potq_product* product, const uint8_t* panels, int64_t first, int32_t rows,
+                            int32_t first_block, int32_t last_block);
 
 /* Rows ids[first..last) of the canonical weight, dequantized exactly; row i goes to out[i * columns] (out is the whole result).
  * Ids must be in range. */
 POTQ_API void potq_lookup(const potq_format* format, const uint8_t* packed, const void* scale, const int64_t* ids,
                           int64_t first, int64_t last, void* out, int32_t dtype);
+
+/* Ask for huge pages under memory that was not written yet: reading it needs fewer address translations. Linux; else nothing.
+ */
+POTQ_API void potq_advise_huge_pages(void* memory, size_t bytes);
 
 /* The OpenMP drivers; without OpenMP they run on the calling thread. potq_linear computes `count` products one after another in
  * one parallel region (a product may read what an earlier one wrote), and returns 0, or 1 if memory for the activations cannot

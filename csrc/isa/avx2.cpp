@@ -9,7 +9,7 @@ namespace potq {
 namespace {
 
 struct Avx2 {
-  static constexpr int kLanes = 8, kPanelRows = 4, kFloatPanelRows = 2, kStart = 0;
+  static constexpr int kLanes = 8, kPanelRows = 4, kFloatPanelRows = 2, kStart = 0, kPairFrom = 99;
   using Bytes = __m256i;
   using Mask = __m256i;
   using Table = __m256i;
@@ -40,11 +40,13 @@ struct Avx2 {
   static POTQ_INLINE Bytes levels(Bytes v) { return v; }
   static POTQ_INLINE Ints start(const int32_t*) { return zero(); }
   static POTQ_INLINE Ints zero() { return _mm256_setzero_si256(); }
-  static POTQ_INLINE Ints dot(Ints sum, Bytes level, const int8_t* x) {
+  static POTQ_INLINE Bytes four(const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
-    const __m256i signed_x = _mm256_sign_epi8(_mm256_set1_epi32(four), level);
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(level), signed_x);
+    return _mm256_set1_epi32(four);
+  }
+  static POTQ_INLINE Ints dot(Ints sum, Bytes level, Bytes x) {
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(level), _mm256_sign_epi8(x, level));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
   static POTQ_INLINE Ints times(Ints a, int32_t factor) { return _mm256_mullo_epi32(a, _mm256_set1_epi32(factor)); }

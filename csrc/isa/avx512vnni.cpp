@@ -8,7 +8,7 @@ namespace potq {
 namespace {
 
 struct Avx512Vnni {
-  static constexpr int kLanes = 16, kPanelRows = 12, kFloatPanelRows = 4, kStart = -128;
+  static constexpr int kLanes = 16, kPanelRows = 6, kFloatPanelRows = 4, kStart = -128, kPairFrom = 4;
   using Bytes = __m512i;
   using Mask = __mmask64;
   using Table = __m512i;
@@ -35,11 +35,12 @@ struct Avx512Vnni {
   static POTQ_INLINE Bytes levels(Bytes v) { return plus_128(v); }
   static POTQ_INLINE Ints start(const int32_t* from) { return _mm512_set1_epi32(*from); }
   static POTQ_INLINE Ints zero() { return _mm512_setzero_si512(); }
-  static POTQ_INLINE Ints dot(Ints sum, Bytes level, const int8_t* x) {
+  static POTQ_INLINE Bytes four(const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
-    return _mm512_dpbusd_epi32(sum, level, _mm512_set1_epi32(four));
+    return _mm512_set1_epi32(four);
   }
+  static POTQ_INLINE Ints dot(Ints sum, Bytes level, Bytes x) { return _mm512_dpbusd_epi32(sum, level, x); }
   static POTQ_INLINE Ints times(Ints a, int32_t factor) { return _mm512_mullo_epi32(a, _mm512_set1_epi32(factor)); }
   static POTQ_INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
   static POTQ_INLINE Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }

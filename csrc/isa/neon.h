@@ -11,7 +11,7 @@ namespace {
 
 template <class Dot>
 struct Neon {
-  static constexpr int kLanes = 4, kPanelRows = 4, kFloatPanelRows = 2, kStart = 0;
+  static constexpr int kLanes = 4, kPanelRows = 4, kFloatPanelRows = 2, kStart = 0, kPairFrom = 99;
   using Bytes = uint8x16_t;
   using Mask = uint8x16_t;
   using Table = uint8x16_t;
@@ -34,11 +34,12 @@ struct Neon {
   static POTQ_INLINE Bytes levels(Bytes v) { return v; }
   static POTQ_INLINE Ints start(const int32_t*) { return zero(); }
   static POTQ_INLINE Ints zero() { return vdupq_n_s32(0); }
-  static POTQ_INLINE Ints dot(Ints sum, Bytes level, const int8_t* x) {
+  static POTQ_INLINE int8x16_t four(const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
-    return Dot::dot(sum, vreinterpretq_s8_u8(level), vreinterpretq_s8_s32(vdupq_n_s32(four)));
+    return vreinterpretq_s8_s32(vdupq_n_s32(four));
   }
+  static POTQ_INLINE Ints dot(Ints sum, Bytes level, int8x16_t x) { return Dot::dot(sum, vreinterpretq_s8_u8(level), x); }
   static POTQ_INLINE Ints times(Ints a, int32_t factor) { return vmulq_n_s32(a, factor); }
   static POTQ_INLINE Ints add(Ints a, Ints b) { return vaddq_s32(a, b); }
   static POTQ_INLINE Floats add(Floats a, Floats b) { return vaddq_f32(a, b); }

@@ -7,7 +7,7 @@ namespace potq {
 namespace {
 
 struct Scalar {
-  static constexpr int kLanes = 16, kPanelRows = 2, kFloatPanelRows = 2, kStart = 0;
+  static constexpr int kLanes = 16, kPanelRows = 2, kFloatPanelRows = 2, kStart = 0, kPairFrom = 99;
   struct Bytes {
     uint8_t at[64];
   };
@@ -58,6 +58,7 @@ struct Scalar {
   static Ints zero() {
     return each<Ints>([](int) { return 0; });
   }
+  static const int8_t* four(const int8_t* x) { return x; }
   static Ints dot(const Ints& sum, const Bytes& level, const int8_t* x) {
     return each<Ints>([&](int i) {
       int32_t total = sum.at[i];

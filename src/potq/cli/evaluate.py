@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from potq.cli import console
+from potq.cli.kernels import Activations, kernel_lines, use_kernels
 
 
 def evaluate(
@@ -16,6 +17,9 @@ def evaluate(
     windows: Annotated[int | None, typer.Option(min=1, help="Only the first so many windows. Default: all.")] = None,
     dtype: Annotated[str, typer.Option(help="What the model computes in.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Where it runs, e.g. cuda. Default: cpu.")] = None,
+    activations: Annotated[
+        Activations, typer.Option(help="Inputs of packed products: exact, or rounded as generate does.")
+    ] = Activations.float,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Measure perplexity by the GPTQ protocol.
@@ -31,11 +35,14 @@ def evaluate(
     with console.status(f"loading {model}"):
         tokens = tokenize(load_tokenizer(model), content)
         loaded = load(model, dtype=dtype, device=device)
+    kernels = use_kernels(loaded, activations)
     with console.progress_bar("perplexity") as update:
         result = perplexity(loaded, tokens, window=window, max_windows=windows, progress=update)
     if as_json:
-        console.emit_json({"model": model, "text": text, **result.to_dict()})
+        console.emit_json({"model": model, "text": text, **result.to_dict(), "kernels": kernels})
         return
     out = console.stdout()
     out.print(f"perplexity {result.perplexity:.3f}  on {text}", highlight=False)
     out.print(f"{result.protocol}; {result.seconds:.1f} s", style="dim", highlight=False)
+    for line in kernel_lines(kernels):
+        out.print(line, style="dim", highlight=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from potq.cli import console
+from potq.cli.kernels import Activations, kernel_lines, use_kernels
 from potq.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")] = False,
     dtype: Annotated[str, typer.Option(help="What the model computes in.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Where it runs, e.g. cuda. Default: cpu.")] = None,
+    activations: Annotated[
+        Activations, typer.Option(help="Inputs of packed products: rounded to int8 (fast), or exact.")
+    ] = Activations.int8,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Continue a prompt; the text streams to stdout as it comes.
@@ -37,6 +41,7 @@ def generate(
     with console.status(f"loading {model}"):
         tokenizer = load_tokenizer(model)
         loaded = load(model, dtype=dtype, device=device)
+    kernels = use_kernels(loaded, activations)
     ids = _encode(tokenizer, prompt, chat=chat).to(loaded.device)
     mask = ids.new_ones(ids.shape)
     options = {"max_new_tokens": max_new_tokens, **_sampling(temperature, top_k, top_p, seed)}
@@ -48,11 +53,11 @@ def generate(
     speed = len(output) / seconds
     if as_json:
         text = tokenizer.decode(output, skip_special_tokens=True)
-        console.emit_json(
-            {"prompt": prompt, "text": text, "tokens": len(output), "seconds": seconds, "tokens_per_second": speed}
-        )
-    else:
-        console.stderr.print(f"{len(output)} tokens, {speed:.1f} tokens/s", style="dim", highlight=False)
+        counts = {"tokens": len(output), "seconds": seconds, "tokens_per_second": speed}
+        console.emit_json({"prompt": prompt, "text": text, **counts, "kernels": kernels})
+        return
+    for line in [f"{len(output)} tokens, {speed:.1f} tokens/s", *kernel_lines(kernels)]:
+        console.stderr.print(line, style="dim", highlight=False)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> Any:

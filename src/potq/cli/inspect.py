@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from potq.cli import console
+from potq.cli.kernels import Activations, kernel_lines, use_kernels
 from potq.errors import ModelError
 
 
@@ -30,17 +31,20 @@ def inspect(
         if not packed:
             raise ModelError(f"{model} is not quantized by potq; potq quantize {model} OUTPUT makes a checkpoint of it")
         usage = level_usage({name: module.quantized for name, module in packed.items()})
-    report = describe(loaded)
+    report, kernels = describe(loaded), use_kernels(loaded, Activations.int8)
     if plot is not None:
         plot_usage(usage, plot)
     if as_json:
         levels = {scheme: {str(k): v for k, v in counts.items()} for scheme, counts in usage.items()}
-        console.emit_json({**report.model_dump(mode="json"), "bits_per_weight": report.bits_per_weight, "levels": levels})
+        document = {**report.model_dump(mode="json"), "bits_per_weight": report.bits_per_weight}
+        console.emit_json({**document, "levels": levels, "kernels": kernels})
         return
     out = console.stdout()
     out.print(*report.tables(every_module=every_module))
     for scheme, counts in usage.items():
         out.print(_bars(scheme, counts))
+    for line in kernel_lines(kernels):
+        out.print(line, highlight=False)
     if plot is not None:
         out.print(f"wrote {plot}", highlight=False)
 
