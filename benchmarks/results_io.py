@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = ("potq", "torch", "transformers", "numpy")
 
 Row = dict[str, Any]
 Protocol = dict[str, Any] | str
@@ -28,11 +29,13 @@ class Goal(TypedDict):
     met: bool
 
 
-def write_results(name: str, protocol: Protocol, rows: Sequence[Row], goals: Sequence[Goal] = ()) -> Path:
-    """Write ``results/name.json`` atomically and return its path."""
+def write_results(
+    name: str, protocol: Protocol, rows: Sequence[Row], goals: Sequence[Goal] = (), packages: Sequence[str] = ()
+) -> Path:
+    """Write ``results/name.json`` atomically and return its path. ``packages`` are further ones whose versions matter."""
     content = {
         "machine": machine(),
-        "versions": {package: _version(package) for package in ("potq", "torch", "transformers", "numpy")},
+        "versions": {package: _version(package) for package in (*PACKAGES, *packages)},
         "protocol": protocol,
         "rows": list(rows),
         "goals": list(goals),

@@ -76,11 +76,14 @@ def tiny_llama(**changes: Any) -> LlamaForCausalLM:
 
 
 @pytest.fixture
-def reference_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def reference_backend() -> Iterator[None]:
     """Packed modules made in the test compute with the torch reference, whose products are exact."""
-    monkeypatch.delitem(registry.BACKENDS, "cpu")
+    before = dict(registry.BACKENDS)
+    del registry.BACKENDS["cpu"]
     registry.choose.cache_clear()
     yield
+    registry.BACKENDS.clear()
+    registry.BACKENDS.update(before)  # in their order
     registry.choose.cache_clear()
 
 

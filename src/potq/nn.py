@@ -82,6 +82,10 @@ class PackedModule(nn.Module):
         buffers: Any = (self._owner[0] if self._owner else self)._buffers
         return buffers["weight_packed"], buffers["weight_scale"]
 
+    def _on_its_device(self, input: Tensor, packed: Tensor) -> None:
+        if input.device != packed.device:
+            raise RuntimeError(f"the input is on {input.device}, the packed weight on {packed.device}; move one of them")
+
     def _backend(self, device: torch.device, dtype: torch.dtype) -> Backend:
         name = self._backends.get((device, dtype))
         if name is None:
@@ -108,6 +112,12 @@ class PoTLinear(PackedModule, nn.Linear):  # type: ignore[override]  # its weigh
 
     def forward(self, input: Tensor) -> Tensor:
         packed, scale = self._tensors()
+        self._on_its_device(input, packed)
+        if input.shape[-1] != self._shape[1]:
+            raise RuntimeError(f"an input of shape {tuple(input.shape)} does not fit a weight of shape {self._shape}")
+        kind = input.device.type
+        if kind != "meta" and torch.is_autocast_enabled(kind):
+            input = input.to(torch.get_autocast_dtype(kind))
         bias = self._parameters["bias"]
         needs_grad = torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad))
         if needs_grad or torch.compiler.is_compiling():
@@ -121,6 +131,9 @@ class PoTEmbedding(PackedModule, nn.Embedding):  # type: ignore[override]  # its
 
     def forward(self, input: Tensor) -> Tensor:
         packed, scale = self._tensors()
+        self._on_its_device(input, packed)
+        if input.dtype not in (torch.int64, torch.int32):
+            raise RuntimeError(f"ids are Long or Int tensors, found {input.dtype}")
         if torch.compiler.is_compiling():
             result: Tensor = ops.embedding(input, packed, scale, self._spec, self._shape[1], self.compute_dtype)
             return result

@@ -18,7 +18,7 @@ class Activations(StrEnum):
 
 
 def use_kernels(model: nn.Module, activations: Activations) -> dict[str, int]:
-    """Set how packed products treat activations; returns what computes them, and in how many modules. Empty if none is packed."""
+    """Set how packed products treat activations; returns what computes them, and in how many modules each."""
     from potq.kernels import explain, set_activations
     from potq.model import packed_modules
 

@@ -52,7 +52,7 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, Tensor | 
     """Gradients of the exact product: rounding of the activations is passed straight through."""
     packed, scale = ctx.saved_tensors
     weight = reference.rows(None, packed, scale, _scheme(ctx.scheme), ctx.columns, upstream.dtype)
-    bias = upstream.flatten(0, -2).sum(0) if ctx.has_bias else None
+    bias = upstream.reshape(-1, upstream.shape[-1]).sum(0) if ctx.has_bias else None
     return upstream @ weight, None, None, bias, None, None
 
 

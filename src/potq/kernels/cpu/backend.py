@@ -1,7 +1,8 @@
 """Products and look-ups by the compiled kernels, for modules and for the registered ops.
 
-The canonical codes are repacked into the kernels' tiles (``csrc/layout.h``) at the first product. The tiles are kept as long as
-the packed tensor lives, and made again if somebody writes into it; state dicts never see them.
+The canonical codes are repacked into the kernels' tiles (``csrc/layout.h``) at the first product. The tiles are kept as
+long as the packed tensor lives, and made again if somebody writes into it (through ``.data``, or into an inference tensor,
+nobody can see that); state dicts never see them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from potq.kernels.cpu import library as lib
+from potq.tensor import storage
 
 if TYPE_CHECKING:
     from potq.kernels.registry import Activations
@@ -67,10 +69,11 @@ class Kernel:
     """One weight, ready for products."""
 
     def __init__(self, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> None:
+        _check_storage(packed, scale, scheme, columns)
         self.scheme, self.columns = scheme, columns
         self.rows = len(packed)
         self._weak = weakref.ref(packed), weakref.ref(scale)
-        self._versions = _version(packed), _version(scale)
+        self._state = _state(packed), _state(scale)
         self._format = format_of(scheme, (self.rows, columns))
         self._library = lib.library()
         self._isa = lib.usable_isas()[lib.isa()]
@@ -81,10 +84,11 @@ class Kernel:
         )
         self._format_at, self._tiles_at = ctypes.addressof(self._format), self._tiles.data_ptr()
 
-    def current(self, packed: Tensor, scale: Tensor) -> bool:
-        """Whether the tiles still are those of ``packed`` and ``scale``."""
+    def current(self, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> bool:
+        """Whether the tiles still are those of this weight."""
         weak = self._weak
-        return weak[0]() is packed and weak[1]() is scale and self._versions == (_version(packed), _version(scale))
+        same = weak[0]() is packed and weak[1]() is scale and self._state == (_state(packed), _state(scale))
+        return same and self.columns == columns and (self.scheme is scheme or self.scheme == scheme)
 
     def __call__(self, input: Tensor, bias: Tensor | None, activations: Activations) -> Tensor:
         """``input (..., columns) -> (..., rows)`` in the dtype of ``input``."""
@@ -111,9 +115,20 @@ class Kernel:
         return output
 
 
-def _version(tensor: Tensor) -> int:
-    """Counts in-place changes; inference tensors cannot be changed outside inference mode and have no counter."""
-    return -1 if tensor.is_inference() else tensor._version
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """Changes when the tensor is written to or given other memory. Inference tensors do not count writes."""
+    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+
+
+def _check_storage(packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> None:
+    """Raise RuntimeError if the tensors are smaller or larger than the library will read."""
+    expected = storage((len(packed), columns), scheme)
+    found = tuple(packed.shape), tuple(scale.shape), scale.dtype
+    if found != expected or packed.dtype != torch.uint8 or packed.device.type != "cpu" or scale.device.type != "cpu":
+        raise RuntimeError(
+            f"a weight of shape {(len(packed), columns)} in {scheme.name} has codes and scales of shapes {expected[:2]} "
+            f"on the CPU, found {found[:2]} on {packed.device}"
+        )
 
 
 _kernels: dict[int, Kernel] = {}  # by the id of the packed tensor; an entry goes when its tensor does
@@ -123,7 +138,7 @@ def kernel_of(packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) 
     """The kernel of this weight, made at first use."""
     key = id(packed)
     kernel = _kernels.get(key)
-    if kernel is None or not kernel.current(packed, scale):
+    if kernel is None or not kernel.current(packed, scale, scheme, columns):
         kernel = _kernels[key] = Kernel(packed, scale, scheme, columns)
         weakref.finalize(packed, _forget, key, weakref.ref(kernel))
     return kernel
@@ -148,6 +163,7 @@ def embedding(ids: Tensor, packed: Tensor, scale: Tensor, scheme: QuantScheme, c
         IndexError: an id outside the table.
     """
     wanted, indices = dtype if dtype in _DTYPES else torch.float32, ids.long().contiguous()
+    _check_storage(packed, scale, scheme, columns)
     packed, scale = packed.contiguous(), scale.contiguous()
     output = torch.empty((*ids.shape, columns), dtype=wanted)
     bad = lib.library().potq_lookup_all(

@@ -59,6 +59,7 @@ _SIGNATURES = {
     "potq_unsupported": (c_char_p, [_FORMAT]),
     "potq_row_blocks": (c_int32, [_FORMAT]),
     "potq_tiles_bytes": (c_size_t, [_FORMAT]),
+    "potq_advise_huge_pages": (None, [c_void_p, c_size_t]),
     "potq_linear": (c_int32, [POINTER(Product), c_int32, c_int32]),
     "potq_pack_all": (None, [_FORMAT, c_void_p, c_void_p, c_void_p, c_int32]),
     "potq_lookup_all": (c_int64, [_FORMAT] + [c_void_p] * 3 + [c_int64, c_int64, c_void_p, c_int32, c_int32]),
