@@ -14,10 +14,10 @@ static int omp_get_num_threads() { return 1; }
 
 namespace {
 
-constexpr int64_t kSerialWork = 1 << 16;     // multiplications below which a second thread costs more than it saves
-constexpr size_t kChunkBytes = 1024 * 1024;  // of prepared activations, half of which is rarely touched
-constexpr int64_t kMinChunk = 48;            // rows, however long
-constexpr int kTaskBlocks = 4;               // row blocks a thread takes at a time
+constexpr int64_t kSerialWork = 1 << 16;         // multiplications below which a second thread costs more than it saves
+constexpr size_t kChunkBytes = 2 * 1024 * 1024;  // of prepared activations, half of which is rarely touched
+constexpr int64_t kMinChunk = 48;                // rows, however long
+constexpr int kTaskBlocks = 4;                   // row blocks a thread takes at a time
 
 // Memory for panels, kept by the thread that calls.
 class Workspace {
@@ -37,11 +37,12 @@ class Workspace {
   size_t size_ = 0;
 };
 
-// Activation rows that are prepared at once: one panel, or as many as stay in the second-level cache.
+// Activation rows that are prepared at once: as many as stay in the second-level cache, in chunks of nearly equal size.
 int64_t chunk_rows(const potq_product& product) {
   const size_t row = potq_panels_bytes(product.format, product.isa, product.arithmetic, 1);
-  const int64_t rows = int64_t(kChunkBytes / row);
-  return product.m < kMinChunk || rows >= product.m ? product.m : rows < kMinChunk ? kMinChunk : rows;
+  const int64_t fitting = int64_t(kChunkBytes / row), most = fitting < kMinChunk ? kMinChunk : fitting;
+  const int64_t chunks = (product.m + most - 1) / most;
+  return (product.m + chunks - 1) / chunks;
 }
 
 // A single panel is cheaper to prepare by every thread for itself than to share.

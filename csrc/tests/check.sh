@@ -1,0 +1,180 @@
+#!/usr/bin/env bash
+# The kernels' own checks:
+#
+#   csrc/tests/check.sh [native] [sanitize] [aarch64] [full] [packages]    without words: all of them, 15 minutes on two cores
+#
+# native    the short self-test (`make test` runs this much)
+# sanitize  the same with AddressSanitizer and UBSan, and tests/kernels on that library
+# aarch64   the same, cross-built and run by qemu, on CPUs with and without dot products
+# full      the long self-test
+# packages  sdist, wheel of it, wheel without a compiler: what is in them, and that they work
+#
+# All runs of the short self-test must print one hash. Wants cmake, ninja and a Python with potq's [dev] in PATH (the Makefile
+# sees to it); beyond native, Linux and GCC.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+out=$PWD/build/check
+mkdir -p "$out"
+export OMP_WAIT_POLICY=passive # threads that wait for each other sleep: one core is enough
+
+title() { printf '\n== %s\n' "$*"; }
+
+die() {
+  printf 'check.sh: %s\n' "$*" >&2
+  exit 1
+}
+
+# need COMMAND PACKAGE: a check that cannot run has failed
+need() {
+  command -v "$1" >/dev/null || die "$1 is missing; on Debian or Ubuntu: apt-get install $2"
+}
+
+# build NAME OPTION...: build/check/NAME/selftest and libpotq.so
+build() {
+  local name=$1
+  shift
+  # the generator's path is given anew each time: that of another environment may be in the cache
+  cmake -S csrc -B "$out/$name" -G Ninja -DCMAKE_MAKE_PROGRAM="$(command -v ninja)" -DPOTQ_TESTS=ON --log-level=WARNING "$@"
+  cmake --build "$out/$name"
+}
+
+# short NAME ISAS COMMAND...: one run of the short self-test, which must use the instruction sets ISAS (a pattern)
+short() {
+  local name=$1 isas=$2 found
+  shift 2
+  title "short self-test, $name"
+  "$@" | tee "$out/$name.hashes"
+  found=$(awk '{ printf "%s ", $1 }' "$out/$name.hashes")
+  [[ $found =~ ^($isas)\ $ ]] || die "$name used $found, expected $isas"
+  runs+=("$out/$name.hashes")
+}
+
+runs=()
+
+native() {
+  build native
+  short native 'scalar.*' "$out/native/selftest"
+}
+
+sanitize() {
+  local compiler=${CXX:-g++} preload python
+  title "sanitizers (compiling takes 3 minutes)"
+  build sanitize -DPOTQ_SANITIZE=address,undefined,float-cast-overflow -DCMAKE_CXX_COMPILER="$compiler"
+  short sanitize 'scalar.*' "$out/sanitize/selftest"
+  title "tests/kernels, sanitized"
+  preload=$("$compiler" -print-file-name=libasan.so)
+  [ -e "$preload" ] || die "$compiler has no libasan.so, which Python must load first; set CXX to GCC's g++"
+  # libstdc++ too, or the sanitizer finds no __cxa_throw to wrap and ends at torch's first exception. Leaks are Python's own.
+  python=(env "LD_PRELOAD=$preload $("$compiler" -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0
+    UBSAN_OPTIONS=print_stacktrace=1 "POTQ_LIBRARY=$out/sanitize/libpotq.so" python)
+  # without the library these tests would all be skipped
+  "${python[@]}" -c 'import sys; from potq.kernels.cpu.library import missing; sys.exit(missing())'
+  # reports go to the file descriptor: pytest must leave it alone, and the signals too
+  "${python[@]}" -m pytest -q --capture=sys -p no:faulthandler -p no:cacheprovider tests/kernels
+}
+
+aarch64() {
+  local run=(qemu-aarch64 -L /usr/aarch64-linux-gnu)
+  title "aarch64"
+  build aarch64 -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+  short aarch64-max 'scalar neon neondot' "${run[@]}" -cpu max "$out/aarch64/selftest"
+  short aarch64-cortex-a72 'scalar neon' "${run[@]}" -cpu cortex-a72 "$out/aarch64/selftest"
+}
+
+full() {
+  title "long self-test"
+  "$out/native/selftest" --full
+}
+
+# clean_python FOLDER WHEEL: a Python with that potq only. The dependencies come from the one in PATH: its own potq is behind a
+# .pth file, which Python does not read in a folder that itself was added by one.
+clean_python() {
+  python -m venv "$1"
+  "$1/bin/python" -m pip install --quiet --no-deps "$2"
+  local site='import sysconfig; print(sysconfig.get_path("purelib"))'
+  python -c "$site" >"$("$1/bin/python" -c "$site")/dependencies.pth"
+}
+
+# one FILE: that it is the only one there is; an unmatched pattern stands for itself
+one() {
+  [ $# -eq 1 ] && [ -e "$1" ] || die "expected one file, found $*"
+}
+
+packages() {
+  local folder=$out/packages sdist wheel
+  title "packages"
+  rm -rf "$folder"
+  python -m build --outdir "$folder" . >"$out/build.log" || die "python -m build failed, see $out/build.log"
+  sdist=("$folder"/potq-*.tar.gz) wheel=("$folder"/potq-*-py3-none-linux_*.whl)
+  one "${sdist[@]}"
+  one "${wheel[@]}"
+  clean_python "$folder/compiled" "${wheel[0]}"
+  (cd "$folder/compiled" && bin/python - "${wheel[0]}") <<'PYTHON'
+import subprocess
+import sys
+import zipfile
+
+from potq.kernels.cpu import library
+
+libraries = [name for name in zipfile.ZipFile(sys.argv[1]).namelist() if ".so" in name]
+assert libraries == ["potq/kernels/cpu/libpotq.so"], libraries  # libgomp is torch's
+assert library.missing() is None, library.missing()
+assert str(library.path()).startswith(sys.prefix), library.path()
+needed = subprocess.run(["readelf", "-d", str(library.path())], capture_output=True, text=True, check=True).stdout
+assert "NEEDED" in needed and "[libgomp.so.1]" in needed, needed
+print(f"{sys.argv[1]} works: {library.isa()}")
+PYTHON
+
+  CXX=/bin/false python -m pip wheel --quiet --no-deps --wheel-dir "$folder/pure" "${sdist[0]}"
+  wheel=("$folder"/pure/potq-*-py3-none-any.whl)
+  one "${wheel[@]}"
+  clean_python "$folder/reference" "${wheel[0]}"
+  (cd "$folder/reference" && bin/python - "${wheel[0]}") <<'PYTHON'
+import sys
+import warnings
+
+import torch
+
+from potq.algorithms.rtn import rtn
+from potq.kernels.cpu import library
+from potq.nn import pack_module
+from potq.scheme import PRESETS
+
+assert library.path() is None, library.path()
+layer = torch.nn.Linear(64, 8).requires_grad_(False)
+packed = pack_module(layer, rtn(layer.weight, PRESETS["pot4"]))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        assert packed(torch.ones(3, 64)).shape == (3, 8)
+found = [str(warning.message) for warning in caught if warning.category is RuntimeWarning]
+assert len(found) == 1 and "reference" in found[0], found
+print(f"{sys.argv[1]} works, and warns: {found[0]}")
+PYTHON
+}
+
+compare_hashes() {
+  local distinct
+  distinct=$(awk '{ print $2, $5 }' "${runs[@]}" | sort -u) # how many products, and the hash of their outputs
+  [ "$(wc -l <<<"$distinct")" -eq 1 ] || die "outputs differ:"$'\n'"$(grep . "${runs[@]}")"
+}
+
+[ $# -gt 0 ] || set -- native sanitize aarch64 full packages
+for check in "$@"; do
+  case $check in
+    native | full) ;;
+    sanitize) need "${CXX:-g++}" g++ ;;
+    aarch64)
+      need aarch64-linux-gnu-g++ "g++-aarch64-linux-gnu qemu-user"
+      need qemu-aarch64 "g++-aarch64-linux-gnu qemu-user"
+      ;;
+    packages) need readelf binutils ;;
+    *) die "no check is called $check; see the top of this file" ;;
+  esac
+done
+native # always: what the others are compared with
+for check in "$@"; do
+  [ "$check" = native ] || "$check"
+done
+compare_hashes
+title "passed: $*"
