@@ -38,6 +38,7 @@ from potq.errors import MissingDependencyError
 from potq.evaluate.perplexity import perplexity
 from potq.functional import dequantize, quantize
 from potq.grid import additive, shift_terms
+from potq.kernels import set_activations
 from potq.loading import embedded_file, load
 from potq.report import decibels
 from potq.scale_search import choose_scale
@@ -294,7 +295,10 @@ def perplexities(winners: dict[str, Magnitudes]) -> list[Row]:
         tokens = read_tokens(setting)[-WINDOWS * setting.window :]
         for table in track([None, *tables], f"{setting.model}, {setting.text}"):
             config = None if table is None else PoTConfig(grid=additive(table), group_size=GROUP, embedding=None)
-            found = perplexity(load(setting.source, config), tokens, window=setting.window, max_windows=WINDOWS)
+            model = load(setting.source, config)
+            if table is not None:
+                set_activations(model, "float")  # what the weights cost, and nothing else
+            found = perplexity(model, tokens, window=setting.window, max_windows=WINDOWS)
             magnitudes = list(table) if table is not None else None
             rows.append({"model": setting.model, "text": setting.text, "magnitudes": magnitudes, **found.to_dict()})
     return rows

@@ -28,6 +28,7 @@ from torch import Tensor
 import potq
 from potq.evaluate.perplexity import perplexity, tokenize
 from potq.evaluate.text import read_text
+from potq.kernels import set_activations
 from results_io import Goal, Row, load_rows, print_goals, write_results
 
 NAME = "rtn_table"
@@ -104,6 +105,7 @@ def measure(cell: Cell, setting: Setting) -> Row:
         scheme = potq.PRESETS[cell.scheme]
         config = potq.PoTConfig(cell.scheme, embedding=scheme if cell.embedding == "same" else None)
         report = potq.quantize(model, config)
+        set_activations(model, "float")  # what the weights cost, and nothing else
         bits, snr = report.bits_per_weight, sum(m.snr_db or 0 for m in report.modules) / len(report.modules)
     result = perplexity(model, tokens, window=setting.window, max_windows=WINDOWS)
     return {**asdict(cell), "bits_per_weight": bits, "mean_snr_db": snr, **result.to_dict()}

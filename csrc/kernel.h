@@ -9,8 +9,9 @@
 // for w * scale. That order is the contract: every instruction set and every number of threads gives the same bits.
 //
 // Codes are decoded in registers, by byte shuffles that look up a 16-entry table of levels (the same work for every grid), and
-// used at once for up to V::kPanelRows activation rows. Rejected: decoding into a buffer that all rows share; a shuffle costs
-// less than the load it saves.
+// used at once for up to V::kPanelRows activation rows; more rows meet the same codes while they are in the first-level cache.
+// Rejected: decoding into a buffer that all rows share. Shuffles run beside the dot products, on units that are idle else;
+// 8-bit weights, which need none, are no faster.
 #pragma once
 
 #include <type_traits>
@@ -22,9 +23,11 @@
 #if defined(__GNUC__)
 #define POTQ_INLINE inline __attribute__((always_inline))
 #define POTQ_UNROLL _Pragma("GCC unroll 16")
+#define POTQ_UNROLL_UNITS _Pragma("GCC unroll 4")
 #else
 #define POTQ_INLINE inline
 #define POTQ_UNROLL
+#define POTQ_UNROLL_UNITS
 #endif
 
 namespace potq {
@@ -288,6 +291,7 @@ struct Integer {
         for (int c = 1; c < kChains; c++) total[c][r][i] = V::zero();
       }
     }
+    POTQ_UNROLL_UNITS
     for (int u = 0; u < codes.units; u++) {
       POTQ_UNROLL
       for (int half = 0; half < 2; half++, values += 8 * M) {
@@ -380,20 +384,21 @@ struct Float {
 template <class V>
 inline void store_rows(const potq_product& product, int64_t first, int rows, int row, const typename V::Floats* y) {
   const int count = smaller(kRows, product.format->rows - row);
+  const bool whole = count == kRows && product.dtype == POTQ_FLOAT32;
   for (int i = 0; i < rows; i++) {
+    const int64_t at = (first + i) * product.format->rows + row;
     float values[kRows];
-    for (int p = 0; p < kRows / V::kLanes; p++) V::store(values + p * V::kLanes, y[p * rows + i]);
-    store_numbers(values, product.y, (first + i) * product.format->rows + row, count, product.dtype);
+    float* to = whole ? static_cast<float*>(product.y) + at : values;
+    for (int p = 0; p < kRows / V::kLanes; p++) V::store(to + p * V::kLanes, y[p * rows + i]);
+    if (!whole) store_numbers(values, product.y, at, count, product.dtype);
   }
 }
 
 template <class V>
 inline void load_bias(const potq_product& product, int rows, int row, typename V::Floats* y) {
-  float bias[kRows];
-  for (int r = 0; r < kRows; r++) {
-    const bool present = product.bias && row + r < product.format->rows;
-    bias[r] = present ? load_number(product.bias, row + r, product.dtype) : 0.0f;
-  }
+  float bias[kRows] = {};
+  const int count = product.bias ? smaller(kRows, product.format->rows - row) : 0;
+  for (int r = 0; r < count; r++) bias[r] = load_number(product.bias, row + r, product.dtype);
   for (int i = 0; i < kRows / V::kLanes * rows; i++) y[i] = V::load_floats(bias + i / rows * V::kLanes);
 }
 
@@ -466,6 +471,18 @@ void multiply_rows(int rows, const Chunk& chunk, typename V::Floats* sums) {
   multiply_chunk<V, Bits, M, R, Arithmetic>(chunk, sums);
 }
 
+// Ask for the lines that store_rows will write: those of neighbouring activation rows are pages apart.
+template <class V>
+inline void fetch_outputs(const potq_product& product, int64_t first, int rows, int row) {
+  const size_t size = product.dtype == POTQ_FLOAT32 ? 4 : 2;
+  const int last = smaller(kRows, product.format->rows - row) - 1;
+  for (int i = 0; i < rows; i++) {
+    const uint8_t* to = static_cast<uint8_t*>(product.y) + size_t((first + i) * product.format->rows + row) * size;
+    V::prefetch_write(to);
+    V::prefetch_write(to + size_t(last) * size);
+  }
+}
+
 // kBlocks row blocks and a group of panels. Columns are taken in chunks, small enough for the codes and the activations to stay
 // in the first-level cache while every panel of the group meets every strip; sums wait in y.
 template <class V, int Bits, int kBlocks, template <class, int, int, int> class Arithmetic, int kMax>
@@ -473,25 +490,25 @@ void multiply_group(const potq_product& product, const Layout& layout, const Pan
                     int64_t first, int first_panel, int last_panel, int block, const uint8_t* end) {
   constexpr int kParts = kRows / V::kLanes, kStrips = kBlocks * kParts;
   typename V::Floats y[kGroupPanels][kStrips * kMax];
-  for (int p = first_panel; p < last_panel; p++) {
-    const int rows = panels.rows(p);
-    for (int b = 0; b < kBlocks; b++) load_bias<V>(product, rows, (block + b) * kRows, y[p - first_panel] + b * kParts * rows);
-  }
   const uint8_t* tiles = product.tiles + size_t(block) * layout.row_block_bytes;
   for (int b = 0; b < kBlocks; b++) fetch<V>(tiles + size_t(b) * layout.row_block_bytes, layout.scales_bytes, end);
   const int step = panels.count == 1 ? layout.blocks : kChunkBlocks;
   for (int b = 0; b < layout.blocks; b += step) {
+    const bool starts = b == 0, ends = b + step >= layout.blocks;
     for (int p = first_panel; p < last_panel; p++) {
+      const int rows = panels.rows(p);
+      const int64_t at = first + panels.first(p);
+      typename V::Floats* sums = y[p - first_panel];
+      for (int r = 0; r < kBlocks; r++) {
+        if (starts) load_bias<V>(product, rows, (block + r) * kRows, sums + r * kParts * rows);
+        if (ends) fetch_outputs<V>(product, at, rows, (block + r) * kRows);
+      }
       const uint8_t* fetch_end = p == 0 ? end : nullptr;
-      const Chunk chunk{
-          product.format, &layout, tiles, fetch_end, prepared + panels.offset(p), b, smaller(b + step, layout.blocks)};
-      multiply_rows<V, Bits, kStrips, Arithmetic, kMax>(panels.rows(p), chunk, y[p - first_panel]);
+      const int last = ends ? layout.blocks : b + step;
+      multiply_rows<V, Bits, kStrips, Arithmetic, kMax>(
+          rows, Chunk{product.format, &layout, tiles, fetch_end, prepared + panels.offset(p), b, last}, sums);
+      for (int r = 0; ends && r < kBlocks; r++) store_rows<V>(product, at, rows, (block + r) * kRows, sums + r * kParts * rows);
     }
-  }
-  for (int p = first_panel; p < last_panel; p++) {
-    const int rows = panels.rows(p);
-    for (int b = 0; b < kBlocks; b++)
-      store_rows<V>(product, first + panels.first(p), rows, (block + b) * kRows, y[p - first_panel] + b * kParts * rows);
   }
 }
 

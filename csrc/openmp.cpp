@@ -1,6 +1,5 @@
 // The drivers for callers that share an OpenMP pool with torch: loops over row blocks, nothing else.
 #include <cstdlib>
-#include <new>
 
 #include "layout.h"
 #include "potq.h"

@@ -17,6 +17,7 @@ struct Avx2 {
   using Floats = __m256;
 
   static POTQ_INLINE void prefetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
+  static POTQ_INLINE void prefetch_write(const uint8_t* from) { __builtin_prefetch(from, 1); }
   static POTQ_INLINE Bytes load(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
   static POTQ_INLINE Bytes low(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
   static POTQ_INLINE Bytes high(Bytes v) { return low(_mm256_srli_epi16(v, 4)); }

@@ -16,6 +16,7 @@ struct Avx512Vnni {
   using Floats = __m512;
 
   static POTQ_INLINE void prefetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
+  static POTQ_INLINE void prefetch_write(const uint8_t* from) { __builtin_prefetch(from, 1); }
   static POTQ_INLINE Bytes load(const uint8_t* from) { return _mm512_loadu_si512(from); }
   static POTQ_INLINE Bytes low(Bytes v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
   static POTQ_INLINE Bytes high(Bytes v) { return low(_mm512_srli_epi16(v, 4)); }

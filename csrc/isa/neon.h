@@ -19,6 +19,7 @@ struct Neon {
   using Floats = float32x4_t;
 
   static POTQ_INLINE void prefetch(const uint8_t* from) { __builtin_prefetch(from); }
+  static POTQ_INLINE void prefetch_write(const uint8_t* from) { __builtin_prefetch(from, 1); }
   static POTQ_INLINE Bytes load(const uint8_t* from) { return vld1q_u8(from); }
   static POTQ_INLINE Bytes low(Bytes v) { return vandq_u8(v, vdupq_n_u8(15)); }
   static POTQ_INLINE Bytes high(Bytes v) { return vshrq_n_u8(v, 4); }

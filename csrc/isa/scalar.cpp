@@ -32,6 +32,7 @@ struct Scalar {
   }
 
   static void prefetch(const uint8_t*) {}
+  static void prefetch_write(const uint8_t*) {}
   static Bytes load(const uint8_t* from) {
     return each<Bytes>([=](int i) { return from[i]; });
   }

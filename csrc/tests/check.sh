@@ -34,7 +34,7 @@ build() {
   local name=$1
   shift
   # the generator's path is given anew each time: that of another environment may be in the cache
-  cmake -S csrc -B "$out/$name" -G Ninja -DCMAKE_MAKE_PROGRAM="$(command -v ninja)" -DPOTQ_TESTS=ON --log-level=WARNING "$@"
+  cmake -S csrc -B "$out/$name" -G Ninja -DCMAKE_MAKE_PROGRAM="$(command -v ninja)" -DPOTQ_TESTS=ON "$@" >/dev/null
   cmake --build "$out/$name"
 }
 
@@ -86,13 +86,14 @@ full() {
   "$out/native/selftest" --full
 }
 
-# clean_python FOLDER WHEEL: a Python with that potq only. The dependencies come from the one in PATH: its own potq is behind a
-# .pth file, which Python does not read in a folder that itself was added by one.
+# clean_python FOLDER WHEEL: a Python with that potq only. The dependencies come from where the Python in PATH has torch: its
+# own potq is behind a .pth file, which Python does not read in a folder that itself was added by one.
 clean_python() {
+  local own
   python -m venv "$1"
   "$1/bin/python" -m pip install --quiet --no-deps "$2"
-  local site='import sysconfig; print(sysconfig.get_path("purelib"))'
-  python -c "$site" >"$("$1/bin/python" -c "$site")/dependencies.pth"
+  own=$("$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  python -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' >"$own/dependencies.pth"
 }
 
 # one FILE: that it is the only one there is; an unmatched pattern stands for itself
@@ -104,7 +105,7 @@ packages() {
   local folder=$out/packages sdist wheel
   title "packages"
   rm -rf "$folder"
-  python -m build --outdir "$folder" . >"$out/build.log" || die "python -m build failed, see $out/build.log"
+  python -m build --outdir "$folder" . >"$out/build.log" 2>&1 || die "python -m build failed, see $out/build.log"
   sdist=("$folder"/potq-*.tar.gz) wheel=("$folder"/potq-*-py3-none-linux_*.whl)
   one "${sdist[@]}"
   one "${wheel[@]}"

@@ -1,0 +1,179 @@
+"""What int8 activations cost: perplexity of packed models with and without them: ``python benchmarks/activations.py``.
+
+The cpu kernels round the inputs of every product, per row and block of at most 64 columns (docs/kernels.md); "float" leaves
+them as they are. Everything else is the same: packed linears, embedding and head in int8 (the default), models, texts and
+windows of ``rtn_table.py``, which also says what ``--data`` holds. Every row is kept as it comes; a killed run resumes.
+
+``fine_share`` is the share of blocks, in one window, whose outlier makes the kernels round them to 16 bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import potq
+from potq.evaluate.perplexity import perplexity
+from potq.kernels import Activations, explain, set_activations
+from potq.model import packed_modules
+from results_io import Goal, Row, load_rows, print_goals, write_results
+from rtn_table import Setting, read_tokens, settings
+
+NAME = "activations"
+TEXTS = {"SmolLM2-135M": "WikiText-2 test", "TinyStories-656K": "TinyStories"}
+SCHEMES = ("apot4", "pot4", "mxfp4")
+ACTIVATIONS: tuple[Activations, ...] = ("float", "int8")
+WINDOWS = 40
+TARGET = 0.002
+BLOCK, OUTLIER = 64, 645  # kMaxBlock (columns) and kOutlier (a finely rounded block's mean square is below it) of csrc/
+PROTOCOL = {
+    "perplexity": "GPTQ protocol: text tokenized once, non-overlapping windows, exp(total nll / predicted tokens)",
+    "windows": WINDOWS,
+    "weights": "round to nearest, scale by squared error over 16 candidates; embedding and head int8",
+    "int8": f"per row and block of at most {BLOCK} columns; to 16 bits where the integers' mean square is below {OUTLIER}",
+    "fine_share": "of the blocks that are not all zero, in the first window, over all packed linears",
+}
+
+
+def pack(setting: Setting, scheme: str) -> Any:
+    """The setting's model, packed.
+
+    Raises:
+        SystemExit: its linears would not run on the cpu kernels, where alone activations are rounded.
+    """
+    model = potq.load(setting.source)
+    potq.quantize(model, potq.PoTConfig(scheme))
+    for kernel in {str(explain(linear)) for linear in linears(model)}:
+        if not kernel.startswith("cpu"):
+            raise SystemExit(f"{setting.model}, {scheme}: {kernel}")
+    return model
+
+
+def linears(model: nn.Module) -> list[Any]:
+    """Every packed linear, the head too."""
+    return [module for module in packed_modules(model).values() if isinstance(module, nn.Linear)]
+
+
+def fine_blocks(input: Tensor, group: int) -> tuple[int, int]:
+    """How many blocks of ``input (..., columns)`` the kernels round finely, and how many are not all zero."""
+    block = math.gcd(group, BLOCK) if group < input.shape[-1] else BLOCK
+    padding = -input.shape[-1] % block
+    blocks = nn.functional.pad(input.float(), (0, padding)).unflatten(-1, (-1, block))
+    largest = blocks.abs().amax(-1, keepdim=True)
+    integers = (blocks * (127 / largest)).round()
+    squares = integers.square().mean(-1)[largest[..., 0] > 0]
+    return int((squares < OUTLIER).sum()), squares.numel()
+
+
+@contextmanager
+def counted(model: nn.Module) -> Iterator[list[tuple[int, int]]]:
+    """The counts of :func:`fine_blocks`, for every product that the packed linears compute meanwhile."""
+    counts: list[tuple[int, int]] = []
+
+    def count(module: Any, inputs: tuple[Tensor]) -> None:
+        counts.append(fine_blocks(inputs[0], module.scheme.group(module.in_features)))
+
+    handles = [linear.register_forward_pre_hook(count) for linear in linears(model)]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def fine_share(model: Any, window: Tensor) -> float:
+    """The share of blocks that are rounded finely while ``model`` reads ``window`` (1-D)."""
+    set_activations(model, "int8")
+    with torch.no_grad(), counted(model) as counts:
+        model(window[None], use_cache=False)
+    fine, blocks = map(sum, zip(*counts, strict=True))
+    return fine / blocks
+
+
+def measure(setting: Setting, scheme: str, done: list[Row], windows: int) -> Iterator[Row]:
+    """The rows of one packed model that are not in ``done``."""
+    key = {"model": setting.model, "text": setting.text, "window": setting.window, "scheme": scheme}
+    missing = [a for a in ACTIVATIONS if find(done, setting.model, scheme, a) is None]
+    if not missing:
+        return
+    model, tokens = pack(setting, scheme), read_tokens(setting)
+    share = fine_share(model, tokens[: setting.window])
+    for activations in missing:
+        set_activations(model, activations)
+        found = perplexity(model, tokens, window=setting.window, max_windows=windows)
+        row = {**key, "activations": activations, "kernel": str(explain(linears(model)[0])), **found.to_dict()}
+        yield {**row, "fine_share": share} if activations == "int8" else row
+
+
+def find(rows: list[Row], model: str, scheme: str, activations: Activations) -> Row | None:
+    wanted = {"model": model, "scheme": scheme, "activations": activations}
+    return next((row for row in rows if wanted.items() <= row.items()), None)
+
+
+def difference(rows: list[Row], model: str, scheme: str) -> float | None:
+    """``int8 / float - 1`` of the perplexities, if both were measured."""
+    exact, rounded = (find(rows, model, scheme, a) for a in ACTIVATIONS)
+    return cast(float, rounded["perplexity"] / exact["perplexity"]) - 1 if exact and rounded else None
+
+
+def goals(rows: list[Row]) -> list[Goal]:
+    found = difference(rows, "SmolLM2-135M", "apot4")
+    return [
+        {
+            "name": "SmolLM2-135M apot4: relative difference of perplexity, int8 activations against float",
+            "target": f"<= {TARGET} either way",
+            "measured": found,
+            "met": found is not None and abs(found) <= TARGET,
+        }
+    ]
+
+
+def show(rows: list[Row]) -> None:
+    table = Table(
+        "model", "scheme", "float", "int8", "difference", "blocks rounded finely", title="Perplexity by activations"
+    )
+    for model in TEXTS:
+        for scheme in SCHEMES:
+            exact, rounded = (find(rows, model, scheme, a) for a in ACTIVATIONS)
+            change = difference(rows, model, scheme)
+            if exact is None or rounded is None or change is None:
+                continue
+            figures = [f"{row['perplexity']:.3f}" for row in (exact, rounded)]
+            table.add_row(model, scheme, *figures, f"{100 * change:+.3f} %", f"{100 * rounded['fine_share']:.2f} %")
+    Console(width=120).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder of texts and models")
+    parser.add_argument("--windows", type=int, default=WINDOWS, help="of each text; with others than 40, nothing is kept")
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("give --data DIR or set POTQ_DATA")
+    keep = options.windows == WINDOWS
+    rows = load_rows(NAME, PROTOCOL) if keep else []
+    for setting in settings(Path(options.data)):
+        if TEXTS[setting.model] != setting.text:
+            continue
+        for scheme in SCHEMES:
+            for row in measure(setting, scheme, list(rows), options.windows):
+                rows.append(row)
+                print(f"{row['model']} {scheme} {row['activations']}: {row['perplexity']:.3f}", flush=True)
+                if keep:
+                    write_results(NAME, PROTOCOL, rows, goals(rows))
+    show(rows)
+    print_goals(goals(rows))
+
+
+if __name__ == "__main__":
+    main()
