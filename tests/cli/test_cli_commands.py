@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from typer.testing import CliRunner, Result
 import potq
 from potq.cli import app as cli
 from potq.errors import CheckpointError, DataError, MissingDependencyError, ModelError, PotqError
-from potq.evaluate.perplexity import perplexity, tokenize
+from potq.evaluate.perplexity import Perplexity, perplexity, tokenize
+from potq.kernels import explain, set_activations
+from potq.kernels.cpu import library
+from potq.model import packed_modules
+
+compiled = pytest.mark.skipif(library.missing() is not None, reason=library.missing() or "")
 
 
 def invoke(*words: str | Path) -> Result:
@@ -54,19 +60,35 @@ def test_eval_prints_the_number_and_its_protocol(packed_folder: Path, text: Path
     assert "GPTQ protocol: 3 non-overlapping windows of 32 tokens (stride 32), 93 tokens predicted" in out
 
 
+def measured(folder: Path, text: Path, activations: Any) -> Perplexity:
+    """What ``potq eval --window 96`` should find."""
+    model, tokens = potq.load(folder), tokenize(potq.load_tokenizer(folder), text.read_text())
+    set_activations(model, activations)
+    return perplexity(model, tokens, window=96)
+
+
 def test_eval_json(packed_folder: Path, text: Path) -> None:
     found = json.loads(succeed("eval", packed_folder, "--text", text, "--window", "96", "--json"))
     tokens = tokenize(potq.load_tokenizer(packed_folder), text.read_text())
-    expected = perplexity(potq.load(packed_folder), tokens, window=96)
+    expected = measured(packed_folder, text, "float")
     assert found["perplexity"] == expected.perplexity
     assert found["window_nll"] == list(expected.window_nll)
     assert found["windows"] == len(tokens) // 96
     assert (found["model"], found["text"], found["protocol"]) == (str(packed_folder), str(text), expected.protocol)
 
 
+@compiled
+def test_eval_with_the_activations_of_generate(packed_folder: Path, text: Path) -> None:
+    words = ["eval", packed_folder, "--text", text, "--window", "96", "--json"]
+    rounded = json.loads(succeed(*words, "--activations", "int8"))
+    assert rounded["window_nll"] == list(measured(packed_folder, text, "int8").window_nll)
+    assert rounded["window_nll"] != json.loads(succeed(*words))["window_nll"]
+
+
 def test_eval_of_a_full_precision_model_on_the_built_in_text(tiny_folder: Path) -> None:
     found = json.loads(succeed("eval", tiny_folder, "--windows", "1", "--dtype", "bfloat16", "--device", "cpu", "--json"))
     assert (found["text"], found["window"], found["windows"]) == ("pydoc", 128, 1)
+    assert found["kernels"] == {}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +199,7 @@ def test_inspect_json(packed_folder: Path) -> None:
     assert found.pop("bits_per_weight") == potq.load(packed_folder).quant_report.bits_per_weight
     levels = found.pop("levels")
     assert list(levels["pot4-g64"]) == ["0", "1", "2", "4", "8", "16", "32", "64"]
+    assert sum(found.pop("kernels").values()) == 16
     assert found == json.loads((packed_folder / "quant_report.json").read_text())
     total = sum(m["shape"][0] * m["shape"][1] for m in found["modules"])
     assert sum(sum(counts.values()) for counts in levels.values()) == total
@@ -205,6 +228,63 @@ def test_inspect_plot_without_matplotlib(packed_folder: Path, tmp_path: Path, mo
 def test_inspect_of_a_full_precision_model(tiny_folder: Path) -> None:
     message = refused(ModelError, "inspect", tiny_folder)
     assert f"{tiny_folder} is not quantized by potq; potq quantize {tiny_folder} OUTPUT" in message
+
+
+# ---- kernels
+
+EVAL = ("eval", "--windows", "1")
+GENERATE = ("generate", "the cat", "-n", "1")
+
+
+def kernels(folder: Path, activations: Any) -> dict[str, int]:
+    """What ``"kernels"`` should hold: what computes, and in how many modules."""
+    model = potq.load(folder)
+    set_activations(model, activations)
+    return dict(Counter(str(explain(module)) for module in packed_modules(model).values()))
+
+
+@pytest.mark.parametrize(
+    ("words", "activations"),
+    [
+        (EVAL, "float"),
+        ((*EVAL, "--activations", "int8"), "int8"),
+        (GENERATE, "int8"),
+        ((*GENERATE, "--activations", "float"), "float"),
+        (("inspect",), "int8"),
+    ],
+    ids=["eval", "eval int8", "generate", "generate float", "inspect"],
+)
+def test_json_names_the_kernels(packed_folder: Path, words: tuple[str, ...], activations: str) -> None:
+    command, *options = words
+    found = json.loads(succeed(command, packed_folder, *options, "--json"))["kernels"]
+    assert found == kernels(packed_folder, activations)
+    assert sum(found.values()) == 16  # 14 linears, the embedding, the head tied to it
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (EVAL, "16 modules on cpu (ISA), float activations"),
+        (GENERATE, "15 modules on cpu (ISA), int8 activations"),  # all but the embedding, which has none
+        (("inspect",), "15 modules on cpu (ISA), int8 activations"),
+    ],
+    ids=["eval", "generate", "inspect"],
+)
+def test_a_line_says_which_kernels_ran(packed_folder: Path, words: tuple[str, ...], line: str) -> None:
+    command, *options = words
+    result = invoke(command, packed_folder, *options)
+    assert result.exit_code == 0, result.exception
+    shown = result.stderr if command == "generate" else result.stdout  # generate's stdout is the text alone
+    assert line.replace("ISA", library.isa()) in shown
+
+
+@pytest.mark.parametrize("words", [EVAL, GENERATE], ids=lambda words: str(words[0]))
+def test_other_activations_are_wrong_usage(packed_folder: Path, words: tuple[str, ...]) -> None:
+    command, *options = words
+    result = invoke(command, packed_folder, *options, "--activations", "int4")
+    assert result.exit_code == 2
+    assert "--activations" in result.stderr
 
 
 # ---- what every command shares
