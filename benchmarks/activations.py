@@ -10,7 +10,6 @@ windows of ``rtn_table.py``, which also says what ``--data`` holds. Every row is
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +65,8 @@ def linears(model: nn.Module) -> list[Any]:
 
 def fine_blocks(input: Tensor, group: int) -> tuple[int, int]:
     """How many blocks of ``input (..., columns)`` the kernels round finely, and how many are not all zero."""
-    block = math.gcd(group, BLOCK) if group < input.shape[-1] else BLOCK
+    divisors = (block for block in range(BLOCK, 0, -16) if group % block == 0)
+    block = next(divisors) if group < input.shape[-1] else BLOCK
     padding = -input.shape[-1] % block
     blocks = nn.functional.pad(input.float(), (0, padding)).unflatten(-1, (-1, block))
     largest = blocks.abs().amax(-1, keepdim=True)

@@ -66,8 +66,7 @@ class PackedModule(nn.Module):
     @property
     def quantized(self) -> QuantizedWeight:
         """The packed weight, sharing storage with the buffers."""
-        owner = self.tied_to or self
-        return QuantizedWeight(owner.weight_packed, owner.weight_scale, self._shape, self.scheme)
+        return QuantizedWeight(*self._tensors(), self._shape, self.scheme)
 
     @property
     def weight(self) -> Tensor:
@@ -81,10 +80,6 @@ class PackedModule(nn.Module):
         """Codes and scales, this module's or its owner's; past ``nn.Module.__getattr__``, which costs a microsecond."""
         buffers: Any = (self._owner[0] if self._owner else self)._buffers
         return buffers["weight_packed"], buffers["weight_scale"]
-
-    def _on_its_device(self, input: Tensor, packed: Tensor) -> None:
-        if input.device != packed.device:
-            raise RuntimeError(f"the input is on {input.device}, the packed weight on {packed.device}; move one of them")
 
     def _backend(self, device: torch.device, dtype: torch.dtype) -> Backend:
         name = self._backends.get((device, dtype))
@@ -107,12 +102,17 @@ class PackedModule(nn.Module):
         return f"{super().extra_repr()}, scheme={self.scheme.name}{tied}"
 
 
+def _check_device(input: Tensor, packed: Tensor) -> None:
+    if input.device != packed.device:
+        raise RuntimeError(f"the input is on {input.device}, the packed weight on {packed.device}; move one of them")
+
+
 class PoTLinear(PackedModule, nn.Linear):  # type: ignore[override]  # its weight is read-only
     """``y = x W^T + b`` with a packed ``W`` of shape ``(out_features, in_features)``; the bias stays a float parameter."""
 
     def forward(self, input: Tensor) -> Tensor:
         packed, scale = self._tensors()
-        self._on_its_device(input, packed)
+        _check_device(input, packed)
         if input.shape[-1] != self._shape[1]:
             raise RuntimeError(f"an input of shape {tuple(input.shape)} does not fit a weight of shape {self._shape}")
         kind = input.device.type
@@ -131,7 +131,7 @@ class PoTEmbedding(PackedModule, nn.Embedding):  # type: ignore[override]  # its
 
     def forward(self, input: Tensor) -> Tensor:
         packed, scale = self._tensors()
-        self._on_its_device(input, packed)
+        _check_device(input, packed)
         if input.dtype not in (torch.int64, torch.int32):
             raise RuntimeError(f"ids are Long or Int tensors, found {input.dtype}")
         if torch.compiler.is_compiling():

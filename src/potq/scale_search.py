@@ -77,13 +77,12 @@ def _search_part(part: Tensor, importance: Tensor | None, scheme: QuantScheme, m
     """Stored scales ``(out, groups)`` of one part ``(out, groups, size)``, block of rows by block of rows."""
     rows, groups, size = part.shape
     step = max(1, _BLOCK // (groups * size))
-
-    def search(start: int) -> Tensor:
-        rows_of = (tensor[start : start + step].reshape(-1, size) for tensor in (part, importance) if tensor is not None)
-        block, *weights = rows_of
-        return _search_block(block, weights[0] if weights else None, scheme, multipliers)
-
-    return torch.cat(list(map(search, range(0, rows, step)))).view(rows, groups)
+    found = []
+    for start in range(0, rows, step):
+        block = part[start : start + step].reshape(-1, size)
+        weights = None if importance is None else importance[start : start + step].reshape(-1, size)
+        found.append(_search_block(block, weights, scheme, multipliers))
+    return torch.cat(found).view(rows, groups)
 
 
 def _search_block(block: Tensor, importance: Tensor | None, scheme: QuantScheme, multipliers: list[float]) -> Tensor:

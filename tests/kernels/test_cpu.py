@@ -344,7 +344,7 @@ def test_an_empty_batch() -> None:
     weight = _weight(_scheme("pot4"), 5, 70)
     for isa in ISAS:
         for arithmetic in ARITHMETICS:
-            assert weight.kernel(isa)(torch.empty(2, 0, 70), None, arithmetic).shape == (2, 0, 5)  # type: ignore[arg-type]
+            assert weight.kernel(isa)(torch.empty(2, 0, 70), None, arithmetic).shape == (2, 0, 5)
 
 
 @pytest.mark.parametrize("columns", [69, 71])
@@ -375,7 +375,7 @@ def test_packed_tensors_need_not_be_contiguous() -> None:
 def test_float16_activations_are_computed_in_float32() -> None:
     weight, x, bias = _weight(_scheme("pot4"), 9, 70), _activations(3, 70).half(), _bias(9).half()
     for arithmetic, oracle in ORACLES.items():
-        found = weight.kernel("scalar")(x, bias, arithmetic)  # type: ignore[arg-type]
+        found = weight.kernel("scalar")(x, bias, arithmetic)
         assert same(found, oracle(weight, x.float(), bias.float()).half())
 
 
@@ -531,7 +531,7 @@ def test_blocks_of_zeros_give_the_bias() -> None:
     for arithmetic in ARITHMETICS:
         for isa in ISAS:
             for zero in (0.0, -0.0):
-                found = weight.kernel(isa)(torch.full((3, 130), zero), bias, arithmetic)  # type: ignore[arg-type]
+                found = weight.kernel(isa)(torch.full((3, 130), zero), bias, arithmetic)
                 assert same(found, bias.expand(3, 19).contiguous()), (arithmetic, isa)
 
 

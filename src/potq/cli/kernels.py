@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 class Activations(StrEnum):
-    """The inputs of packed products: rounded to int8 (fast), or not (exact)."""
+    """The inputs of packed products: rounded to int8 (fast), or not (exact).
+
+    The words of ``potq.kernels.Activations``, whose import would make ``--help`` wait for torch.
+    """
 
     int8 = "int8"
     float = "float"

@@ -41,7 +41,7 @@ def explain(module: nn.Module) -> Explanation:
     Raises:
         ConfigError: ``module`` is not packed, or ``POTQ_CPU_ISA`` cannot be used.
     """
-    if not hasattr(module, "weight_packed") and getattr(module, "tied_to", None) is None:
+    if not _is_packed(module):
         raise ConfigError(f"{type(module).__name__} is not a packed module; give explain() a PoTLinear or PoTEmbedding")
     packed: Any = module
     weight = packed.quantized
@@ -59,8 +59,13 @@ def set_activations(model: nn.Module, activations: Activations) -> None:
     """
     if activations not in get_args(Activations):
         raise ConfigError(f"activations are one of {', '.join(get_args(Activations))}, found {activations!r}")
-    packed: list[Any] = [module for module in model.modules() if hasattr(module, "activations")]
+    packed: list[Any] = [module for module in model.modules() if _is_packed(module)]
     if not packed:
         raise ConfigError(f"{type(model).__name__} has no packed modules; quantize or load a potq checkpoint first")
     for module in packed:
         module.activations = activations
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """By its attributes: the classes stand above the kernels."""
+    return hasattr(module, "weight_packed") or getattr(module, "tied_to", None) is not None

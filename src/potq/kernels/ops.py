@@ -8,13 +8,13 @@ backend directly: a registered op costs some 15 us a call.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from potq.kernels import reference
-from potq.kernels.registry import BACKENDS, choose
+from potq.kernels.registry import BACKENDS, Activations, choose
 from potq.scheme import QuantScheme
 
 
@@ -34,7 +34,8 @@ def linear(input: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, sc
     """
     parsed = _scheme(scheme)
     chosen = choose(parsed, (len(packed), input.shape[-1]), packed.device, input.dtype)
-    return BACKENDS[chosen.backend].linear(input, packed, scale, bias, parsed, activations)  # type: ignore[arg-type]
+    kept = cast(Activations, activations)  # a schema knows strings only
+    return BACKENDS[chosen.backend].linear(input, packed, scale, bias, parsed, kept)
 
 
 @linear.register_fake

@@ -60,7 +60,7 @@ def rows(ids: Tensor | None, packed: Tensor, scale: Tensor, scheme: QuantScheme,
     if ids is not None:
         packed = packed.index_select(0, ids)  # unlike packed[ids], it refuses negative indices
         scale = scale.index_select(0, ids) if len(scale) > 1 else scale
-    grid = scheme.grid
+    grid = scheme.grid  # the table is made anew: one cached while torch traces would be a fake tensor
     levels = torch.tensor([level / grid.reference for level in grid.levels], dtype=torch.float32, device=packed.device)
     return dequantize(packed, decode_scale(scale), levels, columns, scheme.group(columns)).to(dtype)
 

@@ -51,8 +51,7 @@ def _grid_reason(scheme: QuantScheme) -> str | None:
 
 
 def format_of(scheme: QuantScheme, shape: tuple[int, int]) -> lib.Format:
-    """The library's description of a weight ``(out, in)`` in ``scheme``."""
-    levels = [level if -128 <= level <= 127 else 0 for level in scheme.grid.levels[:16]]
+    """The library's description of a weight ``(out, in)`` in ``scheme``, whose levels must fit int8."""
     return lib.Format(
         rows=shape[0],
         columns=shape[1],
@@ -61,7 +60,7 @@ def format_of(scheme: QuantScheme, shape: tuple[int, int]) -> lib.Format:
         scale_format=0 if scheme.scale_dtype == "float16" else 1,
         scale_rows=scheme.scale_shape(*shape)[0],
         reference_log2=scheme.grid.reference.bit_length() - 1,
-        levels=(ctypes.c_int8 * 16)(*levels),
+        levels=(ctypes.c_int8 * 16)(*scheme.grid.levels[:16]),
     )
 
 

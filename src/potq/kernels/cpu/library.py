@@ -57,7 +57,6 @@ _SIGNATURES = {
     "potq_isa_usable": (c_int32, [c_int32]),
     "potq_has_openmp": (c_int32, []),
     "potq_unsupported": (c_char_p, [_FORMAT]),
-    "potq_row_blocks": (c_int32, [_FORMAT]),
     "potq_tiles_bytes": (c_size_t, [_FORMAT]),
     "potq_advise_huge_pages": (None, [c_void_p, c_size_t]),
     "potq_linear": (c_int32, [POINTER(Product), c_int32, c_int32]),
