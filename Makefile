@@ -18,7 +18,7 @@ demo: $(VENV)/.ready
 
 # an install without the compiled library (a compiler that was missing or failed) would skip its tests: not here
 test: selftest
-	@$(BIN)/python -c 'import sys; from potq.kernels.cpu.library import missing; sys.exit(missing())' || \
+	@$(BIN)/python -c 'import sys; from potq.native import missing; sys.exit(missing())' || \
 	  { rm $(VENV)/.ready; echo 'Run make again: it installs potq anew.' >&2; exit 1; }
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
 

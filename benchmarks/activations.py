@@ -51,7 +51,7 @@ def pack(setting: Setting, scheme: str) -> Any:
         SystemExit: its linears would not run on the cpu kernels, where alone activations are rounded.
     """
     model = potq.load(setting.source)
-    potq.quantize(model, potq.PoTConfig(scheme))
+    potq.quantize(model, potq.PoTConfig(scheme, scale_candidates=16))
     for kernel in {str(explain(linear)) for linear in linears(model)}:
         if not kernel.startswith("cpu"):
             raise SystemExit(f"{setting.model}, {scheme}: {kernel}")

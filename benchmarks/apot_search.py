@@ -294,7 +294,9 @@ def perplexities(winners: dict[str, Magnitudes]) -> list[Row]:
     for setting in settings(Path(os.environ["POTQ_DATA"])):
         tokens = read_tokens(setting)[-WINDOWS * setting.window :]
         for table in track([None, *tables], f"{setting.model}, {setting.text}"):
-            config = None if table is None else PoTConfig(grid=additive(table), group_size=GROUP, embedding=None)
+            config = None
+            if table is not None:
+                config = PoTConfig(grid=additive(table), group_size=GROUP, embedding=None, scale_candidates=16)
             model = load(setting.source, config)
             if table is not None:
                 set_activations(model, "float")  # what the weights cost, and nothing else

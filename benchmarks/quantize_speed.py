@@ -72,7 +72,7 @@ def stream(source: Path, output: Path, scheme: str, embedding: str) -> dict[str,
     from potq import integrations, loading  # noqa: F401  # counted as imports, not as work
 
     import_transformers()
-    config = potq.PoTConfig(scheme, embedding=embedding)
+    config = potq.PoTConfig(scheme, embedding=embedding, scale_candidates=PROTOCOL["scale_candidates"])
     with Memory() as memory:
         began = time.perf_counter()
         model = potq.load(source, config)

@@ -26,8 +26,9 @@ from rich.table import Table
 from torch import Tensor
 
 import potq
-from potq.evaluate.perplexity import perplexity, tokenize
-from potq.evaluate.text import read_text
+from potq.data.text import read_text
+from potq.data.tokens import tokenize
+from potq.evaluate.perplexity import perplexity
 from potq.kernels import set_activations
 from results_io import Goal, Row, load_rows, print_goals, write_results
 
@@ -93,9 +94,7 @@ def cells(setting: Setting) -> Iterator[Cell]:
 
 def read_tokens(setting: Setting) -> Tensor:
     """The setting's text as token ids."""
-    stories = read_text(setting.file).split("<|endoftext|>")  # WikiText has no such marker: one "story"
-    text = "\n\n".join(story.strip() for story in stories) if len(stories) > 1 else stories[0]
-    return tokenize(potq.load_tokenizer(setting.source), text)
+    return tokenize(potq.load_tokenizer(setting.source), read_text(setting.file))
 
 
 def measure(cell: Cell, setting: Setting) -> Row:
@@ -103,7 +102,7 @@ def measure(cell: Cell, setting: Setting) -> Row:
     bits, snr = 32.0, None
     if cell.scheme != "full precision":
         scheme = potq.PRESETS[cell.scheme]
-        config = potq.PoTConfig(cell.scheme, embedding=scheme if cell.embedding == "same" else None)
+        config = potq.PoTConfig(cell.scheme, embedding=scheme if cell.embedding == "same" else None, scale_candidates=16)
         report = potq.quantize(model, config)
         set_activations(model, "float")  # what the weights cost, and nothing else
         bits, snr = report.bits_per_weight, sum(m.snr_db or 0 for m in report.modules) / len(report.modules)

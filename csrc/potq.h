@@ -23,7 +23,7 @@ extern "C" {
 #define POTQ_API __attribute__((visibility("default")))
 #endif
 
-#define POTQ_ABI 1
+#define POTQ_ABI 2
 
 enum potq_scale_format { POTQ_SCALE_FLOAT16 = 0, POTQ_SCALE_E8M0 = 1 };
 enum potq_dtype { POTQ_FLOAT32 = 0, POTQ_BFLOAT16 = 1 };
@@ -98,7 +98,35 @@ POTQ_API void potq_pack_all(const potq_format* format, const uint8_t* packed, co
 /* Returns -1, or the position of the first id outside [0, table_rows); nothing is written then. */
 POTQ_API int64_t potq_lookup_all(const potq_format* format, const uint8_t* packed, const void* scale, const int64_t* ids,
                                  int64_t count, int64_t table_rows, void* out, int32_t dtype, int32_t threads);
+/* The stored scales of least squared error, over all that scale_format has (search.cpp): out[g] (float16 bits, or E8M0 bytes)
+ * minimizes sum_i importance[g][i] (weights[g][i] - scale level)^2, level being the nearest. `levels` (2..256 of them,
+ * ascending, in units of the scale) is the table; weights and importance (NULL: all 1; not negative) are groups x size and
+ * finite. Of equally good scales the largest is taken; a group that is zero, or that no scale brings closer than zeros are,
+ * gets 0. A group whose importance is zero wherever its weights are not is searched without. Returns 0, or 1 if memory cannot
+ * be had (half a megabyte a thread). */
+POTQ_API int32_t potq_best_scales(const float* levels, int32_t n_levels, const float* weights, const float* importance,
+                                  int64_t groups, int64_t size, int32_t scale_format, void* out, int32_t threads);
 POTQ_API int32_t potq_has_openmp(void);
+
+/* A block of columns to be rounded one after another (columns.cpp): `rows` rows of `columns` columns, the matrices of the calls
+ * below row-major and contiguous. A column j belongs to group[j]; scale and shift (NULL: all 0) are rows x groups. `levels` are
+ * ascending, in units of the scale; rounding changes at the n_levels - 1 `boundaries`. */
+typedef struct {
+  const float *levels, *boundaries;
+  const float *scale, *shift;
+  const int32_t* group;
+  int64_t rows, groups;
+  int32_t columns, n_levels;
+} potq_columns;
+
+/* GPTQ: `weights` are rounded to `values`, each error spread over the columns behind it by `factor` (columns x columns, upper
+ * triangular); `errors` are what the columns behind the block still have to take. */
+POTQ_API void potq_compensate(const potq_columns* block, float* weights, const float* factor, float* values, float* errors,
+                              int32_t threads);
+/* Coordinate descent: every one of `values` becomes the best given all others; `gradient` follows, `changes` says by how much.
+ */
+POTQ_API void potq_descend(const potq_columns* block, float* gradient, const float* hessian, float* values, float* changes,
+                           int32_t threads);
 
 #ifdef __cplusplus
 }

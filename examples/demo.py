@@ -17,8 +17,9 @@ from torch import nn
 
 import potq
 from potq.cli.console import progress_bar, quiet_libraries
-from potq.evaluate.perplexity import perplexity, tokenize
-from potq.evaluate.text import read_text
+from potq.data.text import read_text
+from potq.data.tokens import tokenize
+from potq.evaluate.perplexity import perplexity
 from potq.kernels import Explanation, explain
 from potq.model import packed_modules
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PretrainedConfig
 
 import potq
 from potq.errors import CheckpointError, ConfigError, DataError, MissingDependencyError, ModelError, PotqError
@@ -273,6 +274,59 @@ def test_the_e8m0_scale_that_means_nan(mxpot_folder: Path) -> None:
         potq.load(mxpot_folder)
 
 
+@pytest.fixture
+def row_scaled_folder(tiny_model: Any, tmp_path: Path) -> Path:
+    potq.quantize(tiny_model, potq.PoTConfig("pot4", group_size=32, scale_dtype="e8m0", row_scale=True))
+    potq.save(tiny_model, tmp_path / "rows")
+    return tmp_path / "rows"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "found"),
+    [
+        (torch.ones(64, 1), r"F32 \[64, 1\]"),
+        (torch.ones(1, 64, dtype=torch.float16), r"F16 \[1, 64\]"),
+        (torch.ones(64, dtype=torch.float16), r"F16 \[64\]"),
+    ],
+)
+def test_row_scales_of_the_wrong_kind(row_scaled_folder: Path, tensor: torch.Tensor, found: str) -> None:
+    edit_weights(row_scaled_folder, put(f"{Q_PROJ}.weight_row_scale", tensor))
+    with pytest.raises(CheckpointError, match=rf"q_proj\.weight_row_scale is {found}, expected F16 \[64, 1\]"):
+        potq.load(row_scaled_folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_a_row_scale_that_is_no_scale(row_scaled_folder: Path, value: float) -> None:
+    edit_weights(row_scaled_folder, poke(f"{Q_PROJ}.weight_row_scale", (3, 0), value))
+    with pytest.raises(CheckpointError, match=rf"{Q_PROJ}: 1 row scales are negative, infinite or NaN; the file is damaged"):
+        potq.load(row_scaled_folder)
+
+
+def test_row_scales_that_are_missing(row_scaled_folder: Path) -> None:
+    edit_weights(row_scaled_folder, lambda tensors: tensors.pop(f"{Q_PROJ}.weight_row_scale"))
+    with pytest.raises(CheckpointError, match=rf"holds 13 row scales, .* asks for 14; missing: {Q_PROJ}\.weight_row_scale"):
+        potq.load(row_scaled_folder)
+
+
+def test_row_scales_of_another_name(row_scaled_folder: Path) -> None:
+    edit_weights(row_scaled_folder, lambda t: t.update({"other.weight_row_scale": t.pop(f"{Q_PROJ}.weight_row_scale")}))
+    with pytest.raises(CheckpointError, match=re.escape(f"{Q_PROJ}.weight_row_scale")):
+        potq.load(row_scaled_folder)
+
+
+def test_row_scales_that_the_config_does_not_ask_for(row_scaled_folder: Path) -> None:
+    edit_config(row_scaled_folder, lambda config: config["quantization_config"]["scheme"].update(row_scale=False))
+    with pytest.raises(CheckpointError, match=r"holds 14 row scales, its config\.json asks for 0; unexpected: "):
+        potq.load(row_scaled_folder)
+
+
+@pytest.mark.parametrize("fields", [{"scale_dtype": "float16"}, {"group_size": "tensor"}])
+def test_a_stored_scheme_that_cannot_have_row_scales(row_scaled_folder: Path, fields: dict[str, Any]) -> None:
+    edit_config(row_scaled_folder, lambda config: config["quantization_config"]["scheme"].update(fields))
+    with pytest.raises(ConfigError, match="row_scale=True needs"):
+        potq.load(row_scaled_folder)
+
+
 @pytest.mark.parametrize("code", [3, 5, 7, 11])
 def test_a_code_that_the_grid_never_uses(mxpot_folder: Path, code: int) -> None:
     edit_weights(mxpot_folder, poke(f"{Q_PROJ}.weight_packed", (0, 0), code))
@@ -399,6 +453,7 @@ def test_an_unknown_preset_within(fields: dict[str, Any]) -> None:
         ({"group_size": 0}, "group_size"),
         ({"group_size": "column"}, "group_size"),
         ({"scale_dtype": "float8"}, "scale_dtype"),
+        ({"row_scale": True}, ".*row_scale"),
         ({"scale_method": "best"}, "scale_method"),
         ({"scale_candidates": 0}, "scale_candidates"),
         ({"targets": {"q_proj": {"colour": 1}}}, "colour"),
@@ -418,3 +473,30 @@ def test_weighted_scales_without_calibration(tiny_model: Any, tiny_folder: Path)
     assert_unchanged(tiny_model, before)
     with pytest.raises(ConfigError, match="scale_method='weighted'"):
         potq.load(tiny_folder, config)
+
+
+@pytest.mark.parametrize("effort", ["gptq", "balanced", "best", "potptq"])
+def test_an_effort_without_calibration(effort: str, tiny_model: Any, tiny_folder: Path) -> None:
+    config = potq.PoTConfig("pot4", effort=effort)
+    before = state(tiny_model)
+    with pytest.raises(ConfigError, match=rf"effort='{effort}' needs calibration text: .* or use 'fast'"):
+        potq.quantize(tiny_model, config)
+    assert_unchanged(tiny_model, before)
+    with pytest.raises(ConfigError, match=f"effort='{effort}' needs calibration text"):
+        potq.load(tiny_folder, config)
+
+
+def test_a_work_folder_of_other_files(tiny_model: Any, tokens: torch.Tensor, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    before = state(tiny_model)
+    with pytest.raises(ConfigError, match="holds something else; give an empty folder"):
+        potq.quantize(tiny_model, potq.PoTConfig("pot4"), [tokens], work_folder=tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    assert_unchanged(tiny_model, before)
+
+
+def test_a_model_without_blocks_has_nothing_to_calibrate(tokens: torch.Tensor) -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(260, 8), torch.nn.Linear(8, 8))
+    model.config = PretrainedConfig()
+    with pytest.raises(ModelError, match=r"Sequential has no list of blocks .*; use effort='fast'"):
+        potq.quantize(model, potq.PoTConfig("pot4"), [tokens])

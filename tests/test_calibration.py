@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import potq
-from potq.calibration import check_batches, input_mean_squares, output_snr
+from potq.algorithms.rtn import rtn
+from potq.calibration import check_batches, input_mean_squares, mean_squared_gradients, output_snr
 from potq.errors import DataError, ModelError
 from potq.report import decibels
 
@@ -54,7 +56,7 @@ def test_output_errors_are_those_of_the_outputs(tiny_model: Any, tokens: torch.T
 
 def test_weighted_scales_help_where_the_inputs_are_large(tiny_model: Any, tokens: torch.Tensor, tiny_folder: Any) -> None:
     plain = potq.load(tiny_folder)
-    mse = potq.quantize(plain, potq.PoTConfig("pot3"), [tokens])
+    mse = potq.quantize(plain, potq.PoTConfig("pot3", effort="fast"), [tokens])
     weighted = potq.quantize(tiny_model, potq.PoTConfig("pot3", scale_method="weighted"), iter([tokens]))
     gains = [
         after.output_snr_db - before.output_snr_db
@@ -63,7 +65,7 @@ def test_weighted_scales_help_where_the_inputs_are_large(tiny_model: Any, tokens
     ]
     assert len(gains) == 14
     assert sum(gains) > 0
-    assert {entry.algorithm for entry in weighted.modules} == {"rtn/weighted-16", "rtn/mse-16"}
+    assert {entry.algorithm for entry in weighted.modules} == {"rtn/weighted-exact", "rtn/mse-16"}
     assert next(entry for entry in weighted.modules if entry.kind == "embedding").algorithm == "rtn/mse-16"
 
 
@@ -85,7 +87,59 @@ def test_hooks_are_removed_when_the_model_fails(tiny_model: Any) -> None:
     assert tiny_model.training
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_mean_squared_gradients_are_those_of_every_window(tiny_model: Any, tokens: torch.Tensor, trained: bool) -> None:
+    tiny_model.requires_grad_(trained)
+    batches = [tokens, tokens[:1, :7] + 1]
+    found = mean_squared_gradients(tiny_model, [UP, DOWN], batches)
+    assert all(parameter.requires_grad == trained and parameter.grad is None for parameter in tiny_model.parameters())
+    tiny_model.requires_grad_(True)
+    sums = dict.fromkeys((UP, DOWN), 0.0)
+    for window in (tokens[:1], tokens[1:], batches[1]):
+        tiny_model.zero_grad()
+        logits = tiny_model(window).logits[0, :-1]
+        torch.nn.functional.cross_entropy(logits, window[0, 1:]).backward()
+        for name in sums:
+            sums[name] = sums[name] + tiny_model.get_submodule(name).weight.grad.square() / 3
+    assert list(found) == [UP, DOWN]
+    for name, expected in sums.items():
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-12)
+
+
+def test_gradients_of_transposed_weights_stand_as_out_by_in(tokens: torch.Tensor) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=16, n_layer=1, n_head=2, n_positions=32))
+    found = mean_squared_gradients(model, ["transformer.h.0.mlp.c_fc"], [tokens[:1]])["transformer.h.0.mlp.c_fc"]
+    model.eval()(tokens[:1], labels=tokens[:1]).loss.backward()
+    torch.testing.assert_close(found, model.transformer.h[0].mlp.c_fc.weight.grad.square().t())
+
+
+def test_fisher_scales_lower_the_error_weighted_by_gradients(tiny_model: Any, tokens: torch.Tensor) -> None:
+    weights = {name: tiny_model.get_submodule(name).weight.detach().clone() for name in (UP, DOWN)}
+    importance = mean_squared_gradients(tiny_model, [UP, DOWN], [tokens])
+    report = potq.quantize(tiny_model, potq.PoTConfig("pot3", scale_method="fisher"), [tokens])
+    assert {entry.algorithm for entry in report.modules if entry.kind == "linear"} == {"rtn/fisher-exact"}
+    for name, weight in weights.items():
+        expected = rtn(weight, tiny_model.get_submodule(name).scheme, importance[name], method="weighted")
+        assert torch.equal(tiny_model.get_submodule(name).quantized.packed, expected.packed)
+        fisher = ((expected.dequantize() - weight).square() * importance[name]).sum()
+        plain = ((rtn(weight, expected.scheme).dequantize() - weight).square() * importance[name]).sum()
+        assert fisher < plain
+
+
 # ---- what is refused
+
+
+def test_gradients_that_are_not_finite_or_never_come(tiny_model: Any, tokens: torch.Tensor) -> None:
+    with torch.no_grad():
+        tiny_model.model.layers[1].input_layernorm.weight[0] = torch.inf
+    with pytest.raises(ModelError, match=rf"{UP}: its gradients on the calibration text are NaN or infinite; load"):
+        mean_squared_gradients(tiny_model, [UP], [tokens])
+    tiny_model.spare = nn.Linear(4, 4)
+    with pytest.raises(ModelError, match="the calibration text never reaches spare; ignore"):
+        mean_squared_gradients(tiny_model, [UP, "spare"], [tokens])
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from potq.errors import CheckpointError, ModelError
 from potq.report import QuantReport
 
 GOLDEN = Path(__file__).parent / "golden"
-VARIANTS = ["apot4_g64", "int8_row", "pot2_e8m0", "pot3_g32", "pot4_g64"]
+VARIANTS = ["apot4_g64", "int8_row", "pot2_e8m0", "pot3_g32", "pot4_g64", "pot4_row_scale"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -397,11 +397,16 @@ def decoded(raw: Raw, name: str, scheme: dict[str, Any], columns: int) -> np.nda
     else:
         assert scale.dtype == np.float16
         scales = scale.astype(np.float64)
+    rows = np.ones((len(packed), 1), np.float16)
+    if scheme.get("row_scale"):  # folders from before there were row scales do not have the key
+        rows = raw.array(f"{name}.weight_row_scale")
+        assert (rows.shape, rows.dtype) == ((len(packed), 1), np.float16)
     weight = np.empty((len(packed), columns))
     for i, row in enumerate(packed):
         for j, code in enumerate(decoded_codes(row.tobytes(), grid["bits"], columns)):
             group = 0 if scheme["group_size"] in ("row", "tensor") else j // min(scheme["group_size"], columns)
-            weight[i, j] = scales[i if len(scales) > 1 else 0, group] * levels[code] / reference
+            factor = float(rows[i, 0]) * scales[i if len(scales) > 1 else 0, group]
+            weight[i, j] = factor * levels[code] / reference
     return weight
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from potq import functional
 from potq.errors import ConfigError
 from potq.functional import (
+    codebook,
     decode_scale,
     dequantize,
     encode_scale,
@@ -29,14 +30,15 @@ from potq.functional import (
     split_groups,
     thresholds,
 )
-from potq.grid import Grid, pot
+from potq.grid import Grid, pot, table, uniform
 from potq.scheme import PRESETS, QuantScheme
 from potq.tensor import storage
 
 CPU = torch.device("cpu")
 NAMES = sorted(PRESETS)
 SIGN_MAGNITUDE = [name for name in NAMES if PRESETS[name].grid.encoding == "sign-magnitude"]
-LUT = [name for name in SIGN_MAGNITUDE if PRESETS[name].grid.magnitudes[-1] < 1 << 15]
+TABLES = [name for name in NAMES if PRESETS[name].grid.encoding == "table"]
+LUT = [name for name in SIGN_MAGNITUDE + TABLES if max(PRESETS[name].grid.levels) < 1 << 15]
 GROUP_SIZES = [1, 3, 64, 1000, "row", "tensor"]
 FLOATS = st.floats(width=32, allow_nan=False)
 
@@ -46,7 +48,7 @@ def _brute_force_code(x: float, grid: Grid) -> int:
     exact = Fraction(x)
     minus_zero = {len(grid.magnitudes)} if grid.encoding == "sign-magnitude" and grid.magnitudes[0] == 0 else set()
     codes = set(range(2**grid.bits)) - grid.unused_codes - minus_zero
-    if grid.encoding == "twos-complement":
+    if grid.encoding != "sign-magnitude":
         return min(codes, key=lambda code: (abs(exact - grid.levels[code]), -grid.levels[code]))
     return min(codes, key=lambda code: (abs(exact - grid.levels[code]), -abs(grid.levels[code]), code))
 
@@ -129,10 +131,38 @@ def test_ties_of_integers_go_to_the_larger_level() -> None:
     assert [PRESETS["int4"].grid.levels[code] for code in codes] == [1, 0, 2, -1, -8, 7]
 
 
+def test_ties_of_tables_go_to_the_larger_level() -> None:
+    scheme = QuantScheme(grid=table((-5, -2, 1, 8)))
+    assert nearest_code(torch.tensor([-3.5, -0.5, 4.5]), scheme).tolist() == [1, 2, 3]
+    assert nearest_level(torch.tensor([-3.5, -0.5, 4.5]), scheme).tolist() == [-2, 1, 8]
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        (-1, 0, 1, 2),
+        (-9, -8, -7, 1),
+        (-1, 2, 3, 4096),
+        (-(2**15), -3, -1, 2**13 - 1),
+        (-(2**63), -(2**40), 2**18, 2**40),
+        (-300, *range(-127, 127), 4095),
+    ],
+    ids=lambda levels: f"{levels[0]}..{levels[-1]}",
+)
+def test_any_table_rounds_to_the_exact_argmin(levels: tuple[int, ...]) -> None:
+    """Looked up, or searched for beyond 2**15."""
+    scheme = QuantScheme(grid=table(levels))
+    x = _critical(scheme.grid)
+    codes = nearest_code(x, scheme)
+    assert codes.tolist() == [_brute_force_code(value, scheme.grid) for value in x.tolist()]
+    assert torch.equal(nearest_level(x, scheme).double(), torch.tensor(levels, dtype=torch.float64)[codes.int()])
+
+
 @pytest.mark.parametrize("name", LUT)
 def test_table_look_up_equals_searching_the_thresholds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = PRESETS[name].grid
-    x = torch.cat([_critical(grid).abs(), torch.linspace(0, 1.1 * grid.magnitudes[-1], 5001)])
+    x = torch.cat([_critical(grid), torch.linspace(1.1 * min(grid.levels), 1.1 * max(grid.levels), 5001)])
+    x = x if grid.encoding == "table" else x.abs()
     looked_up = nearest_index(x, grid, "nearest")
     monkeypatch.setattr(functional, "_LUT_LIMIT", 0)
     assert torch.equal(looked_up, nearest_index(x, grid, "nearest"))
@@ -189,7 +219,7 @@ def test_nearest_rounding_changes_at_one_and_a_half() -> None:
     assert nearest_level(torch.tensor([1.49, 1.5, 11.9, 12.0]), PRESETS["pot4"]).tolist() == [1, 2, 8, 16]
 
 
-@pytest.mark.parametrize("name", ["apot4", "apot3", "mxfp4", "int2", "int3", "int4", "int8", "int3_midrise"])
+@pytest.mark.parametrize("name", ["apot4", "apot3", "mxfp4", "int2", "int3", "int4", "int8", "int3_midrise", "nf4", "iq4nl"])
 def test_log_rounding_is_refused_off_power_of_two_grids(name: str) -> None:
     with pytest.raises(ConfigError, match="power-of-two grid"):
         quantize(torch.ones(1, 4), torch.ones(1, 1, dtype=torch.float16), QuantScheme(name, rounding="log"))
@@ -197,6 +227,55 @@ def test_log_rounding_is_refused_off_power_of_two_grids(name: str) -> None:
 
 def test_thresholds_merge_repeated_magnitudes() -> None:
     assert thresholds(PRESETS["mxpot"].grid, "nearest", CPU).tolist() == [0.5, 1.5, 3.0, 6.0]
+
+
+def test_thresholds_of_a_table_lie_between_its_levels() -> None:
+    assert thresholds(table((-5, -2, 1, 8)), "nearest", CPU).tolist() == [-3.5, -0.5, 4.5]
+
+
+# ---- codebook ------------------------------------------------------------------------------------------------------
+
+LOG = [QuantScheme(name, rounding="log") for name in SIGN_MAGNITUDE if PRESETS[name].grid.is_power_of_two]
+WIDE = [QuantScheme(grid=table((-7, *range(0, 510, 2)))), QuantScheme(grid=table((-(2**40), -1, 1, 2**20)))]
+INTEGERS = [QuantScheme(grid=uniform(bits)) for bits in (5, 6, 7)]
+ROUNDED = [*PRESETS.values(), *LOG, *INTEGERS, *WIDE]
+
+
+@pytest.mark.parametrize("scheme", ROUNDED, ids=lambda scheme: f"{scheme.name}")
+def test_codebook_holds_the_distinct_levels_and_what_lies_between(scheme: QuantScheme) -> None:
+    levels, boundaries = codebook(scheme, CPU)
+    assert (levels.dtype, boundaries.dtype) == (torch.float32, torch.float32)
+    assert sorted(set(scheme.grid.levels)) == [Fraction(level) * scheme.grid.reference for level in levels.tolist()]
+    assert len(boundaries) == len(levels) - 1
+    assert (levels[:-1] < boundaries).all()
+    assert (boundaries < levels[1:]).all()
+
+
+@pytest.mark.parametrize("scheme", ROUNDED, ids=lambda scheme: f"{scheme.name}")
+@given(seed=st.integers(0, 2**32), spread=st.floats(-20, 2))
+def test_looking_up_the_codebook_rounds_as_the_scheme_does(scheme: QuantScheme, seed: int, spread: float) -> None:
+    levels, boundaries = codebook(scheme, CPU)
+    x = torch.randn(500, generator=torch.Generator().manual_seed(seed)) * 2.0**spread
+    gap = (x[:, None] - boundaries).abs() / boundaries.abs().clamp(min=2.0**-120)
+    x = x[(gap > 1e-6).all(1)]  # a tie may go to either side
+    reference = scheme.grid.reference
+    assert torch.equal(levels[torch.bucketize(x, boundaries, right=True)], nearest_level(x * reference, scheme) / reference)
+
+
+def test_codebook_of_log_rounding_is_symmetric() -> None:
+    levels, boundaries = codebook(QuantScheme("pot3nz", rounding="log"), CPU)
+    root = math.sqrt(0.5)
+    assert levels.tolist() == [-1, -0.5, -0.25, -0.125, 0.125, 0.25, 0.5, 1]
+    expected = torch.tensor([-root, -root / 2, -root / 4, 0, root / 4, root / 2, root])
+    torch.testing.assert_close(boundaries, expected)
+    levels, boundaries = codebook(QuantScheme("pot3", rounding="log"), CPU)
+    assert levels.tolist() == [-1, -0.5, -0.25, 0, 0.25, 0.5, 1]
+    torch.testing.assert_close(boundaries, torch.tensor([-root, -root / 2, -root / 4, root / 4, root / 2, root]))
+    assert torch.equal(boundaries, -boundaries.flip(0))
+
+
+def test_codebook_is_made_once() -> None:
+    assert codebook(PRESETS["pot4"], CPU)[0] is codebook(QuantScheme("pot4"), CPU)[0]
 
 
 # ---- stored scales -------------------------------------------------------------------------------------------------
@@ -358,8 +437,63 @@ def test_quantizing_a_dequantized_weight_gives_the_same_codes(name: str, data: s
     valid = sorted(set(range(2**scheme.grid.bits)) - scheme.grid.unused_codes - minus_zero)
     codes = torch.tensor([data.draw(st.lists(st.sampled_from(valid), min_size=1, max_size=9))], dtype=torch.uint8)
     values = st.integers(8, 254) if scheme.scale_dtype == "e8m0" else st.floats(2.0**-24, 65504, width=16)
-    scale = torch.full(scheme.scale_shape(*codes.shape), data.draw(values), dtype=storage(tuple(codes.shape), scheme)[2])
+    shape, dtype = storage(tuple(codes.shape), scheme)["scale"]
+    scale = torch.full(shape, data.draw(values), dtype=dtype)
     assert torch.equal(quantize(dequantize(codes, scale, scheme), scale, scheme), codes)
+
+
+# ---- row scales ----------------------------------------------------------------------------------------------------
+
+
+def _row_scaled(name: str, group_size: Any = 32) -> QuantScheme:
+    return QuantScheme(name, group_size=group_size, scale_dtype="e8m0", row_scale=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+def test_dequantize_with_row_scales_is_exact_in_float32(name: str, data: st.DataObject) -> None:
+    scheme = _row_scaled(name, data.draw(st.sampled_from([1, 3, "row"])))
+    rows, columns = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 9)))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    codes = torch.randint(0, 2**scheme.grid.bits, (rows, columns), generator=generator).to(torch.uint8)
+    scale = torch.randint(100, 200, scheme.scale_shape(rows, columns), generator=generator).to(torch.uint8)
+    # every float16 from zero over subnormals to the largest
+    row_scale = torch.randint(0, 0x7C00, (rows, 1), generator=generator).to(torch.int16).view(torch.float16)
+    group = torch.arange(columns) // scheme.group(columns)
+    levels = torch.tensor(scheme.grid.levels, dtype=torch.float64)[codes.long()] / scheme.grid.reference
+    exact = row_scale.double() * torch.ldexp(levels, scale[:, group].int() - 127)
+    restored = dequantize(codes, scale, scheme, row_scale)
+    assert restored.dtype == torch.float32
+    assert torch.equal(restored.double(), exact)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_scale_moves_the_levels_and_a_zero_one_makes_a_zero_row(name: str) -> None:
+    scheme, weight = _row_scaled(name), _weight(4, 70)
+    scale = torch.full((4, 3), 127, dtype=torch.uint8)
+    row_scale = torch.tensor([[0.03], [0.0], [0.11], [2.0]], dtype=torch.float16)
+    codes = quantize(weight, scale, scheme, row_scale)
+    for row, factor in enumerate(row_scale.flatten().tolist()):
+        if factor:
+            alone = quantize(weight[row : row + 1] / factor, scale[:1], scheme)
+            assert torch.equal(codes[row : row + 1], alone)
+    restored = dequantize(codes, scale, scheme, row_scale)
+    assert torch.equal(restored, dequantize(codes, scale, scheme) * row_scale.float())
+    assert not restored[1].any()
+
+
+@pytest.mark.parametrize("name", ["pot4", "int4", "pot2"])
+def test_fake_quantize_with_row_scales(name: str) -> None:
+    scheme, weight = _row_scaled(name), _weight(3, 70).requires_grad_()
+    scale = torch.full((3, 3), 127, dtype=torch.uint8)
+    row_scale = torch.tensor([[0.03], [0.05], [0.0]], dtype=torch.float16)
+    result = fake_quantize(weight, scale, scheme, row_scale)
+    assert torch.equal(result, dequantize(quantize(weight, scale, scheme, row_scale), scale, scheme, row_scale))
+    result.sum().backward()
+    levels = torch.tensor(scheme.grid.levels) / scheme.grid.reference * row_scale.float()
+    inside = (weight >= levels.amin(1, keepdim=True)) & (weight <= levels.amax(1, keepdim=True))
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, inside.float())
 
 
 # ---- fake_quantize -------------------------------------------------------------------------------------------------
@@ -386,6 +520,12 @@ def test_gradient_passes_unchanged_inside_the_grid_and_is_zero_where_clipped() -
     scale = torch.tensor([[1.0]], dtype=torch.float16)
     weight = torch.tensor([[1.0, 1.0001, -1.0, -1.0001, 0.3, 0.0]])
     assert _gradient(weight, scale, PRESETS["pot4"]).tolist() == [[1.0, 0.0, 3.0, 0.0, 5.0, 6.0]]
+
+
+def test_gradient_of_a_table_is_clipped_asymmetrically() -> None:
+    scale = torch.tensor([[64.0]], dtype=torch.float16)  # iq4nl: levels -127 ... 113
+    weight = torch.tensor([[113.0, 113.1, -127.0, -127.1]])
+    assert _gradient(weight, scale, PRESETS["iq4nl"]).tolist() == [[1.0, 0.0, 3.0, 0.0]]
 
 
 def test_gradient_of_integers_is_clipped_asymmetrically() -> None:

@@ -1,8 +1,9 @@
-"""Grids: the preset tables of the design, the two encodings, and what a grid refuses."""
+"""Grids: the preset tables of the design, the three encodings, and what a grid refuses."""
 
 from __future__ import annotations
 
 from itertools import product
+from statistics import NormalDist
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from potq.errors import ConfigError, PotqError
-from potq.grid import E2M1, Grid, additive, pot, shift_terms, uniform
+from potq.grid import E2M1, Grid, additive, pot, shift_terms, table, uniform
 from potq.scheme import PRESETS
 
 MAGNITUDES = {
@@ -60,9 +61,23 @@ def test_integer_preset_is_twos_complement(bits: int) -> None:
     assert (min(grid.levels), max(grid.levels)) == (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
+def test_nf4_is_qloras_quantiles_times_127() -> None:
+    """2305.14314, appendix E: normal quantiles, 8 above zero and 7 below, divided by the largest."""
+    offset, quantile = 0.9677083, NormalDist().inv_cdf
+    above = [quantile(offset + (0.5 - offset) * i / 8) for i in range(8)]
+    below = [-quantile(offset + (0.5 - offset) * i / 7) for i in range(7)]
+    assert PRESETS["nf4"].grid.levels == tuple(sorted(round(127 * level / above[0]) for level in (*above, 0, *below)))
+
+
+def test_iq4nl_is_llama_cpps_table() -> None:
+    grid = PRESETS["iq4nl"].grid
+    assert grid.levels == grid.table
+    assert grid.levels == (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+
 def test_the_presets_are_the_designs_and_no_others() -> None:
     integers = {"int2", "int3", "int4", "int8"}
-    assert set(PRESETS) == set(MAGNITUDES) | integers | {"mxpot", "apot4", "apot3"}
+    assert set(PRESETS) == set(MAGNITUDES) | integers | {"mxpot", "apot4", "apot3", "nf4", "iq4nl"}
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -82,7 +97,7 @@ def test_reference_is_the_power_of_two_at_or_below_the_largest_level(name: str) 
 @pytest.mark.parametrize(
     ("name", "reference"),
     [("pot4", 64), ("pot3", 4), ("pot2", 4), ("pot2z", 1), ("mxfp4", 8), ("mxpot", 8),
-     ("int2", 2), ("int4", 8), ("int8", 128), ("int3_midrise", 4), ("pot7", 2**62)],
+     ("int2", 2), ("int4", 8), ("int8", 128), ("int3_midrise", 4), ("pot7", 2**62), ("nf4", 64), ("iq4nl", 64)],
 )  # fmt: skip
 def test_reference_values(name: str, reference: int) -> None:
     assert PRESETS[name].grid.reference == reference
@@ -109,7 +124,7 @@ def test_terms_of_the_presets() -> None:
 
 
 def test_has_zero() -> None:
-    without = {"pot2", "pot3nz", "int2_midrise", "int3_midrise", "int4_midrise"}
+    without = {"pot2", "pot3nz", "int2_midrise", "int3_midrise", "int4_midrise", "iq4nl"}
     assert {name for name, scheme in PRESETS.items() if not scheme.grid.has_zero} - {"apot3", "apot4"} == without
 
 
@@ -134,6 +149,14 @@ def test_stride_spaces_the_exponents() -> None:
     assert pot(3, zero=False, stride=3).magnitudes == (1, 8, 64, 512)
 
 
+def test_a_tables_code_is_its_index() -> None:
+    grid = table((-9, -1, 0, 17))
+    assert (grid.bits, grid.levels, grid.reference, grid.unused_codes) == (2, (-9, -1, 0, 17), 16, frozenset())
+    assert grid == Grid(bits=2, encoding="table", table=(-9, -1, 0, 17))
+    assert table((-(2**63), -1, 1, 2)).reference == 2**63
+    assert [table(tuple(range(-(n // 2), n - n // 2))).bits for n in (4, 8, 16, 64, 256)] == [2, 3, 4, 6, 8]
+
+
 def test_uniform_midrise_has_the_odd_magnitudes() -> None:
     assert uniform(8, midrise=True).magnitudes == tuple(range(1, 256, 2))
 
@@ -155,6 +178,13 @@ def test_grid_is_frozen_hashable_and_equal_by_value() -> None:
 def test_json_round_trip() -> None:
     for scheme in PRESETS.values():
         assert Grid.model_validate_json(scheme.grid.model_dump_json()) == scheme.grid
+
+
+def test_only_the_json_of_a_table_has_a_table() -> None:
+    assert table((-2, 0, 1, 3)).model_dump() == {"bits": 2, "encoding": "table", "magnitudes": (), "table": (-2, 0, 1, 3)}
+    assert pot(2).model_dump_json() == '{"bits":2,"encoding":"sign-magnitude","magnitudes":[0,1]}'
+    assert uniform(2).model_dump_json() == '{"bits":2,"encoding":"twos-complement","magnitudes":[]}'
+    assert Grid.model_validate_json('{"bits":2,"magnitudes":[0,1],"table":[]}') == pot(2)
 
 
 @pytest.mark.parametrize(("bits", "stride"), [(1, 1), (8, 1), (0, 1), (4, 0), (4, -1)])
@@ -188,10 +218,16 @@ def test_additive_refuses_a_table_of_another_size(size: int) -> None:
         additive(tuple(range(size)), terms=9)
 
 
-@pytest.mark.parametrize("table", [(4, 1), (-1, 1), (0, 0)])
-def test_additive_refuses_a_table_that_is_no_grid_with_potqs_error(table: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("magnitudes", [(4, 1), (-1, 1), (0, 0)])
+def test_additive_refuses_a_table_that_is_no_grid_with_potqs_error(magnitudes: tuple[int, ...]) -> None:
     with pytest.raises(PotqError, match="magnitudes"):
-        additive(table)
+        additive(magnitudes)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 15, 17, 512])
+def test_table_refuses_another_number_of_levels(size: int) -> None:
+    with pytest.raises(ConfigError, match=f"256 levels, found {size}"):
+        table(tuple(range(-1, size - 1)))
 
 
 @pytest.mark.parametrize(
@@ -205,6 +241,17 @@ def test_additive_refuses_a_table_that_is_no_grid_with_potqs_error(table: tuple[
         ({"bits": 2, "encoding": "twos-complement", "magnitudes": (0, 1)}, "no magnitude table"),
         ({"bits": 2, "magnitudes": (1, 2**14 + 1)}, "13 significant bits"),
         ({"bits": 2, "magnitudes": (1, 2**64)}, r"2\*\*63"),
+        ({"bits": 2, "encoding": "table"}, "needs 4 levels, found 0"),
+        ({"bits": 3, "encoding": "table", "table": (-1, 0, 1, 2)}, "needs 8 levels, found 4"),
+        ({"bits": 2, "encoding": "table", "table": (-1, 0, 0, 1)}, "strictly ascending"),
+        ({"bits": 2, "encoding": "table", "table": (1, 0, -1, -2)}, "strictly ascending"),
+        ({"bits": 2, "encoding": "table", "table": (0, 1, 2, 3)}, "from a negative level to a positive one"),
+        ({"bits": 2, "encoding": "table", "table": (-3, -2, -1, 0)}, "from a negative level to a positive one"),
+        ({"bits": 2, "encoding": "table", "table": (-(2**14) - 1, 0, 1, 2)}, "13 significant bits"),
+        ({"bits": 2, "encoding": "table", "table": (-(2**64), 0, 1, 2)}, r"2\*\*63"),
+        ({"bits": 2, "encoding": "table", "table": (-1, 0, 1, 2), "magnitudes": (0, 1)}, "no magnitude table"),
+        ({"bits": 2, "magnitudes": (0, 1), "table": (-1, 0, 1, 2)}, "no table of levels"),
+        ({"bits": 2, "encoding": "twos-complement", "table": (-1, 0, 1, 2)}, "no table of levels"),
         ({"bits": 1, "magnitudes": (1,)}, "bits"),
         ({"bits": 9, "encoding": "twos-complement"}, "bits"),
         ({"bits": 2, "encoding": "gray"}, "encoding"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from potq.scheme import PRESETS, QuantScheme
 
 NAMES = sorted(PRESETS)
 E8M0 = QuantScheme("pot4", scale_dtype="e8m0")
+ROWS = QuantScheme("pot4", group_size=32, scale_dtype="e8m0", row_scale=True)
 HALVES = [torch.bfloat16, torch.float16]
 
 
@@ -88,6 +90,14 @@ def test_embedding_forward_looks_up_the_dequantized_rows(name: str, group_size: 
     embedding = _embedding(QuantScheme(name, group_size=group_size))
     ids = torch.tensor([[0, 12, 3], [3, 3, 7]])
     assert torch.equal(embedding(ids), nn.functional.embedding(ids, embedding.quantized.dequantize()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_with_row_scales(name: str) -> None:
+    scheme = QuantScheme(name, group_size=16, scale_dtype="e8m0", row_scale=True)
+    linear, embedding, x, ids = _linear(scheme), _embedding(scheme), _rand(2, 3, 70, seed=1), torch.tensor([[0, 12], [3, 3]])
+    assert torch.equal(linear(x), nn.functional.linear(x, linear.quantized.dequantize(), linear.bias))
+    assert torch.equal(embedding(ids), embedding.quantized.dequantize()[ids])
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 3, 4)])
@@ -198,6 +208,21 @@ def test_the_weight_is_read_only() -> None:
     assert torch.equal(linear.weight, before)
 
 
+@pytest.mark.parametrize("make", [_linear, _embedding])
+def test_casts_and_moves_keep_row_scales(make: Any) -> None:
+    module = make(ROWS)
+    before, weight = module.weight_row_scale.clone(), module.weight
+    for dtype in (torch.bfloat16, torch.float64, torch.float32):
+        module.to(dtype)
+        assert module.weight_row_scale.dtype == torch.float16
+        assert torch.equal(module.weight_row_scale, before)
+    assert torch.equal(module.weight, weight)
+    module.to(device="meta", dtype=torch.bfloat16)
+    assert (module.weight_row_scale.is_meta, module.weight_row_scale.dtype) == (True, torch.float16)
+    module.to_empty(device="cpu")
+    assert (module.weight_row_scale.device.type, module.weight_row_scale.dtype) == ("cpu", torch.float16)
+
+
 # ---- state dicts ---------------------------------------------------------------------------------------------------
 
 
@@ -208,8 +233,14 @@ def test_state_dict_holds_packed_scale_and_bias_only() -> None:
     assert [name for name, _ in _linear().named_parameters()] == ["bias"]
 
 
-def test_state_dict_loads_into_an_empty_module_bit_for_bit() -> None:
-    source, target = _linear(), _linear().to("meta").to_empty(device="cpu")
+def test_row_scales_are_in_the_state_dict_if_the_scheme_has_them() -> None:
+    assert set(_linear(ROWS).state_dict()) == {"weight_packed", "weight_scale", "weight_row_scale", "bias"}
+    assert not hasattr(_linear(E8M0), "weight_row_scale")
+
+
+@pytest.mark.parametrize("scheme", [PRESETS["pot4"], ROWS], ids=["float16", "row scales"])
+def test_state_dict_loads_into_an_empty_module_bit_for_bit(scheme: QuantScheme) -> None:
+    source, target = _linear(scheme), _linear(scheme).to("meta").to_empty(device="cpu")
     target.load_state_dict(source.state_dict())
     x = _rand(2, 70)
     assert torch.equal(target(x), source(x))
@@ -243,6 +274,19 @@ def test_a_tie_survives_deepcopy_inside_the_copy() -> None:
     assert clone.embedding is not model.embedding
     clone.embedding.weight_packed.zero_()
     assert not clone.head.weight.any()
+    assert model.head.weight.any()
+
+
+def test_a_tied_head_reads_the_embeddings_row_scales() -> None:
+    model, x = _Tied(ROWS), _rand(2, 70)
+    parts = "packed", "scale", "row_scale"
+    assert set(model.state_dict()) == {f"embedding.weight_{part}" for part in parts} | {"head.bias"}
+    assert torch.equal(model.head(x), nn.functional.linear(x, model.embedding.quantized.dequantize(), model.head.bias))
+    for clone in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert clone.head.tied_to is clone.embedding
+        assert torch.equal(clone.head(x), model.head(x))
+        clone.embedding.weight_row_scale.zero_()
+        assert not clone.head.weight.any()
     assert model.head.weight.any()
 
 
@@ -328,6 +372,15 @@ def test_packing_again_replaces_the_weight() -> None:
     assert torch.equal(linear.weight, other.dequantize())
 
 
+def test_packing_again_drops_or_brings_row_scales() -> None:
+    linear = _linear(ROWS)
+    for scheme in (E8M0, ROWS):
+        other = rtn(_rand(11, 70, seed=5), scheme)
+        linear.hold(other, torch.float32)
+        assert hasattr(linear, "weight_row_scale") == scheme.row_scale
+        assert torch.equal(linear.weight, other.dequantize())
+
+
 def test_the_original_weight_parameter_is_gone() -> None:
     assert "weight" not in dict(_linear().named_parameters())
     assert sum(p.numel() for p in _linear().parameters()) == 11
@@ -356,10 +409,10 @@ def test_conv1d_becomes_a_linear_of_its_transposed_weight_with_the_same_bias(tra
 # ---- compile -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["pot4", "pot3", "mxpot"])
-def test_compiles_without_graph_breaks_to_the_same_result(name: str) -> None:
+@pytest.mark.parametrize("scheme", [PRESETS["pot4"], PRESETS["pot3"], PRESETS["mxpot"], ROWS], ids=lambda s: s.name)
+def test_compiles_without_graph_breaks_to_the_same_result(scheme: QuantScheme) -> None:
     torch._dynamo.reset()
-    linear, x = _linear(PRESETS[name]), _rand(2, 70)
+    linear, x = _linear(scheme), _rand(2, 70)
     compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), linear(x))
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import potq
+from potq.algorithms import refine
+from potq.algorithms.refine import divergence
 from potq.algorithms.rtn import rtn
+from potq.effort import EFFORTS
 from potq.errors import ConfigError, ModelError
 from potq.model import packed_modules
 from potq.ptq import describe
@@ -63,11 +69,11 @@ def test_calibration_adds_output_errors(tiny_model: LlamaForCausalLM, tokens: Te
 
 def test_weighted_scales_lower_the_weighted_error(tiny_model: LlamaForCausalLM, tokens: Tensor) -> None:
     plain, weighted = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
-    by_mse = potq.quantize(plain, potq.PoTConfig("pot3"), [tokens])
+    by_mse = potq.quantize(plain, potq.PoTConfig("pot3", effort="fast"), [tokens])
     by_weight = potq.quantize(weighted, potq.PoTConfig("pot3", scale_method="weighted"), [tokens])
     linears = [(a, b) for a, b in zip(by_mse.modules, by_weight.modules, strict=True) if a.kind == "linear"]
     assert sum(float(b.output_snr_db or 0) - float(a.output_snr_db or 0) for a, b in linears) > 0
-    assert {b.algorithm for _, b in linears} == {"rtn/weighted-16"}
+    assert {b.algorithm for _, b in linears} == {"rtn/weighted-exact"}
     assert by_weight.modules[0].algorithm == "rtn/mse-16"  # an embedding has no input features to weigh by
 
 
@@ -141,5 +147,113 @@ def test_calibration_leaves_every_module_in_its_mode(tiny_model: LlamaForCausalL
 
 
 def test_e8m0_reports_the_scales_it_really_tried(tiny_model: LlamaForCausalLM) -> None:
-    report = potq.quantize(tiny_model, potq.PoTConfig("mxfp4"))
+    report = potq.quantize(tiny_model, potq.PoTConfig("mxfp4", scale_candidates=16))
     assert {entry.algorithm for entry in report.modules if entry.kind == "linear"} == {"rtn/mse-5"}
+
+
+# ---- efforts
+
+
+def tiny_gpt2() -> GPT2LMHeadModel:
+    """Random weights, Conv1D layers with biases, a tied head, positions."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=32, n_head=4, n_layer=2, n_positions=64)).eval()
+
+
+@pytest.mark.parametrize("name", ["pot4", "pot3", "pot2", "int3", "nf4", "apot4", "mxfp4"])
+@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_every_effort_on_every_kind_of_grid(
+    kind: str, effort: str, name: str, tiny_model: LlamaForCausalLM, tokens: Tensor
+) -> None:
+    model: Any = tiny_model if kind == "llama" else tiny_gpt2()
+    with torch.no_grad():
+        teacher = model(tokens).logits
+    biases = {key: value.clone() for key, value in model.state_dict().items() if key.endswith("bias")}
+    report = potq.quantize(model, potq.PoTConfig(name, effort=effort), [tokens])
+    labels = {entry.algorithm for entry in report.modules if entry.kind == "linear"}
+    steps = EFFORTS[effort].steps
+    expected = {"fast": "rtn/mse-exact", "potptq": "rtn" if name == "mxfp4" else "rtn+block-scales"}.get(effort, steps)
+    assert labels == {expected}
+    assert all(entry.output_snr_db is not None for entry in report.modules)
+    assert model.config.quantization_config.effort == EFFORTS[effort]
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in biases.items())
+    for module in packed_modules(model).values():
+        if module.tied_to is None:
+            module.quantized.validate("weight")
+    with torch.no_grad():
+        assert divergence(model(tokens).logits, teacher) < (2.0 if kind == "llama" else 0.01)
+
+
+def test_without_a_word_calibration_means_balanced_and_none_means_fast(tiny_model: LlamaForCausalLM, tokens: Tensor) -> None:
+    for given, name in (([tokens], "balanced"), (None, "fast")):
+        model = copy.deepcopy(tiny_model)
+        potq.quantize(model, potq.PoTConfig("pot4"), given)
+        assert model.config.quantization_config.effort == EFFORTS[name]
+
+
+@pytest.mark.parametrize("name", ["pot3", "int3", "mxfp4"])
+def test_more_effort_leaves_less_error(name: str, tiny_model: LlamaForCausalLM, tokens: Tensor) -> None:
+    batches, held_out = [(tokens + 11 * shift) % 260 for shift in range(8)], (tokens + 5) % 260
+    with torch.no_grad():
+        teacher = tiny_model(held_out).logits
+    ratios, losses = {}, {}
+    for effort in ("fast", "gptq", "balanced"):
+        model = copy.deepcopy(tiny_model)
+        report = potq.quantize(model, potq.PoTConfig(name, effort=effort), batches)
+        linears = [float(e.output_snr_db or 0) for e in report.modules if e.kind == "linear"]
+        ratios[effort] = sum(linears) / len(linears)
+        with torch.no_grad():
+            losses[effort] = float(divergence(model(held_out).logits, teacher))
+    assert ratios["fast"] + 1 < ratios["balanced"]
+    assert losses["balanced"] < losses["fast"]
+    assert losses["gptq"] < losses["fast"]
+
+
+@pytest.mark.parametrize("effort", ["balanced", "best"])
+def test_a_killed_run_called_again_ends_the_same(
+    effort: str, tiny_model: LlamaForCausalLM, tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refine, "_SAVE_SECONDS", -1.0)
+    monkeypatch.setattr("potq.blocks._TOKENS", 48)
+    config, batches = potq.PoTConfig("pot3", effort=effort), [tokens, (tokens + 50) % 260, (tokens + 90) % 260]
+    whole, killed = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
+    potq.quantize(whole, config, batches)
+
+    def kill(index: int, count: int, name: str) -> None:
+        if (effort == "best" and index == 2 and name.startswith("refining")) or (effort == "balanced" and index == 11):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        potq.quantize(killed, config, batches, work_folder=tmp_path / "work", progress=kill)
+    assert not packed_modules(killed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = potq.quantize(killed, config, batches, work_folder=tmp_path / "work")
+    assert report == whole.quant_report
+    for key, value in whole.state_dict().items():
+        assert torch.equal(killed.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("other", ["model", "text", "config", "seed"])
+def test_what_another_run_left_is_not_used(other: str, tiny_model: LlamaForCausalLM, tokens: Tensor, tmp_path: Path) -> None:
+    config, seed, folder = potq.PoTConfig("pot3"), 0, tmp_path / "work"
+    potq.quantize(copy.deepcopy(tiny_model), config, [tokens], work_folder=folder)
+    if other == "model":
+        tiny_model.model.layers[0].mlp.up_proj.weight.data[3, 5] += 0.1
+    tokens = tokens.roll(1) if other == "text" else tokens
+    config = potq.PoTConfig("pot3", group_size=32) if other == "config" else config
+    seed = int(other == "seed")
+    fresh = copy.deepcopy(tiny_model)
+    with pytest.warns(UserWarning, match="left by another run"):
+        potq.quantize(tiny_model, config, [tokens], seed=seed, work_folder=folder)
+    potq.quantize(fresh, config, [tokens], seed=seed)
+    assert all(torch.equal(tiny_model.state_dict()[key], value) for key, value in fresh.state_dict().items())
+
+
+def test_progress_of_a_calibrated_run_names_every_layer(tiny_model: LlamaForCausalLM, tokens: Tensor) -> None:
+    calls: list[tuple[int, int, str]] = []
+    report = potq.quantize(tiny_model, potq.PoTConfig("pot4"), [tokens], progress=lambda *call: calls.append(call))
+    assert sorted(call[2] for call in calls) == sorted(entry.name for entry in report.modules)
+    assert [call[:2] for call in calls[1:]] == [(i, 14) for i in range(14)]

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import potq
-from potq.evaluate.perplexity import perplexity, tokenize
-from potq.evaluate.text import read_text
+from potq.data.text import read_text
+from potq.data.tokens import tokenize
+from potq.evaluate.perplexity import perplexity
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def stories(data_dir: Path) -> tuple[Path, torch.Tensor]:
     """TinyStories-656K, and stories as tokens."""
     folder = data_dir / "tinystories-656k"
     text = read_text(str(data_dir / "tinystories" / "tinystories_sample_2MiB.txt"))[:200_000]
-    return folder, tokenize(potq.load_tokenizer(folder), text.replace("<|endoftext|>", "\n\n"))
+    return folder, tokenize(potq.load_tokenizer(folder), text)
 
 
 def test_tinystories_perplexity_falls_with_the_bits(stories: tuple[Path, torch.Tensor]) -> None:

@@ -1,4 +1,7 @@
-"""The scale search: never worse than absmax, local to each group, independent of blocks, and strict about its input."""
+"""Choosing scales: never worse than absmax, local to each group, independent of blocks, and strict about its input.
+
+The exact search, which is what grids of up to 4 bits get here, has tests of its own in ``test_best_scale.py``.
+"""
 
 from __future__ import annotations
 
@@ -153,9 +156,11 @@ def test_scales_do_not_depend_on_the_block_size(name: str, group_size: Any, monk
     found = []
     for block in (1, 300, 1 << 20):
         monkeypatch.setattr(scale_search, "_BLOCK", block)
+        monkeypatch.setattr(scale_search, "_NATIVE_BLOCK", block)
         found.append(choose_scale(weight, scheme, "mse"))
         found.append(choose_scale(weight, scheme, "weighted", importance=importance))
-    assert all(torch.equal(found[i], found[i % 2]) for i in range(6))
+        found.append(choose_scale(weight, scheme, "mse", 5))
+    assert all(torch.equal(found[i], found[i % 3]) for i in range(9))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -182,15 +187,16 @@ def test_a_candidate_that_underflows_is_charged_the_whole_group() -> None:
     """Absmax is float16's least scale here; the candidates below one half of it are zero and would lose the group."""
     weight = torch.tensor([[1.0, 0.6, -0.6, 0.5] * 16]) * 2.0**-24
     assert choose_scale(weight, PRESETS["pot2"], "absmax").item() == 2.0**-24
-    assert choose_scale(weight, PRESETS["pot2"], "mse").item() > 0
-    assert choose_scale(weight, PRESETS["pot2"], "weighted", importance=torch.ones(64)).item() > 0
+    for candidates in (None, 16):
+        assert choose_scale(weight, PRESETS["pot2"], "mse", candidates).item() > 0
+        assert choose_scale(weight, PRESETS["pot2"], "weighted", candidates, torch.ones(64)).item() > 0
 
 
-def test_equal_errors_keep_the_absmax_scale() -> None:
+def test_candidates_of_equal_errors_keep_the_absmax_scale() -> None:
     """Twice or half the scale of a group that lies on one power of two is as exact."""
     weight = torch.tensor([[1.0, -1.0] * 32])
     scheme = QuantScheme("pot4", scale_dtype="e8m0")
-    assert torch.equal(choose_scale(weight, scheme, "mse"), choose_scale(weight, scheme, "absmax"))
+    assert torch.equal(choose_scale(weight, scheme, "mse", 5), choose_scale(weight, scheme, "absmax"))
 
 
 def test_a_huge_weight_saturates_its_scale() -> None:
@@ -222,9 +228,9 @@ def test_importance_and_method_must_agree() -> None:
             choose_scale(_weight(), PRESETS["pot4"], method, importance=_importance())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("shape", [(149,), (151,), (6,), (6, 150), (1, 150), ()])
+@pytest.mark.parametrize("shape", [(149,), (151,), (6,), (150, 6), (1, 150), ()])
 def test_importance_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"expected \(150,\)"):
+    with pytest.raises(ConfigError, match=r"expected \(150,\) or \(6, 150\)"):
         choose_scale(_weight(), PRESETS["pot4"], "weighted", importance=torch.ones(shape))
 
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from potq.errors import ConfigError
-from potq.grid import pot
+from potq.grid import pot, table
 from potq.scheme import FORMAT_VERSION, PRESETS, PoTConfig, QuantScheme, matches, packed_row_bytes, plane_widths
 
 
@@ -21,7 +21,7 @@ def test_preset_by_name_is_the_preset(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_have_the_designs_groups_and_scales(name: str) -> None:
-    expected = (32, "e8m0") if name.startswith("mx") else (64, "float16")
+    expected = (32 if name.startswith("mx") or name == "iq4nl" else 64, "e8m0" if name.startswith("mx") else "float16")
     assert (PRESETS[name].group_size, PRESETS[name].scale_dtype) == expected
     assert PRESETS[name].rounding == "nearest"
 
@@ -49,7 +49,7 @@ def test_config_keywords_override_the_scheme() -> None:
 def test_config_defaults() -> None:
     config = PoTConfig("pot4")
     assert config.embedding == PRESETS["int8"]
-    assert (config.targets, config.ignore, config.scale_method, config.scale_candidates) == ({}, (), "mse", 16)
+    assert (config.targets, config.ignore, config.scale_method, config.scale_candidates) == ({}, (), "mse", None)
     assert (config.quant_method, config.version) == ("potq", FORMAT_VERSION)
 
 
@@ -64,6 +64,9 @@ def test_config_defaults() -> None:
         ({"group_size": 1.5}, "group_size"),
         ({"scale_dtype": "bfloat16"}, "scale_dtype"),
         ({"rounding": "up"}, "rounding"),
+        ({"row_scale": 3}, "row_scale"),
+        ({"row_scale": True}, ".*row_scale=True needs scale_dtype='e8m0'"),
+        ({"row_scale": True, "scale_dtype": "e8m0", "group_size": "tensor"}, ".*row_scale=True needs groups within a row"),
         ({"grid": {"bits": 2, "magnitudes": (1, 2), "extra": 1}}, r"grid(\.|: invalid Grid:\n  )extra: unknown key"),
         ({"grid": {"bits": 2, "magnitudes": (2, 1)}}, "grid"),
     ],
@@ -160,6 +163,18 @@ def test_json_form_is_plain_and_versioned() -> None:
     assert (fields["quant_method"], fields["version"]) == ("potq", 1)
     assert fields["scheme"]["grid"] == {"bits": 4, "encoding": "sign-magnitude", "magnitudes": [0, 1, 2, 2, 4, 4, 8, 8]}
     assert PoTConfig("mxpot").to_diff_dict() == fields
+    grid = PoTConfig(grid=table((-3, 0, 1, 2))).to_dict()["scheme"]["grid"]
+    assert grid == {"bits": 2, "encoding": "table", "magnitudes": [], "table": [-3, 0, 1, 2]}
+
+
+def test_configs_written_before_there_were_row_scales_have_none() -> None:
+    fields = PoTConfig("mxpot").to_dict()
+    assert fields["scheme"].pop("row_scale") is False
+    assert fields["embedding"].pop("row_scale") is False
+    assert PoTConfig.from_dict(fields) == PoTConfig("mxpot")
+    rowwise = PoTConfig("mxpot", row_scale=True)
+    assert rowwise.scheme == QuantScheme("mxpot", row_scale=True) != PRESETS["mxpot"]
+    assert _through_json(rowwise) == rowwise
 
 
 def test_from_dict_leaves_its_argument_alone() -> None:
@@ -244,6 +259,7 @@ def test_a_pattern_matches_the_whole_name_or_a_dotted_suffix(pattern: str, name:
         ("pot4", {"group_size": 128}, 4.125),
         ("pot4", {"group_size": 128, "scale_dtype": "e8m0"}, 4.0625),
         ("pot4", {"group_size": "row"}, 4 + 16 / 4096),
+        ("pot4", {"group_size": 32, "scale_dtype": "e8m0", "row_scale": True}, 4.25 + 16 / 4096),
         ("pot4", {"group_size": "tensor"}, 4 + 16 / (4096 * 8)),
     ],
 )
@@ -282,9 +298,12 @@ def test_plane_widths_sum_to_the_bits(bits: int, widths: tuple[int, ...]) -> Non
     [
         (PRESETS["pot4"], "pot4-g64"),
         (PRESETS["mxpot"], "mxpot-g32-e8m0"),
+        (QuantScheme("mxpot", row_scale=True), "mxpot-g32-e8m0-row"),
+        (QuantScheme("pot3", group_size="row", scale_dtype="e8m0", row_scale=True, rounding="log"), "pot3-row-e8m0-row-log"),
         (QuantScheme("pot3", group_size="row", rounding="log"), "pot3-row-log"),
         (QuantScheme("pot3", group_size="tensor"), "pot3-tensor"),
         (QuantScheme(grid=pot(4, stride=2)), "custom4-g64"),
+        (PRESETS["iq4nl"], "iq4nl-g32"),
     ],
 )
 def test_short_name(scheme: QuantScheme, name: str) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from potq import functional, tensor
-from potq.errors import CheckpointError
+from potq.errors import CheckpointError, ConfigError
 from potq.packing import pack
+from potq.row_scale import choose_row_scale
 from potq.scale_search import choose_scale
 from potq.scheme import PRESETS, QuantScheme
 from potq.tensor import QuantizedWeight, storage
@@ -23,6 +24,13 @@ def _quantized(name: str, shape: tuple[int, int] = (5, 71), **overrides: Any) ->
     scheme = QuantScheme(name, **overrides)
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
     return QuantizedWeight.from_scale(weight, choose_scale(weight, scheme, "absmax"), scheme)
+
+
+def _row_scaled(name: str, group_size: Any = 32, shape: tuple[int, int] = (5, 71)) -> QuantizedWeight:
+    scheme = QuantScheme(name, group_size=group_size, scale_dtype="e8m0", row_scale=True)
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    scale, row_scale = choose_row_scale(weight, scheme, method="absmax")
+    return QuantizedWeight.from_scale(weight, scale, scheme, row_scale)
 
 
 @pytest.mark.parametrize("group_size", [1, 32, "row", "tensor"])
@@ -54,10 +62,39 @@ def test_bytes_are_what_bits_per_weight_says(name: str, group_size: Any) -> None
 def test_empty_has_the_storage_of_a_quantized_weight(name: str, group_size: Any) -> None:
     quantized = _quantized(name, group_size=group_size)
     empty = QuantizedWeight.empty((5, 71), quantized.scheme, "meta")
-    for field in ("packed", "scale"):
-        ours, theirs = getattr(empty, field), getattr(quantized, field)
-        assert (ours.shape, ours.dtype, ours.device.type) == (theirs.shape, theirs.dtype, "meta")
-    assert storage((5, 71), quantized.scheme) == (quantized.packed.shape, quantized.scale.shape, quantized.scale.dtype)
+    _assert_same_storage(empty, quantized)
+    assert list(quantized.tensors()) == ["packed", "scale"]
+
+
+def _assert_same_storage(empty: QuantizedWeight, quantized: QuantizedWeight) -> None:
+    stored = quantized.tensors()
+    assert storage((5, 71), quantized.scheme) == {name: (tuple(t.shape), t.dtype) for name, t in stored.items()}
+    assert empty.tensors().keys() == stored.keys()
+    for name, hollow in empty.tensors().items():
+        assert (hollow.shape, hollow.dtype, hollow.device.type) == (stored[name].shape, stored[name].dtype, "meta")
+
+
+@pytest.mark.parametrize("group_size", [1, 32, "row"])
+@pytest.mark.parametrize("name", NAMES)
+def test_row_scales_are_stored_and_counted(name: str, group_size: Any) -> None:
+    quantized = _row_scaled(name, group_size)
+    assert list(quantized.tensors()) == ["packed", "scale", "row_scale"]
+    _assert_same_storage(QuantizedWeight.empty((5, 71), quantized.scheme, "meta"), quantized)
+    assert quantized.nbytes == quantized.packed.nbytes + quantized.scale.nbytes + 10
+    assert 8 * quantized.nbytes / (5 * 71) == quantized.scheme.bits_per_weight(5, 71)
+    restored = functional.dequantize(quantized.codes(), quantized.scale, quantized.scheme, quantized.row_scale)
+    assert torch.equal(quantized.dequantize(), restored)
+    quantized.validate("weight")
+
+
+def test_row_scales_belong_to_schemes_that_have_them() -> None:
+    with_rows, without = _row_scaled("pot4"), _quantized("pot4", scale_dtype="e8m0", group_size=32)
+    with pytest.raises(ConfigError, match="pot4-g32-e8m0-row needs a row scale"):
+        dataclasses.replace(with_rows, row_scale=None)
+    with pytest.raises(ConfigError, match="pot4-g32-e8m0 has no row scale"):
+        dataclasses.replace(without, row_scale=with_rows.row_scale)
+    with pytest.raises(ConfigError, match="needs a row scale"):
+        QuantizedWeight.from_scale(torch.ones(5, 71), with_rows.scale, with_rows.scheme)
 
 
 def test_it_is_frozen() -> None:
@@ -86,6 +123,27 @@ def test_validate_reports_the_e8m0_byte_for_nan() -> None:
     quantized = _quantized("mxfp4")
     quantized.scale[0, 0] = 255
     with pytest.raises(CheckpointError, match=r"^weight: 1 scales"):
+        quantized.validate("weight")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
+def test_validate_reports_a_bad_row_scale_by_name(value: float) -> None:
+    quantized = _row_scaled("pot4")
+    assert quantized.row_scale is not None
+    quantized.row_scale[2:4] = value
+    with pytest.raises(CheckpointError, match=r"^lm_head: 2 row scales are negative, infinite or NaN"):
+        quantized.validate("lm_head")
+    quantized.row_scale[2:4] = 0.0
+    quantized.validate("lm_head")
+
+
+def test_validate_reports_scales_whose_product_is_beyond_float32() -> None:
+    quantized = _row_scaled("pot4")
+    assert quantized.row_scale is not None
+    quantized.row_scale[1], quantized.scale[1, 2] = 2.0, 253
+    quantized.validate("weight")
+    quantized.scale[1, 2] = 254
+    with pytest.raises(CheckpointError, match=r"^weight: 1 groups have weights beyond float32"):
         quantized.validate("weight")
 
 
@@ -146,6 +204,16 @@ def test_blocks_of_rows_change_neither_codes_nor_noise(
     assert torch.equal(quantized.codes(), functional.quantize(weight, scale, scheme))
     expected = (quantized.dequantize().double() - weight.double()).square().sum().item()
     assert quantized.energies(weight)[1] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 200, 1 << 20])
+def test_blocks_of_rows_keep_their_row_scales(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, weight = _row_scaled("pot4"), torch.randn(5, 71, generator=torch.Generator().manual_seed(0)) * 0.02
+    monkeypatch.setattr(tensor, "_BLOCK", block)
+    quantized = QuantizedWeight.from_scale(weight, expected.scale, expected.scheme, expected.row_scale)
+    assert torch.equal(quantized.packed, expected.packed)
+    noise = (quantized.dequantize().double() - weight.double()).square().sum().item()
+    assert quantized.energies(weight)[1] == pytest.approx(noise, rel=1e-5)
 
 
 def test_noise_of_the_dequantized_weight_itself_is_zero() -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from peers.peer import THREADS, Case, UnavailableError, Work
+from potq import native as lib
 from potq.functional import dequantize
-from potq.kernels.cpu import library as lib
 from potq.kernels.cpu.backend import format_of
 from potq.packing import pack
 from potq.scheme import QuantScheme

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from peers.peer import Case, Work
-from potq.kernels.cpu import library as lib
+from potq import native as lib
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 #   csrc/tests/check.sh [native] [sanitize] [aarch64] [full] [packages]    without words: all of them, 15 minutes on two cores
 #
 # native    the short self-test (`make test` runs this much)
-# sanitize  the same with AddressSanitizer and UBSan, and tests/kernels on that library
+# sanitize  the same with AddressSanitizer and UBSan, and the tests that call it, on that library
 # aarch64   the same, cross-built and run by qemu, on CPUs with and without dot products
 # full      the long self-test
 # packages  sdist, wheel of it, wheel without a compiler: what is in them, and that they work
@@ -61,16 +61,17 @@ sanitize() {
   title "sanitizers (compiling takes 3 minutes)"
   build sanitize -DPOTQ_SANITIZE=address,undefined,float-cast-overflow -DCMAKE_CXX_COMPILER="$compiler"
   short sanitize 'scalar.*' "$out/sanitize/selftest"
-  title "tests/kernels, sanitized"
+  title "tests of the library, sanitized"
   preload=$("$compiler" -print-file-name=libasan.so)
   [ -e "$preload" ] || die "$compiler has no libasan.so, which Python must load first; set CXX to GCC's g++"
   # libstdc++ too, or the sanitizer finds no __cxa_throw to wrap and ends at torch's first exception. Leaks are Python's own.
   python=(env "LD_PRELOAD=$preload $("$compiler" -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0
     UBSAN_OPTIONS=print_stacktrace=1 "POTQ_LIBRARY=$out/sanitize/libpotq.so" python)
   # without the library these tests would all be skipped
-  "${python[@]}" -c 'import sys; from potq.kernels.cpu.library import missing; sys.exit(missing())'
+  "${python[@]}" -c 'import sys; from potq.native import missing; sys.exit(missing())'
   # reports go to the file descriptor: pytest must leave it alone, and the signals too
-  "${python[@]}" -m pytest -q --capture=sys -p no:faulthandler -p no:cacheprovider tests/kernels
+  "${python[@]}" -m pytest -q --capture=sys -p no:faulthandler -p no:cacheprovider tests/test_native.py tests/test_best_scale.py \
+    tests/kernels
 }
 
 aarch64() {
@@ -115,15 +116,15 @@ import subprocess
 import sys
 import zipfile
 
-from potq.kernels.cpu import library
+from potq import native
 
 libraries = [name for name in zipfile.ZipFile(sys.argv[1]).namelist() if ".so" in name]
-assert libraries == ["potq/kernels/cpu/libpotq.so"], libraries  # libgomp is torch's
-assert library.missing() is None, library.missing()
-assert str(library.path()).startswith(sys.prefix), library.path()
-needed = subprocess.run(["readelf", "-d", str(library.path())], capture_output=True, text=True, check=True).stdout
+assert libraries == ["potq/libpotq.so"], libraries  # libgomp is torch's
+assert native.missing() is None, native.missing()
+assert str(native.path()).startswith(sys.prefix), native.path()
+needed = subprocess.run(["readelf", "-d", str(native.path())], capture_output=True, text=True, check=True).stdout
 assert "NEEDED" in needed and "[libgomp.so.1]" in needed, needed
-print(f"{sys.argv[1]} works: {library.isa()}")
+print(f"{sys.argv[1]} works: {native.isa()}")
 PYTHON
 
   CXX=/bin/false python -m pip wheel --quiet --no-deps --wheel-dir "$folder/pure" "${sdist[0]}"
@@ -136,12 +137,12 @@ import warnings
 
 import torch
 
+from potq import native
 from potq.algorithms.rtn import rtn
-from potq.kernels.cpu import library
 from potq.nn import pack_module
 from potq.scheme import PRESETS
 
-assert library.path() is None, library.path()
+assert native.path() is None, native.path()
 layer = torch.nn.Linear(64, 8).requires_grad_(False)
 packed = pack_module(layer, rtn(layer.weight, PRESETS["pot4"]))
 with warnings.catch_warnings(record=True) as caught:

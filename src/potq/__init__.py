@@ -17,7 +17,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from potq.allocation import allocate
     from potq.checkpoint import save
+    from potq.data.calibration_text import load_calibration
     from potq.errors import PotqError
     from potq.grid import Grid
     from potq.loading import load, load_tokenizer
@@ -34,7 +36,9 @@ _HOME = {
     "PotqError": "errors",
     "QuantReport": "report",
     "QuantScheme": "scheme",
+    "allocate": "allocation",
     "load": "loading",
+    "load_calibration": "data.calibration_text",
     "load_tokenizer": "loading",
     "quantize": "ptq",
     "save": "checkpoint",
@@ -47,7 +51,9 @@ __all__ = [
     "PotqError",
     "QuantReport",
     "QuantScheme",
+    "allocate",
     "load",
+    "load_calibration",
     "load_tokenizer",
     "quantize",
     "save",

@@ -1,7 +1,7 @@
-"""What calibration text can tell: the mean square of every input of a layer, and the error a quantized layer makes on it.
+"""What calibration text can tell: how much every input and every weight of a layer matters, and the error a quantized layer
+makes on it.
 
-Both are one pass over the token batches with forward hooks that keep sums, not activations: a vector per layer, whatever
-the amount of text.
+Each is one pass over the token batches that keeps sums, not activations, whatever the amount of text.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from potq.errors import DataError, ModelError
-from potq.model import evaluation_mode, linear_weight
+from potq.model import as_matrix, evaluation_mode, linear_weight
 from potq.report import decibels
 from potq.tensor import QuantizedWeight
 
@@ -63,6 +63,35 @@ def input_mean_squares(model: nn.Module, names: Sequence[str], batches: Sequence
     return {name: sums[name] / counts[name] for name in names}
 
 
+def mean_squared_gradients(model: nn.Module, names: Sequence[str], batches: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Mean over the windows of the squared gradient of next-token loss: the diagonal of the empirical Fisher information.
+
+    Float32 ``(out, in)`` for each named linear; SqueezeLLM (2306.07629, eq. 3) weighs errors by it.
+
+    Raises:
+        ModelError: a layer that the text never reaches, or NaN gradients; names the layer.
+    """
+    modules = {name: model.get_submodule(name) for name in names}
+    weights = {name: cast(nn.Parameter, module.weight) for name, module in modules.items()}
+    sums = {name: torch.zeros(weight.shape) for name, weight in weights.items()}
+    reached: dict[str, int] = {}
+    device = next(model.parameters()).device
+    windows = [window[None] for batch in batches for window in batch]
+    with evaluation_mode(model), _trainable(weights.values()), torch.enable_grad():
+        for window in windows:
+            loss = model(window.to(device), labels=window.to(device), use_cache=False).loss
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            for name, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:
+                    sums[name] += gradient.float().square().cpu()
+                    reached[name] = 1
+    _require_reached(names, reached)
+    for name, total in sums.items():
+        if not total.isfinite().all():
+            raise ModelError(f"{name}: its gradients on the calibration text are NaN or infinite; load the model in float32")
+    return {name: as_matrix(modules[name], sums[name] / len(windows)) for name in names}
+
+
 def output_snr(model: nn.Module, quantized: dict[str, QuantizedWeight], batches: Sequence[Tensor]) -> dict[str, float]:
     """Signal-to-noise ratio (dB) of each layer's output on the text: full precision against quantized, same inputs.
 
@@ -93,6 +122,19 @@ def _run(model: nn.Module, hooks: dict[str, Any], batches: Sequence[Tensor]) -> 
     with _hooked(model, hooks), evaluation_mode(model), torch.no_grad():
         for batch in batches:
             model(batch.to(device))
+
+
+@contextmanager
+def _trainable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Parameters that get gradients, and afterwards those do not that did not before."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 @contextmanager

@@ -5,9 +5,10 @@ Format version 1 is a Hugging Face folder: ``config.json`` with ``quantization_c
 
 * ``M.weight_packed``: uint8 ``(out, row bytes)``, the layout of :mod:`potq.packing`;
 * ``M.weight_scale``: float16, or uint8 (E8M0), ``(out, groups)``; ``(1, 1)`` for one scale per tensor;
+* ``M.weight_row_scale``: float16 ``(out, 1)``, if the scheme has ``row_scale``;
 * ``M.bias`` and everything unquantized as ever. A weight tied to another is stored once, under its owner.
 
-The names ``weight_zero_point``, ``weight_row_scale``, ``weight_outlier_index`` and ``weight_outlier_value`` are reserved.
+The names ``weight_zero_point``, ``weight_outlier_index`` and ``weight_outlier_value`` are reserved.
 """
 
 from __future__ import annotations
@@ -208,17 +209,18 @@ def check_headers(stored: dict[str, StoredTensor], targets: Iterable[Target], wh
     """
     expected: set[str] = set()
     for target in targets:
-        packed_shape, scale_shape, scale_dtype = storage(target.shape, target.scheme)
-        expected.add(f"{target.name}.weight_packed")
-        _check_tensor(stored, f"{target.name}.weight_packed", packed_shape, torch.uint8)
-        _check_tensor(stored, f"{target.name}.weight_scale", scale_shape, scale_dtype)
-    found = {key for key in stored if key.endswith(".weight_packed")}
-    if len(found) != len(expected):  # counted, not compared by name: transformers renames tensors of some architectures
-        odd = sorted(found - expected if len(found) > len(expected) else expected - found)
-        raise CheckpointError(
-            f"{where} holds {len(found)} packed weights, its config.json asks for "
-            f"{len(expected)}; {'unexpected' if len(found) > len(expected) else 'missing'}: {', '.join(odd[:3])}"
-        )
+        for name, (shape, dtype) in storage(target.shape, target.scheme).items():
+            key = f"{target.name}.weight_{name}"
+            expected.add(key)
+            _check_tensor(stored, key, shape, dtype)
+    for tensor, what in (("weight_packed", "packed weights"), ("weight_row_scale", "row scales")):
+        found, wanted = ({key for key in keys if key.endswith(f".{tensor}")} for keys in (stored, expected))
+        if len(found) != len(wanted):  # counted, not compared by name: transformers renames tensors of some architectures
+            odd = sorted(found - wanted if len(found) > len(wanted) else wanted - found)
+            raise CheckpointError(
+                f"{where} holds {len(found)} {what}, its config.json asks for {len(wanted)}; "
+                f"{'unexpected' if len(found) > len(wanted) else 'missing'}: {', '.join(odd[:3])}"
+            )
 
 
 def _check_tensor(stored: dict[str, StoredTensor], key: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:

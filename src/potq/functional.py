@@ -10,9 +10,12 @@ more) or an E8M0 one, hence dequantization has one right answer and every backen
 scales below 2**-88 under the 6- and 7-bit PoT grids, whose least products underflow.) Scales are rounded to their stored
 format *before* the weights are rounded to them.
 
-Ties go to the larger magnitude (two's complement: to the larger level). A zero scale marks a group that is zero or too
-small for float16: it dequantizes to zeros. E8M0 has no zero; its least scale, 2**-127, stands in (levels of a zero-free
-grid are then some 1e-38). A float16 scale beyond 65504 saturates; :func:`potq.quantize` refuses such a weight.
+With ``scheme.row_scale`` a row has a float16 scale ``r`` of its own and ``s = r * 2**e``, exact as well; a zero ``r`` is a
+zero row.
+
+Ties go to the larger magnitude (two's complement and tables: to the larger level). A zero scale marks a group that is zero
+or too small for float16: it dequantizes to zeros. E8M0 has no zero; its least scale, 2**-127, stands in (levels of a
+zero-free grid are then some 1e-38). A float16 scale beyond 65504 saturates; :func:`potq.quantize` refuses such a weight.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from potq.grid import Grid
 from potq.scheme import QuantScheme, Rounding, ScaleDtype
 
 E8M0_BIAS = 127
-_LUT_LIMIT = 1 << 15  # largest magnitude that is looked up; wider PoT grids search their thresholds
+_LUT_LIMIT = 1 << 15  # largest magnitude that is looked up; wider grids search their thresholds
 
 
 def encode_scale(scale: Tensor, scale_dtype: ScaleDtype) -> Tensor:
@@ -41,12 +44,17 @@ def encode_scale(scale: Tensor, scale_dtype: ScaleDtype) -> Tensor:
     return (exponent + E8M0_BIAS).to(torch.uint8)
 
 
-def decode_scale(stored: Tensor) -> Tensor:
-    """Float32 value of stored scales (float16, or uint8 E8M0), exactly."""
+def decode_scale(stored: Tensor, row_scale: Tensor | None = None) -> Tensor:
+    """Float32 value of stored scales (float16, or uint8 E8M0; ``(out, groups)``), exactly.
+
+    With ``row_scale`` (float16 ``(out, 1)``) it is their product, exact where it is a normal float32 number.
+    """
     if stored.dtype == torch.uint8:
         bits = stored.int()  # the byte is float32's exponent field; 0 is the subnormal 2**-127
-        return torch.where(bits > 0, bits << 23, 1 << 22).view(torch.float32)
-    return stored.float()
+        scale = torch.where(bits > 0, bits << 23, 1 << 22).view(torch.float32)
+    else:
+        scale = stored.float()
+    return scale if row_scale is None else scale * row_scale.float()
 
 
 def split_groups(matrix: Tensor, scheme: QuantScheme) -> list[Tensor]:
@@ -70,52 +78,59 @@ def split_scales(scale: Tensor, parts: list[Tensor]) -> list[Tensor]:
     return [piece.unsqueeze(-1) for piece in scale.split([part.shape[1] for part in parts], dim=1)]
 
 
-def quantize(weight: Tensor, scale: Tensor, scheme: QuantScheme) -> Tensor:
+def quantize(weight: Tensor, scale: Tensor, scheme: QuantScheme, row_scale: Tensor | None = None) -> Tensor:
     """Codes (uint8, shape of ``weight``) of the level nearest to each weight under the stored ``scale``.
 
     Args:
         weight: ``(out, in)``, any float dtype.
         scale: stored scales of shape ``scheme.scale_shape(out, in)``, float16 or uint8.
+        row_scale: float16 ``(out, 1)``, where the scheme has it.
     """
     parts = split_groups(weight.detach().float(), scheme)
-    scales = split_scales(decode_scale(scale), parts)
+    scales = split_scales(decode_scale(scale, row_scale), parts)
     codes = [nearest_code(in_level_units(part, s, scheme.grid), scheme) for part, s in zip(parts, scales, strict=True)]
     return join_groups(codes, len(weight))
 
 
-def dequantize(codes: Tensor, scale: Tensor, scheme: QuantScheme) -> Tensor:
-    """Float32 weights of ``codes`` (uint8, ``(out, in)``) under the stored ``scale``; exact."""
+def dequantize(codes: Tensor, scale: Tensor, scheme: QuantScheme, row_scale: Tensor | None = None) -> Tensor:
+    """Float32 weights of ``codes`` (uint8, ``(out, in)``) under the stored ``scale`` and ``row_scale``; exact."""
     parts = split_groups(level_table(scheme.grid, codes.device)[codes.int()], scheme)
-    scales = split_scales(decode_scale(scale), parts)
+    scales = split_scales(decode_scale(scale, row_scale), parts)
     return join_groups([part * s for part, s in zip(parts, scales, strict=True)], len(codes))
 
 
-def fake_quantize(weight: Tensor, scale: Tensor, scheme: QuantScheme) -> Tensor:
+def fake_quantize(weight: Tensor, scale: Tensor, scheme: QuantScheme, row_scale: Tensor | None = None) -> Tensor:
     """``dequantize(quantize(weight))`` in the weight's dtype, with a straight-through gradient (2601.02298 eq. 6).
 
     The gradient passes unchanged where the weight lies within the grid and is zero where it was clipped.
     """
-    result: Tensor = _StraightThrough.apply(weight, scale, scheme)  # type: ignore[no-untyped-call]  # torch's stub
+    result: Tensor = _StraightThrough.apply(weight, scale, scheme, row_scale)  # type: ignore[no-untyped-call]  # torch's stub
     return result
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, weight: Tensor, scale: Tensor, scheme: QuantScheme) -> Tensor:
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        weight: Tensor,
+        scale: Tensor,
+        scheme: QuantScheme,
+        row_scale: Tensor | None,
+    ) -> Tensor:
         parts = split_groups(weight.float(), scheme)
         levels = scheme.grid.levels
         low, high = min(levels) / scheme.grid.reference, max(levels) / scheme.grid.reference
         inside = [
             (part >= low * s) & (part <= high * s)
-            for part, s in zip(parts, split_scales(decode_scale(scale), parts), strict=True)
+            for part, s in zip(parts, split_scales(decode_scale(scale, row_scale), parts), strict=True)
         ]
         ctx.save_for_backward(join_groups(inside, len(weight)))
-        return dequantize(quantize(weight, scale, scheme), scale, scheme).to(weight.dtype)
+        return dequantize(quantize(weight, scale, scheme, row_scale), scale, scheme, row_scale).to(weight.dtype)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]  # torch's stub lacks the attribute
-        return grads[0] * inside.reshape(grads[0].shape), None, None
+        return grads[0] * inside.reshape(grads[0].shape), None, None, None
 
 
 def in_level_units(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
@@ -128,6 +143,8 @@ def nearest_code(x: Tensor, scheme: QuantScheme) -> Tensor:
     grid = scheme.grid
     if grid.encoding == "twos-complement":
         return nearest_integer(x, grid).to(torch.int16).bitwise_and_(2**grid.bits - 1).to(torch.uint8)
+    if grid.encoding == "table":
+        return nearest_index(x, grid, scheme.rounding)
     index = nearest_index(x.abs(), grid, scheme.rounding)
     # -0 is never written: a negative weight that rounds to magnitude 0 takes the code of +0
     sign = (x < 0) & (index > 0) if grid.magnitudes[0] == 0 else x < 0
@@ -137,11 +154,12 @@ def nearest_code(x: Tensor, scheme: QuantScheme) -> Tensor:
 def nearest_level(x: Tensor, scheme: QuantScheme) -> Tensor:
     """The nearest levels themselves (float32 integers), without the detour over codes: what a scale search sums up."""
     grid = scheme.grid
-    if grid.encoding == "sign-magnitude" and scheme.rounding == "nearest" and grid.magnitudes[-1] < _LUT_LIMIT:
-        magnitude = torch.take(_magnitude_lut(grid, x.device), lut_position(x.abs(), grid))
-        return torch.copysign(magnitude, x)
     if grid.encoding == "twos-complement":
         return nearest_integer(x, grid)
+    if scheme.rounding == "nearest" and _fits_lut(grid):
+        if grid.encoding == "table":
+            return torch.take(_entry_lut(grid, x.device), lut_position(x, grid))
+        return torch.copysign(torch.take(_entry_lut(grid, x.device), lut_position(x.abs(), grid)), x)
     return level_table(grid, x.device)[nearest_code(x, scheme).int()] * grid.reference
 
 
@@ -151,38 +169,54 @@ def nearest_integer(x: Tensor, grid: Grid) -> Tensor:
 
 
 def nearest_index(x: Tensor, grid: Grid, rounding: Rounding) -> Tensor:
-    """Index (uint8) into ``grid.magnitudes`` of the magnitude nearest to ``x >= 0``, of any shape."""
-    if rounding == "nearest" and grid.magnitudes[-1] < _LUT_LIMIT:
+    """Index (uint8) of what is nearest to ``x``, of any shape: a table's level, or the magnitude nearest to ``x >= 0``."""
+    if rounding == "nearest" and _fits_lut(grid):
         return torch.take(index_lut(grid, x.device), lut_position(x, grid))
     found = torch.bucketize(x, thresholds(grid, rounding, x.device), right=True, out_int32=True)
     return _first_index(grid, x.device)[found]
 
 
+def _entries(grid: Grid) -> tuple[int, ...]:
+    """What a value is rounded to: the levels of a table, or a sign-magnitude grid's magnitudes."""
+    return grid.table or grid.magnitudes
+
+
+def _fits_lut(grid: Grid) -> bool:
+    entries = _entries(grid)
+    return max(-entries[0], entries[-1]) < _LUT_LIMIT
+
+
 def lut_position(x: Tensor, grid: Grid) -> Tensor:
-    """Position of ``x >= 0`` in :func:`index_lut`: every threshold between integer magnitudes is a multiple of one half."""
+    """Position of ``x`` in :func:`index_lut`: every threshold between integers is a multiple of one half.
+
+    A magnitude's (``x >= 0``) counts from 0, a table's from its least level.
+    """
+    if grid.encoding == "table":
+        low, high = 2 * grid.table[0], 2 * grid.table[-1]
+        return (x * 2).floor_().clamp_(low, high).sub_(low).long()
     return (x * 2).clamp_(max=2 * grid.magnitudes[-1]).long()  # torch.take needs int64
 
 
 @lru_cache(maxsize=64)
 def index_lut(grid: Grid, device: torch.device) -> Tensor:
-    """``lut[floor(2x)]`` = index of the magnitude nearest to ``x``; faster than searching thresholds."""
-    halves = torch.arange(2 * grid.magnitudes[-1] + 1, device=device) / 2
+    """``lut[lut_position(x)]`` = index of the magnitude or level nearest to ``x``; faster than searching thresholds."""
+    low = 2 * min(_entries(grid)[0], 0)
+    halves = torch.arange(low, 2 * _entries(grid)[-1] + 1, device=device) / 2
     return _first_index(grid, device)[torch.bucketize(halves, thresholds(grid, "nearest", device), right=True)]
 
 
 @lru_cache(maxsize=64)
-def _magnitude_lut(grid: Grid, device: torch.device) -> Tensor:
-    return torch.tensor(grid.magnitudes, dtype=torch.float32, device=device)[index_lut(grid, device).int()]
+def _entry_lut(grid: Grid, device: torch.device) -> Tensor:
+    return torch.tensor(_entries(grid), dtype=torch.float32, device=device)[index_lut(grid, device).int()]
 
 
 @lru_cache(maxsize=64)
 def thresholds(grid: Grid, rounding: Rounding, device: torch.device) -> Tensor:
-    """The values between neighbouring magnitudes (ascending, repeats merged) at which rounding changes.
+    """The values between neighbouring magnitudes (ascending, repeats merged) or levels of a table at which rounding changes.
 
     ``"nearest"``: arithmetic midpoints. ``"log"``: geometric ones, zero standing one octave below the least magnitude.
     """
-    distinct = sorted(set(grid.magnitudes))
-    pairs = list(pairwise(distinct))
+    pairs = list(pairwise(sorted(set(_entries(grid)))))
     if rounding == "log":
         middle = [((low or high / 2) * high) ** 0.5 for low, high in pairs]
     else:
@@ -192,8 +226,9 @@ def thresholds(grid: Grid, rounding: Rounding, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _first_index(grid: Grid, device: torch.device) -> Tensor:
-    """Index of the first entry of each distinct magnitude."""
-    first = [grid.magnitudes.index(m) for m in sorted(set(grid.magnitudes))]
+    """Index of the first entry of each distinct magnitude (or level of a table)."""
+    entries = _entries(grid)
+    first = [entries.index(entry) for entry in sorted(set(entries))]
     return torch.tensor(first, dtype=torch.uint8, device=device)
 
 
@@ -202,3 +237,20 @@ def level_table(grid: Grid, device: torch.device) -> Tensor:
     """``level / reference`` of every code, float32 and exact."""
     table = torch.tensor(grid.levels, dtype=torch.float64, device=device) / grid.reference
     return table.float()
+
+
+@lru_cache(maxsize=64)
+def codebook(scheme: QuantScheme, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The distinct levels, ascending, and the boundaries between neighbours; float32, in units of the scale.
+
+    ``levels[torch.bucketize(w / scale, boundaries, right=True)]`` is ``w / scale`` rounded as the scheme rounds, except that
+    every tie goes to the larger level.
+    """
+    grid = scheme.grid
+    levels = torch.tensor(sorted(set(grid.levels)), dtype=torch.float64, device=device) / grid.reference
+    boundaries = (levels[1:] + levels[:-1]) / 2
+    if scheme.rounding == "log":
+        above = thresholds(grid, "log", device).double() / grid.reference
+        around_zero = torch.zeros(0 if grid.has_zero else 1, dtype=torch.float64, device=device)
+        boundaries = torch.cat([-above.flip(0), around_zero, above])
+    return levels.float(), boundaries.float()

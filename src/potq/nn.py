@@ -1,8 +1,9 @@
 """Inference modules over a packed weight: :class:`PoTLinear` and :class:`PoTEmbedding`.
 
-They hold flat buffers (``weight_packed``, ``weight_scale``), so state dicts, safetensors, DDP and ``torch.compile`` need to
-know nothing about them, and they are ``nn.Linear`` / ``nn.Embedding`` to whoever asks. ``weight`` is a read-only property
-that dequantizes. Casting a model (``.half()``, ``.to(bfloat16)``) changes what they compute in, never codes or scales.
+They hold flat buffers (``weight_packed``, ``weight_scale``, ``weight_row_scale`` if the scheme has it), so state dicts,
+safetensors, DDP and ``torch.compile`` need to know nothing about them, and they are ``nn.Linear`` / ``nn.Embedding`` to
+whoever asks. ``weight`` is a read-only property that dequantizes. Casting a model (``.half()``, ``.to(bfloat16)``) changes
+what they compute in, never codes or scales.
 
 A module whose weight is tied to another's (a head to the embedding) owns no buffers and reads its owner's: the tensor is
 stored, moved and saved once.
@@ -32,6 +33,7 @@ class PackedModule(nn.Module):
     activations: Activations
     weight_packed: Tensor
     weight_scale: Tensor
+    weight_row_scale: Tensor  # where the scheme has it
     _shape: tuple[int, int]
     _spec: str  # the scheme as the ops take it
     _backends: dict[tuple[torch.device, torch.dtype], str]  # what was chosen, by device of the weight and dtype of the input
@@ -40,8 +42,9 @@ class PackedModule(nn.Module):
     def hold(self, quantized: QuantizedWeight, dtype: torch.dtype) -> None:
         """Take ``quantized`` as the weight, in place of the parameter; compute in ``dtype``."""
         self._parameters.pop("weight", None)
-        self.register_buffer("weight_packed", quantized.packed)
-        self.register_buffer("weight_scale", quantized.scale)
+        self._buffers.pop("weight_row_scale", None)  # another scheme's
+        for name, tensor in quantized.tensors().items():
+            self.register_buffer(f"weight_{name}", tensor)
         self._adopt(quantized.shape, quantized.scheme, dtype, ())
 
     def tie(self, owner: PackedModule, dtype: torch.dtype) -> None:
@@ -66,20 +69,21 @@ class PackedModule(nn.Module):
     @property
     def quantized(self) -> QuantizedWeight:
         """The packed weight, sharing storage with the buffers."""
-        return QuantizedWeight(*self._tensors(), self._shape, self.scheme)
+        packed, scale, row_scale = self._tensors()
+        return QuantizedWeight(packed, scale, self._shape, self.scheme, row_scale)
 
     @property
     def weight(self) -> Tensor:
         """The dequantized weight ``(out, in)`` in ``compute_dtype``: a fresh tensor, for reading only."""
-        packed, scale = self._tensors()
-        weight = reference.rows(None, packed, scale, self.scheme, self._shape[1], self.compute_dtype)
+        packed, scale, row_scale = self._tensors()
+        weight = reference.rows(None, packed, scale, self.scheme, self._shape[1], self.compute_dtype, row_scale)
         weight._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: not to be initialised
         return weight
 
-    def _tensors(self) -> tuple[Tensor, Tensor]:
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Codes and scales, this module's or its owner's; past ``nn.Module.__getattr__``, which costs a microsecond."""
         buffers: Any = (self._owner[0] if self._owner else self)._buffers
-        return buffers["weight_packed"], buffers["weight_scale"]
+        return buffers["weight_packed"], buffers["weight_scale"], buffers.get("weight_row_scale")
 
     def _backend(self, device: torch.device, dtype: torch.dtype) -> Backend:
         name = self._backends.get((device, dtype))
@@ -89,11 +93,12 @@ class PackedModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedModule:
         """Move buffers as asked, but keep the scales' dtype: 0.0123 in float16 would become 0.01233 in bfloat16."""
-        before = self._buffers.get("weight_scale")
+        scales = {name: self._buffers.get(name) for name in ("weight_scale", "weight_row_scale")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        after = self._buffers.get("weight_scale")
-        if before is not None and after is not None and after.dtype != before.dtype:
-            self.weight_scale = before.to(after.device)
+        for name, before in scales.items():
+            after = self._buffers.get(name)
+            if before is not None and after is not None and after.dtype != before.dtype:
+                setattr(self, name, before.to(after.device))
         self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
         return self
 
@@ -111,7 +116,7 @@ class PoTLinear(PackedModule, nn.Linear):  # type: ignore[override]  # its weigh
     """``y = x W^T + b`` with a packed ``W`` of shape ``(out_features, in_features)``; the bias stays a float parameter."""
 
     def forward(self, input: Tensor) -> Tensor:
-        packed, scale = self._tensors()
+        packed, scale, row_scale = self._tensors()
         _check_device(input, packed)
         if input.shape[-1] != self._shape[1]:
             raise RuntimeError(f"an input of shape {tuple(input.shape)} does not fit a weight of shape {self._shape}")
@@ -121,24 +126,26 @@ class PoTLinear(PackedModule, nn.Linear):  # type: ignore[override]  # its weigh
         bias = self._parameters["bias"]
         needs_grad = torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad))
         if needs_grad or torch.compiler.is_compiling():
-            result: Tensor = ops.linear(input, packed, scale, bias, self._spec, self.activations)
+            result: Tensor = ops.linear(input, packed, scale, bias, self._spec, self.activations, row_scale)
             return result
-        return self._backend(packed.device, input.dtype).linear(input, packed, scale, bias, self.scheme, self.activations)
+        backend = self._backend(packed.device, input.dtype)
+        return backend.linear(input, packed, scale, bias, self.scheme, self.activations, row_scale)
 
 
 class PoTEmbedding(PackedModule, nn.Embedding):  # type: ignore[override]  # its weight is read-only
     """Look-up of packed rows ``(num_embeddings, embedding_dim)``; yields ``compute_dtype``."""
 
     def forward(self, input: Tensor) -> Tensor:
-        packed, scale = self._tensors()
+        packed, scale, row_scale = self._tensors()
         _check_device(input, packed)
         if input.dtype not in (torch.int64, torch.int32):
             raise RuntimeError(f"ids are Long or Int tensors, found {input.dtype}")
         if torch.compiler.is_compiling():
-            result: Tensor = ops.embedding(input, packed, scale, self._spec, self._shape[1], self.compute_dtype)
+            columns, dtype = self._shape[1], self.compute_dtype
+            result: Tensor = ops.embedding(input, packed, scale, self._spec, columns, dtype, row_scale)
             return result
         backend = self._backend(packed.device, self.compute_dtype)
-        return backend.embedding(input, packed, scale, self.scheme, self._shape[1], self.compute_dtype)
+        return backend.embedding(input, packed, scale, self.scheme, self._shape[1], self.compute_dtype, row_scale)
 
 
 @cache

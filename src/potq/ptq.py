@@ -1,9 +1,12 @@
-"""Post-training quantization of a whole model: plan, quantize weight by weight, replace, report."""
+"""Post-training quantization of a whole model: plan, quantize, replace, report."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,15 +14,24 @@ from torch import Tensor, nn
 
 from potq import calibration as calib
 from potq.algorithms.rtn import rtn
+from potq.blocks import find_blocks
+from potq.effort import EFFORTS, Effort
 from potq.errors import ConfigError, ModelError
 from potq.model import Plan, Target, install, is_tied, linear_weight, packed_modules, plan, tensor_bytes
 from potq.report import ModuleReport, QuantReport, decibels
-from potq.scale_search import scale_multipliers
+from potq.resume import WorkFolder, fingerprint
+from potq.scale_search import CANDIDATES, is_exact, scale_multipliers
 from potq.scheme import PoTConfig, QuantScheme, ScaleMethod
 from potq.tensor import QuantizedWeight
+from potq.walk import Walk
 
 Progress = Callable[[int, int, str], None]
-"""Called before each weight: index, number of weights, name."""
+"""Called before each weight: index, number of weights, name. A refinement of the whole model counts its own steps."""
+
+_REPORTED = 8  # calibration batches that output errors are measured on
+_WEIGHTED: tuple[ScaleMethod, ...] = ("weighted", "fisher")
+
+Done = dict[str, tuple[QuantizedWeight, ModuleReport]]
 
 
 def quantize(
@@ -27,23 +39,31 @@ def quantize(
     config: PoTConfig,
     calibration: Iterable[Tensor] | None = None,
     *,
+    seed: int = 0,
+    work_folder: str | os.PathLike[str] | None = None,
+    cache_bytes: int = 4 << 30,
     progress: Progress | None = None,
 ) -> QuantReport:
     """Quantize ``model`` in place; ``model.save_pretrained`` and :func:`potq.save` work afterwards.
 
     Args:
         model: a Hugging Face causal LM in full precision.
-        config: which module gets which scheme.
-        calibration: batches of token ids ``(batch, length)``. They are needed for ``scale_method="weighted"``, and add every
-            layer's output error to the report.
+        config: which module gets which scheme, and how hard to try (``config.effort``).
+        calibration: batches of token ids ``(batch, length)``, e.g. of :func:`potq.load_calibration`. Everything beyond
+            ``"fast"`` needs them; they add every layer's output error to the report, too.
+        seed: of the order of batches in refinement. The global generator is neither read nor set.
+        work_folder: where a calibrated run leaves its finished blocks: called again after a kill, with the same model, text
+            and config, it goes on from there to the same result. Delete it when the model is saved.
+        cache_bytes: hidden states of the calibration text are kept in memory up to this size, beyond it in temporary files.
         progress: called before each weight.
 
     Returns:
         What was done to each module, what was skipped and why. It is kept as ``model.quant_report`` too.
 
     Raises:
-        ConfigError: a pattern that matches nothing, or ``"weighted"`` without calibration.
-        ModelError: NaN or infinite weights (named), a model quantized before, nothing to quantize. The model is unchanged.
+        ConfigError: a pattern that matches nothing, or an effort or scale method that needs calibration without it.
+        ModelError: NaN or infinite weights or activations (named), layers that the text never reaches, a model quantized
+            before, nothing to quantize. The model is unchanged.
         DataError: calibration that is not token batches.
     """
     if not hasattr(model, "config"):
@@ -51,21 +71,80 @@ def quantize(
     todo = plan(model, config)
     require_calibration(config, given=calibration is not None)
     batches = calib.check_batches(calibration, _vocabulary(model)) if calibration is not None else []
-    importance = _importance(model, config, todo, batches)
-    done: list[tuple[QuantizedWeight, ModuleReport]] = []
-    for index, target in enumerate(todo.targets):
-        if progress is not None:
-            progress(index, len(todo.targets), target.name)
-        weight = linear_weight(model.get_submodule(target.name))
-        done.append(quantize_weight(weight, target, config, importance.get(target.name)))
+    effort = chosen_effort(config, given=bool(batches))
+    config = config.model_copy(update={"effort": effort})
+    for target in todo.targets:
+        check_weight(linear_weight(model.get_submodule(target.name)).detach(), target)
+    run = _Run(model, config, effort, todo, batches, seed, cache_bytes, progress)
+    done = run.calibrated(work_folder) if effort.calibrated else run.rounded(todo.targets)
     if batches:
-        _add_output_errors(model, todo, done, batches)
-    for target, (quantized, _) in zip(todo.targets, done, strict=True):
-        install(model, target, quantized)
-    entries = [entry for _, entry in done]
+        _add_output_errors(model, todo, done, batches[:_REPORTED])
+    for target in todo.targets:
+        install(model, target, done[target.name][0])
+    entries = [done[target.name][1] for target in todo.targets]
     report = QuantReport(modules=entries, skipped=todo.skipped, bytes_after=tensor_bytes(model))
     attach(model, config, report)
     return report
+
+
+def chosen_effort(config: PoTConfig, *, given: bool) -> Effort:
+    """The config's effort; without one ``"balanced"`` if calibration is ``given``, unless it is for a scale method."""
+    if config.effort is not None:
+        return config.effort
+    return EFFORTS["balanced" if given and config.scale_method == "mse" else "fast"]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One call of :func:`quantize`."""
+
+    model: nn.Module
+    config: PoTConfig
+    effort: Effort
+    todo: Plan
+    batches: list[Tensor]
+    seed: int
+    cache_bytes: int
+    progress: Progress | None
+
+    def rounded(self, targets: Sequence[Target]) -> Done:
+        """Every target by itself, to the nearest level."""
+        importance = _importance(self.model, self.config, self.todo, self.batches)
+        done: Done = {}
+        for index, target in enumerate(targets):
+            if self.progress is not None:
+                self.progress(index, len(targets), target.name)
+            weight = linear_weight(self.model.get_submodule(target.name))
+            done[target.name] = quantize_weight(weight, target, self.config, importance.get(target.name))
+        return done
+
+    def calibrated(self, work_folder: str | os.PathLike[str] | None) -> Done:
+        """What is outside the blocks to the nearest level, then the blocks by the steps of the effort."""
+        prefix = find_blocks(self.model)[0] + "."
+        done = self.rounded([target for target in self.todo.targets if not target.name.startswith(prefix)])
+        walk = Walk(
+            self.model,
+            [target for target in self.todo.targets if target.name.startswith(prefix)],
+            self.effort,
+            self.batches,
+            fixed={name: quantized for name, (quantized, _) in done.items()},
+            seed=self.seed,
+            cache_bytes=self.cache_bytes,
+            folder=self._folder(work_folder),
+            progress=self.progress,
+        )
+        layers = walk.run()
+        for target in walk.targets:
+            weight = linear_weight(self.model.get_submodule(target.name))
+            layer = layers[target.name]
+            done[target.name] = layer.weight, _entry(weight, target, layer.weight, layer.algorithm)
+        return done
+
+    def _folder(self, path: str | os.PathLike[str] | None) -> WorkFolder | None:
+        if path is None:
+            return None
+        settings = (self.config.model_dump_json(), str(self.seed))
+        return WorkFolder(Path(path), fingerprint(self.model, self.batches, settings))
 
 
 def quantize_weight(
@@ -76,30 +155,38 @@ def quantize_weight(
     Raises:
         ModelError: NaN or infinite weights, or weights beyond the scale's range; names the layer.
     """
-    bytes_before = weight.nbytes
+    original = weight
     weight = weight.detach().float()
     check_weight(weight, target)
     # embeddings and heads are looked up or tied; their inputs are not a layer's activations
-    method = "mse" if config.scale_method == "weighted" and importance is None else config.scale_method
+    weighted = importance is not None
+    method: ScaleMethod = "weighted" if weighted else "mse" if config.scale_method in _WEIGHTED else config.scale_method
     quantized = rtn(weight, target.scheme, importance, method=method, candidates=config.scale_candidates)
-    report = ModuleReport(
+    label = config.scale_method if weighted else method
+    return quantized, _entry(original, target, quantized, _algorithm(label, target.scheme, config.scale_candidates))
+
+
+def _entry(weight: Tensor, target: Target, quantized: QuantizedWeight, algorithm: str) -> ModuleReport:
+    return ModuleReport(
         name=target.name,
         kind=target.kind,
         shape=target.shape,
         scheme=target.scheme.name,
-        algorithm=_algorithm(method, target.scheme, config.scale_candidates),
+        algorithm=algorithm,
         bits_per_weight=target.scheme.bits_per_weight(*target.shape),
-        snr_db=decibels(*quantized.energies(weight)),
-        bytes_before=bytes_before,
+        snr_db=decibels(*quantized.energies(weight.detach().float())),
+        bytes_before=weight.nbytes,
         bytes_after=quantized.nbytes,
         tied=target.tied,
     )
-    return quantized, report
 
 
-def _algorithm(method: ScaleMethod, scheme: QuantScheme, candidates: int) -> str:
-    """A name for the report, with the number of scales really tried (E8M0 has few)."""
-    return "rtn/absmax" if method == "absmax" else f"rtn/{method}-{len(scale_multipliers(scheme, candidates))}"
+def _algorithm(method: ScaleMethod, scheme: QuantScheme, candidates: int | None) -> str:
+    """A name for the report, with the number of scales really tried (E8M0 has few), or "exact"."""
+    if method == "absmax":
+        return "rtn/absmax"
+    exact = is_exact(scheme, candidates)
+    return f"rtn/{method}-{'exact' if exact else len(scale_multipliers(scheme, candidates or CANDIDATES))}"
 
 
 def check_weight(weight: Tensor, target: Target) -> None:
@@ -120,13 +207,20 @@ def check_weight(weight: Tensor, target: Target) -> None:
 
 
 def require_calibration(config: PoTConfig, *, given: bool) -> None:
-    """Refuse ``"weighted"`` scales where there is no calibration text.
+    """Refuse what needs calibration text where there is none.
 
     Raises:
         ConfigError: says what to pass.
     """
-    if config.scale_method == "weighted" and not given:
-        raise ConfigError("scale_method='weighted' weighs inputs by calibration text; pass calibration=, or use 'mse'")
+    if given:
+        return
+    if config.scale_method in _WEIGHTED:
+        raise ConfigError(f"scale_method={config.scale_method!r} needs calibration text; pass calibration=, or use 'mse'")
+    if config.effort is not None and config.effort.calibrated:
+        raise ConfigError(
+            f"effort={config.effort.name!r} needs calibration text: call potq.quantize(model, config, calibration) with "
+            "the loaded model (potq.load_calibration makes batches, from the model itself if need be), or use 'fast'"
+        )
 
 
 def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
@@ -144,23 +238,24 @@ def _vocabulary(model: nn.Module) -> int | None:
 
 
 def _importance(model: nn.Module, config: PoTConfig, todo: Plan, batches: list[Tensor]) -> dict[str, Tensor]:
-    if config.scale_method != "weighted":
-        return {}
-    return calib.input_mean_squares(model, [t.name for t in todo.targets if t.kind == "linear"], batches)
+    names = [target.name for target in todo.targets if target.kind == "linear"]
+    if config.scale_method == "weighted":
+        return calib.input_mean_squares(model, names, batches)
+    if config.scale_method == "fisher":
+        return calib.mean_squared_gradients(model, names, batches)
+    return {}
 
 
-def _add_output_errors(
-    model: nn.Module, todo: Plan, done: list[tuple[QuantizedWeight, ModuleReport]], batches: list[Tensor]
-) -> None:
+def _add_output_errors(model: nn.Module, todo: Plan, done: Done, batches: list[Tensor]) -> None:
     """Fill in ``output_snr_db``; an embedding class with a forward of its own has no plain output to compare."""
     plain = {
-        target.name: quantized
-        for target, (quantized, _) in zip(todo.targets, done, strict=True)
+        target.name: done[target.name][0]
+        for target in todo.targets
         if target.kind != "embedding" or type(model.get_submodule(target.name)) is nn.Embedding
     }
     ratios = calib.output_snr(model, plain, batches)
-    for _, entry in done:
-        entry.output_snr_db = ratios.get(entry.name)
+    for name, (_, entry) in done.items():
+        entry.output_snr_db = ratios.get(name)
 
 
 def describe(model: nn.Module) -> QuantReport:

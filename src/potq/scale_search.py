@@ -1,53 +1,198 @@
-"""Choosing a group's scale: from its largest weight, or the best of several by (weighted) squared error.
+"""Choosing a group's scale: from its largest weight, or the one of least (weighted) squared error.
 
-The search is step 1 of PoTPTQ (2507.11959, sec. 3.2): data-free, every group on its own. It works on cache-sized blocks and
-needs a few passes per candidate, never a weights-by-levels distance matrix. A block is below torch's threshold for
-splitting an operation over threads: splitting gains little at this size, and on a busy machine every operation would wait
-for the slowest thread.
+The search is step 1 of PoTPTQ (2507.11959, sec. 3.2): data-free, every group on its own. Grids of up to 4 bits get the exact
+optimum over all stored scales (:func:`best_scale`): by the compiled library (``csrc/search.cpp`` has the mathematics), or by
+torch without it. Wider grids, which gain nothing by it, and ``rounding="log"`` try some candidates. That works on
+cache-sized blocks and needs a few passes per candidate, never a weights-by-levels distance matrix. A block is below torch's
+threshold for splitting an operation over threads: splitting gains little at this size, and on a busy machine every operation
+would wait for the slowest thread.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
+from potq import native
 from potq.errors import ConfigError, ModelError
-from potq.functional import decode_scale, encode_scale, in_level_units, nearest_level, split_groups
+from potq.functional import codebook, decode_scale, encode_scale, in_level_units, nearest_level, split_groups
 from potq.grid import Grid
-from potq.scheme import QuantScheme, ScaleMethod
+from potq.scheme import QuantScheme, ScaleDtype, ScaleMethod
 
-_BLOCK = 1 << 15  # weights per block: its float32 temporaries stay in the second-level cache
+CANDIDATES = 16
+_BLOCK = 1 << 15  # weights per block: its temporaries stay in the second-level cache
+_NATIVE_BLOCK = 1 << 20  # the same for the library, which needs none: what a copy may take where groups are not contiguous
+_REFERENCE_GROUP = 1 << 17  # weights of a group whose breakpoints torch sorts in some 100 MB
+_EQUAL = 1e-12  # of what a scale gains over none: errors that differ by less are equal
 
 
 def choose_scale(
     weight: Tensor,
     scheme: QuantScheme,
     method: ScaleMethod = "mse",
-    candidates: int = 16,
+    candidates: int | None = None,
     importance: Tensor | None = None,
 ) -> Tensor:
     """Stored scales for ``weight``, shape ``scheme.scale_shape(out, in)``, dtype float16 or uint8.
 
     Args:
         weight: ``(out, in)``, any float dtype, finite.
-        method: ``"absmax"`` maps the group's largest magnitude to the grid's largest level; ``"mse"`` tries ``candidates``
-            scales around it and keeps the one of least squared error; ``"weighted"`` weighs the errors by ``importance``.
-        importance: ``(in,)`` non-negative weights, e.g. the mean square of each input.
+        method: ``"absmax"`` maps the group's largest magnitude to the grid's largest level; ``"mse"`` takes the scale of
+            least squared error; ``"weighted"`` weighs the errors by ``importance``.
+        candidates: how many scales around the absmax one are tried. None is the exact optimum where :func:`is_exact`, else
+            16. (Without the compiled library, groups of more than 131072 weights are searched by candidates too.)
+        importance: non-negative weights of the errors: ``(in,)``, e.g. the mean square of each input, or ``(out, in)``.
 
     Raises:
         ModelError: a weight is NaN or infinite, or there is none.
-        ConfigError: ``method="weighted"`` without ``importance`` (or the reverse), or of the wrong shape.
+        ConfigError: ``method="weighted"`` without ``importance`` (or the reverse); or it has the wrong shape, or negative,
+            NaN or infinite entries.
     """
     _check_importance(weight, method, importance)
     if not weight.numel():
         raise ModelError(f"a weight of shape {tuple(weight.shape)} is empty")
-    weight = weight.detach().float()
+    weight = weight.detach()
     parts = split_groups(weight, scheme)
-    matrix = importance.float().to(weight.device).expand_as(weight) if importance is not None else None
+    matrix = importance.to(weight.device).expand_as(weight) if importance is not None else None
     weights = split_groups(matrix, scheme) if matrix is not None else [None] * len(parts)
-    multipliers = scale_multipliers(scheme, 1 if method == "absmax" else candidates)
-    scales = [_search_part(part, w, scheme, multipliers) for part, w in zip(parts, weights, strict=True)]
+    tried = 1 if method == "absmax" else candidates
+    scales = [_search_part(part, w, scheme, tried) for part, w in zip(parts, weights, strict=True)]
     return torch.cat(scales, dim=1)
+
+
+def is_exact(scheme: QuantScheme, candidates: int | None) -> bool:
+    """Whether :func:`choose_scale` finds the exact optimum: no ``candidates``, up to 4 bits, rounding to nearest."""
+    return candidates is None and scheme.grid.bits <= 4 and scheme.rounding == "nearest"
+
+
+def _search_part(part: Tensor, importance: Tensor | None, scheme: QuantScheme, candidates: int | None) -> Tensor:
+    """Stored scales ``(out, groups)`` of one part ``(out, groups, size)``, block of rows by block of rows."""
+    rows, groups, size = part.shape
+    compiled = _compiled(part.device)
+    exact = is_exact(scheme, candidates) and (compiled or size <= _REFERENCE_GROUP)
+    multipliers = [] if exact else scale_multipliers(scheme, candidates or CANDIDATES)
+    step = max(1, (_NATIVE_BLOCK if exact and compiled else _BLOCK) // (groups * size))
+    found = []
+    for start in range(0, rows, step):
+        block = part[start : start + step].reshape(-1, size).float()
+        weights = None if importance is None else importance[start : start + step].reshape(-1, size).float()
+        if exact:
+            found.append(best_scale(block, codebook(scheme, part.device)[0], weights, scheme.scale_dtype))
+        else:
+            found.append(_search_block(block, weights, scheme, multipliers))
+    return torch.cat(found).view(rows, groups)
+
+
+# ---- the exact optimum ---------------------------------------------------------------------------------------------
+
+
+def best_scale(block: Tensor, levels: Tensor, importance: Tensor | None, scale_dtype: ScaleDtype) -> Tensor:
+    """Of all stored scales the one under which rounding to the nearest level has the least squared error, for every group.
+
+    Errors that differ by less than 1e-12 of what the scales gain over none count as equal, and the largest scale is taken. A
+    group that is zero, or that no scale brings closer than zeros are, gets float16 zero or the E8M0 byte 0. A group that has
+    no importance where it has weights is searched without.
+
+    Args:
+        block: weights ``(groups, size)``, any float dtype, finite.
+        levels: what a weight can become, in units of the scale: 2 to 256 of them, ascending.
+        importance: non-negative weights of the errors, ``(size,)`` or ``(groups, size)``.
+
+    Returns:
+        Stored scales ``(groups,)``, float16 or uint8.
+
+    Raises:
+        ModelError: a weight is NaN or infinite.
+        ConfigError: ``levels`` or ``importance`` are not as described.
+    """
+    block = block.detach().float()
+    if not bool(torch.stack(torch.aminmax(block)).isfinite().all()):
+        raise ModelError("the weight has NaN or infinite entries")
+    levels = levels.detach().to(block.device, torch.float32).contiguous()
+    if not 2 <= len(levels) <= 256 or not bool((levels.diff() > 0).all() and levels.isfinite().all()):
+        raise ConfigError(f"levels must be 2 to 256 ascending numbers, found {levels.tolist()}")
+    if importance is not None:
+        importance = importance.detach().to(block.device, torch.float32)
+        if importance.shape not in (block.shape, block.shape[1:]):
+            raise ConfigError(f"importance has shape {tuple(importance.shape)}, the weights {tuple(block.shape)}")
+        _check_importance_values(importance)
+        importance = importance.expand_as(block)
+    if _compiled(block.device):
+        return _best_scale_compiled(block, levels, importance, scale_dtype)
+    return _best_scale_torch(block, levels, importance, scale_dtype)
+
+
+def _compiled(device: torch.device) -> bool:
+    return device.type == "cpu" and native.missing() is None
+
+
+def _best_scale_compiled(block: Tensor, levels: Tensor, importance: Tensor | None, scale_dtype: ScaleDtype) -> Tensor:
+    is_half = scale_dtype == "float16"
+    found = torch.empty(len(block), dtype=torch.float16 if is_half else torch.uint8)
+    block = block.contiguous()
+    importance = None if importance is None else importance.contiguous()
+    failed = native.library().potq_best_scales(
+        levels.data_ptr(),
+        len(levels),
+        block.data_ptr(),
+        None if importance is None else importance.data_ptr(),
+        *block.shape,
+        0 if is_half else 1,
+        found.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if failed:
+        raise MemoryError("no memory for the scale search")
+    return found
+
+
+def _best_scale_torch(block: Tensor, levels: Tensor, importance: Tensor | None, scale_dtype: ScaleDtype) -> Tensor:
+    """The least parabola of all pieces, each taken at the two stored scales around its vertex; see ``csrc/search.cpp``."""
+    w, levels = block.double(), levels.double()
+    h = torch.ones_like(w) if importance is None else importance.double()
+    h = torch.where((h * w.square()).sum(1, keepdim=True) > 0, h, 1.0)
+    b, c = _pieces(w, h, levels)
+    stored = _positive_scales(scale_dtype, block.device)
+    below = torch.searchsorted(stored, (b / c).nan_to_num_(0.0), right=True) - 1
+    index = torch.cat([below, below + 1], dim=1).clamp_(0, len(stored) - 1)
+    scale = stored[index]
+    gain = scale * (2 * b.repeat(1, 2) - scale * c.repeat(1, 2))  # what a scale saves of the energy
+    most = gain.amax(1, keepdim=True)
+    best = torch.where(gain >= most * (1 - _EQUAL), index, 0).amax(1)
+    code = torch.where((most > 0).squeeze(1), best + (1 if scale_dtype == "float16" else 0), 0)
+    return code.to(torch.int16).view(torch.float16) if scale_dtype == "float16" else code.to(torch.uint8)
+
+
+def _pieces(w: Tensor, h: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """``sum h w l`` and ``sum h l**2`` ``(groups, pieces)`` of every assignment of levels from infinite scales downwards."""
+    middle = (levels[1:] + levels[:-1]) / 2
+    innermost = torch.where(w < 0, levels[(middle < 0).sum()], levels[(middle <= 0).sum()])
+    crossed = middle != 0
+    outwards = middle.sign()
+    b = outwards * levels.diff() * (h * w).unsqueeze(2)
+    c = outwards * levels.square().diff() * h.unsqueeze(2)
+    breakpoint_ = w.unsqueeze(2) / middle.where(crossed, 1.0)
+    happens = crossed & (breakpoint_ > 0)
+    order = breakpoint_.where(happens, 0.0).flatten(1).argsort(dim=1, descending=True)
+    start = (h * w * innermost).sum(1, keepdim=True), (h * innermost.square()).sum(1, keepdim=True)
+    steps = ((x * happens).flatten(1).gather(1, order) for x in (b, c))
+    sums = [torch.cat([first, step], dim=1).cumsum(1) for first, step in zip(start, steps, strict=True)]
+    return sums[0], sums[1]
+
+
+@lru_cache(maxsize=8)
+def _positive_scales(scale_dtype: ScaleDtype, device: torch.device) -> Tensor:
+    """All stored scales above zero, ascending, float64; their codes count from 1 (float16's bits) or 0 (E8M0)."""
+    if scale_dtype == "float16":
+        codes = torch.arange(1, 0x7C00, dtype=torch.int16, device=device).view(torch.float16)
+    else:
+        codes = torch.arange(255, dtype=torch.uint8, device=device)
+    return decode_scale(codes).double()
+
+
+# ---- the best of some candidates -----------------------------------------------------------------------------------
 
 
 def scale_multipliers(scheme: QuantScheme, candidates: int) -> list[float]:
@@ -71,18 +216,6 @@ def _search_range(grid: Grid) -> tuple[float, float]:
     high = top[1] / (sum(top) / 2) if len(top) == 2 else 1.0
     # a dense search over Gaussian and Laplace groups of 64 finds at most 0.05 dB more than 16 points in these ranges
     return {2: 0.3, 3: 0.55, 8: 0.92}.get(grid.bits, 0.7), high
-
-
-def _search_part(part: Tensor, importance: Tensor | None, scheme: QuantScheme, multipliers: list[float]) -> Tensor:
-    """Stored scales ``(out, groups)`` of one part ``(out, groups, size)``, block of rows by block of rows."""
-    rows, groups, size = part.shape
-    step = max(1, _BLOCK // (groups * size))
-    found = []
-    for start in range(0, rows, step):
-        block = part[start : start + step].reshape(-1, size)
-        weights = None if importance is None else importance[start : start + step].reshape(-1, size)
-        found.append(_search_block(block, weights, scheme, multipliers))
-    return torch.cat(found).view(rows, groups)
 
 
 def _search_block(block: Tensor, importance: Tensor | None, scheme: QuantScheme, multipliers: list[float]) -> Tensor:
@@ -130,5 +263,15 @@ def _squared_error(block: Tensor, stored: Tensor, importance: Tensor | None, sch
 def _check_importance(weight: Tensor, method: ScaleMethod, importance: Tensor | None) -> None:
     if (method == "weighted") != (importance is not None):
         raise ConfigError("scale_method='weighted' needs calibration statistics, and only it takes them; pass calibration=")
-    if importance is not None and importance.shape != (weight.shape[1],):
-        raise ConfigError(f"importance has shape {tuple(importance.shape)}, expected ({weight.shape[1]},)")
+    if importance is None:
+        return
+    rows, columns = weight.shape
+    if importance.shape not in ((columns,), (rows, columns)):
+        raise ConfigError(f"importance has shape {tuple(importance.shape)}, expected ({columns},) or ({rows}, {columns})")
+    _check_importance_values(importance)
+
+
+def _check_importance_values(importance: Tensor) -> None:
+    least, largest = torch.aminmax(importance)
+    if not (bool(least >= 0) and bool(largest.isfinite())):
+        raise ConfigError("importance has negative, NaN or infinite entries")

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from potq.effort import EFFORTS, Effort
 from potq.errors import ConfigError
-from potq.grid import E2M1, Grid, additive, pot, uniform
+from potq.grid import E2M1, Grid, additive, pot, table, uniform
 from potq.validation import Strict
 
 FORMAT_VERSION = 1
@@ -22,7 +23,7 @@ FORMAT_VERSION = 1
 GroupSize = int | Literal["row", "tensor"]
 ScaleDtype = Literal["float16", "e8m0"]
 Rounding = Literal["nearest", "log"]
-ScaleMethod = Literal["absmax", "mse", "weighted"]
+ScaleMethod = Literal["absmax", "mse", "weighted", "fisher"]
 
 _GRIDS: dict[str, Grid] = {
     **{f"pot{bits}": pot(bits) for bits in (3, 4, 5, 6, 7)},
@@ -33,7 +34,10 @@ _GRIDS: dict[str, Grid] = {
     "apot3": additive((9, 30, 56, 96)),
     **{f"int{bits}": uniform(bits) for bits in (2, 3, 4, 8)},
     **{f"int{bits}_midrise": uniform(bits, midrise=True) for bits in (2, 3, 4)},
+    # QLoRA's quantiles (2305.14314) times 127, rounded for the int8 kernels: a Gaussian's 21.4 dB, scale searched, lose 0.02
+    "nf4": table((-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127)),
 }
+_IQ4_NL = table((-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113))  # llama.cpp's
 
 
 class QuantScheme(Strict):
@@ -45,12 +49,14 @@ class QuantScheme(Strict):
         grid: the levels.
         group_size: inputs that share a scale; ``"row"`` is one scale per output, ``"tensor"`` one in all.
         scale_dtype: ``"float16"``, or ``"e8m0"``: a power of two in one byte (exponent + 127).
+        row_scale: a float16 scale per output beside the scales of its groups, which are then E8M0.
         rounding: ``"nearest"`` level, or ``"log"``: nearest in the log domain, as 2506.00315 and 2601.02298 round.
     """
 
     grid: Grid
     group_size: GroupSize = 64
     scale_dtype: ScaleDtype = "float16"
+    row_scale: bool = False
     rounding: Rounding = "nearest"
 
     def __init__(self, preset: str | None = None, /, **fields: Any) -> None:
@@ -74,11 +80,20 @@ class QuantScheme(Strict):
             raise ValueError("rounding='log' needs a power-of-two grid; use rounding='nearest'")
         return self
 
+    @model_validator(mode="after")
+    def _row_scale_needs_powers(self) -> QuantScheme:
+        if self.row_scale and self.scale_dtype != "e8m0":  # 11 bits * 11 bits * a level's 13 exceed float32's 24
+            raise ValueError("row_scale=True needs scale_dtype='e8m0'; a product of two float16 scales would not be exact")
+        if self.row_scale and self.group_size == "tensor":
+            raise ValueError("row_scale=True needs groups within a row; give a group_size or 'row', not 'tensor'")
+        return self
+
     @property
     def name(self) -> str:
         """A short name for tables: the preset that has this grid (or the bits), the group size, the scale format."""
         preset = next((name for name, scheme in PRESETS.items() if scheme.grid == self.grid), f"custom{self.grid.bits}")
-        suffix = f"-{self.scale_dtype}" * (self.scale_dtype != "float16") + f"-{self.rounding}" * (self.rounding == "log")
+        suffix = f"-{self.scale_dtype}" * (self.scale_dtype != "float16") + "-row" * self.row_scale
+        suffix += f"-{self.rounding}" * (self.rounding == "log")
         size = f"g{self.group_size}" if isinstance(self.group_size, int) else self.group_size
         return f"{preset}-{size}{suffix}"
 
@@ -96,6 +111,7 @@ class QuantScheme(Strict):
         """Stored bits per weight, scales and row padding included."""
         groups = self.scale_shape(out_features, in_features)
         scale_bits = groups[0] * groups[1] * (16 if self.scale_dtype == "float16" else 8)
+        scale_bits += 16 * out_features * self.row_scale
         return (8 * out_features * packed_row_bytes(in_features, self.grid.bits) + scale_bits) / (out_features * in_features)
 
 
@@ -126,6 +142,7 @@ def _preset_fields(name: str | None) -> dict[str, Any]:
 PRESETS.update({name: QuantScheme(grid=grid) for name, grid in _GRIDS.items()})
 PRESETS["mxfp4"] = QuantScheme(grid=E2M1, group_size=32, scale_dtype="e8m0")
 PRESETS["mxpot"] = QuantScheme(grid=Grid(bits=4, magnitudes=(0, 1, 2, 2, 4, 4, 8, 8)), group_size=32, scale_dtype="e8m0")
+PRESETS["iq4nl"] = QuantScheme(grid=_IQ4_NL, group_size=32)
 
 _SCHEME_KEYS = frozenset(QuantScheme.model_fields)
 
@@ -144,10 +161,14 @@ class PoTConfig(Strict):
         ignore: patterns of modules that stay in full precision.
         embedding: the scheme of token and position embeddings and of the head; None (or "none") leaves them in full
             precision.
-        scale_method: how a scale is chosen: ``"absmax"``, ``"mse"`` (least squared error over ``scale_candidates``
-            scales, the data-free step 1 of 2507.11959) or ``"weighted"`` (the same, weighted by the mean square of each
-            input on calibration text; embeddings and heads fall back to ``"mse"``, and the report says so).
-        scale_candidates: scales tried per group.
+        scale_method: how a scale is chosen: ``"absmax"``, ``"mse"`` (least squared error, the data-free step 1 of
+            2507.11959), ``"weighted"`` (the same, weighted by the mean square of each input on calibration text) or
+            ``"fisher"`` (weighted by the mean squared gradient of each weight, SqueezeLLM's sensitivity, 2306.07629);
+            embeddings and heads fall back to ``"mse"`` under both, and the report says so. Calibrated efforts weigh by
+            their Hessians instead.
+        effort: what is done beyond rounding to nearest: a preset of :data:`potq.effort.EFFORTS` or an
+            :class:`~potq.effort.Effort`. None is ``"balanced"`` where calibration text is given, and ``"fast"`` where not.
+        scale_candidates: scales tried per group; None is the exact optimum up to 4 bits, and 16 above.
     """
 
     quant_method: Literal["potq"] = "potq"
@@ -156,8 +177,9 @@ class PoTConfig(Strict):
     targets: dict[str, QuantScheme] = Field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     embedding: QuantScheme | None = Field(default_factory=lambda: PRESETS["int8"])
+    effort: Effort | None = None
     scale_method: ScaleMethod = "mse"
-    scale_candidates: int = Field(default=16, ge=1, le=4096)
+    scale_candidates: int | None = Field(default=None, ge=1, le=4096)
 
     def __init__(self, preset: str | None = None, /, **fields: Any) -> None:
         own = {key: value for key, value in fields.items() if key not in _SCHEME_KEYS}
@@ -187,6 +209,13 @@ class PoTConfig(Strict):
     @classmethod
     def _embedding_by_name(cls, value: object) -> object:
         return None if value == "none" else _coerce_scheme(value)
+
+    @field_validator("effort", mode="before")
+    @classmethod
+    def _effort_by_name(cls, value: object) -> object:
+        if isinstance(value, str) and value not in EFFORTS:
+            raise ValueError(f"unknown effort {value!r}; the presets are {', '.join(EFFORTS)}")
+        return EFFORTS[value] if isinstance(value, str) else value
 
     @field_validator("targets", mode="before")
     @classmethod

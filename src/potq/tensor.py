@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from potq import functional
-from potq.errors import CheckpointError
+from potq.errors import CheckpointError, ConfigError
 from potq.packing import pack, padding_is_zero, unpack
 from potq.scheme import QuantScheme, packed_row_bytes
 
@@ -24,32 +24,45 @@ class QuantizedWeight:
         scale: float16 or uint8 (E8M0), ``scheme.scale_shape(out, in)``.
         shape: ``(out, in)``.
         scheme: how to read them.
+        row_scale: float16 ``(out, 1)`` if ``scheme.row_scale``, else None.
     """
 
     packed: Tensor
     scale: Tensor
     shape: tuple[int, int]
     scheme: QuantScheme
+    row_scale: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.row_scale is not None) != self.scheme.row_scale:
+            raise ConfigError(f"{self.scheme.name} {'needs a' if self.scheme.row_scale else 'has no'} row scale")
 
     @classmethod
-    def from_scale(cls, weight: Tensor, scale: Tensor, scheme: QuantScheme) -> QuantizedWeight:
-        """Round ``weight`` ``(out, in)`` to the grid under stored ``scale`` and pack it."""
-        packed = [
-            pack(functional.quantize(weight[rows], _rows_of(scale, rows), scheme), scheme.grid.bits)
-            for rows in _row_blocks(weight.shape)
-        ]
-        return cls(torch.cat(packed), scale, (weight.shape[0], weight.shape[1]), scheme)
+    def from_scale(
+        cls, weight: Tensor, scale: Tensor, scheme: QuantScheme, row_scale: Tensor | None = None
+    ) -> QuantizedWeight:
+        """Round ``weight`` ``(out, in)`` to the grid under stored ``scale`` and ``row_scale`` and pack it.
+
+        Raises:
+            ConfigError: ``row_scale`` is given and the scheme has none, or the reverse.
+        """
+        packed = []
+        for rows in _row_blocks(weight.shape):
+            row = None if row_scale is None else row_scale[rows]
+            packed.append(pack(functional.quantize(weight[rows], _rows_of(scale, rows), scheme, row), scheme.grid.bits))
+        return cls(torch.cat(packed), scale, (weight.shape[0], weight.shape[1]), scheme, row_scale)
 
     @classmethod
     def empty(cls, shape: tuple[int, int], scheme: QuantScheme, device: torch.device | str) -> QuantizedWeight:
         """Uninitialised storage of the right shapes, to be filled from a checkpoint."""
-        packed_shape, scale_shape, scale_dtype = storage(shape, scheme)
-        return cls(
-            torch.empty(packed_shape, dtype=torch.uint8, device=device),
-            torch.empty(scale_shape, dtype=scale_dtype, device=device),
-            shape,
-            scheme,
-        )
+        stored = storage(shape, scheme).items()
+        tensors = {name: torch.empty(size, dtype=dtype, device=device) for name, (size, dtype) in stored}
+        return cls(shape=shape, scheme=scheme, **tensors)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is stored, by the names of :func:`storage`."""
+        named = {"packed": self.packed, "scale": self.scale, "row_scale": self.row_scale}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def codes(self) -> Tensor:
         """Unpacked codes, uint8 ``(out, in)``."""
@@ -57,7 +70,7 @@ class QuantizedWeight:
 
     def dequantize(self) -> Tensor:
         """Float32 weight ``(out, in)``, exact."""
-        return functional.dequantize(self.codes(), self.scale, self.scheme)
+        return functional.dequantize(self.codes(), self.scale, self.scheme, self.row_scale)
 
     def energies(self, weight: Tensor) -> tuple[float, float]:
         """Sum of the squares of ``weight`` ``(out, in)``, and of the differences from it, without a copy as large as it."""
@@ -65,31 +78,44 @@ class QuantizedWeight:
         signal = noise = 0.0
         for rows in _row_blocks(weight.shape):
             codes = unpack(self.packed[rows], bits, columns)
-            error = functional.dequantize(codes, _rows_of(self.scale, rows), self.scheme).sub_(weight[rows])
+            row = None if self.row_scale is None else self.row_scale[rows]
+            error = functional.dequantize(codes, _rows_of(self.scale, rows), self.scheme, row).sub_(weight[rows])
             signal += float(torch.linalg.vector_norm(weight[rows], dtype=torch.float64)) ** 2
             noise += float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
         return signal, noise
 
     @property
     def nbytes(self) -> int:
-        return self.packed.nbytes + self.scale.nbytes
+        return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def validate(self, name: str) -> None:
         """Check what shapes and dtypes cannot show.
 
         Raises:
-            CheckpointError: a scale that is not finite and non-negative, a code outside the grid, or padding that is set.
+            CheckpointError: a scale that is not finite and non-negative, scales whose product float32 cannot hold, a code
+                outside the grid, or padding that is set.
         """
         damaged = "the file is damaged; copy or quantize it again"
         bad_scale = self.scale == 255 if self.scale.dtype == torch.uint8 else ~(self.scale.isfinite() & (self.scale >= 0))
         if bad_scale.any():
             raise CheckpointError(f"{name}: {int(bad_scale.sum())} scales are negative, infinite or NaN; {damaged}")
+        if self.row_scale is not None:
+            self._validate_row_scale(self.row_scale, name, damaged)
         bits, columns = self.scheme.grid.bits, self.shape[1]
         if columns % 8 and not padding_is_zero(self.packed, bits, columns):
             raise CheckpointError(f"{name}: the padding behind the last code of a row is not zero; {damaged}")
         unused = torch.tensor(sorted(self.scheme.grid.unused_codes), dtype=torch.uint8, device=self.packed.device)
         if len(unused) and torch.isin(self.codes(), unused).any():
             raise CheckpointError(f"{name}: codes outside the grid {self.scheme.grid.magnitudes}; {damaged}")
+
+    def _validate_row_scale(self, row_scale: Tensor, name: str, damaged: str) -> None:
+        bad_row = ~(row_scale.isfinite() & (row_scale >= 0))
+        if bad_row.any():
+            raise CheckpointError(f"{name}: {int(bad_row.sum())} row scales are negative, infinite or NaN; {damaged}")
+        largest = max(map(abs, self.scheme.grid.levels)) / self.scheme.grid.reference
+        overflow = ~(functional.decode_scale(self.scale, row_scale) * largest).isfinite()
+        if overflow.any():
+            raise CheckpointError(f"{name}: {int(overflow.sum())} groups have weights beyond float32; {damaged}")
 
 
 def _row_blocks(shape: torch.Size) -> list[slice]:
@@ -102,7 +128,13 @@ def _rows_of(scale: Tensor, rows: slice) -> Tensor:
     return scale[rows] if len(scale) > 1 else scale
 
 
-def storage(shape: tuple[int, int], scheme: QuantScheme) -> tuple[tuple[int, int], tuple[int, int], torch.dtype]:
-    """Shape of the packed codes, and shape and dtype of the scales, of a weight ``(out, in)``."""
-    scale_dtype = torch.float16 if scheme.scale_dtype == "float16" else torch.uint8
-    return (shape[0], packed_row_bytes(shape[1], scheme.grid.bits)), scheme.scale_shape(*shape), scale_dtype
+def storage(shape: tuple[int, int], scheme: QuantScheme) -> dict[str, tuple[tuple[int, int], torch.dtype]]:
+    """Shape and dtype of every tensor that a weight ``(out, in)`` is stored as, by the field of :class:`QuantizedWeight`.
+
+    A module's buffers and a checkpoint call them ``weight_packed``, ``weight_scale``, ``weight_row_scale``.
+    """
+    stored = {
+        "packed": ((shape[0], packed_row_bytes(shape[1], scheme.grid.bits)), torch.uint8),
+        "scale": (scheme.scale_shape(*shape), torch.float16 if scheme.scale_dtype == "float16" else torch.uint8),
+    }
+    return stored | {"row_scale": ((shape[0], 1), torch.float16)} if scheme.row_scale else stored

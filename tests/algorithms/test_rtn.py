@@ -10,6 +10,7 @@ import torch
 from potq.algorithms.rtn import rtn
 from potq.errors import ConfigError, ModelError
 from potq.functional import quantize
+from potq.row_scale import choose_row_scale
 from potq.scale_search import choose_scale
 from potq.scheme import PRESETS, QuantScheme
 
@@ -31,8 +32,21 @@ def test_rounds_under_the_chosen_scale(name: str, method: Any) -> None:
     quantized.validate("weight")
 
 
-def test_defaults_to_the_mse_search_with_sixteen_candidates() -> None:
-    expected = choose_scale(_weight(), PRESETS["pot3"], "mse", 16)
+@pytest.mark.parametrize("method", ["absmax", "mse", "weighted"])
+def test_rounds_under_the_chosen_row_scale(method: Any) -> None:
+    scheme = QuantScheme("pot4", group_size=32, scale_dtype="e8m0", row_scale=True)
+    importance = torch.rand(71, generator=torch.Generator().manual_seed(1)) if method == "weighted" else None
+    quantized = rtn(_weight(), scheme, importance, method=method, candidates=3)
+    scale, row_scale = choose_row_scale(_weight(), scheme, importance, method=method, candidates=3)
+    assert quantized.row_scale is not None
+    assert torch.equal(quantized.scale, scale)
+    assert torch.equal(quantized.row_scale, row_scale)
+    assert torch.equal(quantized.codes(), quantize(_weight(), scale, scheme, row_scale))
+    quantized.validate("weight")
+
+
+def test_defaults_to_the_exact_search() -> None:
+    expected = choose_scale(_weight(), PRESETS["pot3"], "mse")
     assert torch.equal(rtn(_weight(), PRESETS["pot3"]).scale, expected)
 
 

@@ -14,14 +14,15 @@ import torch
 from typer.testing import CliRunner, Result
 
 import potq
+from potq import native
 from potq.cli import app as cli
+from potq.data.tokens import tokenize
 from potq.errors import CheckpointError, DataError, MissingDependencyError, ModelError, PotqError
-from potq.evaluate.perplexity import Perplexity, perplexity, tokenize
+from potq.evaluate.perplexity import Perplexity, perplexity
 from potq.kernels import explain, set_activations
-from potq.kernels.cpu import library
 from potq.model import packed_modules
 
-compiled = pytest.mark.skipif(library.missing() is not None, reason=library.missing() or "")
+compiled = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 
 
 def invoke(*words: str | Path) -> Result:
@@ -97,7 +98,7 @@ def test_eval_of_a_full_precision_model_on_the_built_in_text(tiny_folder: Path) 
         (b"the cat", [], "tokens, less than one window of 128"),
         (b"", [], "text.txt is empty"),
         ("Grüße".encode("latin-1"), [], "text.txt is not UTF-8"),
-        (b"the cat " * 99, ["--window", "129"], "exceed the model's limit of 128; use --window 128"),
+        (b"the cat " * 99, ["--window", "129"], "exceed the model's limit of 128; use a window of 128"),
         (b"the cat " * 99, ["--window", "1"], "predicts nothing"),
     ],
 )
@@ -276,7 +277,7 @@ def test_a_line_says_which_kernels_ran(packed_folder: Path, words: tuple[str, ..
     result = invoke(command, packed_folder, *options)
     assert result.exit_code == 0, result.exception
     shown = result.stderr if command == "generate" else result.stdout  # generate's stdout is the text alone
-    assert line.replace("ISA", library.isa()) in shown
+    assert line.replace("ISA", native.isa()) in shown
 
 
 @pytest.mark.parametrize("words", [EVAL, GENERATE], ids=lambda words: str(words[0]))
@@ -303,7 +304,7 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == f"{potq.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["quantize", "eval", "generate", "inspect"])
+@pytest.mark.parametrize("command", ["quantize", "eval", "generate", "inspect", "compare"])
 def test_help_of_every_command(command: str) -> None:
     assert command in succeed("--help")
     assert "--json" in succeed(command, "--help")
@@ -349,7 +350,7 @@ def python(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False, timeout=300)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["quantize", "--help"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["--help"], ["quantize", "--help"], ["compare", "--help"], ["--version"]], ids=" ".join)
 def test_help_answers_before_torch_is_loaded(words: list[str]) -> None:
     script = f"""
 import sys

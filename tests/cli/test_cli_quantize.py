@@ -12,8 +12,11 @@ from typer.testing import CliRunner, Result
 
 import potq
 from potq.cli.app import app
+from potq.data.calibration_text import load_calibration
+from potq.effort import EFFORTS, Effort
 from potq.errors import CheckpointError, ConfigError, DataError, PotqError
 from potq.report import QuantReport
+from potq.resume import WorkFolder
 
 
 def quantize(*words: str | Path) -> Result:
@@ -99,7 +102,7 @@ def test_a_recipe_with_overrides(tiny_folder: Path, out: Path, tmp_path: Path) -
     assert result.exit_code == 0, result.exception
     report = json.loads(result.stdout)
     assert {m["scheme"] for m in report["modules"] if m["kind"] == "linear"} == {"pot4-g32"}
-    assert {m["algorithm"] for m in report["modules"] if m["kind"] == "linear"} == {"rtn/weighted-16"}
+    assert {m["algorithm"] for m in report["modules"] if m["kind"] == "linear"} == {"rtn/weighted-exact"}
     assert all(module["output_snr_db"] is not None for module in report["modules"])
     again = quantize("-c", tmp_path / "recipe.yaml", tiny_folder, out, "--scheme", "pot3", "--force")
     assert again.exit_code == 0, again.exception
@@ -119,10 +122,223 @@ def test_a_recipe_without_preset_with_an_override(tiny_folder: Path, out: Path, 
     assert potq.load(out).config.quantization_config == potq.PoTConfig("apot4", group_size=32)
 
 
-def test_calibration_adds_output_errors(tiny_folder: Path, out: Path) -> None:
-    result = quantize(tiny_folder, out, "--calibration", "pydoc", "calibration.window=64", "calibration.windows=2", "--json")
+@pytest.mark.parametrize("source", ["pydoc", "self"])
+def test_calibration_adds_output_errors(tiny_folder: Path, out: Path, source: str) -> None:
+    result = quantize(tiny_folder, out, "--calibration", source, "calibration.window=64", "calibration.windows=2", "--json")
     assert result.exit_code == 0, result.exception
     assert all(module["output_snr_db"] is not None for module in json.loads(result.stdout)["modules"])
+    assert f"calibration: 2 windows of 64 tokens, {source}" in result.stderr
+
+
+def test_calibration_is_the_librarys(tiny_folder: Path, out: Path) -> None:
+    """The recipe's seed and sizes reach the text: the same figures as from Python."""
+    options = ["--scale-method", "weighted", "--calibration", "self", "calibration.windows=3", "calibration.seed=5"]
+    result = quantize(tiny_folder, out, *options, "--json")
+    assert result.exit_code == 0, result.exception
+    model = potq.load(tiny_folder)
+    batches = load_calibration("self", model, potq.load_tokenizer(tiny_folder), windows=3, seed=5)
+    report = potq.quantize(model, potq.PoTConfig("apot4", scale_method="weighted"), batches)
+    assert potq.load(out).quant_report == report
+
+
+def test_calibration_text_that_has_fewer_windows(tiny_folder: Path, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat, then the other cat. " * 40)
+    result = quantize(tiny_folder, out, "--calibration", tmp_path / "text.txt", "calibration.window=100")
+    assert result.exit_code == 0, result.exception
+    tokens = len(potq.load_tokenizer(out)((tmp_path / "text.txt").read_text())["input_ids"])
+    shown = " ".join(result.stderr.split())
+    assert f"calibration: {tokens // 100} windows (64 asked for) of 100 tokens, " in shown
+
+
+# ---- effort, and calibration where it needs some
+
+FEW = ["calibration.window=64", "calibration.windows=2"]
+
+
+@pytest.mark.parametrize(
+    ("effort", "steps"), [("gptq", "gptq"), ("balanced", "gptq+descent"), ("potptq", "rtn+block-scales")]
+)
+def test_an_effort_calibrates_on_the_models_own_text(tiny_folder: Path, out: Path, effort: str, steps: str) -> None:
+    words = [tiny_folder, out, "--scheme", "pot3", "--effort", effort, "--seed", "5"]
+    result = quantize(*words, "--json") if effort == "gptq" else quantize(*words, *FEW, "--json")
+    assert result.exit_code == 0, result.exception
+    report = QuantReport.model_validate(
+        {k: v for k, v in json.loads(result.stdout).items() if k not in ("output", "seconds")}
+    )
+    assert {module.algorithm for module in report.modules if module.kind == "linear"} == {steps}
+    given = {} if effort == "gptq" else {"window": 64, "windows": 2}
+    model = potq.load(tiny_folder)
+    batches = load_calibration("self", model, potq.load_tokenizer(tiny_folder), seed=5, **given)
+    assert potq.quantize(model, potq.PoTConfig("pot3", effort=effort), batches, seed=5) == report
+    assert f"calibration: {given.get('windows', 64)} windows of" in result.stderr
+    assert "quantizing: about" in result.stderr
+    assert "GB" in result.stderr
+    assert not out.with_name(".out.work").exists()
+
+
+def test_calibration_without_an_effort_is_balanced(tiny_folder: Path, out: Path) -> None:
+    result = quantize(tiny_folder, out, "--calibration", "self", *FEW)
+    assert result.exit_code == 0, result.exception
+    assert potq.load(out).config.quantization_config.effort == EFFORTS["balanced"]
+
+
+def test_fast_with_calibration_only_measures(tiny_folder: Path, out: Path) -> None:
+    result = quantize(tiny_folder, out, "--effort", "fast", "--calibration", "self", *FEW, "--json")
+    assert result.exit_code == 0, result.exception
+    modules = json.loads(result.stdout)["modules"]
+    assert {module["algorithm"] for module in modules if module["kind"] == "linear"} == {"rtn/mse-exact"}
+    assert all(module["output_snr_db"] is not None for module in modules)
+    assert "quantizing: about" not in result.stderr
+
+
+def test_an_effort_in_the_recipe(tiny_folder: Path, out: Path, tmp_path: Path) -> None:
+    effort = "{compensate: true, damping: 0.05}"
+    (tmp_path / "recipe.yaml").write_text(
+        f"{{model: {tiny_folder}, output: {out}, quantization: {{effort: {effort}}}, seed: 4}}"
+    )
+    result = quantize("-c", tmp_path / "recipe.yaml", *FEW, "--json")
+    assert result.exit_code == 0, result.exception
+    assert potq.load(out).config.quantization_config.effort == Effort(compensate=True, damping=0.05)
+
+
+# ---- a run that is killed
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The next run dies before it keeps its second block; returns what runs try to keep."""
+    save, kept = WorkFolder.save, []
+
+    def dies(folder: WorkFolder, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        kept.append(name)
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        save(folder, name, tensors)
+
+    monkeypatch.setattr(WorkFolder, "save", dies)
+    return kept
+
+
+def test_a_killed_run_goes_on(tiny_folder: Path, out: Path, tmp_path: Path, killed: list[str]) -> None:
+    words = [tiny_folder, out, "--scheme", "pot3", "--effort", "balanced", *FEW]
+    result = quantize(*words)
+    assert result.exit_code == 130
+    work = tmp_path / ".out.work"
+    shown = " ".join(result.stderr.split())
+    assert "1 of 2 blocks are kept in" in shown
+    assert "the same command goes on from there" in shown
+    assert work.is_dir()
+    assert not out.exists()
+    again = quantize(*words)
+    assert again.exit_code == 0, again.exception
+    assert "resuming: 1 of 2 blocks done" in again.stderr
+    assert len(killed) == 3
+    assert not work.exists()
+    undisturbed = quantize(tiny_folder, tmp_path / "other", *words[2:])
+    assert "resuming" not in undisturbed.stderr
+    assert potq.load(out).quant_report == potq.load(tmp_path / "other").quant_report
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "other" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:.*was left by another run")
+def test_what_another_run_left_is_not_used(tiny_folder: Path, out: Path, tmp_path: Path, killed: list[str]) -> None:
+    words = [tiny_folder, out, "--effort", "gptq", *FEW]
+    assert quantize(*words, "--scheme", "pot3").exit_code == 130
+    result = quantize(*words, "--scheme", "pot4")
+    assert result.exit_code == 0, result.exception
+    assert "resuming" not in result.stderr
+    assert len(killed) == 4
+    assert not (tmp_path / ".out.work").exists()
+
+
+def test_a_work_folder_that_is_something_else(tiny_folder: Path, out: Path, tmp_path: Path) -> None:
+    (tmp_path / ".out.work").mkdir()
+    (tmp_path / ".out.work" / "thesis.tex").write_text("work")
+    assert "holds something else" in refused(ConfigError, tiny_folder, out, "--effort", "gptq", *FEW)
+    assert quantize(tiny_folder, out, "--effort", "fast").exit_code == 0
+    assert (tmp_path / ".out.work" / "thesis.tex").exists()
+
+
+def test_a_full_disk(tiny_folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(WorkFolder, "save", full)
+    message = refused(CheckpointError, tiny_folder, out, "--effort", "gptq", *FEW)
+    assert "cannot keep unfinished work in" in message
+    assert "No space left on device" in message
+
+
+# ---- a scheme for each linear
+
+
+def test_a_budget(tiny_folder: Path, out: Path) -> None:
+    result = quantize(tiny_folder, out, "--budget", "3.3", "--effort", "fast", "--calibration", "self", *FEW, "--json")
+    assert result.exit_code == 0, result.exception
+    found = json.loads(result.stdout)
+    model = potq.load(tiny_folder)
+    batches = load_calibration("self", model, potq.load_tokenizer(tiny_folder), window=64, windows=2)
+    config = potq.PoTConfig("apot4", effort="fast")
+    expected = potq.allocate(model, config, ["pot2", "pot3", "pot3nz", "apot3", "pot4", "apot4"], batches, budget=3.3)
+    assert potq.load(out).config.quantization_config.targets == expected.targets
+    linears = [module for module in found["modules"] if module["kind"] == "linear"]
+    weights = [module["shape"][0] * module["shape"][1] for module in linears]
+    bits = sum(w * module["bits_per_weight"] for w, module in zip(weights, linears, strict=True)) / sum(weights)
+    assert bits <= 3.3
+    assert found["allocation"]["bits_per_weight"] == pytest.approx(bits)
+    assert {m["name"]: m["scheme"] for m in linears} == {
+        name: layer["chosen"] for name, layer in found["allocation"]["layers"].items()
+    }
+
+
+def test_candidates_and_a_table(tiny_folder: Path, out: Path) -> None:
+    words = ["--scheme", "pot3", "--candidates", "pot3,pot3nz,apot3", "--effort", "gptq", *FEW]
+    result = quantize(tiny_folder, out, *words)
+    assert result.exit_code == 0, result.exception
+    assert "14 linears at 3.2619 bits per weight, expected loss" in result.stdout
+    schemes = {m.scheme for m in potq.load(out).quant_report.modules if m.kind == "linear"}
+    assert schemes <= {"pot3-g64", "pot3nz-g64", "apot3-g64"}
+
+
+def test_budget_and_candidates_in_a_recipe(tiny_folder: Path, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        f"""
+        {{model: {tiny_folder}, output: {out}, budget: 3.6, calibration: {{window: 64, windows: 2}},
+        candidates: [pot3, {{preset: pot4, group_size: 32}}, "pot2:scale_dtype=e8m0"], quantization: {{effort: fast}}}}
+        """
+    )
+    result = quantize("-c", tmp_path / "recipe.yaml")
+    assert result.exit_code == 0, result.exception
+    schemes = {m.scheme for m in potq.load(out).quant_report.modules if m.kind == "linear"}
+    assert schemes <= {"pot3-g64", "pot4-g32", "pot2-g64-e8m0"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "3.25"], "a budget needs calibration text: --calibration self"),
+        (["--candidates", "pot3"], "choosing among candidates needs calibration text"),
+        (["--budget", "nan", "--effort", "gptq"], "budget"),
+        (["--budget", "0", "--effort", "gptq"], "budget"),
+        (["--effort", "gptq", "--candidates", "pot9"], "unknown preset 'pot9'"),
+        (["--effort", "gptq", "--candidates", "pot3,pot3:group_size=64"], "pot3-g64 twice"),
+        (["--effort", "gptq", "candidates=[]"], "candidates is empty"),
+        (["--effort", "gptq", "candidates=3"], "candidates"),
+        (["--effort", "gptq", "--candidates", ","], "no scheme is named"),
+        (["--effort", "gptq", "--candidates", "pot3:=3"], "'=3' is not an override"),
+        (["--effort", "some"], "unknown effort 'some'; the presets are fast, gptq"),
+        (["--seed", "-1"], "seed"),
+    ],
+)
+def test_wrong_efforts_and_candidates(tmp_path: Path, out: Path, words: list[str], message: str) -> None:
+    assert message in refused(ConfigError, tmp_path / "none", out, *words)
+
+
+def test_a_budget_that_cannot_be_met(tiny_folder: Path, out: Path) -> None:
+    message = refused(ConfigError, tiny_folder, out, "--budget", "2", "--calibration", "self", *FEW)
+    assert "these candidates take at least 2.2620" in message
+    assert not out.exists()
+    assert not out.with_name(".out.work").exists()
 
 
 # ---- what is refused, before any work is done
@@ -197,5 +413,16 @@ def test_weights_that_are_nan(tiny_model: Any, tiny_folder: Path, out: Path) -> 
 def test_calibration_text_that_is_too_short(tiny_folder: Path, out: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("the cat")
     message = refused(DataError, tiny_folder, out, "--calibration", tmp_path / "short.txt")
-    assert "short.txt has" in message
-    assert "less than one calibration window of 512" in message
+    assert "short.txt: the calibration text has" in message
+    assert "less than one window of 128" in message  # the model's limit, for the default of 512 is more
+
+
+@pytest.mark.parametrize("source", ["self", "pydoc"])
+def test_a_calibration_window_beyond_the_models_limit(tiny_folder: Path, out: Path, source: str) -> None:
+    message = refused(DataError, tiny_folder, out, "--calibration", source, "calibration.window=129")
+    assert "windows of 129 tokens exceed the model's limit of 128" in message
+    assert not out.exists()
+
+
+def test_calibration_text_that_is_not_there(tiny_folder: Path, out: Path) -> None:
+    assert "cannot read the text none.txt" in refused(DataError, tiny_folder, out, "--calibration", "none.txt")

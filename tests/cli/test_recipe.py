@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from potq import PoTConfig, QuantScheme
-from potq.cli.recipe import CalibrationRecipe, QuantizeRecipe, build
+from potq.cli.recipe import CalibrationRecipe, QuantizeRecipe, build, parse_schemes
 from potq.errors import ConfigError
 
 BASE = {"model": "m", "output": "o"}
@@ -52,7 +52,7 @@ def test_a_whole_recipe(tmp_path: Path) -> None:
         targets={"down_proj": QuantScheme("pot3"), "q_proj": QuantScheme("pot4", group_size="row")},
         scale_method="weighted",
     )
-    assert found.calibration == CalibrationRecipe(text="pydoc", window=64, windows=16)
+    assert found.calibration == CalibrationRecipe(text="pydoc", window=64, windows=64, seed=None)
     assert found.force
 
 
@@ -85,6 +85,13 @@ def test_options_that_are_not_given_change_nothing(tmp_path: Path) -> None:
 )
 def test_overrides_are_yaml(override: str, config: PoTConfig) -> None:
     assert build(QuantizeRecipe, None, [override], BASE | {"quantization.preset": "apot4"}).config() == config
+
+
+def test_calibration_text_is_the_models_own_by_default() -> None:
+    recipe = CalibrationRecipe()
+    assert (recipe.text, recipe.window, recipe.windows, recipe.seed) == ("self", None, 64, None)
+    built = build(QuantizeRecipe, None, ["calibration.windows=3"], BASE)
+    assert built.calibration == CalibrationRecipe(text="self", windows=3)
 
 
 def test_a_value_may_contain_an_equals_sign() -> None:
@@ -166,6 +173,7 @@ def test_a_recipe_whose_keys_are_no_words(tmp_path: Path, text: str) -> None:
     [
         ("calibration.window=1", r"(?s)calibration.*window: "),
         ("calibration.windows=0", r"(?s)calibration.*windows: "),
+        ("calibration.seed=-1", r"(?s)calibration.*seed: "),
         ("force=perhaps", "force"),
         ("quantization=pot4", "quantization"),
         ("quantization.group_size=-3", "group_size"),
@@ -182,3 +190,43 @@ def test_an_option_fills_a_null_of_the_file(tmp_path: Path) -> None:
     built = build(QuantizeRecipe, tmp_path / "recipe.yaml", [], {"calibration.text": "pydoc"})
     assert built.calibration is not None
     assert built.calibration.text == "pydoc"
+
+
+# ---- schemes in words, and what decides about calibration
+
+
+def test_schemes_in_words() -> None:
+    found = parse_schemes("pot3, pot4:group_size=32:scale_dtype=e8m0,int4:group_size=row")
+    expected = QuantScheme("pot4", group_size=32, scale_dtype="e8m0")
+    assert found == (QuantScheme("pot3"), expected, QuantScheme("int4", group_size="row"))
+    assert parse_schemes("pot4:scale_dtype=e8m0:row_scale=true")[0].row_scale
+
+
+@pytest.mark.parametrize("candidates", ["pot3,pot4:group_size=32", ["pot3", {"preset": "pot4", "group_size": 32}]])
+def test_candidates(candidates: Any) -> None:
+    found = QuantizeRecipe(**BASE, candidates=candidates)
+    assert found.schemes == (QuantScheme("pot3"), QuantScheme("pot4", group_size=32))
+    assert found.allocates
+    assert not QuantizeRecipe(**BASE).allocates
+    assert len(QuantizeRecipe(**BASE, budget=3).schemes) == 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, None),
+        ({"quantization": {"effort": "fast"}}, None),
+        ({"quantization": {"effort": "balanced"}}, CalibrationRecipe()),
+        ({"quantization": {"effort": {"rounds": 1}}}, CalibrationRecipe()),
+        ({"quantization": {"effort": "best"}, "calibration": {"text": "pydoc"}}, CalibrationRecipe(text="pydoc")),
+        ({"calibration": {"windows": 3}}, CalibrationRecipe(windows=3)),
+        ({"budget": 3.0, "quantization": {"effort": "gptq"}}, CalibrationRecipe()),
+    ],
+)
+def test_calibration_text_where_the_effort_needs_it(fields: dict[str, Any], text: CalibrationRecipe | None) -> None:
+    assert QuantizeRecipe(**BASE, **fields).calibration_text() == text
+
+
+def test_the_example_is_a_recipe() -> None:
+    example = Path(__file__).parents[2] / "examples" / "recipe.yaml"
+    assert build(QuantizeRecipe, example, [], {}).calibration_text() is None

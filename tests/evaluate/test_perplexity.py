@@ -12,7 +12,7 @@ from torch import nn
 
 import potq
 from potq.errors import DataError, ModelError
-from potq.evaluate.perplexity import perplexity, tokenize
+from potq.evaluate.perplexity import perplexity
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_the_default_window_is_the_models_limit(tiny_model: Any) -> None:
 
 
 def test_a_window_beyond_the_limit(tiny_model: Any, text_tokens: torch.Tensor) -> None:
-    with pytest.raises(DataError, match="windows of 129 tokens exceed the model's limit of 128; use --window 128"):
+    with pytest.raises(DataError, match="windows of 129 tokens exceed the model's limit of 128; use a window of 128"):
         perplexity(tiny_model, text_tokens, window=129)
 
 
@@ -134,13 +134,3 @@ def test_a_model_too_bad_for_a_number() -> None:
     logits = torch.eye(4) * 5000  # sure of the wrong token: exp(5000) is no float
     with pytest.raises(potq.PotqError):
         perplexity(Fixed(logits), torch.arange(4), window=4)  # type: ignore[arg-type]
-
-
-def test_tokenize_is_one_text(packed_folder: Any) -> None:
-    tokenizer = potq.load_tokenizer(packed_folder)
-    text = "the cat\n\n" * 1000
-    tokens = tokenize(tokenizer, text)
-    assert tokens.ndim == 1
-    assert tokens.dtype == torch.long
-    assert tokenizer.decode(tokens) == text
-    assert len(tokenize(tokenizer, "")) == 0

@@ -90,10 +90,14 @@ def test_round_trip_is_bitwise_exact(family: str, dtype: str, tmp_path: Path) ->
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), after)
 
 
+ROWS: dict[str, Any] = {"group_size": 16, "scale_dtype": "e8m0", "row_scale": True}
+
+
+@pytest.mark.parametrize("fields", [{}, ROWS], ids=["preset", "row scales"])
 @pytest.mark.parametrize("preset", potq.PRESETS)
-def test_every_preset_survives_saving(preset: str, tmp_path: Path) -> None:
+def test_every_preset_survives_saving(preset: str, fields: dict[str, Any], tmp_path: Path) -> None:
     model = trained("llama-tied")
-    potq.quantize(model, everything_at(preset))
+    potq.quantize(model, everything_at(preset, **fields))
     potq.save(model, tmp_path / "out")
     assert torch.equal(logits(potq.load(tmp_path / "out")), logits(model))
 
@@ -104,6 +108,18 @@ def test_every_kind_of_group_survives_saving(group_size: int | str, tmp_path: Pa
     potq.quantize(model, everything_at("pot3", group_size=group_size))
     potq.save(model, tmp_path / "out")
     assert torch.equal(logits(potq.load(tmp_path / "out")), logits(model))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_row_scales_of_every_family_stream_save_and_load(family: str, tmp_path: Path) -> None:
+    trained(family).save_pretrained(tmp_path / "full")
+    config = everything_at("pot4", **ROWS)
+    streamed = AutoModelForCausalLM.from_pretrained(tmp_path / "full", quantization_config=config)
+    model = trained(family)
+    potq.quantize(model, config)
+    assert torch.equal(logits(streamed), logits(model))
+    potq.save(streamed, tmp_path / "packed")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "packed")), logits(model))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -156,6 +172,23 @@ def test_two_different_weights_under_a_tied_config_are_both_kept(tmp_path: Path)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
 
 
+def test_tied_weights_that_differ_in_row_scales_only_are_both_kept(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    model = trained("llama-tied")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    # twice a row scale of less than the largest octave moves the row scale alone
+    state["lm_head.weight"] = state["lm_head.weight"] * 2
+    model.save_pretrained(tmp_path)
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    streamed = potq.load(tmp_path, everything_at("pot4", **ROWS))
+    head, embedding = streamed.lm_head, streamed.get_input_embeddings()
+    assert head.tied_to is None
+    assert torch.equal(head.weight_packed, embedding.weight_packed)
+    assert torch.equal(head.weight_scale, embedding.weight_scale)
+    assert torch.equal(head.weight, 2 * embedding.weight)
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_a_checkpoint_with_both_tied_weights_streams(same: bool, tmp_path: Path) -> None:
     model = trained("llama-tied")
@@ -186,14 +219,17 @@ def test_casting_a_packed_model_changes_neither_codes_nor_scales() -> None:
     assert logits(model).dtype == torch.float16
 
 
-def test_loading_in_another_dtype_keeps_the_scales(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fields", [{}, ROWS], ids=["float16", "row scales"])
+def test_loading_in_another_dtype_keeps_the_scales(fields: dict[str, Any], tmp_path: Path) -> None:
     model = trained("llama-tied")
-    potq.quantize(model, potq.PoTConfig("pot4"))
+    potq.quantize(model, potq.PoTConfig("pot4", **fields))
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert loaded.dtype == torch.bfloat16
     for name, module in packed_modules(loaded).items():
-        assert torch.equal(module.quantized.scale, model.get_submodule(name).quantized.scale)
+        read, written = module.quantized.tensors(), model.get_submodule(name).quantized.tensors()
+        assert {part: tensor.dtype for part, tensor in read.items()} == {part: t.dtype for part, t in written.items()}
+        assert all(torch.equal(tensor, written[part]) for part, tensor in read.items())
 
 
 def test_generate_runs_on_a_packed_model() -> None:

@@ -20,16 +20,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from potq import native
 from potq.grid import Grid, shift_terms, uniform
-from potq.kernels.cpu import backend, library
+from potq.kernels.cpu import backend
 from potq.packing import pack
 from potq.scheme import PRESETS, QuantScheme
 from potq.tensor import QuantizedWeight
 
-pytestmark = pytest.mark.skipif(library.missing() is not None, reason=library.missing() or "")
+pytestmark = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 
 CPU = torch.device("cpu")
-ISAS = {} if library.missing() else library.usable_isas()
+ISAS = {} if native.missing() else native.usable_isas()
 SUPPORTED = sorted(name for name in PRESETS if PRESETS[name].grid.fits_int8)
 GROUPS: list[Any] = [16, 32, 48, 64, 80, 128, "row", "tensor"]
 SCALES = ["float16", "e8m0"]

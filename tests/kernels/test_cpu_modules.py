@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from potq import native
 from potq.algorithms.rtn import rtn
 from potq.errors import ConfigError
 from potq.kernels import explain, set_activations
-from potq.kernels.cpu import backend, library
+from potq.kernels.cpu import backend
 from potq.nn import PackedModule, PoTLinear, pack_module
 from potq.scheme import PRESETS, QuantScheme
 
-pytestmark = pytest.mark.skipif(library.missing() is not None, reason=library.missing() or "")
+pytestmark = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 
 IN, OUT = 70, 11
 HALVES = [torch.bfloat16, torch.float16]
@@ -54,11 +55,11 @@ class _Tied(nn.Module):
         return logits
 
 
-def _anew(module: PackedModule, x: Tensor) -> Tensor:
-    """The product with what the buffers hold now, by tiles that nobody has used before."""
+def _anew(module: PackedModule, x: Tensor, *, bias: bool = True) -> Tensor:
+    """The product with what the buffers hold now (row scales apart), by tiles that nobody has used before."""
     weight = module.quantized
     kernel = backend.Kernel(weight.packed.clone(), weight.scale.clone(), weight.scheme, weight.shape[1])
-    return kernel(x, module._parameters["bias"], module.activations)
+    return kernel(x, module._parameters["bias"] if bias else None, module.activations)
 
 
 # ---- products ------------------------------------------------------------------------------------------------------
@@ -157,6 +158,79 @@ def test_an_embedding_refuses_ids_that_nn_embedding_refuses(dtype: torch.dtype) 
     for embedding in (nn.Embedding(13, IN), _embedding()):
         with pytest.raises((RuntimeError, ConfigError), match=r"Int|int"):
             embedding(torch.ones(2).to(dtype))
+
+
+# ---- row scales ----------------------------------------------------------------------------------------------------
+
+
+def _rows(name: str = "pot4", group_size: Any = 32) -> QuantScheme:
+    return QuantScheme(name, group_size=group_size, scale_dtype="e8m0", row_scale=True)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("group_size", [16, 64, "row"])
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+@pytest.mark.parametrize("name", sorted(name for name in PRESETS if PRESETS[name].grid.fits_int8))
+def test_row_scales_multiply_the_kernels_product(name: str, activations: Any, group_size: Any, bias: bool) -> None:
+    linear, x = _linear(_rows(name, group_size), bias), _rand(2, 3, IN, seed=1)
+    set_activations(linear, activations)
+    assert explain(linear).backend == "cpu"
+    exact = nn.functional.linear(x, linear.quantized.dequantize(), linear.bias)
+    assert (linear(x) - exact).norm() < {"int8": 0.01, "float": 1e-6}[activations] * exact.norm()
+    product = _anew(linear, x, bias=False) * linear.weight_row_scale.float().T
+    assert torch.equal(linear(x), product if linear.bias is None else product + linear.bias)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_halves_with_row_scales_are_rounded_once(dtype: torch.dtype) -> None:
+    linear, x = _linear(_rows()).to(dtype), _rand(3, IN).to(dtype)
+    wide = copy.deepcopy(linear).float()(x.float())
+    assert linear(x).dtype == dtype
+    assert torch.equal(linear(x), wide.to(dtype))
+
+
+@pytest.mark.parametrize("name", ["pot4", "pot3", "pot2", "int8", "apot4"])
+def test_an_embedding_with_row_scales_is_exact(name: str) -> None:
+    embedding, ids = _embedding(_rows(name)), torch.tensor([[0, 12, 3], [3, 3, 7]])
+    assert explain(embedding).backend == "cpu"
+    for dtype in (torch.float32, *HALVES):
+        assert torch.equal(embedding.to(dtype)(ids), embedding.quantized.dequantize()[ids].to(dtype))
+    assert torch.equal(embedding(ids.int()), embedding(ids))
+    assert embedding(torch.empty(0, 2, dtype=torch.long)).shape == (0, 2, IN)
+    for index in (13, -1):
+        with pytest.raises(IndexError, match=f"index {index} "):
+            embedding(torch.tensor([0, index]))
+
+
+def test_a_row_scale_that_changes_is_noticed() -> None:
+    linear, x = _linear(_rows(), bias=False), _rand(3, IN)
+    before = linear(x)
+    linear.weight_row_scale *= 2
+    assert torch.equal(linear(x), 2 * before)
+
+
+@pytest.mark.parametrize("make", [lambda good: None, lambda good: good.T, lambda good: good.float(), lambda good: good[:-1]])
+def test_row_scales_that_are_none_are_refused(make: Any) -> None:
+    weight = _linear(_rows()).quantized
+    row_scale = make(weight.row_scale)
+    with pytest.raises(RuntimeError, match="row scale"):
+        backend.linear(_rand(3, IN), weight.packed, weight.scale, None, weight.scheme, "int8", row_scale)
+    with pytest.raises(RuntimeError, match="row scale"):
+        backend.embedding(torch.tensor([1]), weight.packed, weight.scale, weight.scheme, IN, torch.float32, row_scale)
+
+
+def test_a_row_scale_that_the_scheme_does_not_have_is_refused() -> None:
+    weight, row_scale = _linear().quantized, torch.ones(OUT, 1, dtype=torch.float16)
+    with pytest.raises(RuntimeError, match="no row scale"):
+        backend.linear(_rand(3, IN), weight.packed, weight.scale, None, weight.scheme, "int8", row_scale)
+
+
+def test_gradients_with_row_scales_are_those_of_the_exact_product() -> None:
+    linear, x, upstream = _linear(_rows()).requires_grad_(True), _rand(3, IN).requires_grad_(), _rand(3, OUT, seed=2)
+    linear(x).backward(upstream)
+    assert x.grad is not None
+    assert torch.equal(x.grad, upstream @ linear.quantized.dequantize())
+    torch.testing.assert_close(linear.bias.grad, upstream.sum(0))
 
 
 # ---- changed weights -----------------------------------------------------------------------------------------------

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from potq import native
 from potq.algorithms.rtn import rtn
 from potq.errors import ConfigError
 from potq.kernels import Explanation, explain, set_activations
-from potq.kernels.cpu import library
 from potq.nn import pack_module
 from potq.scheme import PRESETS, QuantScheme
 
-compiled_library = pytest.mark.skipif(library.missing() is not None, reason=library.missing() or "")
+compiled_library = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 
 
 def _rand(*shape: int) -> Tensor:
@@ -36,19 +36,19 @@ def _embedding() -> Any:
 @compiled_library
 def test_a_linear_on_the_kernels() -> None:
     found = explain(_linear())
-    assert found == Explanation("cpu", library.isa(), "int8", {})
-    assert str(found) == f"cpu ({library.isa()}), int8 activations"
+    assert found == Explanation("cpu", native.isa(), "int8", {})
+    assert str(found) == f"cpu ({native.isa()}), int8 activations"
 
 
 @compiled_library
 def test_an_embedding_rounds_nothing() -> None:
-    assert explain(_embedding()) == Explanation("cpu", library.isa(), "float", {})
+    assert explain(_embedding()) == Explanation("cpu", native.isa(), "float", {})
 
 
 @compiled_library
 def test_a_tied_head() -> None:
     head = pack_module(nn.Linear(70, 13, bias=False), _embedding())
-    assert explain(head) == Explanation("cpu", library.isa(), "int8", {})
+    assert explain(head) == Explanation("cpu", native.isa(), "int8", {})
 
 
 @compiled_library

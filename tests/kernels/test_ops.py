@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from potq import native
 from potq.algorithms.rtn import rtn
 from potq.kernels import ops, set_activations
-from potq.kernels.cpu import backend, library
+from potq.kernels.cpu import backend
 from potq.nn import PoTLinear, pack_module
 from potq.scheme import PRESETS, QuantScheme
 from potq.tensor import QuantizedWeight
 
 IN, OUT = 70, 11
 NAMES = ["pot4", "pot3", "int8", "mxpot", "pot5"]  # pot5 is the reference's
+ROWS = QuantScheme("pot4", group_size=32, scale_dtype="e8m0", row_scale=True)
 
 
 def _rand(*shape: int, seed: int = 0) -> Tensor:
@@ -37,7 +39,8 @@ class _Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = pack_module(nn.Embedding(13, IN), rtn(_rand(13, IN), PRESETS["int8"], method="absmax"))
-        layers = [rtn(_rand(IN, IN, seed=seed), PRESETS[name]) for seed, name in enumerate(["pot4", "pot3"])]
+        schemes = PRESETS["pot4"], PRESETS["pot3"], ROWS
+        layers = [rtn(_rand(IN, IN, seed=seed), scheme) for seed, scheme in enumerate(schemes)]
         self.layers = nn.ModuleList(pack_module(nn.Linear(IN, IN), layer) for layer in layers)
         self.head = pack_module(nn.Linear(IN, 13, bias=False), self.embedding)
 
@@ -80,6 +83,22 @@ def test_linear_is_an_op_as_torch_wants_them(
     torch.library.opcheck(ops.linear, (x, weight.packed, weight.scale, b, weight.scheme.model_dump_json(), "int8"))
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_with_row_scales_is_an_op_as_torch_wants_them(dtype: torch.dtype, grad: bool) -> None:
+    weight = _weight(ROWS)
+    x, bias = _rand(2, 3, IN).to(dtype).requires_grad_(grad), _rand(OUT).to(dtype).requires_grad_(grad)
+    arguments = (x, weight.packed, weight.scale, bias, ROWS.model_dump_json(), "int8", weight.row_scale)
+    torch.library.opcheck(ops.linear, arguments)
+
+
+def test_embedding_with_row_scales_is_an_op_as_torch_wants_them() -> None:
+    weight, ids = _weight(ROWS), torch.tensor([[0, 10, 3], [3, 3, 7]])
+    arguments = (ids, weight.packed, weight.scale, ROWS.model_dump_json(), IN, torch.bfloat16, weight.row_scale)
+    torch.library.opcheck(ops.embedding, arguments)
+    assert torch.equal(ops.embedding(*arguments), weight.dequantize()[ids].bfloat16())
+
+
 def test_linear_takes_a_vector_and_keeps_activations_if_asked() -> None:
     weight = _weight(PRESETS["pot4"])
     x, bias = _rand(IN), _rand(OUT)
@@ -118,12 +137,13 @@ def test_embedding_refuses_ids_outside_the_table() -> None:
         ops.embedding(torch.tensor([OUT]), weight.packed, weight.scale, weight.scheme.model_dump_json(), IN, torch.float32)
 
 
+@pytest.mark.parametrize("scheme", [PRESETS["pot2"], ROWS], ids=lambda s: s.name)
 @pytest.mark.parametrize("activations", ["int8", "float"])
-def test_gradients_pass_rounding_straight_through(activations: str) -> None:
-    weight, x, bias = _weight(PRESETS["pot2"]), _rand(2, 3, IN).requires_grad_(), _rand(OUT).requires_grad_()
+def test_gradients_pass_rounding_straight_through(activations: str, scheme: QuantScheme) -> None:
+    weight, x, bias = _weight(scheme), _rand(2, 3, IN).requires_grad_(), _rand(OUT).requires_grad_()
     upstream = _rand(2, 3, OUT, seed=4)
     spec = weight.scheme.model_dump_json()
-    ops.linear(x, weight.packed, weight.scale, bias, spec, activations).backward(upstream)
+    ops.linear(x, weight.packed, weight.scale, bias, spec, activations, weight.row_scale).backward(upstream)
     assert x.grad is not None
     assert torch.equal(x.grad, upstream @ weight.dequantize())
     torch.testing.assert_close(bias.grad, upstream.sum((0, 1)))
@@ -171,7 +191,7 @@ def test_compiled_gradients_equal_the_eager_ones() -> None:
     assert torch.equal(gradients[0][1], gradients[1][1])
 
 
-@pytest.mark.skipif(library.missing() is not None, reason=library.missing() or "")
+@pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 def test_compiled_calls_reuse_the_tiles_and_notice_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[PoTLinear] = []
     kernel = backend.Kernel

@@ -47,6 +47,25 @@ def test_every_byte_value_decodes(name: str) -> None:
     assert torch.equal(kernel.view(torch.int32), expected.view(torch.int32))
 
 
+@pytest.mark.parametrize("group_size", [1, 16, 1000, "row"])
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_row_scales_multiply_the_rows_bitwise(name: str, group_size: Any) -> None:
+    scheme = QuantScheme(name, group_size=group_size, scale_dtype="e8m0", row_scale=True)
+    generator = torch.Generator().manual_seed(0)
+    empty = QuantizedWeight.empty((7, 71), scheme, "cpu")
+    packed = torch.randint(0, 256, empty.packed.shape, generator=generator).to(torch.uint8)
+    scale = torch.randint(100, 140, empty.scale.shape, generator=generator).to(torch.uint8)
+    row_scale = torch.randint(0, 0x7C00, (7, 1), generator=generator).to(torch.int16).view(torch.float16)
+    expected = QuantizedWeight(packed, scale, (7, 71), scheme, row_scale).dequantize()
+    found = reference.rows(None, packed, scale, scheme, 71, torch.float32, row_scale)
+    assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+    ids = torch.tensor([[6, 0], [2, 2]])
+    assert torch.equal(reference.embedding(ids, packed, scale, scheme, 71, torch.float32, row_scale), expected[ids])
+    x, bias = torch.randn(3, 71, generator=generator), torch.randn(7, generator=generator)
+    found = reference.linear(x, packed, scale, bias, scheme, "int8", row_scale)
+    assert torch.equal(found, torch.nn.functional.linear(x, expected, bias))
+
+
 def test_zero_scales_give_zeros() -> None:
     scheme = QuantScheme("pot2", group_size=4)
     empty = QuantizedWeight.empty((2, 6), scheme, "cpu")

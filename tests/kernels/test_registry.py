@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from potq import native
 from potq.algorithms.rtn import rtn
 from potq.kernels import explain, ops, register_kernel, registry
-from potq.kernels.cpu import library
 from potq.nn import pack_module
 from potq.scheme import PRESETS, QuantScheme
 
 CPU = torch.device("cpu")
-compiled_library = pytest.mark.skipif(library.missing() is not None, reason=library.missing() or "")
+compiled_library = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 
 
 @dataclass
@@ -35,12 +35,19 @@ class _Fake:
         return self.reason
 
     def linear(
-        self, input: Tensor, packed: Tensor, scale: Tensor, bias: Any, scheme: QuantScheme, activations: Any
+        self, input: Tensor, packed: Tensor, scale: Tensor, bias: Any, scheme: QuantScheme, activations: Any, row_scale: Any
     ) -> Tensor:
         return input.new_full((*input.shape[:-1], len(packed)), self.value)
 
     def embedding(
-        self, ids: Tensor, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int, dtype: torch.dtype
+        self,
+        ids: Tensor,
+        packed: Tensor,
+        scale: Tensor,
+        scheme: QuantScheme,
+        columns: int,
+        dtype: torch.dtype,
+        row_scale: Any,
     ) -> Tensor:
         return torch.full((*ids.shape, columns), self.value, dtype=dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from potq.row_scale import choose_row_scale
 from potq.scale_search import choose_scale
 from potq.scheme import QuantScheme, ScaleMethod
 from potq.tensor import QuantizedWeight
@@ -15,7 +16,13 @@ def rtn(
     importance: Tensor | None = None,
     *,
     method: ScaleMethod = "mse",
-    candidates: int = 16,
+    candidates: int | None = None,
 ) -> QuantizedWeight:
-    """Quantize ``weight`` ``(out, in)``; arguments and errors as in :func:`potq.scale_search.choose_scale`."""
+    """Quantize ``weight`` ``(out, in)``; arguments and errors as in :func:`potq.scale_search.choose_scale`.
+
+    A scheme with row scales tries some more under each (:mod:`potq.row_scale`).
+    """
+    if scheme.row_scale:
+        scale, row_scale = choose_row_scale(weight, scheme, importance, method=method, candidates=candidates)
+        return QuantizedWeight.from_scale(weight, scale, scheme, row_scale)
     return QuantizedWeight.from_scale(weight, choose_scale(weight, scheme, method, candidates, importance), scheme)

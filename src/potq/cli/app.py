@@ -7,6 +7,7 @@ import sys
 import typer
 
 import potq
+from potq.cli.compare import compare
 from potq.cli.console import stderr
 from potq.cli.evaluate import evaluate
 from potq.cli.generate import generate
@@ -27,6 +28,7 @@ app.command("quantize")(quantize)
 app.command("generate")(generate)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect)
+app.command("compare")(compare)
 
 
 def _version(value: bool) -> None:

@@ -12,7 +12,9 @@ from potq.cli.kernels import Activations, kernel_lines, use_kernels
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder (packed or not), .gguf file, hub name, or smollm2.")],
-    text: Annotated[str, typer.Option(help="A UTF-8 text file, or pydoc: CPython's own help topics.")] = "pydoc",
+    text: Annotated[
+        str, typer.Option(help="A file, a dataset as name:config:split, or pydoc: CPython's own help topics.")
+    ] = "pydoc",
     window: Annotated[int | None, typer.Option(help="Tokens per window. Default: 2048 or the model's limit.")] = None,
     windows: Annotated[int | None, typer.Option(min=1, help="Only the first so many windows. Default: all.")] = None,
     dtype: Annotated[str, typer.Option(help="What the model computes in.")] = "auto",
@@ -26,8 +28,9 @@ def evaluate(
 
     potq eval out --text wiki.test.raw --window 1024 --windows 40
     """
-    from potq.evaluate.perplexity import perplexity, tokenize
-    from potq.evaluate.text import read_text
+    from potq.data.text import read_text
+    from potq.data.tokens import tokenize
+    from potq.evaluate.perplexity import perplexity
     from potq.loading import load, load_tokenizer
 
     content = read_text(text)

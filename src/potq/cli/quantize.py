@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from potq.cli import console
 from potq.cli.recipe import CalibrationRecipe, QuantizeRecipe, build
-from potq.errors import ConfigError, DataError
+from potq.errors import CheckpointError, ConfigError, PotqError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from potq.allocation import Allocation
     from potq.report import QuantReport
     from potq.scheme import PoTConfig
 
@@ -37,8 +42,29 @@ def quantize(
     group_size: Annotated[str | None, typer.Option(help="Inputs per scale: a number, row or tensor.")] = None,
     embedding: Annotated[str | None, typer.Option(help="Preset of embeddings and head, or none. Default: int8.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of modules to leave alone; repeatable.")] = None,
-    scale_method: Annotated[str | None, typer.Option(help="absmax, mse or weighted. Default: mse.")] = None,
-    calibration: Annotated[str | None, typer.Option(help="Calibration text: a UTF-8 file, or pydoc.")] = None,
+    scale_method: Annotated[str | None, typer.Option(help="absmax, mse, weighted or fisher. Default: mse.")] = None,
+    effort: Annotated[
+        str | None,
+        typer.Option(
+            help="fast, gptq, balanced, best or potptq. Default: balanced with --calibration, fast without. "
+            "All but fast calibrate on the model's own text unless --calibration names another."
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Bits per weight of the linears, which get a scheme each. Needs calibration.")
+    ] = None,
+    candidates: Annotated[
+        str | None,
+        typer.Option(
+            help="What each linear's scheme is chosen from, e.g. pot2,pot3,pot4:group_size=32; without --budget, of those "
+            "no larger than --scheme. Default with --budget: pot2,pot3,pot3nz,apot3,pot4,apot4."
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="Calibration text: self (the model writes it), a file, a dataset as name:config:split, or pydoc."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of calibration text and refinement. Default: 0.")] = None,
     dtype: Annotated[str | None, typer.Option(help="What the model computes in: auto, float32, bfloat16, float16.")] = None,
     max_shard_size: Annotated[str | None, typer.Option(help="Largest weight file. Default: 5GB.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
@@ -68,7 +94,11 @@ def quantize(
             "quantization.embedding": embedding,
             "quantization.ignore": ignore or None,
             "quantization.scale_method": scale_method,
+            "quantization.effort": effort,
+            "budget": budget,
+            "candidates": candidates,
             "calibration.text": calibration,
+            "seed": seed,
             "dtype": dtype,
             "max_shard_size": max_shard_size,
             "force": force or None,
@@ -79,46 +109,149 @@ def quantize(
 
 def _run(settings: QuantizeRecipe, *, every_module: bool, as_json: bool) -> None:
     from potq.checkpoint import check_destination, check_shard_size, save
+    from potq.loading import load, load_tokenizer
+    from potq.ptq import chosen_effort
 
-    config = settings.config()
+    config, text = settings.config(), settings.calibration_text()
     check_shard_size(settings.max_shard_size)
-    check_destination(settings.output, force=settings.force)
+    target = check_destination(settings.output, force=settings.force)
+    work = target.with_name(f".{target.name}.work")
+    if settings.allocates:
+        from potq.allocation import check_candidates
+
+        check_candidates(settings.schemes)
     console.quiet_libraries()
     began = time.perf_counter()
-    model, tokenizer, report = _quantized(settings, config)
+    allocation, in_blocks = None, False
+    if text is None:
+        model, tokenizer = _streamed(settings, config)
+    else:
+        tokenizer = load_tokenizer(settings.model)
+        with console.status(f"loading {settings.model}"):
+            model = load(settings.model, dtype=settings.dtype)
+        batches = calibration_batches(text, model, tokenizer, seed=settings.seed)
+        allocation = _allocated(settings, config, model, batches) if settings.allocates else None
+        config = allocation.config if allocation is not None else config
+        in_blocks = chosen_effort(config, given=True).calibrated
+        _calibrated(model, config, batches, settings.seed, work if in_blocks else None)
     with console.status(f"writing {settings.output}"):
         save(model, settings.output, tokenizer, force=settings.force, max_shard_size=settings.max_shard_size)
-    seconds = time.perf_counter() - began
+    if in_blocks:
+        shutil.rmtree(work, ignore_errors=True)
+    _show(settings, model.quant_report, allocation, time.perf_counter() - began, every_module=every_module, as_json=as_json)
+
+
+def _show(
+    settings: QuantizeRecipe,
+    report: QuantReport,
+    allocation: Allocation | None,
+    seconds: float,
+    *,
+    every_module: bool,
+    as_json: bool,
+) -> None:
     if as_json:
-        console.emit_json({"output": str(settings.output), "seconds": seconds, **report.model_dump(mode="json")})
+        found = {"allocation": allocation.to_dict()} if allocation is not None else {}
+        console.emit_json({"output": str(settings.output), "seconds": seconds, **found, **report.model_dump(mode="json")})
         return
-    console.stdout().print(*report.tables(every_module=every_module))
+    tables = [allocation.table()] if allocation is not None else []
+    console.stdout().print(*tables, *report.tables(every_module=every_module))
     console.stdout().print(f"wrote {settings.output} in {seconds:.1f} s", highlight=False)
 
 
-def _quantized(settings: QuantizeRecipe, config: PoTConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, QuantReport]:
-    """Stream where the weights can be read one by one; calibration needs the whole model first."""
+def _streamed(settings: QuantizeRecipe, config: PoTConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Without calibration: each weight is quantized as it is read, where it can be read by itself."""
     from potq.loading import load, load_tokenizer
-    from potq.ptq import quantize
 
     tokenizer = load_tokenizer(settings.model)
     with console.progress_bar("quantizing") as update:
-        if settings.calibration is None:
-            model = load(settings.model, config, dtype=settings.dtype, progress=update)
-            report: QuantReport = model.quant_report
-        else:
-            model = load(settings.model, dtype=settings.dtype)
-            report = quantize(model, config, _batches(settings.calibration, tokenizer), progress=update)
-    return model, tokenizer, report
+        return load(settings.model, config, dtype=settings.dtype, progress=update), tokenizer
 
 
-def _batches(recipe: CalibrationRecipe, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    from potq.evaluate.perplexity import tokenize
-    from potq.evaluate.text import read_text
+def _calibrated(model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], seed: int, work: Path | None) -> None:
+    """Quantize ``model``; where that goes block by block, those that are done are kept in ``work`` until it is saved."""
+    from potq.ptq import quantize
 
-    tokens = tokenize(tokenizer, read_text(recipe.text))
-    windows = tokens[: recipe.window * recipe.windows].split(recipe.window)
-    whole = [window[None] for window in windows if len(window) == recipe.window]
-    if not whole:
-        raise DataError(f"{recipe.text} has {len(tokens)} tokens, less than one calibration window of {recipe.window}")
-    return whole
+    if work is None:
+        with console.progress_bar("quantizing") as update:
+            quantize(model, config, batches, seed=seed, progress=update)
+        return
+    announce(model, config, batches)
+    blocks = _Blocks(model, work)
+    with blocks.kept(), console.progress_bar("quantizing") as update:
+
+        def progress(done: int, total: int, name: str) -> None:
+            blocks.notice(name)
+            update(done, total, name)
+
+        quantize(model, config, batches, seed=seed, work_folder=work, progress=progress)
+
+
+class _Blocks:
+    """What a killed run left in its work folder, told to the user."""
+
+    def __init__(self, model: PreTrainedModel, folder: Path) -> None:
+        from potq.blocks import find_blocks
+
+        self._prefix, found = find_blocks(model)
+        self._total, self._folder, self._noticed = len(found), folder, False
+
+    @property
+    def _done(self) -> int:
+        return len(list(self._folder.glob("block-*.safetensors")))
+
+    def notice(self, name: str) -> None:
+        """Say once that work goes on. What is before the blocks is done again, and an unusable folder is cleared by then."""
+        if not self._noticed and (name.startswith(f"{self._prefix}.") or name.startswith("refining")):
+            self._noticed = True
+            if self._done:
+                _note(f"resuming: {self._done} of {self._total} blocks done")
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Say what an interrupted run leaves behind; a folder that cannot be written is potq's own error."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self._done:
+                kept = f"{self._done} of {self._total} blocks are kept in {self._folder}"
+                _note(f"{kept}; the same command goes on from there")
+            raise
+        except PotqError:
+            raise
+        except OSError as error:
+            raise CheckpointError(f"cannot keep unfinished work in {self._folder} ({error.strerror or error})") from error
+
+
+def _allocated(settings: QuantizeRecipe, config: PoTConfig, model: PreTrainedModel, batches: list[Tensor]) -> Allocation:
+    from potq.allocation import choose, measure
+
+    with console.progress_bar("measuring sensitivity") as update:
+        layers = measure(model, config, settings.schemes, batches, progress=update)
+    return choose(config, layers, budget=settings.budget)
+
+
+def announce(model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], what: str = "quantizing") -> None:
+    """Say on stderr what calibrated work will take."""
+    from potq.estimate import estimate
+
+    _note(f"{what}: {estimate(model, config, sum(batch.numel() for batch in batches))}")
+
+
+def calibration_batches(
+    recipe: CalibrationRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int
+) -> list[Tensor]:
+    """The recipe's batches; says on stderr how many there are, for a text may be short."""
+    from potq.data.calibration_text import load_calibration
+
+    window, windows = recipe.window, recipe.windows
+    seed = recipe.seed if recipe.seed is not None else seed
+    with console.progress_bar("calibration text") as update:
+        batches = load_calibration(recipe.text, model, tokenizer, window=window, windows=windows, seed=seed, progress=update)
+    wanted = f" ({windows} asked for)" if len(batches) < windows else ""
+    _note(f"calibration: {len(batches)} windows{wanted} of {batches[0].shape[1]} tokens, {recipe.text}")
+    return batches
+
+
+def _note(message: str) -> None:
+    console.stderr.print(message, style="dim", highlight=False, markup=False)

@@ -6,33 +6,46 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from potq.errors import ConfigError
-from potq.scheme import PoTConfig
+from potq.scheme import PoTConfig, QuantScheme
 from potq.validation import Strict
 
 _Recipe = TypeVar("_Recipe", bound=Strict)
 
 
 DEFAULT_PRESET = "apot4"
+DEFAULT_CANDIDATES = ("pot2", "pot3", "pot3nz", "apot3", "pot4", "apot4")
 
 
 class CalibrationRecipe(Strict):
-    """Calibration text: the first ``windows`` windows of ``window`` tokens of a UTF-8 file (or ``pydoc``)."""
+    """Calibration text: ``windows`` windows of ``window`` tokens (by default 512, or the model's limit if that is less).
 
-    text: str
-    window: int = Field(default=512, ge=2)
-    windows: int = Field(default=16, ge=1)
+    The model writes them ("self"), or they are random ones of a file, of a dataset (``name:config:split``) or of ``pydoc``.
+    Without a seed of their own they go by the recipe's.
+    """
+
+    text: str = "self"
+    window: int | None = Field(default=None, ge=2)
+    windows: int = Field(default=64, ge=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
 
 
 class QuantizeRecipe(Strict):
-    """Everything ``potq quantize`` does. ``quantization`` takes the keys of PoTConfig and QuantScheme, and ``preset``."""
+    """Everything ``potq quantize`` does. ``quantization`` takes the keys of PoTConfig and QuantScheme, and ``preset``.
+
+    ``budget`` (bits per weight of the linears) and ``candidates`` (schemes to choose each linear's from) are those of
+    :func:`potq.allocate`; either of them asks for it.
+    """
 
     model: str
     output: Path
     quantization: dict[str, Any] = Field(default_factory=dict)
+    budget: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    candidates: tuple[QuantScheme, ...] | None = None
     calibration: CalibrationRecipe | None = None
+    seed: int = Field(default=0, ge=0, lt=2**63)
     dtype: str = "auto"
     max_shard_size: str = "5GB"
     force: bool = False
@@ -46,6 +59,72 @@ class QuantizeRecipe(Strict):
         fields = dict(self.quantization)
         preset = fields.pop("preset", None if {"grid", "scheme"} & fields.keys() else DEFAULT_PRESET)
         return PoTConfig(preset, **fields)
+
+    @property
+    def allocates(self) -> bool:
+        """Whether each linear's scheme is to be found."""
+        return self.budget is not None or self.candidates is not None
+
+    @property
+    def schemes(self) -> tuple[QuantScheme, ...]:
+        """The candidates, or the default ones."""
+        return tuple(map(QuantScheme, DEFAULT_CANDIDATES)) if self.candidates is None else self.candidates
+
+    def calibration_text(self) -> CalibrationRecipe | None:
+        """The recipe's calibration; where there is none but the effort needs it, the model's own text.
+
+        Raises:
+            ConfigError: a budget or candidates without calibration.
+        """
+        effort = self.config().effort
+        if self.calibration is not None or (effort is not None and effort.calibrated):
+            return self.calibration or CalibrationRecipe()
+        if self.allocates:
+            what = "a budget" if self.budget is not None else "choosing among candidates"
+            raise ConfigError(f"{what} needs calibration text: --calibration self (the model writes it), a file or dataset")
+        return None
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _candidates_by_name(cls, value: object) -> object:
+        if isinstance(value, str):
+            return parse_schemes(value)
+        if not isinstance(value, (list, tuple)):
+            return value
+        return tuple(_scheme(item) for item in value)
+
+
+def parse_schemes(text: str) -> tuple[QuantScheme, ...]:
+    """Schemes as the command line gives them: ``pot3,pot4:group_size=32:scale_dtype=e8m0``.
+
+    Raises:
+        ConfigError: none, an unknown preset, an override that is none.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise ConfigError("no scheme is named; write presets with commas between them, e.g. pot3,pot4:group_size=32")
+    return tuple(_scheme_by_words(word) for word in words)
+
+
+def _scheme_by_words(word: str) -> QuantScheme:
+    preset, *overrides = word.split(":")
+    fields = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{word}: {override!r} is not an override; write it like pot4:group_size=32")
+        fields[key] = _parse(value, override)
+    return QuantScheme(preset, **fields)
+
+
+def _scheme(value: object) -> object:
+    """A scheme by its words, or from a mapping whose ``preset`` key is overridden by the others."""
+    if isinstance(value, str):
+        return _scheme_by_words(value)
+    if isinstance(value, dict):
+        fields = dict(value)
+        return QuantScheme(fields.pop("preset", None), **fields)
+    return value
 
 
 def build(kind: type[_Recipe], file: Path | None, overrides: list[str], options: dict[str, Any]) -> _Recipe:

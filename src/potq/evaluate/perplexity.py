@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from potq.data.tokens import choose_window
 from potq.errors import DataError, ModelError
 from potq.model import evaluation_mode
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 _LOGIT_ROWS = 128  # rows of logits turned into float32 losses at a time: the vocabulary may have 256k entries
 
@@ -58,7 +59,7 @@ def perplexity(
     """Perplexity of ``model`` on ``tokens``.
 
     Args:
-        tokens: the whole text's token ids, 1-D (see :func:`tokenize`).
+        tokens: the whole text's token ids, 1-D (see :func:`potq.data.tokens.tokenize`).
         window: tokens per window; by default 2048 or the model's limit, whichever is less.
         max_windows: stop after the first so many windows.
         progress: called after each window: number done, number in all, perplexity so far.
@@ -67,7 +68,7 @@ def perplexity(
         DataError: the text is shorter than one window, or the window longer than the model's limit.
         ModelError: the model's output is NaN.
     """
-    window = _check_window(model, window)
+    window = choose_window(model, window, 2048)
     if max_windows is not None and max_windows < 1:
         raise DataError(f"max_windows is {max_windows}; measure at least one window")
     count = len(tokens) // window
@@ -86,22 +87,6 @@ def perplexity(
     predicted = count * (window - 1)
     mean = math.fsum(losses) / predicted
     return Perplexity(_exp(mean), window, count, predicted, tuple(losses), time.perf_counter() - began)
-
-
-def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
-    """The whole text as one 1-D tensor of token ids, with whatever special tokens the tokenizer adds to a text."""
-    ids = tokenizer(text, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.long)
-
-
-def _check_window(model: PreTrainedModel, window: int | None) -> int:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    window = window if window is not None else min(2048, limit or 2048)
-    if window < 2:
-        raise DataError(f"a window of {window} tokens predicts nothing; use at least 2")
-    if limit is not None and window > limit:
-        raise DataError(f"windows of {window} tokens exceed the model's limit of {limit}; use --window {limit}")
-    return window
 
 
 def _exp(nats: float) -> float:

@@ -123,13 +123,13 @@ class PoTQuantizer(HfQuantizer):
         install(model, target, quantized)
         self._reports[target.name] = report
         missing_keys.difference_update(f"{each}.weight" for each in target.names)
-        return {f"{target.name}.weight_packed": quantized.packed, f"{target.name}.weight_scale": quantized.scale}
+        return {f"{target.name}.weight_{part}": tensor for part, tensor in quantized.tensors().items()}
 
     def _untie_if_different(self, model: nn.Module, target: Target) -> None:
         """A checkpoint may hold two weights although its config ties them; equal ones stay one, others are kept apart."""
         read = self._read[target.name]
-        first, second = (weight for weight, _ in list(read.values())[-2:])
-        if torch.equal(first.packed, second.packed) and torch.equal(first.scale, second.scale):
+        first, second = (weight.tensors() for weight, _ in list(read.values())[-2:])
+        if all(torch.equal(first[part], second[part]) for part in first):
             return
         for name, (quantized, report) in read.items():
             module = model.get_submodule(name)
@@ -199,7 +199,7 @@ def _validate(model: nn.Module) -> None:
     for name, module in packed_modules(model).items():
         if module.tied_to is not None or scattered:
             continue
-        for key in ("weight_packed", "weight_scale"):
-            if not getattr(getattr(module, key), "_is_hf_initialized", False):
-                raise CheckpointError(f"the checkpoint has no {name}.{key}; it is incomplete, copy it again")
+        for part, tensor in module.quantized.tensors().items():
+            if not getattr(tensor, "_is_hf_initialized", False):
+                raise CheckpointError(f"the checkpoint has no {name}.weight_{part}; it is incomplete, copy it again")
         module.quantized.validate(name)

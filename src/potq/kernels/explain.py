@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 from torch import nn
 
+from potq import native
 from potq.errors import ConfigError
 from potq.kernels.cpu import backend as cpu
-from potq.kernels.cpu import library
 from potq.kernels.registry import Activations, choose
 
 
@@ -47,7 +47,7 @@ def explain(module: nn.Module) -> Explanation:
     weight = packed.quantized
     chosen = choose(weight.scheme, weight.shape, weight.packed.device, packed.compute_dtype)
     rounds = chosen.backend == cpu.NAME and isinstance(module, nn.Linear)
-    detail = library.isa() if chosen.backend == cpu.NAME else ""
+    detail = native.isa() if chosen.backend == cpu.NAME else ""
     return Explanation(chosen.backend, detail, packed.activations if rounds else "float", chosen.rejected)
 
 

@@ -24,44 +24,68 @@ def _scheme(text: str) -> QuantScheme:
 
 
 @torch.library.custom_op("potq::linear", mutates_args=())
-def linear(input: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, scheme: str, activations: str) -> Tensor:
+def linear(
+    input: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    scheme: str,
+    activations: str,
+    row_scale: Tensor | None = None,
+) -> Tensor:
     """``input (..., in) W^T + bias -> (..., out)`` in ``input``'s dtype.
 
     Args:
-        packed, scale: the weight ``(out, in)`` as a checkpoint stores it.
+        packed, scale, row_scale: the weight ``(out, in)`` as a checkpoint stores it.
         scheme: JSON of the :class:`~potq.scheme.QuantScheme`.
         activations: "int8" (rounded per row and block of at most 64 inputs, where the backend can) or "float".
     """
     parsed = _scheme(scheme)
     chosen = choose(parsed, (len(packed), input.shape[-1]), packed.device, input.dtype)
     kept = cast(Activations, activations)  # a schema knows strings only
-    return BACKENDS[chosen.backend].linear(input, packed, scale, bias, parsed, kept)
+    return BACKENDS[chosen.backend].linear(input, packed, scale, bias, parsed, kept, row_scale)
 
 
 @linear.register_fake
-def _(input: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, scheme: str, activations: str) -> Tensor:
+def _(
+    input: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    scheme: str,
+    activations: str,
+    row_scale: Tensor | None = None,
+) -> Tensor:
     return input.new_empty((*input.shape[:-1], packed.shape[0]))
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, packed, scale, bias, scheme, _ = inputs
-    ctx.save_for_backward(packed, scale)
+    input, packed, scale, bias, scheme, _, row_scale = inputs
+    ctx.save_for_backward(packed, scale, row_scale)
     ctx.scheme, ctx.columns, ctx.has_bias = scheme, input.shape[-1], bias is not None
 
 
-def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, Tensor | None, None, None]:
+def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, Tensor | None, None, None, None]:
     """Gradients of the exact product: rounding of the activations is passed straight through."""
-    packed, scale = ctx.saved_tensors
-    weight = reference.rows(None, packed, scale, _scheme(ctx.scheme), ctx.columns, upstream.dtype)
+    packed, scale, row_scale = ctx.saved_tensors
+    weight = reference.rows(None, packed, scale, _scheme(ctx.scheme), ctx.columns, upstream.dtype, row_scale)
     bias = upstream.reshape(-1, upstream.shape[-1]).sum(0) if ctx.has_bias else None
-    return upstream @ weight, None, None, bias, None, None
+    return upstream @ weight, None, None, bias, None, None, None
 
 
 linear.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 @torch.library.custom_op("potq::embedding", mutates_args=())
-def embedding(ids: Tensor, packed: Tensor, scale: Tensor, scheme: str, columns: int, dtype: torch.dtype) -> Tensor:
+def embedding(
+    ids: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    scheme: str,
+    columns: int,
+    dtype: torch.dtype,
+    row_scale: Tensor | None = None,
+) -> Tensor:
     """Rows ``ids`` of the weight ``(rows, columns)``, dequantized exactly: ``(*ids.shape, columns)`` in ``dtype``.
 
     Raises:
@@ -69,9 +93,17 @@ def embedding(ids: Tensor, packed: Tensor, scale: Tensor, scheme: str, columns: 
     """
     parsed = _scheme(scheme)
     chosen = choose(parsed, (len(packed), columns), packed.device, dtype)
-    return BACKENDS[chosen.backend].embedding(ids, packed, scale, parsed, columns, dtype)
+    return BACKENDS[chosen.backend].embedding(ids, packed, scale, parsed, columns, dtype, row_scale)
 
 
 @embedding.register_fake
-def _(ids: Tensor, packed: Tensor, scale: Tensor, scheme: str, columns: int, dtype: torch.dtype) -> Tensor:
+def _(
+    ids: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    scheme: str,
+    columns: int,
+    dtype: torch.dtype,
+    row_scale: Tensor | None = None,
+) -> Tensor:
     return packed.new_empty((*ids.shape, columns), dtype=dtype)

@@ -14,9 +14,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from potq import native
 from potq.kernels import reference
 from potq.kernels.cpu import backend as cpu
-from potq.kernels.cpu import library
 from potq.scheme import QuantScheme
 
 Activations = Literal["int8", "float"]
@@ -38,11 +38,19 @@ class Backend(Protocol):
         bias: Tensor | None,
         scheme: QuantScheme,
         activations: Activations,
+        row_scale: Tensor | None = None,
     ) -> Tensor:
         """``input W^T + bias`` in ``input``'s dtype."""
 
     def embedding(
-        self, ids: Tensor, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int, dtype: torch.dtype
+        self,
+        ids: Tensor,
+        packed: Tensor,
+        scale: Tensor,
+        scheme: QuantScheme,
+        columns: int,
+        dtype: torch.dtype,
+        row_scale: Tensor | None = None,
     ) -> Tensor:
         """Rows ``ids`` of the weight in ``dtype``."""
 
@@ -75,7 +83,7 @@ def choose(scheme: QuantScheme, shape: tuple[int, int], device: torch.device, dt
         if reason is None:
             break
         rejected[name] = reason
-    missing = library.missing() if device.type == "cpu" else None
+    missing = native.missing() if device.type == "cpu" else None
     if missing and name == reference.NAME:
         _warn_once(missing)
     return Choice(name, rejected)

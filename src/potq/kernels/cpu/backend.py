@@ -2,7 +2,7 @@
 
 The canonical codes are repacked into the kernels' tiles (``csrc/layout.h``) at the first product. The tiles are kept as
 long as the packed tensor lives, and made again if somebody writes into it (through ``.data``, or into an inference tensor,
-nobody can see that); state dicts never see them.
+nobody can see that); state dicts never see them. The kernels know no row scales: these multiply the kernels' outputs here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from potq.kernels.cpu import library as lib
+from potq import native as lib
 from potq.tensor import storage
 
 if TYPE_CHECKING:
@@ -121,13 +121,24 @@ def _state(tensor: Tensor) -> tuple[int, int]:
 
 def _check_storage(packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> None:
     """Raise RuntimeError if the tensors are smaller or larger than the library will read."""
-    expected = storage((len(packed), columns), scheme)
-    found = tuple(packed.shape), tuple(scale.shape), scale.dtype
-    if found != expected or packed.dtype != torch.uint8 or packed.device.type != "cpu" or scale.device.type != "cpu":
+    stored = storage((len(packed), columns), scheme)
+    expected = stored["packed"], stored["scale"]
+    found = (tuple(packed.shape), packed.dtype), (tuple(scale.shape), scale.dtype)
+    if found != expected or packed.device.type != "cpu" or scale.device.type != "cpu":
         raise RuntimeError(
-            f"a weight of shape {(len(packed), columns)} in {scheme.name} has codes and scales of shapes {expected[:2]} "
-            f"on the CPU, found {found[:2]} on {packed.device}"
+            f"a weight of shape {(len(packed), columns)} in {scheme.name} has codes and scales {expected} on the CPU, "
+            f"found {found} on {packed.device}"
         )
+
+
+def _row_factors(row_scale: Tensor | None, rows: int, scheme: QuantScheme) -> Tensor:
+    """Float32 ``(rows, 1)``. Raises RuntimeError if the row scales are not those of such a weight."""
+    if not scheme.row_scale or row_scale is None:
+        raise RuntimeError(f"a weight in {scheme.name} has {'a' if scheme.row_scale else 'no'} row scale")
+    if row_scale.shape != (rows, 1) or row_scale.dtype != torch.float16 or row_scale.device.type != "cpu":
+        found = f"{row_scale.dtype} {tuple(row_scale.shape)} on {row_scale.device}"
+        raise RuntimeError(f"the row scale of {rows} rows is torch.float16 {(rows, 1)} on the CPU, found {found}")
+    return row_scale.float()
 
 
 _kernels: dict[int, Kernel] = {}  # by the id of the packed tensor; an entry goes when its tensor does
@@ -149,22 +160,51 @@ def _forget(key: int, kernel: weakref.ref[Kernel]) -> None:
 
 
 def linear(
-    input: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, scheme: QuantScheme, activations: Activations
+    input: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    scheme: QuantScheme,
+    activations: Activations,
+    row_scale: Tensor | None = None,
 ) -> Tensor:
     """``input W^T + bias``."""
-    return kernel_of(packed, scale, scheme, input.shape[-1])(input, bias, activations)
+    kernel = kernel_of(packed, scale, scheme, input.shape[-1])
+    if row_scale is None and not scheme.row_scale:
+        return kernel(input, bias, activations)
+    factors = _row_factors(row_scale, kernel.rows, scheme)
+    output = kernel(input.float(), None, activations).mul_(factors[:, 0])  # in float32: halves are rounded once, at the end
+    return (output if bias is None else output.add_(bias)).to(input.dtype)
 
 
-def embedding(ids: Tensor, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int, dtype: torch.dtype) -> Tensor:
+def embedding(
+    ids: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    scheme: QuantScheme,
+    columns: int,
+    dtype: torch.dtype,
+    row_scale: Tensor | None = None,
+) -> Tensor:
     """Rows ``ids`` of the weight, dequantized exactly, in ``dtype``: ``(*ids.shape, columns)``.
 
     Raises:
         IndexError: an id outside the table.
     """
-    wanted, indices = dtype if dtype in _DTYPES else torch.float32, ids.long().contiguous()
+    if row_scale is None and not scheme.row_scale:
+        wanted = dtype if dtype in _DTYPES else torch.float32
+        return _look_up(ids, packed, scale, scheme, columns, wanted).to(dtype)
+    factors = _row_factors(row_scale, len(packed), scheme)
+    rows = _look_up(ids, packed, scale, scheme, columns, torch.float32)
+    return rows.mul_(torch.nn.functional.embedding(ids, factors)).to(dtype)
+
+
+def _look_up(ids: Tensor, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int, dtype: torch.dtype) -> Tensor:
+    """Rows ``ids`` without row scales, in float32 or bfloat16."""
+    indices = ids.long().contiguous()
     _check_storage(packed, scale, scheme, columns)
     packed, scale = packed.contiguous(), scale.contiguous()
-    output = torch.empty((*ids.shape, columns), dtype=wanted)
+    output = torch.empty((*ids.shape, columns), dtype=dtype)
     bad = lib.library().potq_lookup_all(
         format_of(scheme, (len(packed), columns)),
         packed.data_ptr(),
@@ -173,9 +213,9 @@ def embedding(ids: Tensor, packed: Tensor, scale: Tensor, scheme: QuantScheme, c
         indices.numel(),
         len(packed),
         output.data_ptr(),
-        _DTYPES[wanted],
+        _DTYPES[dtype],
         torch.get_num_threads(),
     )
     if bad >= 0:
         raise IndexError(f"index {indices.flatten()[bad].item()} is outside the table's {len(packed)} rows")
-    return output.to(dtype)
+    return output

@@ -15,18 +15,19 @@ import pytest
 import torch
 from torch import nn
 
+import potq
+from potq import native
 from potq.algorithms.rtn import rtn
 from potq.errors import ConfigError
-from potq.kernels import cpu, explain, registry
-from potq.kernels.cpu import library
+from potq.kernels import explain, registry
 from potq.nn import pack_module
 from potq.scheme import PRESETS
 
-compiled_library = pytest.mark.skipif(library.missing() is not None, reason=library.missing() or "")
+compiled_library = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 
 
 def _clear() -> None:
-    for cached in (library.missing, library.library, library.usable_isas, library.isa, registry.choose, registry._warn_once):
+    for cached in (native.missing, native.library, native.usable_isas, native.isa, registry.choose, registry._warn_once):
         cached.cache_clear()
 
 
@@ -48,7 +49,7 @@ def _linear() -> Any:
 
 
 def test_without_the_library_the_reference_computes_and_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "path", lambda: None)
+    monkeypatch.setattr(native, "path", lambda: None)
     first, second, x = _linear(), _linear(), torch.randn(3, 70)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -63,11 +64,11 @@ def test_without_the_library_the_reference_computes_and_warns_once(monkeypatch: 
     assert explain(first).backend == "reference"
     assert "not installed" in explain(first).rejected["cpu"]
     with pytest.raises(ConfigError, match="not installed"):
-        library.library()
+        native.library()
 
 
 def test_without_the_library_other_devices_get_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "path", lambda: None)
+    monkeypatch.setattr(native, "path", lambda: None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _linear().to("meta")(torch.empty(2, 70, device="meta"))
@@ -77,18 +78,18 @@ def test_a_file_that_is_no_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp
     file = tmp_path / "libpotq.so"
     file.write_text("not a library")
     monkeypatch.setenv("POTQ_LIBRARY", str(file))
-    assert library.path() == file
-    reason = library.missing()
+    assert native.path() == file
+    reason = native.missing()
     assert reason is not None
     assert str(file) in reason
     assert "cannot be loaded" in reason
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        library.library()
+        native.library()
 
 
 def test_a_file_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("POTQ_LIBRARY", str(tmp_path / "gone.so"))
-    assert "gone.so cannot be loaded" in (library.missing() or "")
+    assert "gone.so cannot be loaded" in (native.missing() or "")
 
 
 def test_another_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,13 +97,13 @@ def test_another_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     if other is None:
         pytest.skip("no libm to try")
     monkeypatch.setenv("POTQ_LIBRARY", other)
-    assert "potq_abi" in (library.missing() or "")
+    assert "potq_abi" in (native.missing() or "")
 
 
 @compiled_library
 def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "ABI", library.ABI + 1)
-    assert f"interface {library.ABI - 1}, not {library.ABI}" in (library.missing() or "")
+    monkeypatch.setattr(native, "ABI", native.ABI + 1)
+    assert f"interface {native.ABI - 1}, not {native.ABI}" in (native.missing() or "")
     assert explain(_ignoring_the_warning(_linear)).backend == "reference"
 
 
@@ -119,17 +120,17 @@ def _ignoring_the_warning(make: Any) -> Any:
 def test_the_library_is_found_in_any_folder_of_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An editable install keeps the sources and the built library in two folders."""
     monkeypatch.delenv("POTQ_LIBRARY", raising=False)
-    monkeypatch.setattr(cpu, "__path__", [str(tmp_path / "sources"), str(tmp_path)])
-    assert library.path() is None
-    assert "not installed" in (library.missing() or "")
+    monkeypatch.setattr(potq, "__path__", [str(tmp_path / "sources"), str(tmp_path)])
+    assert native.path() is None
+    assert "not installed" in (native.missing() or "")
     (tmp_path / "libpotq.so").write_bytes(b"")
-    assert library.path() == tmp_path / "libpotq.so"
+    assert native.path() == tmp_path / "libpotq.so"
 
 
 def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("POTQ_LIBRARY", "")
-    monkeypatch.setattr(cpu, "__path__", [str(tmp_path)])
-    assert library.path() is None
+    monkeypatch.setattr(potq, "__path__", [str(tmp_path)])
+    assert native.path() is None
 
 
 # ---- instruction sets ----------------------------------------------------------------------------------------------
@@ -137,29 +138,29 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 @compiled_library
 def test_names_and_numbers_agree_with_the_library() -> None:
-    opened = library.library()
-    assert [opened.potq_isa_name(number).decode() for number in range(len(library.ISAS))] == list(library.ISAS)
-    assert opened.potq_isa_name(len(library.ISAS)) is None
+    opened = native.library()
+    assert [opened.potq_isa_name(number).decode() for number in range(len(native.ISAS))] == list(native.ISAS)
+    assert opened.potq_isa_name(len(native.ISAS)) is None
     assert opened.potq_isa_name(-1) is None
-    assert {opened.potq_isa_usable(number) for number in (-1, len(library.ISAS))} == {-1}
-    assert sorted(library._PREFERRED) == sorted(library.ISAS)
-    assert opened.potq_abi() == library.ABI
+    assert {opened.potq_isa_usable(number) for number in (-1, len(native.ISAS))} == {-1}
+    assert sorted(native._PREFERRED) == sorted(native.ISAS)
+    assert opened.potq_abi() == native.ABI
 
 
 @compiled_library
 def test_every_computer_has_the_scalar_kernels_and_prefers_others() -> None:
-    usable = library.usable_isas()
+    usable = native.usable_isas()
     assert usable["scalar"] == 0
-    assert library.isa() in usable
-    assert (library.isa() == "scalar") == (len(usable) == 1)
+    assert native.isa() in usable
+    assert (native.isa() == "scalar") == (len(usable) == 1)
 
 
 @compiled_library
 def test_potq_cpu_isa_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     x, results = torch.randn(3, 70), []
-    for name in library.usable_isas():
+    for name in native.usable_isas():
         monkeypatch.setenv("POTQ_CPU_ISA", name)
-        library.isa.cache_clear()
+        native.isa.cache_clear()
         linear = _linear()
         linear.bias.zero_()
         results.append(linear(x))
@@ -176,7 +177,7 @@ def test_an_unknown_instruction_set_is_refused_and_the_known_are_named(monkeypat
 
 @compiled_library
 def test_an_unusable_instruction_set_is_refused_and_the_usable_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = next(name for name in library.ISAS if name not in library.usable_isas())
+    other = next(name for name in native.ISAS if name not in native.usable_isas())
     monkeypatch.setenv("POTQ_CPU_ISA", other)
     with pytest.raises(ConfigError, match=f"POTQ_CPU_ISA={other} cannot be used: .*usable here: scalar"):
         explain(_linear())
@@ -185,8 +186,7 @@ def test_an_unusable_instruction_set_is_refused_and_the_usable_are_named(monkeyp
 @compiled_library
 def test_the_environment_is_read_at_the_first_product() -> None:
     program = (
-        "import torch; from potq.kernels.cpu import library; "
-        "print(library.isa()); print(library.library().potq_has_openmp() in (0, 1))"
+        "import torch; from potq import native; print(native.isa()); print(native.library().potq_has_openmp() in (0, 1))"
     )
     result = subprocess.run(
         [sys.executable, "-c", program],

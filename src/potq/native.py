@@ -1,4 +1,7 @@
-"""The compiled library (``csrc/``, plain C interface) through ctypes: finding it, its structs, its instruction sets."""
+"""The compiled library (``csrc/``, plain C interface) through ctypes: finding it, its structs, its instruction sets.
+
+It serves the scale search and the kernels; whoever finds :func:`missing` not None computes in torch.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from pathlib import Path
 # torch must have loaded its libgomp before ours is opened: the two then are one, and share one pool of threads
 import torch  # noqa: F401
 
+import potq
 from potq.errors import ConfigError
 
-ABI = 1
+ABI = 2
 ISAS = ("scalar", "avx2", "avx512vnni", "neon", "neondot")  # in the library's numbering
 _PREFERRED = ("avx512vnni", "avx2", "neondot", "neon", "scalar")
 _NAMES = ("libpotq.so", "libpotq.dylib", "potq.dll", "libpotq.dll")
@@ -50,6 +54,22 @@ class Product(ctypes.Structure):
     ]
 
 
+class Columns(ctypes.Structure):
+    """``potq_columns`` of ``csrc/potq.h``."""
+
+    _fields_ = [
+        ("levels", c_void_p),
+        ("boundaries", c_void_p),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+        ("group", c_void_p),
+        ("rows", c_int64),
+        ("groups", c_int64),
+        ("columns", c_int32),
+        ("n_levels", c_int32),
+    ]
+
+
 _FORMAT = POINTER(Format)
 _SIGNATURES = {
     "potq_abi": (c_int32, []),
@@ -61,6 +81,12 @@ _SIGNATURES = {
     "potq_advise_huge_pages": (None, [c_void_p, c_size_t]),
     "potq_linear": (c_int32, [POINTER(Product), c_int32, c_int32]),
     "potq_pack_all": (None, [_FORMAT, c_void_p, c_void_p, c_void_p, c_int32]),
+    "potq_best_scales": (
+        c_int32,
+        [c_void_p, c_int32, c_void_p, c_void_p, c_int64, c_int64, c_int32, c_void_p, c_int32],
+    ),
+    "potq_compensate": (None, [POINTER(Columns)] + [c_void_p] * 4 + [c_int32]),
+    "potq_descend": (None, [POINTER(Columns)] + [c_void_p] * 4 + [c_int32]),
     "potq_lookup_all": (c_int64, [_FORMAT] + [c_void_p] * 3 + [c_int64, c_int64, c_void_p, c_int32, c_int32]),
 }
 
@@ -70,9 +96,7 @@ def path() -> Path | None:
     chosen = os.environ.get("POTQ_LIBRARY")
     if chosen:
         return Path(chosen)
-    from potq.kernels import cpu
-
-    candidates = (Path(folder) / name for folder in cpu.__path__ for name in _NAMES)
+    candidates = (Path(folder) / name for folder in potq.__path__ for name in _NAMES)
     return next((file for file in candidates if file.is_file()), None)
 
 
@@ -98,7 +122,7 @@ def library() -> ctypes.CDLL:
     """
     file = path()
     if file is None or missing():
-        raise ConfigError(f"the cpu kernels cannot run: {missing()}")
+        raise ConfigError(f"the compiled library cannot be used: {missing()}")
     return _open(file)
 
 

@@ -1,0 +1,66 @@
+"""What the post-training quantization table is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ptq_settings import INTEGERS, PURE, TWO_TERM
+from results_io import Goal, Row
+
+STORIES, SMOLLM2 = "TinyStories-656K", "SmolLM2-135M"
+_JUDGED = ("gptq", "best")
+
+
+def goals(rows: list[Row]) -> list[Goal]:
+    """Ratios of excess perplexity over full precision, the same algorithm on both sides; None is not measured yet."""
+    found: list[Goal] = []
+    for algorithm in _JUDGED:
+        for model in (STORIES, SMOLLM2):
+            found.append(_ratio(rows, model, algorithm, "2 bits, best pure PoT / best integers", PURE[2], INTEGERS[2], 0.95))
+        found.append(_ratio(rows, SMOLLM2, algorithm, "3 bits, best pure PoT / best integers", PURE[3], INTEGERS[3], 0.8))
+        family = (*PURE[3], *TWO_TERM[3])
+        found.append(
+            _ratio(rows, STORIES, algorithm, "3 bits, best of the PoT family / best integers", family, INTEGERS[3], 0.95)
+        )
+        found.append(_ratio(rows, STORIES, algorithm, "4 bits, best 2-term / NF4", TWO_TERM[4], ("nf4",), 1.0))
+        found.append(_ratio(rows, STORIES, algorithm, "4 bits, best 2-term / best int4", TWO_TERM[4], INTEGERS[4], 0.85))
+    for model, target in ((SMOLLM2, 0.25), (STORIES, 0.5)):
+        found.append(_improvement(rows, model, "pot4", "best", "fast", target))
+        for scheme in ("pot2", "pot3"):
+            found.append(_improvement(rows, model, scheme, "best", "gptq", 0.5))
+    for model in (STORIES, SMOLLM2):
+        for scheme, target in (("apot4", 1.2), ("pot4", 1.4)):
+            name = f"{scheme}, E8M0 with row scales / float16, groups of 32"
+            found.append(_ratio(rows, model, "best", name, (f"{scheme} g32 e8m0 + row",), (f"{scheme} g32",), target))
+    return found
+
+
+def _ratio(
+    rows: list[Row], model: str, algorithm: str, name: str, ours: Iterable[str], theirs: Iterable[str], target: float
+) -> Goal:
+    over, under = (_least(rows, model, schemes, algorithm) for schemes in (ours, theirs))
+    return _goal(f"{model}, {algorithm}: {name}", over, under, target)
+
+
+def _improvement(rows: list[Row], model: str, scheme: str, algorithm: str, before: str, target: float) -> Goal:
+    over, under = (_least(rows, model, (scheme,), each) for each in (algorithm, before))
+    return _goal(f"{model}, {scheme}: {algorithm} / {before}", over, under, target)
+
+
+def _goal(name: str, over: float | None, under: float | None, target: float) -> Goal:
+    measured = over / under if over is not None and under else None
+    return {
+        "name": f"excess perplexity, {name}, at most",
+        "target": target,
+        "measured": measured,
+        "met": measured is not None and measured <= target,
+    }
+
+
+def _least(rows: list[Row], model: str, schemes: Iterable[str], algorithm: str) -> float | None:
+    """The least excess perplexity among ``schemes``."""
+    own = [row for row in rows if row["model"] == model]
+    exact = next((row["perplexity"] for row in own if row["scheme"] == "full precision"), None)
+    wanted = set(schemes)
+    found = [row["perplexity"] for row in own if row["scheme"] in wanted and row["algorithm"] == algorithm]
+    return min(found) - exact if found and exact is not None else None

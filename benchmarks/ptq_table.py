@@ -1,0 +1,117 @@
+"""Perplexity against bits per weight: our grids, the integers and other people's formats under the same algorithms.
+
+``python benchmarks/ptq_table.py [--model tinystories] [--data DIR]``. The linears are quantized, embedding and head stay in
+full precision; groups of 64 and float16 scales unless a name says otherwise; bits per weight count all that is stored.
+``--data`` (or the environment variable POTQ_DATA) is a folder with ``wikitext2/``, ``tinystories/`` and
+``tinystories-656k/``. Every row is kept as it comes; a killed run resumes. Peers need packages of their own
+(``benchmarks/README.md``); those that are missing are named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import potq
+from peers.ptq import PEERS, unavailable
+from potq.effort import EFFORTS
+from potq.evaluate.bootstrap import paired_bootstrap
+from ptq_goals import goals
+from ptq_settings import ASYMMETRIC, SCHEMES, SEED, WINDOWS, Setting, measure, quantized, settings
+from results_io import Row, load_rows, print_goals, write_results
+
+NAME = "ptq_table"
+ALGORITHMS = ("fast", "gptq", "balanced", "best")
+PACKAGES = ("xllamacpp", "gguf", "gptqmodel", "llmcompressor", "hqq", "torchao", "auto-round", "bitsandbytes")
+PROTOCOL = {
+    "perplexity": f"GPTQ protocol: {WINDOWS} non-overlapping windows (SmolLM2: WikiText-2 test, 1024 tokens, the first "
+    "ones; TinyStories: 512 tokens, the last ones, each story with its start token)",
+    "calibration": "windows of 512 tokens: TinyStories 256 from before the evaluated ones, SmolLM2 64 of WikiText-2 train",
+    "weights": "linears; embedding and head in full precision; activations never rounded",
+    "seed": SEED,
+    "efforts": {name: EFFORTS[name].model_dump(mode="json") for name in ALGORITHMS},
+}
+ORDER = ("fast", "gptq", "best", "balanced")  # what the goals need comes first
+FULL = "full precision"
+
+
+def cells(setting: Setting) -> list[tuple[str, str]]:
+    """Scheme and algorithm of every row, full precision first, then peers."""
+    own = [(name, algorithm) for algorithm in ORDER for name in (*SCHEMES, *ASYMMETRIC)]
+    missing = unavailable()
+    return [(FULL, "-"), *own, *((name, "peer") for name in PEERS if name not in missing)]
+
+
+def row(setting: Setting, scheme: str, algorithm: str) -> Row:
+    began = time.perf_counter()
+    if scheme == FULL:
+        model, bits = potq.load(setting.source), 32.0
+    elif algorithm == "peer":
+        model = potq.load(setting.source)
+        bits = PEERS[scheme].apply(model, setting.batches())
+    else:
+        model, bits = quantized(setting, scheme, algorithm)
+    seconds = time.perf_counter() - began
+    result = measure(setting, model).to_dict()
+    named = {"model": setting.model, "scheme": scheme, "algorithm": algorithm, "bits_per_weight": bits}
+    return {**named, **result, "seconds": seconds, "threads": torch.get_num_threads()}
+
+
+def show(rows: list[Row], model: str) -> None:
+    """A line a scheme, a column an algorithm; in brackets the 95 % interval of the excess over full precision."""
+    own = [r for r in rows if r["model"] == model]
+    exact = next(r for r in own if r["scheme"] == FULL)
+    table = Table("scheme", "bits", *ALGORITHMS, "peer", title=f"{model}: full precision {exact['perplexity']:.3f}")
+    for scheme in dict.fromkeys(r["scheme"] for r in own if r["scheme"] != FULL):
+        found = {r["algorithm"]: r for r in own if r["scheme"] == scheme}
+        bits = next(iter(found.values()))["bits_per_weight"]
+        table.add_row(scheme, f"{bits:.3f}", *(_cell(found.get(a), exact) for a in (*ALGORITHMS, "peer")))
+    Console(width=150).print(table)
+
+
+def _cell(found: Row | None, exact: Row) -> str:
+    if found is None:
+        return "-"
+    low, high = paired_bootstrap(found["window_nll"], exact["window_nll"], exact["predicted_tokens"])
+    excess = found["perplexity"] - exact["perplexity"]
+    return f"+{excess:.2f} [{low:.2f}, {high:.2f}]" if excess < 1000 else f"+{excess:.3g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder of texts and models")
+    parser.add_argument("--model", choices=("tinystories", "smollm2"), action="append", help="default: both")
+    parser.add_argument("--only", action="append", help="schemes to measure; default: all")
+    parser.add_argument("--algorithm", action="append", help="algorithms to run; default: all")
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("give --data DIR or set POTQ_DATA")
+    rows = load_rows(NAME, PROTOCOL)
+    known = settings(Path(options.data))
+    for name in options.model or list(known):
+        setting = known[name]
+        for scheme, algorithm in cells(setting):
+            wanted = (options.only is None or scheme in options.only) and (
+                options.algorithm is None or algorithm in options.algorithm
+            )
+            measured = any((r["model"], r["scheme"], r["algorithm"]) == (setting.model, scheme, algorithm) for r in rows)
+            if measured or not (wanted or scheme == FULL):
+                continue
+            rows.append(row(setting, scheme, algorithm))
+            found = rows[-1]
+            print(f"{setting.model} {scheme} {algorithm}: {found['perplexity']:.3f} in {found['seconds']:.0f} s", flush=True)
+            write_results(NAME, PROTOCOL, rows, goals(rows), packages=PACKAGES)
+        show(rows, setting.model)
+    for name, reason in unavailable().items():
+        print(f"not measured: {name}: {reason}")
+    print_goals(goals(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Refinement of codes and scales together by gradient descent, on a block's output or on the whole model's predictions.
+
+What is learned is one :class:`~potq.algorithms.straight_through.LearnedWeight` a layer, which stands in for the layer's own
+weight while :class:`Learning` is on; the model itself is never changed, and is the teacher. Matching the output of a block
+(BRECQ, 2102.05426; EfficientQAT's Block-AP, 2407.11062) needs memory for one block; matching the predictions sees how errors
+add up and cancel, and needs it for the model.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, linear, log_softmax
+
+from potq.algorithms.straight_through import LearnedWeight
+from potq.effort import Effort
+from potq.errors import ModelError
+from potq.resume import WorkFolder
+
+_BETAS = (0.9, 0.95)
+_WARM_UP = 0.1  # of the steps
+_LAST_RATE = 0.02  # of the first
+_SAVE_SECONDS = 300.0
+_STATE = "refinement"
+_LOGIT_ROWS = 256  # rows of float32 logits at a time: the vocabulary may have 256k entries
+
+Loss = Callable[[int], Tensor]
+"""The loss of one batch, by its number."""
+
+
+def fit(
+    weights: Sequence[LearnedWeight],
+    loss: Loss,
+    batches: int,
+    effort: Effort,
+    seed: int,
+    progress: Callable[[int, int, float], None] | None = None,
+    folder: WorkFolder | None = None,
+) -> None:
+    """Learn ``weights``, one step a batch, in an order that depends on ``seed`` alone; nothing if none of them can learn.
+
+    With a ``folder`` the state is saved every few minutes, and a run that was killed goes on from it, to the same result.
+
+    Raises:
+        ModelError: the loss is NaN or infinite.
+    """
+    groups = _groups(weights, effort)
+    if not groups:
+        return
+    optimizer = torch.optim.Adam(groups, betas=_BETAS)
+    order = _order(batches, effort.epochs, seed)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    done = _restore(folder, weights, optimizer)
+    saved = time.monotonic()
+    for step in range(done, len(order)):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * _schedule(step, len(order))
+        with torch.enable_grad():
+            value = loss(order[step])
+            optimizer.zero_grad()
+            value.backward()
+        optimizer.step()
+        if not math.isfinite(found := float(value.detach())):
+            raise ModelError("refinement diverged (its loss is NaN); lower code_rate and scale_rate, or use 'balanced'")
+        if progress is not None:
+            progress(step + 1, len(order), found)
+        if folder is not None and time.monotonic() - saved > _SAVE_SECONDS:
+            _save(folder, weights, optimizer, step + 1)
+            saved = time.monotonic()
+
+
+class Learning:
+    """While it is entered, the modules (linears, or ``Conv1D``) compute with what is learned instead of their weights."""
+
+    def __init__(self, weights: dict[nn.Module, LearnedWeight]) -> None:
+        self._weights, self._on = weights, False
+
+    def __enter__(self) -> None:
+        self._on = True
+        for module, weight in self._weights.items():
+            module.forward = self._forward(module, weight)
+
+    def __exit__(self, *exception: object) -> None:
+        for module in self._weights:
+            del module.forward
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The modules' own weights, for a teacher's pass."""
+        self._on = False
+        try:
+            yield
+        finally:
+            self._on = True
+
+    def _forward(self, module: Any, weight: LearnedWeight) -> Callable[[Tensor], Tensor]:
+        own = module.forward
+
+        def forward(input: Tensor) -> Tensor:
+            if not self._on:
+                exact: Tensor = own(input)
+                return exact
+            return linear(input, weight().to(input.dtype), module.bias)
+
+        return forward
+
+
+def output_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Mean over tokens of the squared error of a block's output, relative to the token's own energy.
+
+    A few tokens of every text have activations a thousand times larger (2402.17762); absolute errors would hear no others.
+    """
+    error = (output.float() - target).square().sum(-1)
+    return (error / target.square().sum(-1).clamp(min=1e-6)).mean()
+
+
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence (nats a token) of ``logits`` from the ``teacher``'s, both ``(..., vocabulary)``."""
+    size = logits.shape[-1]
+    pairs = zip(logits.reshape(-1, size).split(_LOGIT_ROWS), teacher.reshape(-1, size).split(_LOGIT_ROWS), strict=True)
+    parts = [
+        kl_div(log_softmax(a.float(), -1), log_softmax(b.float(), -1), reduction="sum", log_target=True) for a, b in pairs
+    ]
+    return torch.stack(parts).sum() / (logits.numel() // size)
+
+
+def _groups(weights: Sequence[LearnedWeight], effort: Effort) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = []
+    for weight in weights:
+        if weight.latent.requires_grad:
+            groups.append({"params": [weight.latent], "lr": effort.code_rate * weight.step})
+        if weight.log_scale.requires_grad:
+            groups.append({"params": [weight.log_scale], "lr": effort.scale_rate})
+    return groups
+
+
+def _schedule(step: int, steps: int) -> float:
+    """A linear rise, then a cosine fall. Without the rise Adam's first steps, all of full length, undo what came before."""
+    rise = min(1.0, (step + 1) / (_WARM_UP * steps + 1))
+    return rise * max(_LAST_RATE, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _order(batches: int, epochs: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return [index for _ in range(epochs) for index in torch.randperm(batches, generator=generator).tolist()]
+
+
+def _save(folder: WorkFolder, weights: Sequence[LearnedWeight], optimizer: torch.optim.Adam, step: int) -> None:
+    tensors = {"step": torch.tensor(step)}
+    for index, weight in enumerate(weights):
+        for name, parameter in weight.named_parameters():
+            tensors[f"{index}.{name}"] = parameter
+            tensors |= {f"{index}.{name}.{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
+    folder.save(_STATE, tensors)
+
+
+def _restore(folder: WorkFolder | None, weights: Sequence[LearnedWeight], optimizer: torch.optim.Adam) -> int:
+    """Put back what :func:`_save` saved, if anything; the number of steps that were done."""
+    tensors = folder.load(_STATE) if folder is not None else None
+    if tensors is None:
+        return 0
+    for index, weight in enumerate(weights):
+        for name, parameter in weight.named_parameters():
+            parameter.data.copy_(tensors[f"{index}.{name}"])
+            state = {key: tensors.get(f"{index}.{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            if all(value is not None for value in state.values()):
+                optimizer.state[parameter] = state
+    return int(tensors["step"])

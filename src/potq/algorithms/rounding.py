@@ -1,0 +1,139 @@
+"""What an algorithm knows of a format: how a group gets its scale, and which values its weights can take.
+
+``value = scale * (level + shift)``: ``levels`` ascend, in units of the scale; ``shift`` is None but for formats with zero
+points. Algorithms see this and nothing else of a format, so that every grid, and any other table, runs under every one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from potq.functional import codebook, decode_scale, encode_scale
+from potq.row_scale import choose_row_scale
+from potq.scale_search import choose_scale
+from potq.scheme import QuantScheme
+from potq.tensor import QuantizedWeight
+
+
+class Rounding(Protocol):
+    """A format as algorithms see it."""
+
+    @property
+    def levels(self) -> Tensor:
+        """Float32 ``(n,)``, ascending, in units of the scale."""
+
+    @property
+    def boundaries(self) -> Tensor:
+        """Float32 ``(n - 1,)``: where rounding changes from one level to the next."""
+
+    def group(self, columns: int) -> int:
+        """Columns that share a scale, in a row of so many."""
+
+    def fit(self, block: Tensor, importance: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scale and shift, float32 ``(rows, 1)``, for one group ``(rows, size)``; errors weighted by ``(size,)``."""
+
+    def store(self, scale: Tensor) -> Tensor:
+        """The nearest scales ``(rows, groups)`` that the format can hold."""
+
+    @property
+    def fine(self) -> bool:
+        """Whether the format's scales are dense enough to be learned by small steps (float16), not octaves."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A weight ``(rows, columns)`` under way to its packed form.
+
+    Attributes:
+        values: what it is worth on the grid.
+        scale: float32 ``(rows, groups)``.
+        shift: float32 ``(rows, groups)``, in units of the scale, or None.
+        latent: the float weight that was rounded, earlier errors made up for: where each entry stood at its turn.
+    """
+
+    values: Tensor
+    scale: Tensor
+    shift: Tensor | None
+    latent: Tensor
+
+
+class SchemeRounding:
+    """A :class:`~potq.scheme.QuantScheme` as algorithms see it; ``row_scale`` (float16 ``(out, 1)``) if it has one."""
+
+    def __init__(self, scheme: QuantScheme, row_scale: Tensor | None = None) -> None:
+        self.scheme, self.row_scale = scheme, row_scale
+        self.levels, self.boundaries = codebook(scheme, torch.device("cpu"))
+        self._group = scheme.model_copy(update={"group_size": "row", "row_scale": False})
+
+    @classmethod
+    def of(cls, weight: Tensor, scheme: QuantScheme, importance: Tensor | None) -> SchemeRounding:
+        """For ``weight`` ``(out, in)``; row scales are chosen here, once, by weighted squared error."""
+        return cls(scheme, choose_row_scale(weight, scheme, importance)[1] if scheme.row_scale else None)
+
+    @property
+    def fine(self) -> bool:
+        return self.scheme.scale_dtype == "float16"
+
+    def group(self, columns: int) -> int:
+        return self.scheme.group(columns)
+
+    def fit(self, block: Tensor, importance: Tensor) -> tuple[Tensor, Tensor | None]:
+        row = self._row()
+        stored = choose_scale(block / torch.where(row > 0, row, torch.inf), self._group, "weighted", importance=importance)
+        return decode_scale(stored) * row, None
+
+    def store(self, scale: Tensor) -> Tensor:
+        return self.decode(self.encode(scale))
+
+    def decode(self, stored: Tensor) -> Tensor:
+        """Float32 value of stored scales, row scales included."""
+        return decode_scale(stored, self.row_scale)
+
+    def encode(self, scale: Tensor) -> Tensor:
+        """Scales as they are stored: float16 or uint8 ``(rows, groups)``."""
+        row = self._row()
+        return encode_scale((scale / torch.where(row > 0, row, torch.inf)).clamp(min=0), self.scheme.scale_dtype)
+
+    def pack(self, rounded: Rounded) -> QuantizedWeight:
+        """The packed weight."""
+        return QuantizedWeight.from_scale(rounded.values, self.encode(rounded.scale), self.scheme, self.row_scale)
+
+    def unpack(self, weight: QuantizedWeight) -> Rounded:
+        """The inverse of :meth:`pack`; a packed weight no longer knows where its entries stood."""
+        values = weight.dequantize()
+        return Rounded(values, self.decode(weight.scale), None, values)
+
+    def _row(self) -> Tensor:
+        return torch.ones(1, 1) if self.row_scale is None else self.row_scale.float()
+
+
+def spread(parameter: Tensor, rounding: Rounding, columns: int) -> Tensor:
+    """Per-group values ``(rows, groups)`` as per-column ones ``(rows, columns)``."""
+    return parameter.repeat_interleave(rounding.group(columns), dim=1)[:, :columns]
+
+
+def round_to_nearest(weight: Tensor, scale: Tensor, shift: Tensor | None, rounding: Rounding) -> Rounded:
+    """Every entry of ``weight`` by itself, under ``scale`` and ``shift`` ``(rows, groups)``."""
+    columns = weight.shape[1]
+    each = spread(scale, rounding, columns)
+    x = weight / torch.where(each > 0, each, torch.inf)
+    if shift is not None:
+        x = x - spread(shift, rounding, columns)
+    level = rounding.levels[torch.bucketize(x.contiguous(), rounding.boundaries, right=True, out_int32=True)]
+    if shift is not None:
+        level = level + spread(shift, rounding, columns)
+    return Rounded(each * level, scale, shift, weight)
+
+
+def rescale(rounded: Rounded, scale: Tensor, rounding: Rounding) -> Rounded:
+    """The same codes under another scale."""
+    columns = rounded.values.shape[1]
+    old = spread(rounded.scale, rounding, columns)
+    levels = rounded.values / torch.where(old > 0, old, torch.inf)
+    # levels are recovered to the last bit but one; the nearest exact ones make values that the format can hold
+    exact = round_to_nearest(levels * spread(scale, rounding, columns), scale, rounded.shift, rounding)
+    return replace(exact, latent=rounded.latent)

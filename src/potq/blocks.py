@@ -1,0 +1,207 @@
+"""A decoder as a list of blocks, and the hidden states that run through it one block at a time.
+
+Nothing here knows an architecture: the blocks are the items of the ``nn.ModuleList`` with the most parameters, what they are
+called with is recorded from the model itself, and layers that read the same tensor are found by its identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potq.errors import ModelError
+
+_TOKENS = 2048  # at a time through a block: windows of equal length are put together
+
+
+@dataclass(frozen=True)
+class Call:
+    """One pass through the blocks: hidden states ``(batch, length, dim)``, and whatever else the model gives each block.
+
+    What else differs from block to block: masks of sliding and of full attention, say.
+    """
+
+    hidden: Tensor
+    others: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]
+
+    def __call__(self, block: nn.Module) -> Tensor:
+        args, kwargs = self.others[block]
+        output = block(self.hidden, *args, **kwargs)
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        return hidden
+
+
+def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Name and list of the decoder's blocks.
+
+    Raises:
+        ModelError: there is no list of modules.
+    """
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    if not lists:
+        raise ModelError(f"{type(model).__name__} has no list of blocks to calibrate one by one; use effort='fast'")
+    return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def merge(batches: Sequence[Tensor]) -> list[Tensor]:
+    """Token batches put together while they have the same length, up to some two thousand tokens each."""
+    merged: list[Tensor] = []
+    for batch in batches:
+        fits = merged and merged[-1].shape[1] == batch.shape[1] and merged[-1].numel() + batch.numel() <= _TOKENS
+        if fits:
+            merged[-1] = torch.cat([merged[-1], batch])
+        else:
+            merged.append(batch)
+    return merged
+
+
+@torch.no_grad()
+def record_calls(model: nn.Module, blocks: Sequence[nn.Module], batches: Sequence[Tensor]) -> list[Call]:
+    """What the blocks are called with for every token batch: hidden states of the first, all other arguments of each.
+
+    Raises:
+        ModelError: a block does not run.
+    """
+    calls: list[Call] = []
+    states: list[Tensor] = []
+    others: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept = {name: _without_cache(value) for name, value in kwargs.items()}
+        hidden = args[0] if args else kept.pop("hidden_states")
+        if module is blocks[0]:
+            states.append(hidden.clone())
+        others[module] = tuple(map(_without_cache, args[1:])), kept
+        if module is blocks[-1]:
+            raise _Reached
+
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.callback(block.register_forward_pre_hook(record, with_kwargs=True).remove)
+        for batch in batches:
+            others = {}
+            with suppress(_Reached):
+                model(batch.to(next(model.parameters()).device), use_cache=False)
+            if missed := [index for index, block in enumerate(blocks) if block not in others]:
+                raise ModelError(f"the model never runs block {missed[0]} of {len(blocks)}; use effort='fast'")
+            calls.append(Call(states.pop(), others))
+    return calls
+
+
+def _without_cache(value: Any) -> Any:
+    """``value``, but no key-value cache, which would grow with every pass."""
+    return None if hasattr(value, "get_seq_length") else value
+
+
+class _Reached(Exception):  # noqa: N818  # not an error
+    pass
+
+
+class HiddenStates:
+    """The inputs of the current block for every call, advanced in place; in memory, or in files of ``folder``."""
+
+    def __init__(self, calls: Sequence[Call], folder: Path | None = None) -> None:
+        self.calls = [Call(_store(call.hidden, folder, index), call.others) for index, call in enumerate(calls)]
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self.calls)
+
+    @torch.no_grad()
+    def advance(self, block: nn.Module) -> None:
+        """Replace every input by the block's output."""
+        for call in self.calls:
+            call.hidden.copy_(call(block))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(call.hidden.nbytes for call in self.calls)
+
+
+def _store(hidden: Tensor, folder: Path | None, index: int) -> Tensor:
+    if folder is None:
+        return hidden.clone()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{index:06}.bin"
+    file.unlink(missing_ok=True)
+    stored = torch.from_file(str(file), shared=True, size=hidden.numel(), dtype=hidden.dtype).view(hidden.shape)
+    return stored.copy_(hidden)
+
+
+@torch.no_grad()
+def shared_inputs(block: nn.Module, names: Sequence[str], call: Call, prefix: str = "") -> list[list[str]]:
+    """The named layers of ``block`` in the order they run, those that read the same tensor together.
+
+    Raises:
+        ModelError: a layer does not run; names it, with the ``prefix`` that the block's layers have in the model.
+    """
+    groups: dict[int, list[str]] = {}
+    alive: list[Tensor] = []  # an id is unique while its tensor lives
+
+    def note(name: str, input: Tensor) -> None:
+        alive.append(input)
+        groups.setdefault(id(input), []).append(name)
+
+    with _inputs_seen(block, names, note):
+        call(block)
+    missed = sorted(set(names) - {name for group in groups.values() for name in group})
+    if missed:
+        shown = ", ".join(prefix + name for name in missed[:5])
+        raise ModelError(f"the calibration text never reaches {shown}; ignore these modules")
+    return list(groups.values())
+
+
+@torch.no_grad()
+def second_moments(block: nn.Module, name: str, calls: HiddenStates, prefix: str = "") -> Tensor:
+    """Mean of ``x^T x`` over the tokens that enter layer ``name`` of ``block``: float32 ``(in, in)``.
+
+    Raises:
+        ModelError: its inputs are NaN or infinite; names it, with the ``prefix`` that the block's layers have in the model.
+    """
+    total: list[Tensor] = []
+    count = 0
+
+    def add(name: str, input: Tensor) -> None:
+        nonlocal count
+        x = input.reshape(-1, input.shape[-1]).float()
+        count += len(x)
+        if total:
+            total[0].addmm_(x.t(), x)
+        else:
+            total.append(x.t() @ x)
+
+    with _inputs_seen(block, [name], add, stop=True):
+        for call in calls:
+            with suppress(_Reached):
+                call(block)
+    if not total or not bool(total[0].isfinite().all()):
+        name = prefix + name
+        raise ModelError(f"{name}: its inputs on the calibration text are NaN or infinite; load the model in float32")
+    return total[0] / count
+
+
+@contextmanager
+def _inputs_seen(
+    block: nn.Module, names: Sequence[str], see: Callable[[str, Tensor], None], *, stop: bool = False
+) -> Iterator[None]:
+    """Calls ``see`` with the input of each named layer; with ``stop`` the block's pass ends there."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def seen(module: nn.Module, args: tuple[Any, ...]) -> None:
+            see(name, args[0])
+            if stop:
+                raise _Reached
+
+        return seen
+
+    handles = [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

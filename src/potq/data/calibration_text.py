@@ -1,0 +1,59 @@
+"""Calibration text by name: what ``--calibration`` takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from potq.data.generate import BATCH, Progress, self_generated
+from potq.data.text import read_documents
+from potq.data.tokens import calibration_windows, choose_window
+from potq.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SELF = "self"
+WINDOW, WINDOWS = 512, 64
+
+
+def load_calibration(
+    source: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    window: int | None = None,
+    windows: int = WINDOWS,
+    seed: int = 0,
+    batch: int = BATCH,
+    progress: Progress | None = None,
+) -> list[Tensor]:
+    """Token batches ``(1, window)`` to calibrate ``model`` with, as :func:`potq.quantize` takes them.
+
+    Args:
+        source: ``"self"``: the model writes the text (see :func:`~potq.data.generate.self_generated`, which ``batch`` and
+            ``progress`` are for); anything else: see :func:`~potq.data.text.read_documents`.
+        tokenizer: the model's own. Only text that the model writes can do without.
+        window: tokens per window; by default 512 or the model's limit, whichever is less.
+        windows: how many; text that is too short gives fewer.
+        seed: of the windows' places in the text, or of the text that the model writes.
+
+    Raises:
+        DataError: text that is missing, damaged or shorter than one window; a window longer than the model's limit.
+        MissingDependencyError: a dataset without the ``datasets`` library.
+        ModelError: the model that writes the text puts out NaN.
+    """
+    window = choose_window(model, window, WINDOW)
+    if source == SELF:
+        options = {"window": window, "windows": windows, "seed": seed, "batch": batch}
+        tokens = self_generated(model, **options, tokenizer=tokenizer, progress=progress)
+    elif tokenizer is None:
+        raise DataError(f"the calibration text {source} needs the model's tokenizer; pass it, or use {SELF!r}")
+    else:
+        documents = read_documents(source)
+        try:
+            tokens = calibration_windows(tokenizer, documents, window=window, windows=windows, seed=seed)
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from None
+    return list(tokens.split(1))

@@ -1,0 +1,155 @@
+"""What a calibrated run will take, before it starts: operations counted, and divided by a speed that is measured now."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from potq.blocks import find_blocks, record_calls, shared_inputs
+from potq.effort import EFFORTS, Effort
+from potq.model import evaluation_mode, plan, tensor_bytes
+from potq.scheme import PoTConfig
+
+_TRIAL = (1024, 576, 1536)  # the product that is timed
+_SECONDS = 0.1
+_FITTING = 2000  # operations a weight for the exact search of its group's scale
+_DESCENT = 14  # operations per output and pair of inputs in a round of descent: two sweeps, least squares, two errors
+_COMPENSATION = 2  # the same for GPTQ
+_FACTOR = 4  # operations per cubed number of inputs for the Cholesky factor of the inverse
+_STEP_TOKENS = 2048  # in a batch of refinement
+_LEARNED = 16  # bytes a weight: value, gradient, Adam's two moments
+_ROUNDED = 16  # bytes a weight of the largest matrix, while it is quantized
+_LIBRARIES = 300_000_000  # bytes of torch and transformers themselves
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds and peak bytes, within a factor of about two."""
+
+    seconds: float
+    bytes: int
+
+    def __str__(self) -> str:
+        if self.seconds < 90:
+            shown = f"{math.ceil(self.seconds)} s"
+        elif self.seconds < 5400:
+            shown = f"{self.seconds / 60:.0f} min"
+        else:
+            shown = f"{self.seconds / 3600:.1f} h"
+        return f"about {shown}, {self.bytes / 1e9:.1f} GB"
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """A block's linears in groups that share an input: each group's number of inputs, and outputs layer by layer."""
+
+    inputs: int
+    outputs: tuple[int, ...]
+
+    @property
+    def weights(self) -> int:
+        return self.inputs * sum(self.outputs)
+
+
+def estimate(model: nn.Module, config: PoTConfig | Effort, tokens: int) -> Estimate:
+    """What :func:`potq.quantize` will take with ``tokens`` tokens of calibration text.
+
+    Only work on blocks is counted; a config without effort counts as ``"balanced"``.
+
+    Raises:
+        ModelError: the model has no blocks.
+    """
+    effort = config if isinstance(config, Effort) else config.effort or EFFORTS["balanced"]
+    _, blocks = find_blocks(model)
+    groups = _groups(model, None if isinstance(config, Effort) else config)
+    weights = sum(group.weights for group in groups) * len(blocks)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    if effort.compensate or effort.rounds or effort.scope != "none":
+        exact = len(blocks) * sum(_layer_operations(group, effort) for group in groups)
+        exact += len(blocks) * tokens * _pass_operations(groups, effort)
+    else:
+        exact = 0
+    speed = _speed(next(model.parameters()).device, torch.float32)
+    seconds = exact / speed
+    learned = 0
+    if effort.scope != "none":
+        fast = _mixed_precision_speed(next(model.parameters()).device, speed)
+        part = whole if effort.scope == "model" else weights
+        seconds += effort.epochs * tokens * 8 * part / fast
+        learned = _LEARNED * (weights if effort.scope == "model" else weights // len(blocks))
+    return Estimate(seconds, tensor_bytes(model) + learned + _working_bytes(model, groups, weights, effort, tokens))
+
+
+def _groups(model: nn.Module, config: PoTConfig | None) -> list[_Layers]:
+    """Of the first block, in the order they run."""
+    prefix, blocks = find_blocks(model)
+    targets = plan(model, config or PoTConfig("pot4")).targets
+    inside = {t.name.removeprefix(f"{prefix}.0."): t.shape for t in targets if t.name.startswith(f"{prefix}.0.")}
+    if not inside:
+        return []
+    with evaluation_mode(model), torch.no_grad():
+        call = record_calls(model, [blocks[0]], [torch.zeros(1, 4, dtype=torch.long)])[0]
+        found = shared_inputs(blocks[0], list(inside), call)
+    return [_Layers(inside[names[0]][1], tuple(inside[name][0] for name in names)) for names in found]
+
+
+def _pass_operations(groups: list[_Layers], effort: Effort) -> float:
+    """Per token of a block: its outputs, the layers before every group once more, and second moments."""
+    weights = [group.weights for group in groups]
+    before = sum(sum(weights[:index]) for index in range(len(weights)))
+    passes = 2 if effort.scope == "block" else 1
+    return 2.0 * (passes * sum(weights) + before) + sum(2.0 * group.inputs**2 for group in groups)
+
+
+def _layer_operations(group: _Layers, effort: Effort) -> float:
+    pair = group.inputs**2
+    total = float(_FITTING * group.weights)
+    if effort.compensate:
+        total += len(group.outputs) * _FACTOR * group.inputs * pair + _COMPENSATION * sum(group.outputs) * pair
+    return total + effort.rounds * _DESCENT * sum(group.outputs) * pair
+
+
+def _working_bytes(model: nn.Module, groups: list[_Layers], weights: int, effort: Effort, tokens: int) -> int:
+    """Hidden states, a layer's matrices, what is quantized so far, and logits where the whole model is refined."""
+    widest = max((group.inputs for group in groups), default=0)
+    tallest = max((max(group.outputs) for group in groups), default=0)
+    hidden = tokens * min((group.inputs for group in groups), default=0) * 4 * (2 if effort.scope == "block" else 1)
+    largest = max(parameter.numel() for parameter in model.parameters())
+    total = _LIBRARIES + _ROUNDED * largest + hidden + 4 * 4 * widest**2 + 8 * 4 * widest * tallest + weights * 5 // 8
+    if effort.scope == "model":
+        text_config = getattr(model.config, "get_text_config", lambda: model.config)()
+        step = min(tokens, _STEP_TOKENS)
+        total += step * (4 * 3 * getattr(text_config, "vocab_size", 0) + 4 * sum(map(_activations, groups)))
+        total += 2 * 4 * weights  # the latent weights, and those they stand for
+    return total
+
+
+def _activations(group: _Layers) -> int:
+    return group.inputs + sum(group.outputs)
+
+
+def _speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second in a product of matrices."""
+    rows, inner, columns = _TRIAL
+    a, b = (torch.ones(shape, dtype=dtype, device=device) for shape in ((rows, inner), (inner, columns)))
+    _wait(a @ b)
+    began, count = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - began) < _SECONDS:
+        _wait(a @ b)
+        count += 1
+    return 2.0 * rows * inner * columns * count / elapsed
+
+
+def _mixed_precision_speed(device: torch.device, speed: float) -> float:
+    """The same where refinement uses bfloat16; ``speed`` where it does not."""
+    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return max(speed, _speed(device, torch.bfloat16)) if fast else speed
+
+
+def _wait(product: Tensor) -> None:
+    if product.device.type == "cuda":
+        torch.cuda.synchronize(product.device)

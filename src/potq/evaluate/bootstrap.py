@@ -1,0 +1,46 @@
+"""How sure a difference of two perplexities is: the paired bootstrap over windows of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from potq.errors import DataError
+
+_AT_ONCE = 1 << 22  # drawn windows that are held at a time
+
+
+def paired_bootstrap(
+    nll_a: Sequence[float], nll_b: Sequence[float], predicted: int, seed: int = 0, draws: int = 10_000
+) -> tuple[float, float]:
+    """95% interval of ``perplexity(a) - perplexity(b)``, both measured on the same windows.
+
+    A draw takes as many windows as there are, with replacement, the same for both; the interval holds the middle 95% of the
+    draws' differences. The text's windows stand for all text that is like it; nothing is said of other text.
+
+    Args:
+        nll_a, nll_b: summed negative log-likelihood (nats) of each window (``Perplexity.window_nll``).
+        predicted: tokens predicted in all windows together (``Perplexity.predicted_tokens``).
+
+    Raises:
+        DataError: other windows for ``a`` than for ``b``, fewer than two, or NaN among them.
+    """
+    if len(nll_a) != len(nll_b):
+        raise DataError(f"{len(nll_a)} windows against {len(nll_b)}: a paired bootstrap needs both on the same windows")
+    if len(nll_a) < 2:
+        raise DataError(f"{len(nll_a)} windows vary in no way; a bootstrap needs at least 2")
+    if predicted < len(nll_a) or draws < 1:
+        raise DataError(f"a bootstrap of {predicted} predicted tokens in {len(nll_a)} windows, {draws} draws, is none")
+    pair = torch.tensor([nll_a, nll_b], dtype=torch.float64)
+    if not bool(pair.isfinite().all()):
+        raise DataError("a window's negative log-likelihood is NaN or infinite")
+    count = pair.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    differences = []
+    for some in torch.arange(draws).split(max(1, _AT_ONCE // count)):
+        drawn = torch.randint(count, (len(some), count), generator=generator)
+        perplexities = (pair[:, drawn].sum(-1) / predicted).exp()
+        differences.append(perplexities[0] - perplexities[1])
+    ends = torch.cat(differences).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return float(ends[0]), float(ends[1])

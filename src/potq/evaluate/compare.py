@@ -1,0 +1,259 @@
+"""Schemes and efforts side by side on one model and text: rows that are kept as they come, as table, Markdown and plot."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from potq.errors import DataError, MissingDependencyError
+from potq.evaluate.bootstrap import paired_bootstrap
+from potq.evaluate.perplexity import perplexity
+from potq.kernels import set_activations
+from potq.ptq import quantize
+from potq.resume import fingerprint
+from potq.scheme import PoTConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from transformers import PreTrainedModel
+
+FULL_PRECISION = "full precision"
+HEADINGS = ("scheme", "effort", "bits", "perplexity", "excess", "95% interval", "seconds")
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured model: its perplexity, and what quantizing took. ``seconds`` are the quantization's alone."""
+
+    scheme: str
+    effort: str
+    bits_per_weight: float
+    perplexity: float
+    window: int
+    predicted_tokens: int
+    window_nll: tuple[float, ...]
+    seconds: float
+
+    def excess(self, base: Row) -> float:
+        """How much worse than ``base``, which is measured on the same windows."""
+        return self.perplexity - base.perplexity
+
+    def interval(self, base: Row) -> tuple[float, float] | None:
+        """95% interval of the excess, by the paired bootstrap; None where one window cannot tell."""
+        if len(self.window_nll) < 2:
+            return None
+        return paired_bootstrap(self.window_nll, base.window_nll, self.predicted_tokens)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What rows are measured on and with; rows are comparable if these are equal.
+
+    Attributes:
+        tokens: the text's token ids, 1-D.
+        calibration: token batches for the efforts that want them.
+    """
+
+    tokens: Tensor
+    window: int | None = None
+    windows: int | None = None
+    calibration: Sequence[Tensor] = ()
+    seed: int = 0
+
+    def keys(self, model: PreTrainedModel) -> Callable[[PoTConfig | None], str]:
+        """A function that gives the hash of all that a row depends on: weights, tokens, settings, potq's version."""
+        settings = (str(self.window), str(self.windows), str(model.dtype), version("potq"))
+        plain = fingerprint(model, [self.tokens], settings)
+        calibrated = fingerprint(model, [self.tokens, *self.calibration], settings)
+
+        def key(config: PoTConfig | None) -> str:
+            if config is None:
+                return plain
+            base = calibrated if _is_calibrated(config) else plain
+            return hashlib.blake2b(f"{base} {config.model_dump_json()} {self.seed}".encode(), digest_size=16).hexdigest()
+
+        return key
+
+
+def measure_row(
+    model: PreTrainedModel, config: PoTConfig | None, protocol: Protocol, progress: Progress | None = None
+) -> Row:
+    """Perplexity of ``model`` as it is (no ``config``), or of a copy that is quantized, with exact activations."""
+    measured, bits, seconds = model, 8.0 * model.dtype.itemsize, 0.0
+    if config is not None:
+        measured = copy.deepcopy(model)
+        batches = protocol.calibration if _is_calibrated(config) else None
+        began = time.perf_counter()
+        bits = quantize(measured, config, batches, seed=protocol.seed, progress=progress).bits_per_weight
+        seconds = time.perf_counter() - began
+        set_activations(measured, "float")
+    found = perplexity(measured, protocol.tokens, window=protocol.window, max_windows=protocol.windows, progress=progress)
+    return Row(
+        scheme=FULL_PRECISION if config is None else config.scheme.name,
+        effort="" if config is None or config.effort is None else config.effort.name,
+        bits_per_weight=bits,
+        perplexity=found.perplexity,
+        window=found.window,
+        predicted_tokens=found.predicted_tokens,
+        window_nll=found.window_nll,
+        seconds=seconds,
+    )
+
+
+def _is_calibrated(config: PoTConfig) -> bool:
+    return config.effort is not None and config.effort.calibrated
+
+
+class KeptRows:
+    """Rows by key, in a JSON file that is written anew with each; without a file they are only remembered."""
+
+    def __init__(self, file: Path | None) -> None:
+        """Read ``file``, if it is there.
+
+        Raises:
+            DataError: it is no such file, or there is no folder to write it to.
+        """
+        self._file, self._rows = file, {}
+        if file is None:
+            return
+        if not file.parent.is_dir():
+            raise DataError(f"cannot keep rows in {file}: there is no folder {file.parent}")
+        if file.exists():
+            self._rows = _read_rows(file)
+
+    def get(self, key: str) -> Row | None:
+        return self._rows.get(key)
+
+    def add(self, key: str, row: Row) -> None:
+        self._rows[key] = row
+        if self._file is None:
+            return
+        partial = self._file.with_name(f".{self._file.name}.partial")
+        try:
+            partial.write_text(json.dumps({"rows": {k: asdict(v) for k, v in self._rows.items()}}, indent=1) + "\n")
+            os.replace(partial, self._file)
+        except OSError as error:
+            raise DataError(f"cannot keep rows in {self._file} ({error.strerror})") from None
+
+
+def _read_rows(file: Path) -> dict[str, Row]:
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        return {key: Row(**{**fields, "window_nll": tuple(fields["window_nll"])}) for key, fields in rows.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file} holds no rows of potq compare ({error}); choose another file, or delete it") from None
+
+
+# ---- for people: the first row is what the others are compared with
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The rows in words, under :data:`HEADINGS`."""
+    base, found = rows[0], []
+    for row in rows:
+        interval = row.interval(base) if row is not base else None
+        found.append(
+            [
+                row.scheme,
+                row.effort,
+                f"{row.bits_per_weight:.3f}",
+                _figure(row.perplexity),
+                "" if row is base else _figure(row.excess(base), sign=True),
+                f"{_figure(interval[0], sign=True)} .. {_figure(interval[1], sign=True)}" if interval else "",
+                "" if row is base else f"{row.seconds:.1f}",
+            ]
+        )
+    return found
+
+
+def _figure(value: float, *, sign: bool = False) -> str:
+    """Three decimals as long as they mean something."""
+    form = ".3f" if abs(value) < 1000 else ".0f" if abs(value) < 1e6 else ".3g"
+    return f"{value:{'+' * sign}{form}}"
+
+
+def table(rows: Sequence[Row]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    result = Table(box=box.SIMPLE)
+    for heading in HEADINGS:
+        result.add_column(heading, justify="left" if heading in ("scheme", "effort") else "right")
+    for row in cells(rows):
+        result.add_row(*row)
+    return result
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    rule = ["---" if heading in ("scheme", "effort") else "---:" for heading in HEADINGS]
+    return "\n".join(f"| {' | '.join(row)} |" for row in ([*HEADINGS], rule, *cells(rows)))
+
+
+def to_dict(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """For JSON, with each row's excess over the first and its interval."""
+    base = rows[0]
+    return [{**asdict(row), "excess": row.excess(base), "interval": row.interval(base)} for row in rows]
+
+
+def check_plot(path: Path) -> None:
+    """Find out before the work that a plot cannot be drawn.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        DataError: there is no folder for it.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError("--plot draws with matplotlib: pip install 'potq[plot]'") from None
+    if not path.parent.is_dir():
+        raise DataError(f"cannot write the plot {path}: there is no folder {path.parent}")
+
+
+def plot(rows: Sequence[Row], path: Path, title: str) -> None:
+    """Perplexity over bits per weight, a line an effort, as PNG (or whatever the name's ending says).
+
+    Raises:
+        MissingDependencyError, DataError: see :func:`check_plot`; or ``path`` cannot be written.
+    """
+    check_plot(path)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    base, *others = rows
+    axes.axhline(base.perplexity, color="black", linestyle="--", linewidth=1, label=base.scheme)
+    efforts: dict[str, list[Row]] = defaultdict(list)
+    for row in others:
+        efforts[row.effort].append(row)
+    for marker, (effort, members) in zip("os^Dv<>P*X" * math.ceil(len(efforts) / 10), efforts.items(), strict=False):
+        best: dict[float, Row] = {}
+        for row in sorted(members, key=lambda row: row.perplexity):
+            best.setdefault(row.bits_per_weight, row)
+        line = sorted(best.values(), key=lambda row: row.bits_per_weight)
+        (drawn,) = axes.plot([row.bits_per_weight for row in line], [row.perplexity for row in line], linewidth=1)
+        points = [row.bits_per_weight for row in members], [row.perplexity for row in members]
+        axes.plot(*points, marker, color=drawn.get_color(), label=effort)
+    for row in others:
+        at = (row.bits_per_weight, row.perplexity)
+        axes.annotate(row.scheme, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
+    axes.set(title=title, xlabel="bits per weight", ylabel="perplexity", yscale="log")
+    axes.legend()
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot write the plot {path} ({error})") from None

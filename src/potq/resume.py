@@ -1,0 +1,73 @@
+"""A folder that a long run leaves its finished parts in, so that a killed run goes on where it stopped.
+
+It belongs to one run: a fingerprint of the model's weights, the calibration tokens and the settings is kept with it, and
+what another run left is not used. Every file is written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from potq.errors import ConfigError
+
+_FINGERPRINT = "fingerprint"
+
+
+class WorkFolder:
+    """Named sets of tensors on disk."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        """Use ``folder``; what another run left there is deleted first.
+
+        Raises:
+            ConfigError: it is a file, or holds what no run left.
+        """
+        self.folder = folder
+        mark = folder / _FINGERPRINT
+        ours = mark.is_file()
+        if not ours and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"work_folder {folder} holds something else; give an empty folder, or one that does not exist")
+        if ours and mark.read_bytes() != fingerprint.encode():
+            warnings.warn(f"{folder} was left by another run (other model, text or settings); starting anew", stacklevel=2)
+            for file in (*folder.glob("*.safetensors"), *folder.glob("*.partial")):
+                file.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(fingerprint, encoding="utf-8")
+
+    def load(self, name: str) -> dict[str, Tensor] | None:
+        """The tensors saved under ``name``, or None if there are none, or none that can be read."""
+        file = self._file(name)
+        try:
+            return load_file(file) if file.is_file() else None
+        except (OSError, SafetensorError):
+            return None  # half a file from a full disk; the part is done again
+
+    def save(self, name: str, tensors: dict[str, Tensor]) -> None:
+        file = self._file(name)
+        partial = file.with_suffix(".partial")
+        save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial)
+        os.replace(partial, file)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+
+def fingerprint(model: nn.Module, batches: Sequence[Tensor], settings: Iterable[str]) -> str:
+    """What a run depends on, as a hash: every weight, every token, every setting."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in settings:
+        digest.update(text.encode())
+        digest.update(b"\0")
+    for name, tensor in (*enumerate(batches), *model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,324 @@
+"""Calibrated quantization: block after block, each seeing what the quantized blocks before it put out.
+
+The model keeps its own weights throughout: a block's are replaced only while its outputs under the quantized ones are
+computed. Whatever happens, nothing has to be undone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from potq.algorithms.descent import refine_layer
+from potq.algorithms.gptq import NotFactorableError, fit_groups, gptq
+from potq.algorithms.refine import Learning, divergence, fit, output_loss
+from potq.algorithms.rounding import Rounded, SchemeRounding, round_to_nearest
+from potq.algorithms.rtn import rtn
+from potq.algorithms.straight_through import LearnedWeight
+from potq.blocks import Call, HiddenStates, find_blocks, merge, record_calls, second_moments, shared_inputs
+from potq.effort import Effort
+from potq.model import Target, as_matrix, evaluation_mode, linear_weight
+from potq.resume import WorkFolder
+from potq.scheme import QuantScheme
+from potq.tensor import QuantizedWeight
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Layer:
+    """A layer that was quantized: its packed weight, what was done, and what further refinement starts from, if any."""
+
+    weight: QuantizedWeight
+    algorithm: str
+    rounding: SchemeRounding | None = None
+    latent: Tensor | None = None
+
+
+@dataclass
+class Walk:
+    """One calibrated run over a model's blocks.
+
+    Attributes:
+        targets: the layers to be quantized; those outside the blocks are left to the caller.
+        batches: token batches ``(batch, length)``.
+        fixed: weights outside the blocks that are quantized already, for a refinement of the whole model to reckon with.
+        seed: of the order of batches in refinement.
+        cache_bytes: hidden states beyond this go to files.
+        folder: where finished blocks are kept for a run that is killed, or None.
+        progress: called with the number of layers done, of all, and the name of the next.
+        rounding: makes a scheme known to the algorithms; another one compares them on formats that potq does not store.
+    """
+
+    model: nn.Module
+    targets: Sequence[Target]
+    effort: Effort
+    batches: Sequence[Tensor]
+    fixed: dict[str, QuantizedWeight] = field(default_factory=dict)
+    seed: int = 0
+    cache_bytes: int = 4 << 30
+    folder: WorkFolder | None = None
+    progress: Progress | None = None
+    rounding: Callable[[Tensor, QuantScheme, Tensor], SchemeRounding] = SchemeRounding.of
+
+    def run(self) -> dict[str, Layer]:
+        """Quantize the targets that are in blocks, by name.
+
+        Raises:
+            ModelError: no blocks, a layer that the text never reaches, NaN activations, a refinement that diverges.
+        """
+        with evaluation_mode(self.model), _frozen(self.model), ExitStack() as stack:
+            layers = self._blocks(stack)
+            if self.effort.scope == "model" and layers:
+                self._refine_model(layers)
+        return layers
+
+    def _blocks(self, stack: ExitStack) -> dict[str, Layer]:
+        prefix, blocks = find_blocks(self.model)
+        calls = record_calls(self.model, list(blocks), merge(self.batches))
+        seen, exact = self._hidden_states(calls, stack)
+        layers: dict[str, Layer] = {}
+        total = sum(target.name.startswith(f"{prefix}.") for target in self.targets)
+        for index, block in enumerate(blocks):
+            start = f"{prefix}.{index}."
+            inside = {t.name.removeprefix(start): t for t in self.targets if t.name.startswith(start)}
+            if exact is not None:
+                exact.advance(block)
+            done = self._load(index, inside)
+            if done is None:
+                report = self._reporter(len(layers), total, start)
+                done = self._quantize_block(block, start, inside, seen, exact, self.seed + index, report)
+                self._save(index, done)
+            with _substituted(block, {name: layer.weight.dequantize() for name, layer in done.items()}):
+                seen.advance(block)
+            if self.effort.scope != "model":
+                for layer in done.values():
+                    layer.latent = None
+            layers |= {start + name: layer for name, layer in done.items()}
+        return layers
+
+    def _hidden_states(self, calls: list[Call], stack: ExitStack) -> tuple[HiddenStates, HiddenStates | None]:
+        """Inputs of the blocks as the quantized model has them, and, if a step wants them, as the full-precision one has."""
+        streams = 2 if self.effort.scope == "block" else 1
+        folder = None
+        if streams * sum(call.hidden.nbytes for call in calls) > self.cache_bytes:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="potq-")))
+        seen = HiddenStates(calls, folder and folder / "seen")
+        return seen, HiddenStates(calls, folder and folder / "exact") if streams == 2 else None
+
+    def _reporter(self, done: int, total: int, prefix: str) -> Callable[[int, str], None]:
+        def report(more: int, name: str) -> None:
+            if self.progress is not None:
+                self.progress(done + more, total, prefix + name)
+
+        return report
+
+    def _load(self, index: int, inside: dict[str, Target]) -> dict[str, Layer] | None:
+        found = self.folder.load(f"block-{index:04}") if self.folder is not None else None
+        if found is None:
+            return None
+        layers = {}
+        for name, target in inside.items():
+            stored = {k: found[f"{name}.{k}"] for k in ("packed", "scale", "row_scale") if f"{name}.{k}" in found}
+            label = bytes(found[f"{name}.algorithm"].tolist()).decode()
+            weight = QuantizedWeight(shape=target.shape, scheme=target.scheme, **stored)
+            rounding = SchemeRounding(weight.scheme, weight.row_scale) if target.scheme.group_size != "tensor" else None
+            layers[name] = Layer(weight, label, rounding, found.get(f"{name}.latent"))
+        return layers
+
+    def _save(self, index: int, layers: dict[str, Layer]) -> None:
+        if self.folder is None:
+            return
+        tensors: dict[str, Tensor] = {}
+        for name, layer in layers.items():
+            tensors |= {f"{name}.{key}": tensor for key, tensor in layer.weight.tensors().items()}
+            tensors[f"{name}.algorithm"] = torch.tensor(list(layer.algorithm.encode()), dtype=torch.uint8)
+            if self.effort.scope == "model" and layer.latent is not None:
+                tensors[f"{name}.latent"] = layer.latent
+        self.folder.save(f"block-{index:04}", tensors)
+
+    def _refine_model(self, layers: dict[str, Layer]) -> None:
+        """Learn the layers' codes and scales together, to predict what the full-precision model predicts."""
+        weights: dict[nn.Module, LearnedWeight] = {}
+        for name, layer in layers.items():
+            if layer.rounding is not None:
+                rounded = layer.rounding.unpack(layer.weight)
+                if layer.latent is not None:
+                    rounded, layer.latent = replace(rounded, latent=layer.latent), None
+                weights[self.model.get_submodule(name)] = LearnedWeight(rounded, layer.rounding, codes=self.effort.codes)
+        batches = merge(self.batches)
+        final = {name: layer.weight for name, layer in layers.items() if layer.rounding is None}
+        exchange = _Exchange(self.model, self.fixed | final)
+        learning = Learning(weights)
+
+        def loss(index: int) -> Tensor:
+            batch = batches[index].to(next(self.model.parameters()).device)
+            with torch.no_grad(), learning.paused(), exchange.swapped(), _mixed_precision(batch.device):
+                teacher = self.model(batch, use_cache=False).logits
+            with _mixed_precision(batch.device):
+                logits = self.model(batch, use_cache=False).logits
+            return divergence(logits, teacher)
+
+        def report(step: int, steps: int, value: float) -> None:
+            if self.progress is not None:
+                self.progress(step, steps, f"refining: divergence {value:.4f}")
+
+        with exchange.swapped(), learning:  # until the last backward pass, which reads the weights too
+            fit(list(weights.values()), loss, len(batches), self.effort, self.seed, report, self.folder)
+        for name, layer in layers.items():
+            if layer.rounding is not None:
+                layer.weight = layer.rounding.pack(weights[self.model.get_submodule(name)].rounded())
+                layer.algorithm += _learned(layer.rounding, "model", self.effort)
+
+    def _quantize_block(
+        self,
+        block: nn.Module,
+        prefix: str,
+        inside: dict[str, Target],
+        seen: HiddenStates,
+        exact: HiddenStates | None,
+        seed: int,
+        report: Callable[[int, str], None],
+    ) -> dict[str, Layer]:
+        """Layer group by layer group, each seeing the effect of those before it; then the block as a whole, if asked."""
+        found: dict[str, tuple[Rounded, SchemeRounding, str]] = {}
+        layers: dict[str, Layer] = {}
+        with _substituted(block, {}) as substitute:
+            for group in shared_inputs(block, list(inside), seen.calls[0], prefix) if inside else []:
+                hessian = second_moments(block, group[0], seen, prefix)
+                for name in group:
+                    report(len(found) + len(layers), name)
+                    weight, scheme = linear_weight(block.get_submodule(name)).detach().float(), inside[name].scheme
+                    if scheme.group_size == "tensor":
+                        layers[name] = Layer(rtn(weight, scheme), "rtn/mse (one scale for all rows)")
+                        substitute(name, layers[name].weight.dequantize())
+                        continue
+                    rounding = self.rounding(weight, scheme, hessian.diagonal())
+                    found[name] = _quantize_layer(weight, hessian, rounding, self.effort)
+                    substitute(name, found[name][0].values)
+            if exact is not None:
+                found = _refine_block(block, found, seen, exact, self.effort, seed)
+        return layers | {n: Layer(rounding.pack(r), label, rounding, r.latent) for n, (r, rounding, label) in found.items()}
+
+
+def _quantize_layer(
+    weight: Tensor, hessian: Tensor, rounding: SchemeRounding, effort: Effort
+) -> tuple[Rounded, SchemeRounding, str]:
+    diagonal = hessian.diagonal()
+    label = effort.model_copy(update={"scope": "none"}).steps
+    try:
+        if effort.compensate:
+            rounded = gptq(weight, hessian, rounding, ordered=effort.ordered, damping=effort.damping)
+        else:
+            rounded = round_to_nearest(weight, *fit_groups(weight, torch.ones_like(diagonal), rounding), rounding)
+    except NotFactorableError as error:
+        rounded = round_to_nearest(weight, *fit_groups(weight, diagonal, rounding), rounding)
+        return rounded, rounding, f"rtn/weighted ({error})"
+    if effort.rounds:
+        rounded = refine_layer(weight, hessian, rounded, rounding, rounds=effort.rounds, damping=effort.damping)
+    return rounded, rounding, label
+
+
+def _refine_block(
+    block: nn.Module,
+    found: dict[str, tuple[Rounded, SchemeRounding, str]],
+    seen: HiddenStates,
+    exact: HiddenStates,
+    effort: Effort,
+    seed: int,
+) -> dict[str, tuple[Rounded, SchemeRounding, str]]:
+    """Learn the block's codes and scales to put out what the full-precision block puts out after full-precision ones."""
+    weights = {name: LearnedWeight(rounded, rounding, codes=effort.codes) for name, (rounded, rounding, _) in found.items()}
+
+    def loss(index: int) -> Tensor:
+        call = seen.calls[index]
+        with _mixed_precision(call.hidden.device):
+            output = call(block)
+        return output_loss(output, exact.calls[index].hidden)
+
+    with Learning({block.get_submodule(name): weight for name, weight in weights.items()}):
+        fit(list(weights.values()), loss, len(seen.calls), effort, seed)
+    return {
+        name: (weights[name].rounded(), rounding, label + _learned(rounding, "block", effort))
+        for name, (_, rounding, label) in found.items()
+    }
+
+
+def _learned(rounding: SchemeRounding, scope: str, effort: Effort) -> str:
+    """What a refinement adds to a layer's label; scales that are powers of two are not learned."""
+    if effort.codes:
+        return f"+{scope}"
+    return f"+{scope}-scales" if rounding.fine else ""
+
+
+class _Exchange:
+    """Weights that are not refined in two states: the model's own, and as they will be when quantized."""
+
+    def __init__(self, model: nn.Module, fixed: dict[str, QuantizedWeight]) -> None:
+        self._parameters: list[Tensor] = []
+        self._others: list[Tensor] = []
+        for name, quantized in fixed.items():
+            module = model.get_submodule(name)
+            parameter = module.weight
+            assert isinstance(parameter, Tensor)
+            self._parameters.append(parameter)
+            self._others.append(as_matrix(module, quantized.dequantize()).to(parameter.dtype))
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The other state: the quantized one, and within that the model's own again."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for index, parameter in enumerate(self._parameters):
+            parameter.data, self._others[index] = self._others[index], parameter.data
+
+
+@contextmanager
+def _substituted(block: nn.Module, values: dict[str, Tensor]) -> Iterator[Callable[[str, Tensor], None]]:
+    """``values`` (and more by the function that is yielded) in place of the weights of ``block``'s layers, until the end."""
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def substitute(name: str, matrix: Tensor) -> None:
+        module = block.get_submodule(name)
+        parameter = module.weight
+        assert isinstance(parameter, Tensor)
+        kept.append((parameter, parameter.data))
+        parameter.data = as_matrix(module, matrix).to(parameter.dtype)
+
+    try:
+        for name, matrix in values.items():
+            substitute(name, matrix)
+        yield substitute
+    finally:
+        for parameter, data in reversed(kept):
+            parameter.data = data
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of the model itself gets a gradient."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _mixed_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 products where they are fast; elsewhere nothing changes."""
+    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)

@@ -1,0 +1,142 @@
+"""Refining scales and codes in turns: no row ever gets worse, and the result is one that can be stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from potq import native
+from potq.algorithms import descent
+from potq.algorithms.descent import output_error, refine_layer
+from potq.algorithms.gptq import gptq, without_dead_inputs
+from potq.algorithms.rounding import SchemeRounding, round_to_nearest
+from potq.algorithms.rtn import rtn
+from potq.scheme import PRESETS, QuantScheme
+
+SCHEMES = {
+    **{name: PRESETS[name] for name in ("pot2", "pot2z", "pot3", "int3", "nf4", "apot4", "mxfp4", "pot5")},
+    "row": QuantScheme("pot3", group_size="row"),
+    "small": QuantScheme("int2", group_size=16),
+    "row_scale": QuantScheme("pot4", group_size=32, scale_dtype="e8m0", row_scale=True),
+}
+
+
+def _problem(rows: int = 7, columns: int = 150, samples: int = 600, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """A weight with a zero row, and second moments of correlated inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator) * 0.02
+    weight[rows // 2] *= rows == 1
+    mix = torch.randn(columns, columns, generator=generator) / columns**0.5 + torch.eye(columns) / 2
+    x = torch.randn(samples, columns, generator=generator) @ mix
+    return weight, x.t() @ x / samples
+
+
+def _damped(hessian: Tensor, damping: float = 0.01) -> Tensor:
+    hessian = without_dead_inputs(hessian)
+    return hessian + torch.eye(len(hessian)) * damping * hessian.diagonal().mean()
+
+
+@pytest.mark.parametrize("shape", [(7, 150), (1, 150), (5, 24), (1, 20)])
+@pytest.mark.parametrize("name", sorted(SCHEMES))
+def test_no_row_gets_worse_from_round_to_round(name: str, shape: tuple[int, int]) -> None:
+    weight, hessian = _problem(*shape)
+    quantized = rtn(weight, SCHEMES[name])
+    rounding = SchemeRounding(SCHEMES[name], quantized.row_scale)
+    for start in (rounding.unpack(quantized), gptq(weight, hessian, rounding)):
+        errors = [output_error(weight, start.values, _damped(hessian))]
+        for rounds in (1, 2, 3):
+            found = refine_layer(weight, hessian, start, rounding, rounds=rounds)
+            errors.append(output_error(weight, found.values, _damped(hessian)))
+            assert (errors[-1] <= errors[-2] * (1 + 1e-5)).all()
+        assert errors[-1].sum() < errors[0].sum() or shape == (1, 20)  # so few weights may be at their best
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMES))
+def test_the_result_can_be_stored(name: str) -> None:
+    weight, hessian = _problem()
+    quantized = rtn(weight, SCHEMES[name])
+    rounding = SchemeRounding(SCHEMES[name], quantized.row_scale)
+    found = refine_layer(weight, hessian, rounding.unpack(quantized), rounding, rounds=2)
+    assert torch.equal(rounding.store(found.scale), found.scale)
+    assert torch.equal(round_to_nearest(found.values, found.scale, None, rounding).values, found.values)
+    packed = rounding.pack(found)
+    packed.validate("weight")
+    assert torch.equal(packed.dequantize(), found.values)
+    assert torch.equal(rounding.decode(packed.scale), found.scale)
+
+
+@pytest.mark.parametrize("shape", [(7, 150), (1, 150), (5, 24)])
+def test_a_sweep_keeps_the_gradient_true(shape: tuple[int, int]) -> None:
+    """Even where a block is the whole matrix, and its part of the gradient no copy."""
+    weight, hessian = _problem(*shape)
+    rounding = SchemeRounding(PRESETS["pot3"])
+    start = rounding.unpack(rtn(weight, rounding.scheme))
+    values = start.values.clone()
+    gradient = (values - weight) @ hessian
+    descent._sweep(values, gradient, hessian, start, rounding)
+    assert not torch.equal(values, start.values)
+    torch.testing.assert_close(gradient, (values - weight) @ hessian, rtol=0, atol=1e-6)
+
+
+def test_scales_are_the_least_squares_ones() -> None:
+    weight, hessian = _problem(4, 24)
+    rounding = SchemeRounding(QuantScheme("pot4", group_size=8))
+    start = rounding.unpack(rtn(weight, rounding.scheme))
+    found = descent._least_squares(weight, hessian, start.values, start.scale, rounding)
+    levels = start.values / start.scale.repeat_interleave(8, 1).clamp(min=1e-9)
+    factor = torch.linalg.cholesky(hessian.double())
+    for row in (0, 1, 3):
+        basis = torch.block_diag(*levels[row].view(3, 1, 8)).double()
+        expected = torch.linalg.lstsq((basis @ factor).t(), (weight[row].double() @ factor)[:, None]).solution[:, 0]
+        torch.testing.assert_close(found[row].double(), expected, rtol=1e-3, atol=0)
+    assert torch.equal(found[2], start.scale[2])  # no levels, no equation
+
+
+def test_rows_do_not_depend_on_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = _problem()
+    rounding = SchemeRounding(PRESETS["pot3"])
+    start, found = rounding.unpack(rtn(weight, rounding.scheme)), []
+    for limit in (1, 1 << 22):
+        monkeypatch.setattr(descent, "_SYSTEMS", limit)
+        found.append(refine_layer(weight, hessian, start, rounding, rounds=1).scale)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["zero", "dead", "few"])
+def test_hessians_of_all_kinds(kind: str) -> None:
+    weight, hessian = _problem(samples=20 if kind == "few" else 600)
+    if kind != "few":
+        dead = slice(0, 150 if kind == "zero" else 70)  # a whole group and some more
+        hessian[dead], hessian[:, dead] = 0.0, 0.0
+    rounding = SchemeRounding(PRESETS["pot3"])
+    start = rounding.unpack(rtn(weight, rounding.scheme))
+    found = refine_layer(weight, hessian, start, rounding, rounds=2)
+    assert found.values.isfinite().all()
+    before, after = (output_error(weight, v, _damped(hessian)) for v in (start.values, found.values))
+    assert (after <= before * (1 + 1e-5)).all()
+
+
+def test_nothing_given_is_changed() -> None:
+    weight, hessian = _problem()
+    rounding = SchemeRounding(PRESETS["pot3"])
+    start = gptq(weight, hessian, rounding)
+    kept: list[Any] = [t.clone() for t in (weight, hessian, start.values, start.scale, start.latent)]
+    found = refine_layer(weight, hessian, start, rounding, rounds=2)
+    assert all(
+        torch.equal(a, b) for a, b in zip(kept, (weight, hessian, start.values, start.scale, start.latent), strict=True)
+    )
+    assert torch.equal(found.latent, start.latent)
+
+
+def test_with_and_without_the_compiled_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = _problem()
+    rounding = SchemeRounding(PRESETS["pot3"])
+    start = rounding.unpack(rtn(weight, rounding.scheme))
+    compiled = refine_layer(weight, hessian, start, rounding, rounds=2)
+    monkeypatch.setattr(native, "missing", lambda: "not installed")
+    in_torch = refine_layer(weight, hessian, start, rounding, rounds=2)
+    assert torch.equal(compiled.values, in_torch.values)
+    assert torch.equal(compiled.scale, in_torch.scale)

@@ -1,0 +1,203 @@
+"""``potq compare`` end to end, on a tiny model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import potq
+from potq.cli.app import app
+from potq.data.calibration_text import load_calibration
+from potq.data.tokens import tokenize
+from potq.errors import ConfigError, DataError, MissingDependencyError, ModelError, PotqError
+from potq.evaluate import compare as comparison
+from potq.evaluate.bootstrap import paired_bootstrap
+from potq.evaluate.perplexity import perplexity
+from potq.kernels import set_activations
+
+
+def compare(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, ["compare", *map(str, words)])
+
+
+def succeed(*words: str | Path) -> str:
+    result = compare(*words)
+    assert result.exit_code == 0, result.exception
+    return str(result.stdout)
+
+
+def refused(kind: type[PotqError], *words: str | Path) -> str:
+    result = compare(*words)
+    assert isinstance(result.exception, kind), result.exception
+    assert result.stdout == ""
+    return str(result.exception)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text("The cat sat on the mat; zwölf Boxkämpfer jagten ihn. " * 10)
+    return file
+
+
+def test_rows_are_what_the_library_measures(tiny_folder: Path, text: Path) -> None:
+    words = ["--schemes", "pot4,int3:group_size=32", "--efforts", "fast,gptq", "--text", text, "--window", "64"]
+    words += ["--calibration-windows", "2", "--embedding", "int8", "--seed", "3"]
+    found = json.loads(succeed(tiny_folder, *words, "--json"))
+    assert (found["model"], found["text"], found["embedding"]) == (str(tiny_folder), str(text), "int8")
+    assert found["calibration"] == {"text": "self", "windows": 2}
+    rows = {(row["scheme"], row["effort"]): row for row in found["rows"]}
+    assert list(rows) == [
+        ("full precision", ""),
+        ("pot4-g64", "fast"),
+        ("pot4-g64", "gptq"),
+        ("int3-g32", "fast"),
+        ("int3-g32", "gptq"),
+    ]
+    model, tokenizer = potq.load(tiny_folder), potq.load_tokenizer(tiny_folder)
+    batches = load_calibration("self", model, tokenizer, windows=2, seed=3)
+    tokens = tokenize(tokenizer, text.read_text())
+    base = perplexity(model, tokens, window=64)
+    for effort, calibration in (("fast", None), ("gptq", batches)):
+        fresh = copy.deepcopy(model)
+        report = potq.quantize(fresh, potq.PoTConfig("pot4", effort=effort), calibration, seed=3)
+        set_activations(fresh, "float")
+        expected, row = perplexity(fresh, tokens, window=64), rows["pot4-g64", effort]
+        assert row["perplexity"] == expected.perplexity
+        assert row["window_nll"] == list(expected.window_nll)
+        assert row["bits_per_weight"] == report.bits_per_weight
+        assert row["excess"] == expected.perplexity - base.perplexity
+        interval = paired_bootstrap(expected.window_nll, base.window_nll, base.predicted_tokens)
+        assert row["interval"] == list(interval)
+    assert rows["full precision", ""]["bits_per_weight"] == 32
+    assert rows["full precision", ""]["excess"] == 0
+
+
+def test_table_and_markdown(tiny_folder: Path, text: Path) -> None:
+    words = [tiny_folder, "--schemes", "pot3,pot4", "--text", text, "--window", "64", "--windows", "3"]
+    shown = succeed(*words)
+    for word in ("full precision", "pot3-g64", "pot4-g64", "fast", "95% interval", "3 windows of 64 tokens"):
+        assert word in shown
+    lines = [line for line in succeed(*words, "--markdown").splitlines() if line.startswith("|")]
+    assert lines[0] == "| scheme | effort | bits | perplexity | excess | 95% interval | seconds |"
+    assert len(lines) == 5
+    assert lines[2].startswith("| full precision |  | 32.000 | ")
+    assert lines[3].startswith("| pot3-g64 | fast | 3.262 | ")  # embedding and head in full precision: linears alone
+
+
+def test_one_window_has_no_interval(tiny_folder: Path, text: Path) -> None:
+    words = [tiny_folder, "--schemes", "pot4", "--text", text, "--window", "64", "--windows", "1"]
+    assert json.loads(succeed(*words, "--json"))["rows"][1]["interval"] is None
+    succeed(*words)
+
+
+def test_plot(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    words = [tiny_folder, "--schemes", "pot3,pot4", "--text", text, "--window", "64", "--plot", tmp_path / "p.png"]
+    result = compare(*words, "--efforts", "fast,gptq", "--calibration-windows", "1", "--json")
+    assert result.exit_code == 0, result.exception
+    json.loads(result.stdout)
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert "pot3-g64, gptq: about" in result.stderr
+
+
+# ---- rows that are kept
+
+
+def test_a_killed_run_goes_on(tiny_folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [tiny_folder, "--schemes", "pot3,pot4", "--text", text, "--window", "64", "--json"]
+    expected = json.loads(succeed(*words))["rows"]
+    file, measure, measured = tmp_path / "rows.json", comparison.measure_row, []
+
+    def fails(model: Any, config: Any, *rest: Any) -> Any:
+        measured.append(config and config.scheme.name)
+        if config is not None and config.scheme.name == "pot4-g64" and len(measured) == 3:
+            raise ModelError("the power is out")
+        return measure(model, config, *rest)
+
+    monkeypatch.setattr(comparison, "measure_row", fails)
+    assert refused(ModelError, *words, "--resume", file) == "the power is out"
+    assert len(json.loads(file.read_text())["rows"]) == 2
+    found = json.loads(succeed(*words, "--resume", file))["rows"]
+    assert measured == [None, "pot3-g64", "pot4-g64", "pot4-g64"]
+    for row, other in zip(found, expected, strict=True):
+        assert {**row, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_rows_of_another_protocol_are_measured_anew(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    words = [tiny_folder, "--schemes", "pot4", "--text", text, "--resume", file, "--json"]
+    for count, more in [
+        (2, ["--window", "64"]),
+        (4, ["--window", "32"]),
+        (5, ["--window", "32", "--embedding", "int8"]),  # the full-precision row is the same
+        (7, ["--window", "32", "--windows", "2"]),
+        (9, ["--window", "32", "--dtype", "bfloat16"]),
+        (9, ["--window", "64"]),
+    ]:
+        succeed(*words, *more)
+        assert len(json.loads(file.read_text())["rows"]) == count
+    text.write_text(text.read_text() + "More text, which makes other windows of it.")
+    succeed(*words, "--window", "64")
+    assert len(json.loads(file.read_text())["rows"]) == 11
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"rows": {"a": {}}}', b'{"rows": [1]}', b"\xff"])
+def test_a_file_that_holds_no_rows(tiny_folder: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "rows.json").write_bytes(content)
+    message = refused(DataError, tiny_folder, "--schemes", "pot4", "--resume", tmp_path / "rows.json")
+    assert "rows.json holds no rows of potq compare" in message
+    assert (tmp_path / "rows.json").read_bytes() == content
+
+
+# ---- what is refused, before any work is done
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--schemes", "pot9"], "unknown preset 'pot9'"),
+        (["--schemes", ","], "no scheme is named"),
+        (["--schemes", "pot4,pot3,pot4"], "pot4-g64 is named twice"),
+        (["--schemes", "pot4,pot4:group_size=64"], "pot4-g64 is named twice"),
+        (["--schemes", "pot4:32"], "'32' is not an override"),
+        (["--schemes", "pot4:colour=red"], "colour: unknown key"),
+        (["--schemes", "pot4:group_size=0"], "group_size is a positive integer"),
+        (["--schemes", "pot4", "--efforts", "fast,some"], "unknown effort 'some'"),
+        (["--schemes", "pot4", "--efforts", "fast,fast"], "fast is named twice"),
+        (["--schemes", "pot4", "--efforts", ""], "no effort is named"),
+        (["--schemes", "pot4", "--embedding", "pot9"], "unknown preset 'pot9'"),
+        (["--schemes", "pot4", "--json", "--markdown"], "choose one"),
+    ],
+)
+def test_wrong_settings(tmp_path: Path, words: list[str], message: str) -> None:
+    assert message in refused(ConfigError, tmp_path / "none", *words)
+
+
+@pytest.mark.parametrize("option", ["--resume", "--plot"])
+def test_a_folder_that_is_not_there(tmp_path: Path, option: str) -> None:
+    words = [tmp_path / "none", "--schemes", "pot4", option, tmp_path / "nowhere" / "file.png"]
+    assert "there is no folder" in refused(DataError, *words)
+
+
+def test_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    message = refused(MissingDependencyError, tmp_path / "none", "--schemes", "pot4", "--plot", tmp_path / "p.png")
+    assert "pip install 'potq[plot]'" in message
+
+
+def test_a_packed_model(packed_folder: Path, text: Path) -> None:
+    message = refused(ModelError, packed_folder, "--schemes", "pot4", "--text", text, "--window", "64")
+    assert "quantized already" in message
+
+
+def test_no_schemes() -> None:
+    result = compare("model")
+    assert result.exit_code == 2
+    assert "--schemes" in result.stderr

@@ -1,0 +1,193 @@
+"""Blocks of a decoder, and the hidden states that run through them as through the model itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from potq.blocks import HiddenStates, find_blocks, merge, record_calls, second_moments, shared_inputs
+from potq.errors import ModelError
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+KINDS = {
+    "llama": {},
+    "mistral": {"sliding_window": 4},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    "qwen3": {},
+    "gemma2": {"sliding_window": 4},
+    "gemma3_text": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 64},
+    "gpt_neox": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "phi": {},
+}
+FIELDS = {"gpt2": ("vocab_size", "bos_token_id", "eos_token_id")}
+
+
+def _model(kind: str, attention: str = "sdpa") -> Any:
+    fields = {key: value for key, value in SMALL.items() if key in FIELDS.get(kind, SMALL)} | KINDS[kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = CONFIG_MAPPING[kind](**fields)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def _tokens() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, 64, shape, generator=generator) for shape in ((2, 12), (1, 7))]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_states_are_the_models_own(kind: str, attention: str) -> None:
+    model = _model(kind, "eager" if kind == "gemma2" else attention)
+    blocks = find_blocks(model)[1]
+    expected: list[list[Tensor]] = []
+    handles = [blocks[0].register_forward_pre_hook(lambda module, args: expected.append([args[0].clone()]))]
+    for block in blocks:
+        handles.append(block.register_forward_hook(lambda module, args, output: expected[-1].append(output)))
+    with torch.no_grad():
+        for batch in _tokens():
+            model(batch)
+    for handle in handles:
+        handle.remove()
+    states = HiddenStates(record_calls(model, list(blocks), _tokens()))
+    for index in range(4):
+        assert all(torch.equal(call.hidden, wanted[index]) for call, wanted in zip(states, expected, strict=True))
+        if index < 3:
+            states.advance(blocks[index])
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("llama", "model.layers"), ("gpt2", "transformer.h"), ("opt", "model.decoder.layers")]
+)
+def test_the_blocks_are_the_largest_list(kind: str, name: str) -> None:
+    model = _model(kind)
+    model.extra = nn.ModuleList([nn.Linear(2, 2)])
+    model.empty = nn.ModuleList()
+    found, blocks = find_blocks(model)
+    assert found == name
+    assert blocks is model.get_submodule(name)
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"Sequential has no list of blocks .*; use effort='fast'"):
+        find_blocks(nn.Sequential(nn.Linear(2, 2), nn.ModuleList()))
+
+
+def test_a_block_that_the_model_never_runs_is_refused() -> None:
+    model = _model("llama")
+    blocks = find_blocks(model)[1]
+    blocks.append(nn.Linear(2, 2))
+    with pytest.raises(ModelError, match="the model never runs block 3 of 4"):
+        record_calls(model, list(blocks), _tokens())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_in_files_it_is_the_same(tmp_path: Path) -> None:
+    model = _model("llama")
+    blocks = find_blocks(model)[1]
+    calls = record_calls(model, list(blocks), _tokens())
+    memory, files = HiddenStates(calls), HiddenStates(calls, tmp_path / "deep" / "states")
+    for block in blocks:
+        memory.advance(block)
+        files.advance(block)
+    assert all(torch.equal(a.hidden, b.hidden) for a, b in zip(memory, files, strict=True))
+    assert memory.nbytes == files.nbytes == (24 + 7) * 32 * 4
+    assert sum(file.stat().st_size for file in (tmp_path / "deep" / "states").iterdir()) == files.nbytes
+    assert torch.equal(calls[0].hidden, record_calls(model, list(blocks), _tokens())[0].hidden)
+
+
+def test_no_cache_grows_from_pass_to_pass() -> None:
+    model = _model("llama")
+    blocks = find_blocks(model)[1]
+    call = record_calls(model, list(blocks), _tokens())[0]
+    with torch.no_grad():
+        assert torch.equal(call(blocks[0]), call(blocks[0]))
+
+
+# ---- layers within a block
+
+
+def _first(kind: str) -> tuple[nn.Module, HiddenStates]:
+    model = _model(kind)
+    blocks = find_blocks(model)[1]
+    return blocks[0], HiddenStates(record_calls(model, list(blocks), _tokens()))
+
+
+def test_layers_that_read_the_same_are_found() -> None:
+    block, states = _first("llama")
+    names = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
+    assert shared_inputs(block, sorted(names), states.calls[0]) == [
+        ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+        ["self_attn.o_proj"],
+        ["mlp.gate_proj", "mlp.up_proj"],
+        ["mlp.down_proj"],
+    ]
+    block, states = _first("gpt2")
+    names = ["mlp.c_proj", "attn.c_attn", "mlp.c_fc", "attn.c_proj"]
+    found = shared_inputs(block, names, states.calls[0])
+    assert found == [["attn.c_attn"], ["attn.c_proj"], ["mlp.c_fc"], ["mlp.c_proj"]]
+
+
+def test_a_layer_that_never_runs_is_named() -> None:
+    block, states = _first("llama")
+    block.spare = nn.Linear(2, 2)
+    with pytest.raises(ModelError, match=r"never reaches model\.layers\.0\.spare; ignore"):
+        shared_inputs(block, ["mlp.up_proj", "spare"], states.calls[0], "model.layers.0.")
+    assert not any(module._forward_pre_hooks for module in block.modules())
+
+
+def test_second_moments_are_those_of_all_tokens() -> None:
+    block, states = _first("llama")
+    inputs: list[Tensor] = []
+    handle = block.mlp.down_proj.register_forward_pre_hook(lambda module, args: inputs.append(args[0].reshape(-1, 48)))
+    with torch.no_grad():
+        for call in states:
+            call(block)
+    handle.remove()
+    x = torch.cat(inputs).double()
+    found = second_moments(block, "mlp.down_proj", states)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), x.t() @ x / 31, rtol=1e-4, atol=1e-8)
+    assert not any(module._forward_pre_hooks for module in block.modules())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_inputs_that_are_not_finite_are_named(bad: float) -> None:
+    block, states = _first("llama")
+    states.calls[1].hidden[0, 3, 5] = bad
+    with pytest.raises(ModelError, match=r"^model\.layers\.0\.mlp\.up_proj: its inputs .* NaN or infinite; load"):
+        second_moments(block, "mlp.up_proj", states, "model.layers.0.")
+
+
+def test_windows_of_one_length_are_put_together() -> None:
+    batches = [
+        torch.zeros(2, 512),
+        torch.ones(1, 512),
+        torch.ones(2, 512),
+        torch.ones(1, 700),
+        torch.ones(1, 700),
+        torch.ones(9, 700),
+    ]
+    merged = merge(batches)
+    assert [tuple(batch.shape) for batch in merged] == [(3, 512), (2, 512), (2, 700), (9, 700)]
+    assert torch.equal(torch.cat([batch.flatten() for batch in merged]), torch.cat([batch.flatten() for batch in batches]))
