@@ -92,22 +92,36 @@ struct Table {
   }
 };
 
+// The midpoints times a scale. Those before `first` are below all weights of at most a magnitude, those from `last` on above.
 struct Cuts {
+  int first = 0, last = 0;
   float at[kMaxLevels];
 
-  Cuts(const Table& table, double s) {
-    for (int j = 0; j < table.cuts; j++) at[j] = rounded_up(s * table.middle[j]);
+  Cuts(const Table& table, double s, double peak) {
+    for (int j = 0; j < table.cuts; j++) {
+      at[j] = rounded_up(s * table.middle[j]);
+      first += at[j] <= -peak;
+      last += at[j] <= peak;
+    }
   }
 };
 
-// Positions of the levels nearest to kLanes weights at one scale; cuts are the midpoints times the scale.
+// Positions of the levels nearest to kLanes weights at one scale. The vectors are spelled out, every one's 16 bytes: left to
+// themselves, compilers take vectors of cuts, which is slower.
 struct Positions {
+  typedef float Floats __attribute__((vector_size(16)));
+  typedef int32_t Ints __attribute__((vector_size(16)));
   int32_t at[kLanes];
 
-  Positions(const float* w, const Cuts& cuts, int count) : at{} {
-    for (int j = 0; j < count; j++) {
-      const float cut = cuts.at[j];
-      for (int i = 0; i < kLanes; i++) at[i] += w[i] >= cut;
+  Positions(const float* w, const Cuts& cuts) {
+    for (int i = 0; i < kLanes; i += 8) {
+      Floats low, high;
+      std::memcpy(&low, w + i, 16);
+      std::memcpy(&high, w + i + 4, 16);
+      Ints low_at = Ints{} + cuts.first, high_at = low_at;
+      for (int j = cuts.first; j < cuts.last; j++) low_at -= low >= cuts.at[j], high_at -= high >= cuts.at[j];
+      std::memcpy(at + i, &low_at, 16);
+      std::memcpy(at + i + 4, &high_at, 16);
     }
   }
 };
@@ -131,8 +145,16 @@ struct Block {
 struct Group {
   const Table& table;
   const float *weights, *importance;
-  int64_t size;
+  const int64_t size;
   Block& block;
+  double energy, peak;  // a, and the largest magnitude
+
+  Group(const Table& table, const float* weights, const float* importance, int64_t size, Block& block)
+      : table(table), weights(weights), importance(importance), size(size), block(block) {
+    block.first = -1;
+    energy = sum([](double w) { return w * w; });
+    peak = largest();
+  }
 
   // visit(block) for all weights, block by block
   template <class Visit>
@@ -158,33 +180,29 @@ struct Group {
     return total(sums);
   }
 
-  double energy() const {
-    return sum([](double w) { return w * w; });
-  }
-
-  double peak() const {
-    double largest[kSums] = {};
+  double largest() const {
+    double found[kSums] = {};
     each([&](const Block& block) {
       for (int first = 0; first < block.size; first += kSums) {
         for (int i = 0; i < kSums; i++) {
           const double magnitude = std::fabs(block.w[first + i]);
-          largest[i] = magnitude > largest[i] ? magnitude : largest[i];
+          found[i] = magnitude > found[i] ? magnitude : found[i];
         }
       }
     });
-    for (const double other : largest) largest[0] = other > largest[0] ? other : largest[0];
-    return largest[0];
+    for (const double other : found) found[0] = other > found[0] ? other : found[0];
+    return found[0];
   }
 
   // a - E(s), good to a few units in its last place
   double gain(double s) const {
-    const Cuts cuts(table, s);
+    const Cuts cuts(table, s, peak);
     double values[kMaxLevels], sums[kSums] = {};
     for (int j = 0; j <= table.cuts; j++) values[j] = s * table.level[j];
     each([&](const Block& block) {
       double own[kSums] = {};
       for (int first = 0; first < block.size; first += kLanes) {
-        const Positions nearest(block.narrow + first, cuts, table.cuts);
+        const Positions nearest(block.narrow + first, cuts);
         double value[kLanes];
         for (int i = 0; i < kLanes; i++) value[i] = values[nearest.at[i]];
         for (int i = 0; i < kLanes; i++) {
@@ -256,8 +274,7 @@ struct Books {
 
 class Search16 {
  public:
-  Search16(const Group& group, double energy, Books& books)
-      : group_(group), table_(group.table), books_(books), energy_(energy) {}
+  Search16(const Group& group, Books& books) : group_(group), table_(group.table), books_(books) {}
 
   int run() {
     choose_window();
@@ -267,18 +284,18 @@ class Search16 {
 
  private:
   void choose_window() {
-    low_ = high_ = clamp(key16(kUsual * group_.peak() / table_.magnitude), 1, kLargest16);
-    const double limit = limit_of(group_.gain(scale16(low_)), energy_);
+    low_ = high_ = clamp(key16(kUsual * group_.peak / table_.magnitude), 1, kLargest16);
+    const double limit = limit_of(group_.gain(scale16(low_)), group_.energy);
     while (low_ > 1 && group_.clipped(scale16(low_)) <= limit) low_ = low_ > kStride ? low_ - kStride : 1;
     while (high_ < kLargest16 && group_.lost(scale16(high_)) <= limit) high_ = smaller(high_ + kStride, kLargest16);
   }
 
   void book_crossings() {
-    const Cuts above(table_, scale16(high_)), below(table_, scale16(low_));
+    const Cuts above(table_, scale16(high_), group_.peak), below(table_, scale16(low_), group_.peak);
     Book start = {0, 0};
     group_.each([&](const Block& block) {
       for (int first = 0; first < block.size; first += kLanes) {
-        const Positions before(block.narrow + first, above, table_.cuts), after(block.narrow + first, below, table_.cuts);
+        const Positions before(block.narrow + first, above), after(block.narrow + first, below);
         for (int i = 0; i < kLanes; i++) {
           const double w = block.w[first + i], h = block.h[first + i], level = table_.level[before.at[i]];
           start.b += h * w * level;
@@ -338,33 +355,28 @@ class Search16 {
   const Group& group_;
   const Table& table_;
   Books& books_;
-  const double energy_;
   int low_ = 1, high_ = kLargest16;
 };
 
-int search_e8m0(const Group& group, double energy) {
+int search_e8m0(const Group& group) {
   double gains[kLargestE8m0 + 1], most = 0;
-  int low = clamp(int(bits_of(float(std::fmin(group.peak() / group.table.magnitude, FLT_MAX))) >> 23), 0, kLargestE8m0),
+  int low = clamp(int(bits_of(float(std::fmin(group.peak / group.table.magnitude, FLT_MAX))) >> 23), 0, kLargestE8m0),
       high = low;
   const auto look = [&](int key) {
     gains[key] = group.gain(scale_e8m0(key));
     most = gains[key] > most ? gains[key] : most;
   };
   look(low);
-  while (low > 0 && group.clipped(scale_e8m0(low - 1)) <= limit_of(most, energy)) look(--low);
-  while (high < kLargestE8m0 && group.lost(scale_e8m0(high + 1)) <= limit_of(most, energy)) look(++high);
+  while (low > 0 && group.clipped(scale_e8m0(low - 1)) <= limit_of(most, group.energy)) look(--low);
+  while (high < kLargestE8m0 && group.lost(scale_e8m0(high + 1)) <= limit_of(most, group.energy)) look(++high);
   while (high >= low && (gains[high] <= 0 || gains[high] < most * (1 - kEqual))) high--;
   return high >= low ? high : 0;
 }
 
 // The best scale's bits; `books` is null for E8M0, which needs none.
 int search(const Group& group, Books* books) {
-  const double energy = group.energy();
-  if (!(energy > 0)) {
-    group.block.first = -1;
-    return group.importance ? search({group.table, group.weights, nullptr, group.size, group.block}, books) : 0;
-  }
-  return books ? Search16(group, energy, *books).run() : search_e8m0(group, energy);
+  if (group.energy > 0) return books ? Search16(group, *books).run() : search_e8m0(group);
+  return group.importance ? search({group.table, group.weights, nullptr, group.size, group.block}, books) : 0;
 }
 
 }  // namespace
@@ -389,9 +401,8 @@ int32_t potq_best_scales(const float* levels, int32_t n_levels, const float* wei
 #pragma omp for schedule(dynamic, 16)
     for (int64_t g = 0; g < groups; g++) {
       if (!ready) continue;
-      block.first = -1;
-      const Group group = {table, weights + g * size, importance ? importance + g * size : nullptr, size, block};
-      const int best = search(group, books);
+      const float* own = importance ? importance + g * size : nullptr;
+      const int best = search({table, weights + g * size, own, size, block}, books);
       if (wide) {
         static_cast<uint16_t*>(out)[g] = uint16_t(best);
       } else {

@@ -169,7 +169,7 @@ class Walk:
             if self.progress is not None:
                 self.progress(step, steps, f"refining: divergence {value:.4f}")
 
-        with exchange.swapped(), learning:  # until the last backward pass, which reads the weights too
+        with exchange.swapped(), learning:  # until the last backward pass, which may read the weights
             fit(list(weights.values()), loss, len(batches), self.effort, self.seed, report, self.folder)
         for name, layer in layers.items():
             if layer.rounding is not None:

@@ -160,17 +160,16 @@ FEW = ["calibration.window=64", "calibration.windows=2"]
 )
 def test_an_effort_calibrates_on_the_models_own_text(tiny_folder: Path, out: Path, effort: str, steps: str) -> None:
     words = [tiny_folder, out, "--scheme", "pot3", "--effort", effort, "--seed", "5"]
-    result = quantize(*words, "--json") if effort == "gptq" else quantize(*words, *FEW, "--json")
+    result = quantize(*words, *FEW, "--json")
     assert result.exit_code == 0, result.exception
     report = QuantReport.model_validate(
         {k: v for k, v in json.loads(result.stdout).items() if k not in ("output", "seconds")}
     )
     assert {module.algorithm for module in report.modules if module.kind == "linear"} == {steps}
-    given = {} if effort == "gptq" else {"window": 64, "windows": 2}
     model = potq.load(tiny_folder)
-    batches = load_calibration("self", model, potq.load_tokenizer(tiny_folder), seed=5, **given)
+    batches = load_calibration("self", model, potq.load_tokenizer(tiny_folder), window=64, windows=2, seed=5)
     assert potq.quantize(model, potq.PoTConfig("pot3", effort=effort), batches, seed=5) == report
-    assert f"calibration: {given.get('windows', 64)} windows of" in result.stderr
+    assert "calibration: 2 windows of 64 tokens, self" in result.stderr
     assert "quantizing: about" in result.stderr
     assert "GB" in result.stderr
     assert not out.with_name(".out.work").exists()

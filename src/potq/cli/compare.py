@@ -78,7 +78,8 @@ def compare(
     protocol = comparison.Protocol(tokens, window, windows, batches, seed)
     rows = _measured(loaded, configs, protocol, kept)
     base = rows[0]
-    title = f"{model} on {text}: {len(base.window_nll)} windows of {base.window} tokens, embedding and head: {embedding}"
+    protocol_line = f"{len(base.window_nll)} windows of {base.window} tokens, embedding and head: {embedding}"
+    title = f"{model} on {text}: {protocol_line}"
     if as_json:
         source = {"text": calibration, "windows": len(batches)} if needed else None
         settings = {"embedding": embedding, "calibration": source, "seed": seed}
@@ -90,7 +91,7 @@ def compare(
         out.print(title, highlight=False, markup=False, soft_wrap=True)
         out.print(comparison.table(rows))
     if plot is not None:
-        comparison.plot(rows, plot, title)
+        comparison.plot(rows, plot, f"{Path(model).name} on {Path(text).name}\n{protocol_line}")
         console.stderr.print(f"wrote {plot}", highlight=False, markup=False)
 
 

@@ -248,10 +248,15 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
         (drawn,) = axes.plot([row.bits_per_weight for row in line], [row.perplexity for row in line], linewidth=1)
         points = [row.bits_per_weight for row in members], [row.perplexity for row in members]
         axes.plot(*points, marker, color=drawn.get_color(), label=effort)
-    for row in others:
-        at = (row.bits_per_weight, row.perplexity)
-        axes.annotate(row.scheme, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
-    axes.set(title=title, xlabel="bits per weight", ylabel="perplexity", yscale="log")
+    for row in others:  # efforts' names to the right and the left in turn
+        at, left = (row.bits_per_weight, row.perplexity), list(efforts).index(row.effort) % 2
+        side, shift = ("right", -6) if left else ("left", 6)
+        axes.annotate(row.scheme, at, xytext=(shift, -3), textcoords="offset points", fontsize=7, ha=side)
+    axes.set_title(title, fontsize=9)
+    axes.set(xlabel="bits per weight", ylabel="perplexity", yscale="log")
+    axes.margins(x=0.15)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.legend()
     try:
         figure.savefig(path, dpi=120)
