@@ -9,8 +9,10 @@ The version tested, 0.14.0.1, asks for transformers <= 5.17 but runs with 5.23 w
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -40,8 +42,7 @@ def apply(model: PreTrainedModel, batches: Sequence[Tensor], *, algorithm: str, 
     for module in modules.values():
         require_whole_groups(module.weight)
     data: Any = [{"input_ids": batch[0], "attention_mask": torch.ones_like(batch[0])} for batch in batches]
-    cache = optional("llmcompressor.pipelines.cache", PIP).IntermediatesCache
-    with patch.object(cache, "pin_memory"):  # AWQ pins memory, which torch refuses where there is no accelerator
+    with _workarounds(model):
         library.oneshot(
             model=model,
             processor=SimpleNamespace(),  # or it looks for a tokenizer, which it does not need
@@ -54,6 +55,16 @@ def apply(model: PreTrainedModel, batches: Sequence[Tensor], *, algorithm: str, 
     for module in modules.values():
         _unwrap(module, bits)
     return model_bits(modules.values(), bits, zero_bits=bits)
+
+
+@contextmanager
+def _workarounds(model: PreTrainedModel) -> Iterator[None]:
+    """It reads the model's config from a folder, which a GGUF file is not; AWQ pins memory, which needs an accelerator."""
+    cache = optional("llmcompressor.pipelines.cache", PIP).IntermediatesCache
+    with TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        with patch.object(model.config, "_name_or_path", folder), patch.object(cache, "pin_memory"):
+            yield
 
 
 def _recipe(algorithm: str, bits: int, observer: str) -> list[Any]:
