@@ -50,6 +50,15 @@ def test_save_then_load_is_identical(packed_model: Any, tokens: torch.Tensor, tm
     assert leftovers(tmp_path) == []
 
 
+def test_the_first_of_overlapping_targets_still_wins_when_loaded(tiny_model: Any, tmp_path: Path) -> None:
+    config = potq.PoTConfig("pot4", targets={"mlp.*": "pot3", "down_proj": "int8"})  # not in alphabetical order
+    potq.quantize(tiny_model, config)
+    potq.save(tiny_model, tmp_path / "out")
+    loaded: Any = potq.load(tmp_path / "out")
+    assert loaded.model.layers[0].mlp.down_proj.scheme == potq.PRESETS["pot3"]
+    assert list(loaded.config.quantization_config.targets) == ["mlp.*", "down_proj"]
+
+
 def test_quantized_in_memory_equals_loaded(tiny_model: Any, tokens: torch.Tensor, tmp_path: Path) -> None:
     report = potq.quantize(tiny_model, potq.PoTConfig("apot4", group_size=32))
     potq.save(tiny_model, tmp_path / "out")

@@ -11,7 +11,7 @@ import re
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from potq.effort import EFFORTS, Effort
 from potq.errors import ConfigError
@@ -220,7 +220,14 @@ class PoTConfig(Strict):
     @field_validator("targets", mode="before")
     @classmethod
     def _targets_by_name(cls, value: object) -> object:
+        if isinstance(value, list) and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value):
+            value = dict(value)
         return {key: _coerce_scheme(scheme) for key, scheme in value.items()} if isinstance(value, dict) else value
+
+    @field_serializer("targets")
+    def _targets_in_order(self, value: dict[str, QuantScheme]) -> list[tuple[str, QuantScheme]]:
+        """Pairs: whoever writes JSON may sort the keys of a mapping (transformers does), and the first match wins."""
+        return list(value.items())
 
     @field_validator("ignore", mode="before")
     @classmethod
