@@ -210,7 +210,7 @@ def test_refinement_reckons_with_the_quantized_head(
     """In the backward pass too."""
     embedding = tiny_model.model.embed_tokens.weight.detach().clone()
     fixed = rtn(embedding, potq.QuantScheme("pot2"))
-    monkeypatch.setattr(walk, "_mixed_precision", lambda device: torch.autocast("cpu", enabled=False))
+    monkeypatch.setattr(walk, "mixed_precision", lambda device: torch.autocast("cpu", enabled=False))
     found: dict[str, Tensor] = {}
 
     def fit(weights: list[LearnedWeight], loss: Any, batches: int, *_: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from potq import calibration as calib
 from potq.algorithms.rtn import rtn
-from potq.blocks import find_blocks
+from potq.blocks import find_blocks, merge
 from potq.effort import EFFORTS, Effort
 from potq.errors import ConfigError, ModelError
 from potq.model import Plan, Target, install, is_tied, linear_weight, packed_modules, plan, tensor_bytes
@@ -78,7 +78,7 @@ def quantize(
     run = _Run(model, config, effort, todo, batches, seed, cache_bytes, progress)
     done = run.calibrated(work_folder) if effort.calibrated else run.rounded(todo.targets)
     if batches:
-        _add_output_errors(model, todo, done, batches[:_REPORTED])
+        _add_output_errors(model, todo, done, merge(batches[:_REPORTED]))
     for target in todo.targets:
         install(model, target, done[target.name][0])
     entries = [done[target.name][1] for target in todo.targets]

@@ -21,7 +21,7 @@ from potq.algorithms.refine import Learning, divergence, fit, output_loss
 from potq.algorithms.rounding import Rounded, SchemeRounding, round_to_nearest
 from potq.algorithms.rtn import rtn
 from potq.algorithms.straight_through import LearnedWeight
-from potq.blocks import Call, HiddenStates, find_blocks, merge, record_calls, second_moments, shared_inputs
+from potq.blocks import Call, HiddenStates, find_blocks, merge, mixed_precision, record_calls, second_moments, shared_inputs
 from potq.effort import Effort
 from potq.model import Target, as_matrix, evaluation_mode, linear_weight
 from potq.resume import WorkFolder
@@ -159,9 +159,9 @@ class Walk:
 
         def loss(index: int) -> Tensor:
             batch = batches[index].to(next(self.model.parameters()).device)
-            with torch.no_grad(), learning.paused(), exchange.swapped(), _mixed_precision(batch.device):
+            with torch.no_grad(), learning.paused(), exchange.swapped(), mixed_precision(batch.device):
                 teacher = self.model(batch, use_cache=False).logits
-            with _mixed_precision(batch.device):
+            with mixed_precision(batch.device):
                 logits = self.model(batch, use_cache=False).logits
             return divergence(logits, teacher)
 
@@ -238,7 +238,7 @@ def _refine_block(
 
     def loss(index: int) -> Tensor:
         call = seen.calls[index]
-        with _mixed_precision(call.hidden.device):
+        with mixed_precision(call.hidden.device):
             output = call(block)
         return output_loss(output, exact.calls[index].hidden)
 
@@ -316,9 +316,3 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def _mixed_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 products where they are fast; elsewhere nothing changes."""
-    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
