@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
+
 from ptq_settings import INTEGERS, PURE, TWO_TERM
 from results_io import Goal, Row
 
 STORIES, SMOLLM2 = "TinyStories-656K", "SmolLM2-135M"
-_JUDGED = ("gptq", "best")
+_JUDGED = ("fast", "gptq", "balanced", "best")
+_DRAWS = 10_000
 
 
 def goals(rows: list[Row]) -> list[Goal]:
@@ -39,28 +42,39 @@ def _ratio(
     rows: list[Row], model: str, algorithm: str, name: str, ours: Iterable[str], theirs: Iterable[str], target: float
 ) -> Goal:
     over, under = (_least(rows, model, schemes, algorithm) for schemes in (ours, theirs))
-    return _goal(f"{model}, {algorithm}: {name}", over, under, target)
+    return _goal(rows, f"{model}, {algorithm}: {name}", over, under, target)
 
 
 def _improvement(rows: list[Row], model: str, scheme: str, algorithm: str, before: str, target: float) -> Goal:
     over, under = (_least(rows, model, (scheme,), each) for each in (algorithm, before))
-    return _goal(f"{model}, {scheme}: {algorithm} / {before}", over, under, target)
+    return _goal(rows, f"{model}, {scheme}: {algorithm} / {before}", over, under, target)
 
 
-def _goal(name: str, over: float | None, under: float | None, target: float) -> Goal:
-    measured = over / under if over is not None and under else None
-    return {
-        "name": f"excess perplexity, {name}, at most",
-        "target": target,
-        "measured": measured,
-        "met": measured is not None and measured <= target,
-    }
+def _goal(rows: list[Row], name: str, over: Row | None, under: Row | None, target: float) -> Goal:
+    goal: Goal = {"name": f"excess perplexity, {name}, at most", "target": target, "measured": None, "met": False}
+    if over is not None and under is not None:
+        exact = next(row for row in rows if row["model"] == over["model"] and row["scheme"] == "full precision")
+        measured = (over["perplexity"] - exact["perplexity"]) / (under["perplexity"] - exact["perplexity"])
+        goal |= {
+            "measured": measured,
+            "met": measured <= target,
+            "interval": _interval(over, under, exact),
+            "rows": [f"{row['scheme']}, {row['algorithm']}" for row in (over, under)],
+        }
+    return goal
 
 
-def _least(rows: list[Row], model: str, schemes: Iterable[str], algorithm: str) -> float | None:
-    """The least excess perplexity among ``schemes``."""
-    own = [row for row in rows if row["model"] == model]
-    exact = next((row["perplexity"] for row in own if row["scheme"] == "full precision"), None)
+def _interval(over: Row, under: Row, exact: Row) -> list[float]:
+    """The ratio's 95 % interval: paired bootstrap over windows, the same windows for all three."""
+    nll = torch.tensor([row["window_nll"] for row in (over, under, exact)], dtype=torch.float64)
+    drawn = torch.randint(nll.shape[1], (_DRAWS, nll.shape[1]), generator=torch.Generator().manual_seed(0))
+    perplexity = (nll[:, drawn].sum(-1) / exact["predicted_tokens"]).exp()
+    ratio = (perplexity[0] - perplexity[2]) / (perplexity[1] - perplexity[2])
+    return [round(float(end), 4) for end in ratio.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))]
+
+
+def _least(rows: list[Row], model: str, schemes: Iterable[str], algorithm: str) -> Row | None:
+    """The row of least perplexity among ``schemes``."""
     wanted = set(schemes)
-    found = [row["perplexity"] for row in own if row["scheme"] in wanted and row["algorithm"] == algorithm]
-    return min(found) - exact if found and exact is not None else None
+    found = [row for row in rows if row["model"] == model and row["scheme"] in wanted and row["algorithm"] == algorithm]
+    return min(found, key=lambda row: float(row["perplexity"]), default=None)

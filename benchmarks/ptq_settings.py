@@ -36,6 +36,7 @@ SCHEMES = {
     **{name: potq.PRESETS[name] for name in ("pot4", "apot4", "int4", "int4_midrise", "nf4")},
     "pot2 {1,2}": potq.QuantScheme(grid=additive((1, 2))),
     "2-term {1,3,5,9}": potq.QuantScheme(grid=additive((1, 3, 5, 9))),
+    "2-term {3,9,16,24}": potq.QuantScheme(grid=additive((3, 9, 16, 24))),
     "2-term {1,2,3,5,7,9,12,16}": potq.QuantScheme(grid=additive((1, 2, 3, 5, 7, 9, 12, 16))),
     "2-term {3,8,14,20,28,36,48,63}": potq.QuantScheme(grid=additive((3, 8, 14, 20, 28, 36, 48, 63))),
     "e2m1": potq.QuantScheme(grid=E2M1),
@@ -54,7 +55,7 @@ INTEGERS = {bits: (f"int{bits}", f"int{bits}_midrise", f"int{bits}_asym") for bi
 # a ternary grid is an integer grid, so pot2z counts as neither
 PURE = {2: ("pot2", "pot2 {1,2}"), 3: ("pot3", "pot3nz"), 4: ("pot4",)}
 TWO_TERM = {
-    3: ("apot3", "2-term {1,3,5,9}"),
+    3: ("apot3", "2-term {1,3,5,9}", "2-term {3,9,16,24}"),
     4: ("apot4", "2-term {1,2,3,5,7,9,12,16}", "2-term {3,8,14,20,28,36,48,63}"),
 }
 
@@ -102,7 +103,7 @@ def settings(data: Path) -> dict[str, Setting]:
     train = next(iter(sorted((data / "wikitext2").glob("*train*"))), data / "wikitext2" / "train")
     test = data / "wikitext2" / "hf_joined_test.txt"
     return {
-        "tinystories": Setting("TinyStories-656K", str(data / "tinystories-656k"), stories, stories, 512, 256),
+        "tinystories": Setting("TinyStories-656K", str(data / "tinystories-656k"), stories, stories, 512, 128),
         "smollm2": Setting("SmolLM2-135M", "smollm2", test, train, 1024, 64),
     }
 

@@ -15,16 +15,15 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import potq
 from peers.ptq import PEERS, unavailable
 from potq.effort import EFFORTS
-from potq.evaluate.bootstrap import paired_bootstrap
 from ptq_goals import goals
+from ptq_plot import draw
+from ptq_report import show
 from ptq_settings import ASYMMETRIC, SCHEMES, SEED, WINDOWS, Setting, measure, quantized, settings
-from results_io import Row, load_rows, print_goals, write_results
+from results_io import RESULTS, Row, load_rows, print_goals, write_results
 
 NAME = "ptq_table"
 ALGORITHMS = ("fast", "gptq", "balanced", "best")
@@ -32,7 +31,7 @@ PACKAGES = ("xllamacpp", "gguf", "gptqmodel", "llmcompressor", "hqq", "torchao",
 PROTOCOL = {
     "perplexity": f"GPTQ protocol: {WINDOWS} non-overlapping windows (SmolLM2: WikiText-2 test, 1024 tokens, the first "
     "ones; TinyStories: 512 tokens, the last ones, each story with its start token)",
-    "calibration": "windows of 512 tokens: TinyStories 256 from before the evaluated ones, SmolLM2 64 of WikiText-2 train",
+    "calibration": "windows of 512 tokens: TinyStories 128 from before the evaluated ones, SmolLM2 64 of WikiText-2 train",
     "weights": "linears; embedding and head in full precision; activations never rounded",
     "seed": SEED,
     "efforts": {name: EFFORTS[name].model_dump(mode="json") for name in ALGORITHMS},
@@ -63,26 +62,6 @@ def row(setting: Setting, scheme: str, algorithm: str) -> Row:
     return {**named, **result, "seconds": seconds, "threads": torch.get_num_threads()}
 
 
-def show(rows: list[Row], model: str) -> None:
-    """A line a scheme, a column an algorithm; in brackets the 95 % interval of the excess over full precision."""
-    own = [r for r in rows if r["model"] == model]
-    exact = next(r for r in own if r["scheme"] == FULL)
-    table = Table("scheme", "bits", *ALGORITHMS, "peer", title=f"{model}: full precision {exact['perplexity']:.3f}")
-    for scheme in dict.fromkeys(r["scheme"] for r in own if r["scheme"] != FULL):
-        found = {r["algorithm"]: r for r in own if r["scheme"] == scheme}
-        bits = next(iter(found.values()))["bits_per_weight"]
-        table.add_row(scheme, f"{bits:.3f}", *(_cell(found.get(a), exact) for a in (*ALGORITHMS, "peer")))
-    Console(width=150).print(table)
-
-
-def _cell(found: Row | None, exact: Row) -> str:
-    if found is None:
-        return "-"
-    low, high = paired_bootstrap(found["window_nll"], exact["window_nll"], exact["predicted_tokens"])
-    excess = found["perplexity"] - exact["perplexity"]
-    return f"+{excess:.2f} [{low:.2f}, {high:.2f}]" if excess < 1000 else f"+{excess:.3g}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder of texts and models")
@@ -110,6 +89,7 @@ def main() -> None:
         show(rows, setting.model)
     for name, reason in unavailable().items():
         print(f"not measured: {name}: {reason}")
+    print(draw(rows, RESULTS / f"{NAME}.png"))
     print_goals(goals(rows))
 
 

@@ -23,7 +23,7 @@ extern "C" {
 #define POTQ_API __attribute__((visibility("default")))
 #endif
 
-#define POTQ_ABI 2
+#define POTQ_ABI 3
 
 enum potq_scale_format { POTQ_SCALE_FLOAT16 = 0, POTQ_SCALE_E8M0 = 1 };
 enum potq_dtype { POTQ_FLOAT32 = 0, POTQ_BFLOAT16 = 1 };
@@ -127,6 +127,13 @@ POTQ_API void potq_compensate(const potq_columns* block, float* weights, const f
  */
 POTQ_API void potq_descend(const potq_columns* block, float* gradient, const float* hessian, float* values, float* changes,
                            int32_t threads);
+
+/* A learned weight, every entry by itself: `values` (float32, or bfloat16 if `bfloat16`) are the nearest the grid has. */
+POTQ_API void potq_round(const potq_columns* weight, const float* latent, void* values, int32_t bfloat16, int32_t threads);
+/* Its gradients straight through the rounding, from that of `values`: to `latent` (or NULL) where it is between the grid's
+ * `edges`, two levels; to the scales (rows x groups), what `values` change with them. */
+POTQ_API void potq_round_backward(const potq_columns* weight, const float* latent, const float* edges, const void* gradient,
+                                  int32_t bfloat16, float* latent_gradient, float* scale_gradient, int32_t threads);
 
 #ifdef __cplusplus
 }

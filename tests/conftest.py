@@ -75,6 +75,12 @@ def tiny_llama(**changes: Any) -> LlamaForCausalLM:
     return model.eval().requires_grad_(False)
 
 
+@pytest.fixture(autouse=True)
+def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration in float32 on every CPU; what tests mixed precision asks for it."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+
+
 @pytest.fixture
 def reference_backend() -> Iterator[None]:
     """Packed modules made in the test compute with the torch reference, whose products are exact."""

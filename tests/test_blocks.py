@@ -171,6 +171,19 @@ def test_second_moments_are_those_of_all_tokens() -> None:
     assert not any(module._forward_pre_hooks for module in block.modules())
 
 
+def test_second_moments_in_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in bfloat16, sums in float32."""
+    block, states = _first("llama")
+    exact = second_moments(block, "mlp.down_proj", states)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    block, states = _first("llama")
+    found = second_moments(block, "mlp.down_proj", states)
+    states.advance(block)
+    assert found.dtype == states.calls[0].hidden.dtype == torch.float32
+    assert not torch.equal(found, exact)
+    torch.testing.assert_close(found, exact, rtol=0.05, atol=0.02 * float(exact.diagonal().mean()))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_inputs_that_are_not_finite_are_named(bad: float) -> None:
     block, states = _first("llama")
@@ -181,13 +194,13 @@ def test_inputs_that_are_not_finite_are_named(bad: float) -> None:
 
 def test_windows_of_one_length_are_put_together() -> None:
     batches = [
-        torch.zeros(2, 512),
-        torch.ones(1, 512),
-        torch.ones(2, 512),
-        torch.ones(1, 700),
-        torch.ones(1, 700),
-        torch.ones(9, 700),
+        torch.zeros(2, 256),
+        torch.ones(1, 256),
+        torch.ones(2, 256),
+        torch.ones(1, 350),
+        torch.ones(1, 350),
+        torch.ones(9, 350),
     ]
     merged = merge(batches)
-    assert [tuple(batch.shape) for batch in merged] == [(3, 512), (2, 512), (2, 700), (9, 700)]
+    assert [tuple(batch.shape) for batch in merged] == [(3, 256), (2, 256), (2, 350), (9, 350)]
     assert torch.equal(torch.cat([batch.flatten() for batch in merged]), torch.cat([batch.flatten() for batch in batches]))

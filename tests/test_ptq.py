@@ -216,7 +216,7 @@ def test_a_killed_run_called_again_ends_the_same(
     effort: str, tiny_model: LlamaForCausalLM, tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refine, "_SAVE_SECONDS", -1.0)
-    monkeypatch.setattr("potq.blocks._TOKENS", 48)
+    monkeypatch.setattr("potq.blocks.TOKENS", 48)
     config, batches = potq.PoTConfig("pot3", effort=effort), [tokens, (tokens + 50) % 260, (tokens + 90) % 260]
     whole, killed = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
     potq.quantize(whole, config, batches)

@@ -210,7 +210,6 @@ def test_refinement_reckons_with_the_quantized_head(
     """In the backward pass too."""
     embedding = tiny_model.model.embed_tokens.weight.detach().clone()
     fixed = rtn(embedding, potq.QuantScheme("pot2"))
-    monkeypatch.setattr(walk, "mixed_precision", lambda device: torch.autocast("cpu", enabled=False))
     found: dict[str, Tensor] = {}
 
     def fit(weights: list[LearnedWeight], loss: Any, batches: int, *_: Any) -> None:
@@ -305,7 +304,7 @@ def test_a_killed_run_goes_on_to_the_same_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(refine, "_SAVE_SECONDS", -1.0)
-    monkeypatch.setattr("potq.blocks._TOKENS", 48)  # some steps an epoch
+    monkeypatch.setattr("potq.blocks.TOKENS", 48)  # some steps an epoch
     expected, told = run(tiny_model, effort, batches), 0
 
     def kill(*_: Any) -> None:

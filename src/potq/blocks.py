@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from potq.errors import ModelError
 
-_TOKENS = 2048  # at a time through a block: windows of equal length are put together
+TOKENS = 1024  # at a time through a block, and in a step of refinement: windows of equal length are put together
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,13 @@ class Call:
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 products where they are fast, as calibration can do with; elsewhere nothing changes."""
-    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+    """bfloat16 products where :func:`mixed_precision_pays`, as calibration can do with; elsewhere nothing changes."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision_pays(device))
+
+
+def mixed_precision_pays(device: torch.device) -> bool:
+    """Whether bfloat16 products are faster than float32 ones."""
+    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -56,10 +60,10 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def merge(batches: Sequence[Tensor]) -> list[Tensor]:
-    """Token batches put together while they have the same length, up to some two thousand tokens each."""
+    """Token batches put together while they have the same length, up to some thousand tokens each."""
     merged: list[Tensor] = []
     for batch in batches:
-        fits = merged and merged[-1].shape[1] == batch.shape[1] and merged[-1].numel() + batch.numel() <= _TOKENS
+        fits = merged and merged[-1].shape[1] == batch.shape[1] and merged[-1].numel() + batch.numel() <= TOKENS
         if fits:
             merged[-1] = torch.cat([merged[-1], batch])
         else:

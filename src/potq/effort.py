@@ -23,7 +23,7 @@ class Effort(Strict):
             predictions (Kullback-Leibler divergence); ``"none"`` leaves it out.
         codes: whether that refinement moves codes as well as scales.
         epochs: its passes over the calibration windows.
-        code_rate: its learning rate for weights, in mean steps of the layer's grid.
+        code_rate: its learning rate for weights, in mean steps of the layer's grid over the root of its number of inputs.
         scale_rate: its learning rate for the scales' logarithms.
     """
 
@@ -33,8 +33,8 @@ class Effort(Strict):
     rounds: int = Field(default=0, ge=0)
     scope: Scope = "none"
     codes: bool = True
-    epochs: int = Field(default=1, ge=1)
-    code_rate: float = Field(default=0.01, ge=0)
+    epochs: int = Field(default=2, ge=1)
+    code_rate: float = Field(default=0.15, ge=0)
     scale_rate: float = Field(default=3e-4, ge=0)
 
     @property

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from potq.blocks import find_blocks, record_calls, shared_inputs
+from potq.blocks import TOKENS, find_blocks, mixed_precision_pays, record_calls, shared_inputs
 from potq.effort import EFFORTS, Effort
 from potq.model import evaluation_mode, plan, tensor_bytes
 from potq.scheme import PoTConfig
@@ -20,7 +20,6 @@ _FITTING = 2000  # operations a weight for the exact search of its group's scale
 _DESCENT = 14  # operations per output and pair of inputs in a round of descent: two sweeps, least squares, two errors
 _COMPENSATION = 2  # the same for GPTQ
 _FACTOR = 4  # operations per cubed number of inputs for the Cholesky factor of the inverse
-_STEP_TOKENS = 2048  # in a batch of refinement
 _LEARNED = 16  # bytes a weight: value, gradient, Adam's two moments
 _ROUNDED = 16  # bytes a weight of the largest matrix, while it is quantized
 _LIBRARIES = 300_000_000  # bytes of torch and transformers themselves
@@ -68,16 +67,13 @@ def estimate(model: nn.Module, config: PoTConfig | Effort, tokens: int) -> Estim
     groups = _groups(model, None if isinstance(config, Effort) else config)
     weights = sum(group.weights for group in groups) * len(blocks)
     whole = sum(parameter.numel() for parameter in model.parameters())
+    speed, fast = _speeds(next(model.parameters()).device)
+    seconds, learned = 0.0, 0
     if effort.compensate or effort.rounds or effort.scope != "none":
-        exact = len(blocks) * sum(_layer_operations(group, effort) for group in groups)
-        exact += len(blocks) * tokens * _pass_operations(groups, effort)
-    else:
-        exact = 0
-    speed = _speed(next(model.parameters()).device, torch.float32)
-    seconds = exact / speed
-    learned = 0
+        moments = tokens * sum(2.0 * group.inputs**2 for group in groups)
+        seconds += len(blocks) * (moments + sum(_layer_operations(group, effort) for group in groups)) / speed
+        seconds += len(blocks) * tokens * _pass_operations(groups, effort) / fast
     if effort.scope != "none":
-        fast = _mixed_precision_speed(next(model.parameters()).device, speed)
         part = whole if effort.scope == "model" else weights
         seconds += effort.epochs * tokens * 8 * part / fast
         learned = _LEARNED * (weights if effort.scope == "model" else weights // len(blocks))
@@ -98,11 +94,11 @@ def _groups(model: nn.Module, config: PoTConfig | None) -> list[_Layers]:
 
 
 def _pass_operations(groups: list[_Layers], effort: Effort) -> float:
-    """Per token of a block: its outputs, the layers before every group once more, and second moments."""
+    """Per token of a block: its outputs, and the layers before every group once more."""
     weights = [group.weights for group in groups]
     before = sum(sum(weights[:index]) for index in range(len(weights)))
     passes = 2 if effort.scope == "block" else 1
-    return 2.0 * (passes * sum(weights) + before) + sum(2.0 * group.inputs**2 for group in groups)
+    return 2.0 * (passes * sum(weights) + before)
 
 
 def _layer_operations(group: _Layers, effort: Effort) -> float:
@@ -122,7 +118,7 @@ def _working_bytes(model: nn.Module, groups: list[_Layers], weights: int, effort
     total = _LIBRARIES + _ROUNDED * largest + hidden + 4 * 4 * widest**2 + 8 * 4 * widest * tallest + weights * 5 // 8
     if effort.scope == "model":
         text_config = getattr(model.config, "get_text_config", lambda: model.config)()
-        step = min(tokens, _STEP_TOKENS)
+        step = min(tokens, TOKENS)
         total += step * (4 * 3 * getattr(text_config, "vocab_size", 0) + 4 * sum(map(_activations, groups)))
         total += 2 * 4 * weights  # the latent weights, and those they stand for
     return total
@@ -144,10 +140,10 @@ def _speed(device: torch.device, dtype: torch.dtype) -> float:
     return 2.0 * rows * inner * columns * count / elapsed
 
 
-def _mixed_precision_speed(device: torch.device, speed: float) -> float:
-    """The same where refinement uses bfloat16; ``speed`` where it does not."""
-    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
-    return max(speed, _speed(device, torch.bfloat16)) if fast else speed
+def _speeds(device: torch.device) -> tuple[float, float]:
+    """Of float32 products, and of those in mixed precision."""
+    exact = _speed(device, torch.float32)
+    return exact, max(exact, _speed(device, torch.bfloat16)) if mixed_precision_pays(device) else exact
 
 
 def _wait(product: Tensor) -> None:

@@ -17,7 +17,7 @@ import torch  # noqa: F401
 import potq
 from potq.errors import ConfigError
 
-ABI = 2
+ABI = 3
 ISAS = ("scalar", "avx2", "avx512vnni", "neon", "neondot")  # in the library's numbering
 _PREFERRED = ("avx512vnni", "avx2", "neondot", "neon", "scalar")
 _NAMES = ("libpotq.so", "libpotq.dylib", "potq.dll", "libpotq.dll")
@@ -87,6 +87,8 @@ _SIGNATURES = {
     ),
     "potq_compensate": (None, [POINTER(Columns)] + [c_void_p] * 4 + [c_int32]),
     "potq_descend": (None, [POINTER(Columns)] + [c_void_p] * 4 + [c_int32]),
+    "potq_round": (None, [POINTER(Columns), c_void_p, c_void_p, c_int32, c_int32]),
+    "potq_round_backward": (None, [POINTER(Columns)] + [c_void_p] * 3 + [c_int32, c_void_p, c_void_p, c_int32]),
     "potq_lookup_all": (c_int64, [_FORMAT] + [c_void_p] * 3 + [c_int64, c_int64, c_void_p, c_int32, c_int32]),
 }
 

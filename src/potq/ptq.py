@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import potq
 from potq import calibration as calib
 from potq.algorithms.rtn import rtn
 from potq.blocks import find_blocks, merge
@@ -143,7 +144,7 @@ class _Run:
     def _folder(self, path: str | os.PathLike[str] | None) -> WorkFolder | None:
         if path is None:
             return None
-        settings = (self.config.model_dump_json(), str(self.seed))
+        settings = (potq.__version__, repr(self.model.config), self.config.model_dump_json(), str(self.seed))
         return WorkFolder(Path(path), fingerprint(self.model, self.batches, settings))
 
 

@@ -36,7 +36,7 @@ def compensate(block: Block, weights: Tensor, factor: Tensor) -> tuple[Tensor, T
     """
     values, errors = torch.empty_like(weights), torch.empty_like(weights)
     if native.missing() is None:
-        described = _describe(block)
+        described = describe(block)
         arguments = (weights, factor.contiguous(), values, errors)
         native.library().potq_compensate(
             ctypes.byref(described), *(t.data_ptr() for t in arguments), torch.get_num_threads()
@@ -58,7 +58,7 @@ def descend(block: Block, values: Tensor, gradient: Tensor, hessian: Tensor) -> 
     """
     changes = torch.empty_like(values)
     if native.missing() is None:
-        described = _describe(block)
+        described = describe(block)
         arguments = (gradient, hessian.contiguous(), values, changes)
         native.library().potq_descend(ctypes.byref(described), *(t.data_ptr() for t in arguments), torch.get_num_threads())
         return changes
@@ -70,7 +70,7 @@ def descend(block: Block, values: Tensor, gradient: Tensor, hessian: Tensor) -> 
     return changes
 
 
-def _describe(block: Block) -> native.Columns:
+def describe(block: Block) -> native.Columns:
     """The library's description; it points into ``block``, which must outlive it."""
     tensors = (block.rounding.levels, block.rounding.boundaries, block.scale, block.shift, block.group)
     levels, boundaries, scale, shift, group = (None if t is None else t.data_ptr() for t in tensors)

@@ -53,7 +53,7 @@ def fit(
     groups = _groups(weights, effort)
     if not groups:
         return
-    optimizer = torch.optim.Adam(groups, betas=_BETAS)
+    optimizer = torch.optim.Adam(groups, betas=_BETAS, fused=True)
     order = _order(batches, effort.epochs, seed)
     rates = [group["lr"] for group in optimizer.param_groups]
     done = _restore(folder, weights, optimizer)
@@ -67,12 +67,18 @@ def fit(
             value.backward()
         optimizer.step()
         if not math.isfinite(found := float(value.detach())):
-            raise ModelError("refinement diverged (its loss is NaN); lower code_rate and scale_rate, or use 'balanced'")
+            raise _diverged()
         if progress is not None:
             progress(step + 1, len(order), found)
         if folder is not None and time.monotonic() - saved > _SAVE_SECONDS:
             _save(folder, weights, optimizer, step + 1)
             saved = time.monotonic()
+    if not all(bool(parameter.isfinite().all()) for group in groups for parameter in group["params"]):
+        raise _diverged()
+
+
+def _diverged() -> ModelError:
+    return ModelError("refinement diverged (its loss is NaN); lower code_rate and scale_rate, or use 'balanced'")
 
 
 class Learning:
@@ -80,15 +86,19 @@ class Learning:
 
     def __init__(self, weights: dict[nn.Module, LearnedWeight]) -> None:
         self._weights, self._on = weights, False
+        self._own: dict[nn.Module, Any] = {}
 
     def __enter__(self) -> None:
         self._on = True
         for module, weight in self._weights.items():
+            self._own[module] = vars(module).get("forward")
             module.forward = self._forward(module, weight)
 
     def __exit__(self, *exception: object) -> None:
-        for module in self._weights:
+        for module, own in self._own.items():
             del module.forward
+            if own is not None:  # somebody else had put one there
+                module.forward = own
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -106,7 +116,9 @@ class Learning:
             if not self._on:
                 exact: Tensor = own(input)
                 return exact
-            return linear(input, weight().to(input.dtype), module.bias)
+            device = input.device.type
+            mixed = torch.is_autocast_enabled(device)
+            return linear(input, weight(torch.get_autocast_dtype(device) if mixed else input.dtype), module.bias)
 
         return forward
 
@@ -131,10 +143,15 @@ def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _groups(weights: Sequence[LearnedWeight], effort: Effort) -> list[dict[str, Any]]:
+    """Adam moves every weight by about its rate, so that a layer's output moves by the root of its inputs times that.
+
+    Rates over that root suit models of any width: 0.015 steps were best with 128 inputs, 0.005 with 576 to 1536.
+    """
     groups: list[dict[str, Any]] = []
     for weight in weights:
         if weight.latent.requires_grad:
-            groups.append({"params": [weight.latent], "lr": effort.code_rate * weight.step})
+            rate = effort.code_rate * weight.step / math.sqrt(weight.latent.shape[1])
+            groups.append({"params": [weight.latent], "lr": rate})
         if weight.log_scale.requires_grad:
             groups.append({"params": [weight.log_scale], "lr": effort.scale_rate})
     return groups

@@ -8,11 +8,16 @@ at 3 bits.
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from potq import native
+from potq.algorithms.columns import Block, describe
 from potq.algorithms.rounding import Rounded, Rounding, round_to_nearest, spread
 
 
@@ -31,9 +36,9 @@ class LearnedWeight(nn.Module):
         """The mean distance between neighbouring levels: the unit of the latent weight's learning rate."""
         return float(self._start.mean() * self._rounding.levels.diff().mean())
 
-    def forward(self) -> Tensor:
+    def forward(self, dtype: torch.dtype = torch.float32) -> Tensor:
         scale = self._start * self.log_scale.exp()
-        result: Tensor = _RoundStraightThrough.apply(self.latent, scale, self._shift, self._rounding)  # type: ignore[no-untyped-call]  # torch's stub
+        result: Tensor = _RoundStraightThrough.apply(self.latent, scale, self._shift, self._rounding, dtype)  # type: ignore[no-untyped-call]  # torch's stub
         return result
 
     @torch.no_grad()
@@ -46,24 +51,73 @@ class LearnedWeight(nn.Module):
 
 
 class _RoundStraightThrough(torch.autograd.Function):
+    """The compiled loops of ``csrc/straight_through.cpp``, or the same in torch; sums of gradients differ in their order."""
+
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, scale: Tensor, shift: Tensor | None, rounding: Rounding) -> Tensor:
-        values = round_to_nearest(latent, scale, shift, rounding).values
-        each = spread(scale, rounding, latent.shape[1])
-        safe = torch.where(each > 0, each, torch.inf)
-        x, level = latent / safe, values / safe
-        centre = x if shift is None else x - spread(shift, rounding, latent.shape[1])
-        inside = (centre >= _edge(rounding.levels, 0)) & (centre <= _edge(rounding.levels, -1))
-        # d value / d scale = level - x where the weight follows the scale, level where it is clipped
-        ctx.save_for_backward(inside, (level - x * inside).bfloat16())
-        ctx.size, ctx.groups = rounding.group(latent.shape[1]), scale.shape[1]
+    def forward(
+        ctx: Any, latent: Tensor, scale: Tensor, shift: Tensor | None, rounding: Rounding, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.save_for_backward(latent, scale)
+        ctx.shift, ctx.rounding = shift, rounding
+        if not _compiled(latent, dtype):
+            return round_to_nearest(latent, scale, shift, rounding).values.to(dtype)
+        values = torch.empty_like(latent, dtype=dtype)
+        with _described(latent, scale, shift, rounding) as weight:
+            native.library().potq_round(
+                weight, latent.data_ptr(), values.data_ptr(), dtype == torch.bfloat16, torch.get_num_threads()
+            )
         return values
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        inside, slope = ctx.saved_tensors
-        padded = torch.nn.functional.pad(grads[0] * slope, (0, ctx.groups * ctx.size - inside.shape[1]))
-        return grads[0] * inside, padded.view(len(inside), ctx.groups, ctx.size).sum(2), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+        (latent, scale), shift, rounding = ctx.saved_tensors, ctx.shift, ctx.rounding
+        edges = torch.stack([_edge(rounding.levels, 0), _edge(rounding.levels, -1)])
+        if not _compiled(latent, grads[0].dtype):
+            return *_gradients(latent, scale, shift, rounding, edges, grads[0].float()), None, None, None
+        gradient, to_scale = grads[0].contiguous(), scale.new_empty(len(latent), scale.shape[1])
+        to_latent = torch.empty_like(latent) if ctx.needs_input_grad[0] else None
+        with _described(latent, scale, shift, rounding) as weight:
+            native.library().potq_round_backward(
+                weight,
+                latent.data_ptr(),
+                edges.data_ptr(),
+                gradient.data_ptr(),
+                gradient.dtype == torch.bfloat16,
+                None if to_latent is None else to_latent.data_ptr(),
+                to_scale.data_ptr(),
+                torch.get_num_threads(),
+            )
+        return to_latent, to_scale, None, None, None
+
+
+def _compiled(latent: Tensor, dtype: torch.dtype) -> bool:
+    return native.missing() is None and latent.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+
+
+@contextmanager
+def _described(latent: Tensor, scale: Tensor, shift: Tensor | None, rounding: Rounding) -> Iterator[Any]:
+    """The library's description of the weight, while its tensors are held."""
+    columns = latent.shape[1]
+    group = torch.arange(columns, dtype=torch.int32) // rounding.group(columns)
+    # one scale for the whole tensor counts as one for every row
+    each = scale.expand(len(latent), -1).contiguous()
+    shift = None if shift is None else shift.expand_as(each).contiguous()
+    yield ctypes.byref(describe(Block(rounding, each, shift, group)))
+
+
+def _gradients(
+    latent: Tensor, scale: Tensor, shift: Tensor | None, rounding: Rounding, edges: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    columns, groups = latent.shape[1], scale.shape[1]
+    each = spread(scale, rounding, columns)
+    safe = torch.where(each > 0, each, torch.inf)
+    x, level = latent / safe, round_to_nearest(latent, scale, shift, rounding).values / safe
+    centre = x if shift is None else x - spread(shift, rounding, columns)
+    inside = (centre >= edges[0]) & (centre <= edges[1])
+    # d value / d scale = level - x where the weight follows the scale, level where it is clipped
+    slope = gradient * (level - x * inside)
+    padded = torch.nn.functional.pad(slope, (0, groups * rounding.group(columns) - columns))
+    return gradient * inside, padded.view(len(latent), groups, -1).sum(2)
 
 
 def _edge(levels: Tensor, end: int) -> Tensor:

@@ -1,0 +1,112 @@
+"""The rows of ``ptq_table.py`` and ``potptq_ablation.py`` read: tables on the terminal, and in ``docs/ptq.md``.
+
+``python benchmarks/ptq_report.py`` writes the tables of the committed results between the marks in ``docs/ptq.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from potq.evaluate.bootstrap import paired_bootstrap
+from results_io import RESULTS, Goal, Row
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "ptq.md"
+COLUMNS = ("fast", "gptq", "balanced", "best", "peer")
+
+
+def show(rows: list[Row], model: str) -> None:
+    """A line a scheme, a column an algorithm; in brackets the 95 % interval of the excess over full precision."""
+    exact = _exact(rows, model)
+    table = Table("scheme", "bits", *COLUMNS, title=f"{model}: full precision {exact['perplexity']:.3f}")
+    for scheme, bits, found in _lines(rows, model):
+        table.add_row(scheme, f"{bits:.3f}", *(_cell(found.get(a), exact, interval=True) for a in COLUMNS))
+    Console(width=150).print(table)
+
+
+def markdown(rows: list[Row], model: str) -> str:
+    """The same as Markdown, without intervals (they are half a table wide)."""
+    lines = [f"| scheme | bits per weight | {' | '.join(COLUMNS)} |", "|---|---:" + "|---:" * len(COLUMNS) + "|"]
+    for scheme, bits, found in _lines(rows, model):
+        cells = " | ".join(_cell(found.get(a), _exact(rows, model)) for a in COLUMNS)
+        lines.append(f"| {scheme} | {bits:.2f} | {cells} |")
+    return "\n".join(lines)
+
+
+def goals_table(goals: list[Goal]) -> str:
+    lines = ["| ratio of excess perplexities | at most | measured [95 %] | |", "|---|---:|---:|---|"]
+    for goal in goals:
+        ends = goal.get("interval")
+        measured = "-" if goal["measured"] is None else f"{goal['measured']:.2f}"
+        measured += f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else ""
+        verdict = "met" if goal["met"] else "not measured" if goal["measured"] is None else "missed"
+        name = goal["name"].removeprefix("excess perplexity, ").removesuffix(", at most")
+        lines.append(f"| {name} | {goal['target']} | {measured} | {verdict} |")
+    return "\n".join(lines)
+
+
+def steps_table(rows: list[Row]) -> str:
+    """The ablation: a line a step, a column a grid."""
+    grids = list(dict.fromkeys(row["scheme"] for row in rows))
+    values = {(row["scheme"], row["step"]): f"{row['perplexity']:.2f}" for row in rows}
+    lines = [f"| steps | {' | '.join(grids)} |", "|---" + "|---:" * len(grids) + "|"]
+    for step in dict.fromkeys(row["step"] for row in rows):
+        lines.append(f"| {step} | {' | '.join(values.get((grid, step), '-') for grid in grids)} |")
+    return "\n".join(lines)
+
+
+def _lines(rows: list[Row], model: str) -> list[tuple[str, float, dict[str, Row]]]:
+    own = [row for row in rows if row["model"] == model and row["algorithm"] != "-"]
+    found: dict[str, dict[str, Row]] = {}
+    for row in own:
+        found.setdefault(row["scheme"], {})[row["algorithm"]] = row
+    lines = [(scheme, next(iter(cells.values()))["bits_per_weight"], cells) for scheme, cells in found.items()]
+    return sorted(lines, key=lambda line: (line[1], line[0]))
+
+
+def _exact(rows: list[Row], model: str) -> Row:
+    return next(row for row in rows if row["model"] == model and row["algorithm"] == "-")
+
+
+def _cell(found: Row | None, exact: Row, *, interval: bool = False) -> str:
+    if found is None:
+        return "-"
+    excess = found["perplexity"] - exact["perplexity"]
+    if excess >= 1000:
+        return f"{excess:.1e}"
+    if not interval:
+        return f"{excess:.2f}"
+    low, high = paired_bootstrap(found["window_nll"], exact["window_nll"], exact["predicted_tokens"])
+    return f"{excess:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def main() -> None:
+    table, ablation = (_read(name) for name in ("ptq_table", "potptq_ablation"))
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for model in dict.fromkeys(row["model"] for row in table["rows"]):
+        text = _put(text, model, markdown(table["rows"], model))
+    text = _put(text, "goals", goals_table(table["goals"]))
+    text = _put(text, "ablation", steps_table(ablation["rows"]))
+    DOCUMENT.write_text(text, encoding="utf-8")
+
+
+def _read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _put(text: str, mark: str, table: str) -> str:
+    """``text`` with ``table`` between the comments ``<!-- mark -->`` and ``<!-- end -->``."""
+    pattern = re.compile(rf"(<!-- {re.escape(mark)} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"{DOCUMENT}: no line '<!-- {mark} -->'")
+    return pattern.sub(lambda match: match[1] + table + match[2], text)
+
+
+if __name__ == "__main__":
+    main()
