@@ -44,6 +44,9 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/rtn_table.py
 	$(BIN)/python benchmarks/activations.py
 	$(BIN)/python benchmarks/cpu_kernels.py
+	$(BIN)/python benchmarks/ptq_cost.py
+	$(BIN)/python benchmarks/potptq_ablation.py
+	$(BIN)/python benchmarks/ptq_table.py
 
 # what takes too long for every commit: sanitizers, aarch64, the long self-test, packages; many more random examples for every
 # property. On Debian or Ubuntu: apt-get install g++ g++-aarch64-linux-gnu qemu-user

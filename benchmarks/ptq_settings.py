@@ -73,11 +73,12 @@ class Setting:
     """Of 512 tokens, for calibration."""
 
     @cache  # noqa: B019  # a script's two settings live as long as it does
-    def tokens(self) -> Tensor:
-        """The text that is evaluated: ``WINDOWS * window`` tokens."""
+    def tokens(self, whole: bool = False) -> Tensor:
+        """The text that is evaluated: ``WINDOWS * window`` tokens, or the ``whole`` of WikiText-2's test set."""
         tokenizer = potq.load_tokenizer(self.source)
         if self.text != self.calibration:
-            return tokenize(tokenizer, self.text.read_text(encoding="utf-8"))[: WINDOWS * self.window]
+            tokens = tokenize(tokenizer, self.text.read_text(encoding="utf-8"))
+            return tokens if whole else tokens[: WINDOWS * self.window]
         return self._stories()[-WINDOWS * self.window :]
 
     @cache  # noqa: B019
@@ -121,8 +122,8 @@ def quantized(setting: Setting, scheme: str, effort: str | Effort, windows: int 
     return model, report.bits_per_weight
 
 
-def measure(setting: Setting, model: Any) -> Perplexity:
-    return perplexity(model, setting.tokens(), window=setting.window)
+def measure(setting: Setting, model: Any, *, whole: bool = False) -> Perplexity:
+    return perplexity(model, setting.tokens(whole), window=setting.window)
 
 
 def _asymmetric(model: Any, bits: int, effort: Effort, batches: list[Tensor]) -> float:

@@ -3,15 +3,19 @@
 ``python benchmarks/ptq_table.py [--model tinystories] [--data DIR]``. The linears are quantized, embedding and head stay in
 full precision; groups of 64 and float16 scales unless a name says otherwise; bits per weight count all that is stored.
 ``--data`` (or the environment variable POTQ_DATA) is a folder with ``wikitext2/``, ``tinystories/`` and
-``tinystories-656k/``. Every row is kept as it comes; a killed run resumes. Peers need packages of their own
+``tinystories-656k/``. Rows are measured side by side, one process a core, and kept as they come; a killed run resumes. Their
+``seconds`` are those of a busy machine (``ptq_cost.py`` measures time). Peers need packages of their own
 (``benchmarks/README.md``); those that are missing are named.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -19,7 +23,7 @@ import torch
 import potq
 from peers.ptq import PEERS, unavailable
 from potq.effort import EFFORTS
-from ptq_goals import goals
+from ptq_goals import SMOLLM2, goals
 from ptq_plot import draw
 from ptq_report import show
 from ptq_settings import ASYMMETRIC, SCHEMES, SEED, WINDOWS, Setting, measure, quantized, settings
@@ -38,13 +42,29 @@ PROTOCOL = {
 }
 ORDER = ("fast", "gptq", "best", "balanced")  # what the goals need comes first
 FULL = "full precision"
+WHOLE = {(FULL, "-"), ("pot4", "best"), ("apot4", "best"), ("pot3", "best"), ("apot3", "best"), ("pot2", "best")}
+"""What is measured on the whole of WikiText-2's test set as well."""
+
+Cell = tuple[Setting, str, str]
 
 
-def cells(setting: Setting) -> list[tuple[str, str]]:
+def cells() -> list[tuple[str, str]]:
     """Scheme and algorithm of every row, full precision first, then peers."""
     own = [(name, algorithm) for algorithm in ORDER for name in (*SCHEMES, *ASYMMETRIC)]
     missing = unavailable()
     return [(FULL, "-"), *own, *((name, "peer") for name in PEERS if name not in missing)]
+
+
+def in_processes(todo: list[Cell], workers: int) -> Iterator[Row]:
+    """Rows as they are ready, of ``workers`` processes that share the processor's cores."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        try:
+            for done in as_completed([pool.submit(row, *cell) for cell in todo]):
+                yield done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def row(setting: Setting, scheme: str, algorithm: str) -> Row:
@@ -58,6 +78,8 @@ def row(setting: Setting, scheme: str, algorithm: str) -> Row:
         model, bits = quantized(setting, scheme, algorithm)
     seconds = time.perf_counter() - began
     result = measure(setting, model).to_dict()
+    if (scheme, algorithm) in WHOLE and setting.model == SMOLLM2:
+        result["whole"] = measure(setting, model, whole=True).to_dict()
     named = {"model": setting.model, "scheme": scheme, "algorithm": algorithm, "bits_per_weight": bits}
     return {**named, **result, "seconds": seconds, "threads": torch.get_num_threads()}
 
@@ -68,24 +90,27 @@ def main() -> None:
     parser.add_argument("--model", choices=("tinystories", "smollm2"), action="append", help="default: both")
     parser.add_argument("--only", action="append", help="schemes to measure; default: all")
     parser.add_argument("--algorithm", action="append", help="algorithms to run; default: all")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rows at a time; default: one a core")
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data DIR or set POTQ_DATA")
     rows = load_rows(NAME, PROTOCOL)
     known = settings(Path(options.data))
-    for name in options.model or list(known):
-        setting = known[name]
-        for scheme, algorithm in cells(setting):
-            wanted = (options.only is None or scheme in options.only) and (
-                options.algorithm is None or algorithm in options.algorithm
-            )
-            measured = any((r["model"], r["scheme"], r["algorithm"]) == (setting.model, scheme, algorithm) for r in rows)
-            if measured or not (wanted or scheme == FULL):
-                continue
-            rows.append(row(setting, scheme, algorithm))
-            found = rows[-1]
-            print(f"{setting.model} {scheme} {algorithm}: {found['perplexity']:.3f} in {found['seconds']:.0f} s", flush=True)
-            write_results(NAME, PROTOCOL, rows, goals(rows), packages=PACKAGES)
+    chosen = [known[name] for name in options.model or known]
+    measured = {(row["model"], row["scheme"], row["algorithm"]) for row in rows}
+    todo = [
+        (setting, scheme, algorithm)
+        for setting in chosen
+        for scheme, algorithm in cells()
+        if (setting.model, scheme, algorithm) not in measured
+        and (options.only is None or scheme in (FULL, *options.only))
+        and (options.algorithm is None or algorithm in ("-", *options.algorithm))
+    ]
+    for found in in_processes(todo, options.workers):
+        rows.append(found)
+        print("{model} {scheme} {algorithm}: {perplexity:.3f} in {seconds:.0f} s".format(**found), flush=True)
+        write_results(NAME, PROTOCOL, rows, goals(rows), packages=PACKAGES)
+    for setting in chosen:
         show(rows, setting.model)
     for name, reason in unavailable().items():
         print(f"not measured: {name}: {reason}")

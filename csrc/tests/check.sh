@@ -3,13 +3,13 @@
 #
 #   csrc/tests/check.sh [native] [sanitize] [aarch64] [full] [packages]    without words: all of them, 15 minutes on two cores
 #
-# native    the short self-test (`make test` runs this much)
+# native    the short self-tests, of the kernels and of what fits weights (`make test` runs this much)
 # sanitize  the same with AddressSanitizer and UBSan, and the tests that call it, on that library
 # aarch64   the same, cross-built and run by qemu, on CPUs with and without dot products
 # full      the long self-test
 # packages  sdist, wheel of it, wheel without a compiler: what is in them, and that they work
 #
-# All runs of the short self-test must print one hash. Wants cmake, ninja and a Python with potq's [dev] in PATH (the Makefile
+# All runs of a short self-test must print one hash. Wants cmake, ninja and a Python with potq's [dev] in PATH (the Makefile
 # sees to it); beyond native, Linux and GCC.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -29,7 +29,7 @@ need() {
   command -v "$1" >/dev/null || die "$1 is missing; on Debian or Ubuntu: apt-get install $2"
 }
 
-# build NAME OPTION...: build/check/NAME/selftest and libpotq.so
+# build NAME OPTION...: build/check/NAME/selftest, fittest and libpotq.so
 build() {
   local name=$1
   shift
@@ -38,13 +38,14 @@ build() {
   cmake --build "$out/$name"
 }
 
-# short NAME ISAS COMMAND...: one run of the short self-test, which must use the instruction sets ISAS (a pattern)
+# short NAME ISAS BUILD COMMAND...: the short self-tests of a build, run by COMMAND; they must use the instruction sets ISAS (a
+# pattern)
 short() {
-  local name=$1 isas=$2 found
-  shift 2
-  title "short self-test, $name"
-  "$@" | tee "$out/$name.hashes"
-  found=$(awk '{ printf "%s ", $1 }' "$out/$name.hashes")
+  local name=$1 isas=$2 folder=$out/$3 found
+  shift 3
+  title "short self-tests, $name"
+  { "$@" "$folder/selftest" && "$@" "$folder/fittest"; } | tee "$out/$name.hashes"
+  found=$(awk '$3 == "products" { printf "%s ", $1 }' "$out/$name.hashes")
   [[ $found =~ ^($isas)\ $ ]] || die "$name used $found, expected $isas"
   runs+=("$out/$name.hashes")
 }
@@ -53,14 +54,14 @@ runs=()
 
 native() {
   build native
-  short native 'scalar.*' "$out/native/selftest"
+  short native 'scalar.*' native
 }
 
 sanitize() {
   local compiler=${CXX:-g++} preload python
   title "sanitizers (compiling takes 3 minutes)"
   build sanitize -DPOTQ_SANITIZE=address,undefined,float-cast-overflow -DCMAKE_CXX_COMPILER="$compiler"
-  short sanitize 'scalar.*' "$out/sanitize/selftest"
+  short sanitize 'scalar.*' sanitize
   title "tests of the library, sanitized"
   preload=$("$compiler" -print-file-name=libasan.so)
   [ -e "$preload" ] || die "$compiler has no libasan.so, which Python must load first; set CXX to GCC's g++"
@@ -78,8 +79,8 @@ aarch64() {
   local run=(qemu-aarch64 -L /usr/aarch64-linux-gnu)
   title "aarch64"
   build aarch64 -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
-  short aarch64-max 'scalar neon neondot' "${run[@]}" -cpu max "$out/aarch64/selftest"
-  short aarch64-cortex-a72 'scalar neon' "${run[@]}" -cpu cortex-a72 "$out/aarch64/selftest"
+  short aarch64-max 'scalar neon neondot' aarch64 "${run[@]}" -cpu max
+  short aarch64-cortex-a72 'scalar neon' aarch64 "${run[@]}" -cpu cortex-a72
 }
 
 full() {
@@ -157,8 +158,8 @@ PYTHON
 
 compare_hashes() {
   local distinct
-  distinct=$(awk '{ print $2, $5 }' "${runs[@]}" | sort -u) # how many products, and the hash of their outputs
-  [ "$(wc -l <<<"$distinct")" -eq 1 ] || die "outputs differ:"$'\n'"$(grep . "${runs[@]}")"
+  distinct=$(awk '{ print $2, $3, $5 }' "${runs[@]}" | sort -u) # how many products or cases, and the hash of their outputs
+  [ "$(wc -l <<<"$distinct")" -eq 2 ] || die "outputs differ:"$'\n'"$(grep . "${runs[@]}")"
 }
 
 [ $# -gt 0 ] || set -- native sanitize aarch64 full packages

@@ -33,7 +33,7 @@ class Effort(Strict):
     rounds: int = Field(default=0, ge=0)
     scope: Scope = "none"
     codes: bool = True
-    epochs: int = Field(default=2, ge=1)
+    epochs: int = Field(default=3, ge=1)
     code_rate: float = Field(default=0.15, ge=0)
     scale_rate: float = Field(default=3e-4, ge=0)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from potq.blocks import TOKENS, find_blocks, mixed_precision_pays, record_calls, shared_inputs
+from potq.blocks import TOKENS, find_blocks, record_calls, shared_inputs
 from potq.effort import EFFORTS, Effort
 from potq.model import evaluation_mode, plan, tensor_bytes
 from potq.scheme import PoTConfig
@@ -17,7 +17,7 @@ from potq.scheme import PoTConfig
 _TRIAL = (1024, 576, 1536)  # the product that is timed
 _SECONDS = 0.1
 _FITTING = 2000  # operations a weight for the exact search of its group's scale
-_DESCENT = 14  # operations per output and pair of inputs in a round of descent: two sweeps, least squares, two errors
+_DESCENT = 42  # operations per output and pair of inputs that take as long as a round of descent, whose loops are no products
 _COMPENSATION = 2  # the same for GPTQ
 _FACTOR = 4  # operations per cubed number of inputs for the Cholesky factor of the inverse
 _LEARNED = 16  # bytes a weight: value, gradient, Adam's two moments
@@ -67,16 +67,16 @@ def estimate(model: nn.Module, config: PoTConfig | Effort, tokens: int) -> Estim
     groups = _groups(model, None if isinstance(config, Effort) else config)
     weights = sum(group.weights for group in groups) * len(blocks)
     whole = sum(parameter.numel() for parameter in model.parameters())
-    speed, fast = _speeds(next(model.parameters()).device)
-    seconds, learned = 0.0, 0
+    operations, learned = 0.0, 0
     if effort.compensate or effort.rounds or effort.scope != "none":
-        moments = tokens * sum(2.0 * group.inputs**2 for group in groups)
-        seconds += len(blocks) * (moments + sum(_layer_operations(group, effort) for group in groups)) / speed
-        seconds += len(blocks) * tokens * _pass_operations(groups, effort) / fast
+        operations += len(blocks) * sum(_layer_operations(group, effort) for group in groups)
+        operations += len(blocks) * tokens * _pass_operations(groups, effort)
     if effort.scope != "none":
         part = whole if effort.scope == "model" else weights
-        seconds += effort.epochs * tokens * 8 * part / fast
+        operations += effort.epochs * tokens * 8.0 * part
         learned = _LEARNED * (weights if effort.scope == "model" else weights // len(blocks))
+    # mixed precision speeds up the products of a pass, not its attention and norms: on the whole it is float32's speed
+    seconds = operations / _speed(next(model.parameters()).device)
     return Estimate(seconds, tensor_bytes(model) + learned + _working_bytes(model, groups, weights, effort, tokens))
 
 
@@ -94,11 +94,11 @@ def _groups(model: nn.Module, config: PoTConfig | None) -> list[_Layers]:
 
 
 def _pass_operations(groups: list[_Layers], effort: Effort) -> float:
-    """Per token of a block: its outputs, and the layers before every group once more."""
+    """Per token of a block: its outputs, the layers before every group once more, and second moments."""
     weights = [group.weights for group in groups]
     before = sum(sum(weights[:index]) for index in range(len(weights)))
     passes = 2 if effort.scope == "block" else 1
-    return 2.0 * (passes * sum(weights) + before)
+    return 2.0 * (passes * sum(weights) + before) + sum(2.0 * group.inputs**2 for group in groups)
 
 
 def _layer_operations(group: _Layers, effort: Effort) -> float:
@@ -128,22 +128,16 @@ def _activations(group: _Layers) -> int:
     return group.inputs + sum(group.outputs)
 
 
-def _speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second in a product of matrices."""
+def _speed(device: torch.device) -> float:
+    """Operations a second in a product of float32 matrices."""
     rows, inner, columns = _TRIAL
-    a, b = (torch.ones(shape, dtype=dtype, device=device) for shape in ((rows, inner), (inner, columns)))
+    a, b = (torch.ones(shape, device=device) for shape in ((rows, inner), (inner, columns)))
     _wait(a @ b)
     began, count = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - began) < _SECONDS:
         _wait(a @ b)
         count += 1
     return 2.0 * rows * inner * columns * count / elapsed
-
-
-def _speeds(device: torch.device) -> tuple[float, float]:
-    """Of float32 products, and of those in mixed precision."""
-    exact = _speed(device, torch.float32)
-    return exact, max(exact, _speed(device, torch.bfloat16)) if mixed_precision_pays(device) else exact
 
 
 def _wait(product: Tensor) -> None:
