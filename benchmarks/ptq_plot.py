@@ -20,8 +20,8 @@ MARKERS = {"fast": "v", "gptq": "s", "balanced": "D", "best": "o", "peer": "x"}
 SPREAD = {"fast": -0.045, "gptq": -0.015, "balanced": 0.015, "best": 0.045}  # bits, to be seen apart
 LIMIT = 1000.0  # an excess beyond which a model is noise
 CAPTION = (
-    "Linears quantized, embedding and head in full precision. Bits per weight count scales and zero-points. Excess over "
-    "1000 is drawn at the top edge."
+    "Linears quantized, embedding and head in full precision. Bits per weight count scales and zero-points.\nExcess over "
+    "1000 is drawn at the top edge. Named are the peers that no other peer beats with as few bits."
 )
 
 
@@ -32,7 +32,7 @@ def draw(rows: Sequence[Row], path: Path) -> str:
     except ImportError:
         return "no plot: pip install matplotlib"
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure = Figure(figsize=(7 * len(models), 6.5), layout="constrained")
+    figure = Figure(figsize=(8 * len(models), 7), layout="constrained")
     for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
         _panel(axes, [row for row in rows if row["model"] == model])
         axes.set_title(model)
@@ -53,16 +53,20 @@ def family(row: Row) -> tuple[str, str]:
 def _panel(axes: Any, rows: list[Row]) -> None:
     exact = next(row["perplexity"] for row in rows if row["algorithm"] == "-")
     axes.set(yscale="log", xlabel="bits per weight", ylabel=f"perplexity above full precision's {exact:.2f}")
+    peers = [row for row in rows if row["algorithm"] == "peer"]
     for row in rows:
         if row["algorithm"] == "-":
             continue
         excess = min(max(row["perplexity"] - exact, 1e-2), LIMIT)
-        peer = row["algorithm"] == "peer"
         x = row["bits_per_weight"] + SPREAD.get(row["algorithm"], 0.0)
         axes.scatter(x, excess, marker=MARKERS[row["algorithm"]], s=34, color=family(row)[1], alpha=0.75)
-        if peer:
+        if row in peers and not any(_beats(other, row) for other in peers):
             axes.annotate(row["scheme"], (x, excess), fontsize=6, color="#444444", xytext=(4, 2), textcoords="offset points")
     axes.grid(True, which="both", alpha=0.15)
+
+
+def _beats(one: Row, other: Row) -> bool:
+    return bool(one["bits_per_weight"] <= other["bits_per_weight"] and one["perplexity"] < other["perplexity"])
 
 
 def _legends(axes: Any) -> None:
