@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import potq
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import Activations, explain, set_activations
+from potq.kernels.activations import in_units, is_fine
 from potq.model import packed_modules
 from results_io import Goal, Row, load_rows, print_goals, write_results
 from rtn_table import Setting, read_tokens, settings
@@ -34,12 +35,11 @@ SCHEMES = ("apot4", "pot4", "mxfp4")
 ACTIVATIONS: tuple[Activations, ...] = ("float", "int8")
 WINDOWS = 40
 TARGET = 0.002
-BLOCK, OUTLIER = 64, 645  # kMaxBlock (columns) and kOutlier (a finely rounded block's mean square is below it) of csrc/
 PROTOCOL = {
     "perplexity": "GPTQ protocol: text tokenized once, non-overlapping windows, exp(total nll / predicted tokens)",
     "windows": WINDOWS,
     "weights": "round to nearest, scale by squared error over 16 candidates; embedding and head int8",
-    "int8": f"per row and block of at most {BLOCK} columns; to 16 bits where the integers' mean square is below {OUTLIER}",
+    "int8": "per row and block of at most 64 columns; to 16 bits where the integers' mean square is below 645",
     "fine_share": "of the blocks that are not all zero, in the first window, over all packed linears",
 }
 
@@ -65,14 +65,9 @@ def linears(model: nn.Module) -> list[Any]:
 
 def fine_blocks(input: Tensor, group: int) -> tuple[int, int]:
     """How many blocks of ``input (..., columns)`` the kernels round finely, and how many are not all zero."""
-    divisors = (block for block in range(BLOCK, 0, -16) if group % block == 0)
-    block = next(divisors) if group < input.shape[-1] else BLOCK
-    padding = -input.shape[-1] % block
-    blocks = nn.functional.pad(input.float(), (0, padding)).unflatten(-1, (-1, block))
-    largest = blocks.abs().amax(-1, keepdim=True)
-    integers = (blocks * (127 / largest)).round()
-    squares = integers.square().mean(-1)[largest[..., 0] > 0]
-    return int((squares < OUTLIER).sum()), squares.numel()
+    units, step = in_units(input, group)
+    some = step > 0
+    return int((is_fine(units) & some).sum()), int(some.sum())
 
 
 @contextmanager

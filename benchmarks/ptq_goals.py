@@ -6,17 +6,19 @@ from collections.abc import Iterable
 
 import torch
 
-from ptq_settings import INTEGERS, PURE, TWO_TERM
+from potq.evaluate.bootstrap import middle, resampled
+from ptq_settings import FULL, INTEGERS, PURE, TWO_TERM, full_precision
 from results_io import Goal, Row
 
 STORIES, SMOLLM2 = "TinyStories-656K", "SmolLM2-135M"
 _JUDGED = ("fast", "gptq", "balanced", "best")
-_DRAWS = 10_000
 
 
 def goals(rows: list[Row]) -> list[Goal]:
     """Ratios of excess perplexity over full precision, the same algorithm on both sides; None is not measured yet."""
     found: list[Goal] = []
+    known = {row["model"] for row in rows if row["scheme"] == FULL}  # an excess is one over full precision
+    rows = [row for row in rows if row["model"] in known]
     for algorithm in _JUDGED:
         for model in (STORIES, SMOLLM2):
             found.append(_ratio(rows, model, algorithm, "2 bits, best pure PoT / best integers", PURE[2], INTEGERS[2], 0.95))
@@ -53,7 +55,7 @@ def _improvement(rows: list[Row], model: str, scheme: str, algorithm: str, befor
 def _goal(rows: list[Row], name: str, over: Row | None, under: Row | None, target: float) -> Goal:
     goal: Goal = {"name": f"excess perplexity, {name}, at most", "target": target, "measured": None, "met": False}
     if over is not None and under is not None:
-        exact = next(row for row in rows if row["model"] == over["model"] and row["scheme"] == "full precision")
+        exact = full_precision(rows, over["model"])
         measured = (over["perplexity"] - exact["perplexity"]) / (under["perplexity"] - exact["perplexity"])
         goal |= {
             "measured": measured,
@@ -67,10 +69,8 @@ def _goal(rows: list[Row], name: str, over: Row | None, under: Row | None, targe
 def _interval(over: Row, under: Row, exact: Row) -> list[float]:
     """The ratio's 95 % interval: paired bootstrap over windows, the same windows for all three."""
     nll = torch.tensor([row["window_nll"] for row in (over, under, exact)], dtype=torch.float64)
-    drawn = torch.randint(nll.shape[1], (_DRAWS, nll.shape[1]), generator=torch.Generator().manual_seed(0))
-    perplexity = (nll[:, drawn].sum(-1) / exact["predicted_tokens"]).exp()
-    ratio = (perplexity[0] - perplexity[2]) / (perplexity[1] - perplexity[2])
-    return [round(float(end), 4) for end in ratio.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))]
+    above, below, base = resampled(nll, exact["predicted_tokens"])
+    return [round(end, 4) for end in middle((above - base) / (below - base))]
 
 
 def _least(rows: list[Row], model: str, schemes: Iterable[str], algorithm: str) -> Row | None:

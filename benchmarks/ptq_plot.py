@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ptq_settings import INTEGERS, PURE, TWO_TERM
+from ptq_settings import FULL, INTEGERS, PURE, TWO_TERM, full_precision
 from results_io import Row
 
 FAMILIES = {
@@ -34,7 +34,7 @@ def draw(rows: Sequence[Row], path: Path) -> str:
     models = list(dict.fromkeys(row["model"] for row in rows))
     figure = Figure(figsize=(8 * len(models), 7), layout="constrained")
     for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
-        _panel(axes, [row for row in rows if row["model"] == model])
+        _panel(axes, [row for row in rows if row["model"] == model], full_precision(rows, model)["perplexity"])
         axes.set_title(model)
     _legends(figure.axes[0])
     figure.supxlabel(CAPTION, fontsize=8, color="#444444")
@@ -50,12 +50,11 @@ def family(row: Row) -> tuple[str, str]:
     return next(((name, colour) for name, (colour, schemes) in FAMILIES.items() if base in schemes), OTHERS)
 
 
-def _panel(axes: Any, rows: list[Row]) -> None:
-    exact = next(row["perplexity"] for row in rows if row["algorithm"] == "-")
+def _panel(axes: Any, rows: list[Row], exact: float) -> None:
     axes.set(yscale="log", xlabel="bits per weight", ylabel=f"perplexity above full precision's {exact:.2f}")
     peers = [row for row in rows if row["algorithm"] == "peer"]
     for row in rows:
-        if row["algorithm"] == "-":
+        if row["scheme"] == FULL:
             continue
         excess = min(max(row["perplexity"] - exact, 1e-2), LIMIT)
         x = row["bits_per_weight"] + SPREAD.get(row["algorithm"], 0.0)

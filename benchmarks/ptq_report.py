@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from potq.evaluate.bootstrap import paired_bootstrap
+from ptq_settings import FULL, full_precision
 from results_io import RESULTS, Goal, Row
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "ptq.md"
@@ -22,7 +23,7 @@ COLUMNS = ("fast", "gptq", "balanced", "best", "peer")
 
 def show(rows: list[Row], model: str) -> None:
     """A line a scheme, a column an algorithm; in brackets the 95 % interval of the excess over full precision."""
-    exact = _exact(rows, model)
+    exact = full_precision(rows, model)
     table = Table("scheme", "bits", *COLUMNS, title=f"{model}: full precision {exact['perplexity']:.3f}")
     for scheme, bits, found in _lines(rows, model):
         table.add_row(scheme, f"{bits:.3f}", *(_cell(found.get(a), exact, interval=True) for a in COLUMNS))
@@ -33,7 +34,7 @@ def markdown(rows: list[Row], model: str) -> str:
     """The same as Markdown, without intervals (they are half a table wide)."""
     lines = [f"| scheme | bits per weight | {' | '.join(COLUMNS)} |", "|---|---:" + "|---:" * len(COLUMNS) + "|"]
     for scheme, bits, found in _lines(rows, model):
-        cells = " | ".join(_cell(found.get(a), _exact(rows, model)) for a in COLUMNS)
+        cells = " | ".join(_cell(found.get(a), full_precision(rows, model)) for a in COLUMNS)
         lines.append(f"| {scheme} | {bits:.2f} | {cells} |")
     return "\n".join(lines)
 
@@ -61,16 +62,12 @@ def steps_table(rows: list[Row]) -> str:
 
 
 def _lines(rows: list[Row], model: str) -> list[tuple[str, float, dict[str, Row]]]:
-    own = [row for row in rows if row["model"] == model and row["algorithm"] != "-"]
+    own = [row for row in rows if row["model"] == model and row["scheme"] != FULL]
     found: dict[str, dict[str, Row]] = {}
     for row in own:
         found.setdefault(row["scheme"], {})[row["algorithm"]] = row
     lines = [(scheme, next(iter(cells.values()))["bits_per_weight"], cells) for scheme, cells in found.items()]
     return sorted(lines, key=lambda line: (line[1], line[0]))
-
-
-def _exact(rows: list[Row], model: str) -> Row:
-    return next(row for row in rows if row["model"] == model and row["algorithm"] == "-")
 
 
 def _cell(found: Row | None, exact: Row, *, interval: bool = False) -> str:

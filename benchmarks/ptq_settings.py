@@ -8,6 +8,7 @@ kind, as everywhere in the literature.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,9 +27,11 @@ from potq.grid import E2M1, additive
 from potq.kernels import set_activations
 from potq.model import plan
 from potq.walk import Walk
+from results_io import Row
 
 WINDOWS = 40
 SEED = 0
+FULL = "full precision"  # the scheme of a row that nothing was quantized for
 
 SCHEMES = {
     **{name: potq.PRESETS[name] for name in ("pot2", "pot2z", "int2", "int2_midrise")},
@@ -109,17 +112,22 @@ def settings(data: Path) -> dict[str, Setting]:
     }
 
 
-def quantized(setting: Setting, scheme: str, effort: str | Effort, windows: int | None = None) -> tuple[Any, float]:
+def quantized(setting: Setting, scheme: str, effort: str | Effort) -> tuple[Any, float]:
     """The model with its linears in ``scheme``, and their bits per weight; embedding and head stay in full precision."""
     model = potq.load(setting.source)
     chosen = EFFORTS[effort] if isinstance(effort, str) else effort
-    batches = setting.batches()[:windows] if chosen.calibrated else None
+    batches = setting.batches() if chosen.calibrated else None
     if scheme in ASYMMETRIC:
-        return model, _asymmetric(model, ASYMMETRIC[scheme], chosen, setting.batches()[:windows])
+        return model, _asymmetric(model, ASYMMETRIC[scheme], chosen, setting.batches())
     config = potq.PoTConfig(scheme=SCHEMES[scheme], effort=chosen, embedding=None)
     report = potq.quantize(model, config, batches, seed=SEED)
     set_activations(model, "float")  # what the weights cost, and nothing else
     return model, report.bits_per_weight
+
+
+def full_precision(rows: Iterable[Row], model: str) -> Row:
+    """The row that the others of ``model`` are compared with."""
+    return next(row for row in rows if row["model"] == model and row["scheme"] == FULL)
 
 
 def measure(setting: Setting, model: Any, *, whole: bool = False) -> Perplexity:

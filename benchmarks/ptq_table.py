@@ -26,7 +26,7 @@ from potq.effort import EFFORTS
 from ptq_goals import SMOLLM2, goals
 from ptq_plot import draw
 from ptq_report import show
-from ptq_settings import ASYMMETRIC, SCHEMES, SEED, WINDOWS, Setting, measure, quantized, settings
+from ptq_settings import ASYMMETRIC, FULL, SCHEMES, SEED, WINDOWS, Setting, measure, quantized, settings
 from results_io import RESULTS, Row, load_rows, print_goals, write_results
 
 NAME = "ptq_table"
@@ -41,7 +41,6 @@ PROTOCOL = {
     "efforts": {name: EFFORTS[name].model_dump(mode="json") for name in ALGORITHMS},
 }
 ORDER = ("fast", "gptq", "best", "balanced")  # what the goals need comes first
-FULL = "full precision"
 WHOLE = {(FULL, "-"), ("pot4", "best"), ("apot4", "best"), ("pot3", "best"), ("apot3", "best"), ("pot2", "best")}
 """What is measured on the whole of WikiText-2's test set as well."""
 

@@ -14,19 +14,16 @@
  * can express: some 200 000 small calls for a small model, each bound by memory. Rows are independent, so any number of threads
  * gives the same bits.
  */
-#include <algorithm>
-
+#include "levels.h"
 #include "potq.h"
 
+namespace potq {
 namespace {
 
-constexpr int32_t kCounted = 16; /* up to so many levels, comparing with every boundary beats searching */
-
 float nearest(const potq_columns& c, float x) {
-  const float* boundaries = c.boundaries;
-  if (c.n_levels > kCounted) return c.levels[std::upper_bound(boundaries, boundaries + c.n_levels - 1, x) - boundaries];
+  if (c.n_levels > kCounted) return searched_level(c, x);
   int32_t found = 0;
-  for (int32_t i = 0; i + 1 < c.n_levels; ++i) found += x >= boundaries[i];
+  for (int32_t i = 0; i + 1 < c.n_levels; ++i) found += x >= c.boundaries[i];
   return c.levels[found];
 }
 
@@ -59,6 +56,7 @@ void descend_row(const potq_columns& c, int64_t row, float* gradient, const floa
 }
 
 }  // namespace
+}  // namespace potq
 
 extern "C" {
 
@@ -67,7 +65,7 @@ void potq_compensate(const potq_columns* block, float* weights, const float* fac
   const int64_t n = block->columns;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < block->rows; ++row)
-    compensate_row(*block, row, weights + row * n, factor, values + row * n, errors + row * n);
+    potq::compensate_row(*block, row, weights + row * n, factor, values + row * n, errors + row * n);
 }
 
 void potq_descend(const potq_columns* block, float* gradient, const float* hessian, float* values, float* changes,
@@ -75,7 +73,7 @@ void potq_descend(const potq_columns* block, float* gradient, const float* hessi
   const int64_t n = block->columns;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < block->rows; ++row)
-    descend_row(*block, row, gradient + row * n, hessian, values + row * n, changes + row * n);
+    potq::descend_row(*block, row, gradient + row * n, hessian, values + row * n, changes + row * n);
 }
 
 }  // extern "C"

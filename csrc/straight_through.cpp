@@ -14,14 +14,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include "levels.h"
 #include "numbers.h"
 #include "potq.h"
 
 namespace potq {
 namespace {
 
-constexpr int32_t kCounted = 16; /* up to so many levels, comparing with every boundary beats searching */
-constexpr int32_t kChunk = 64;   /* weights at a time, in loops that compilers turn into vectors */
+constexpr int32_t kChunk = 64; /* weights at a time, in loops that compilers turn into vectors */
 
 struct Chunk {
   float x[kChunk], level[kChunk];
@@ -31,8 +31,7 @@ void round_chunk(const potq_columns& c, const float* latent, int32_t count, floa
   const float divisor = scale > 0.0f ? scale : INFINITY;
   for (int32_t i = 0; i < count; ++i) out.x[i] = latent[i] / divisor - shift;
   if (c.n_levels > kCounted) {
-    const float* end = c.boundaries + c.n_levels - 1;
-    for (int32_t i = 0; i < count; ++i) out.level[i] = c.levels[std::upper_bound(c.boundaries, end, out.x[i]) - c.boundaries];
+    for (int32_t i = 0; i < count; ++i) out.level[i] = searched_level(c, out.x[i]);
     return;
   }
   /* levels are added up step by step: a comparison and a masked move an entry, where an index would need a gather */

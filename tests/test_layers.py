@@ -20,6 +20,7 @@ ORDER = [
     "functional",
     "scale_search",
     "row_scale",
+    "straight_through",
     "packing",
     "tensor",
     "kernels",
@@ -29,6 +30,7 @@ ORDER = [
     "data",
     "calibration",
     "resume",
+    "losses",
     "algorithms",
     "blocks",
     "walk",
@@ -39,6 +41,7 @@ ORDER = [
     "integrations",
     "loading",
     "evaluate",
+    "qat",
     "cli",
 ]
 

@@ -15,10 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import potq
 from potq.algorithms import refine
-from potq.algorithms.refine import divergence
 from potq.algorithms.rtn import rtn
 from potq.effort import EFFORTS
 from potq.errors import ConfigError, ModelError
+from potq.losses import divergence
 from potq.model import packed_modules
 from potq.ptq import describe
 

@@ -17,12 +17,13 @@ from potq import walk
 from potq.algorithms import refine
 from potq.algorithms.descent import output_error
 from potq.algorithms.gptq import gptq
+from potq.algorithms.learned import LearnedWeight
 from potq.algorithms.rounding import SchemeRounding
 from potq.algorithms.rtn import rtn
-from potq.algorithms.straight_through import LearnedWeight
 from potq.blocks import HiddenStates, find_blocks, record_calls, second_moments
 from potq.effort import EFFORTS, Effort
 from potq.errors import ModelError
+from potq.losses import divergence
 from potq.model import linear_weight, packed_modules, plan
 from potq.resume import WorkFolder
 from potq.walk import Layer, Walk
@@ -225,7 +226,7 @@ def test_refinement_reckons_with_the_quantized_head(
     for name, layer in layers.items():
         student.get_submodule(name).weight.data.copy_(layer.weight.dequantize())
     last = student.get_submodule(list(layers)[-1]).weight.requires_grad_(True)
-    refine.divergence(student(potq.blocks.merge(batches)[0]).logits, teacher).backward()
+    divergence(student(potq.blocks.merge(batches)[0]).logits, teacher).backward()
     passed = found["gradient"] != 0
     assert passed.float().mean() > 0.8
     torch.testing.assert_close(found["gradient"][passed], last.grad[passed], rtol=1e-3, atol=1e-7)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from potq.algorithms.rounding import Rounded, spread
-from potq.functional import decode_scale, encode_scale
+from potq.algorithms.rounding import Rounded
+from potq.functional import decode_scale, encode_scale, spread
 from potq.scale_search import best_scale
 from potq.scheme import QuantScheme
 
@@ -64,10 +64,8 @@ class AsymmetricRounding:
 
     def pack(self, rounded: Rounded) -> AsymmetricWeight:
         assert rounded.shift is not None
-        each, shift = (
-            spread(rounded.scale, self, rounded.values.shape[1]),
-            spread(rounded.shift, self, rounded.values.shape[1]),
-        )
+        columns = rounded.values.shape[1]
+        each, shift = (spread(per_group, self.group(columns), columns) for per_group in (rounded.scale, rounded.shift))
         codes = (rounded.values / each.clamp(min=1e-12) - shift).round()
         assert bool((((codes >= 0) & (codes < len(self.levels))) | (each == 0)).all()), "a value off the grid"
         return AsymmetricWeight(rounded.values, rounded.scale, rounded.shift)

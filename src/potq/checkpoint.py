@@ -71,6 +71,22 @@ def save(
         raise ModelError("the model is not quantized; call potq.quantize first, or use model.save_pretrained")
     check_shard_size(max_shard_size)
     check_reloadable(model)
+    write(model, path, tokenizer, force=force, max_shard_size=max_shard_size)
+
+
+def write(
+    model: PreTrainedModel,
+    path: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    force: bool = False,
+    max_shard_size: str | int = "5GB",
+) -> None:
+    """What :func:`save` does, for a model in full precision too, and without a look at it.
+
+    Raises:
+        CheckpointError: ``path`` exists (and ``force`` is not given, or it is no model folder), or the disk is full.
+    """
     target = check_destination(path, force=force)
     with _disk_errors(target, tensor_bytes(model)), _replacing(target) as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from potq.blocks import TOKENS, find_blocks, record_calls, shared_inputs
 from potq.effort import EFFORTS, Effort
-from potq.model import evaluation_mode, plan, tensor_bytes
+from potq.model import evaluation_mode, plan, tensor_bytes, vocabulary
 from potq.scheme import PoTConfig
 
 _TRIAL = (1024, 576, 1536)  # the product that is timed
@@ -117,9 +117,8 @@ def _working_bytes(model: nn.Module, groups: list[_Layers], weights: int, effort
     largest = max(parameter.numel() for parameter in model.parameters())
     total = _LIBRARIES + _ROUNDED * largest + hidden + 4 * 4 * widest**2 + 8 * 4 * widest * tallest + weights * 5 // 8
     if effort.scope == "model":
-        text_config = getattr(model.config, "get_text_config", lambda: model.config)()
         step = min(tokens, TOKENS)
-        total += step * (4 * 3 * getattr(text_config, "vocab_size", 0) + 4 * sum(map(_activations, groups)))
+        total += step * (4 * 3 * (vocabulary(model) or 0) + 4 * sum(map(_activations, groups)))
         total += 2 * 4 * weights  # the latent weights, and those they stand for
     return total
 

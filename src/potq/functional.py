@@ -1,4 +1,4 @@
-"""Reference math: quantize, dequantize, fake_quantize. One definition, shared by PTQ, QAT and every kernel's tests.
+"""Reference math: quantize, dequantize. One definition, shared by PTQ, QAT and every kernel's tests.
 
 A weight ``(out, in)`` is cut into groups of ``group_size`` inputs (the last may be shorter). With a group's stored scale
 ``s`` and the grid's integer levels ``L``::
@@ -78,6 +78,22 @@ def split_scales(scale: Tensor, parts: list[Tensor]) -> list[Tensor]:
     return [piece.unsqueeze(-1) for piece in scale.split([part.shape[1] for part in parts], dim=1)]
 
 
+def spread(parameter: Tensor, group: int, columns: int) -> Tensor:
+    """Per-group values ``(rows, groups)`` as per-column ones ``(rows, columns)``, ``group`` columns sharing one."""
+    return parameter.repeat_interleave(group, dim=1)[:, :columns]
+
+
+def group_index(columns: int, group: int) -> Tensor:
+    """The group that each column is in, int32 ``(columns,)``."""
+    return torch.arange(columns, dtype=torch.int32) // group
+
+
+def sum_groups(matrix: Tensor, group: int) -> Tensor:
+    """Per-column values ``(rows, columns)`` summed to per-group ones ``(rows, groups)``."""
+    padded = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % group))
+    return padded.view(len(matrix), padded.shape[1] // group, group).sum(2)
+
+
 def quantize(weight: Tensor, scale: Tensor, scheme: QuantScheme, row_scale: Tensor | None = None) -> Tensor:
     """Codes (uint8, shape of ``weight``) of the level nearest to each weight under the stored ``scale``.
 
@@ -97,40 +113,6 @@ def dequantize(codes: Tensor, scale: Tensor, scheme: QuantScheme, row_scale: Ten
     parts = split_groups(level_table(scheme.grid, codes.device)[codes.int()], scheme)
     scales = split_scales(decode_scale(scale, row_scale), parts)
     return join_groups([part * s for part, s in zip(parts, scales, strict=True)], len(codes))
-
-
-def fake_quantize(weight: Tensor, scale: Tensor, scheme: QuantScheme, row_scale: Tensor | None = None) -> Tensor:
-    """``dequantize(quantize(weight))`` in the weight's dtype, with a straight-through gradient (2601.02298 eq. 6).
-
-    The gradient passes unchanged where the weight lies within the grid and is zero where it was clipped.
-    """
-    result: Tensor = _StraightThrough.apply(weight, scale, scheme, row_scale)  # type: ignore[no-untyped-call]  # torch's stub
-    return result
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        weight: Tensor,
-        scale: Tensor,
-        scheme: QuantScheme,
-        row_scale: Tensor | None,
-    ) -> Tensor:
-        parts = split_groups(weight.float(), scheme)
-        levels = scheme.grid.levels
-        low, high = min(levels) / scheme.grid.reference, max(levels) / scheme.grid.reference
-        inside = [
-            (part >= low * s) & (part <= high * s)
-            for part, s in zip(parts, split_scales(decode_scale(scale, row_scale), parts), strict=True)
-        ]
-        ctx.save_for_backward(join_groups(inside, len(weight)))
-        return dequantize(quantize(weight, scale, scheme, row_scale), scale, scheme, row_scale).to(weight.dtype)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]  # torch's stub lacks the attribute
-        return grads[0] * inside.reshape(grads[0].shape), None, None, None
 
 
 def in_level_units(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
@@ -243,8 +225,8 @@ def level_table(grid: Grid, device: torch.device) -> Tensor:
 def codebook(scheme: QuantScheme, device: torch.device) -> tuple[Tensor, Tensor]:
     """The distinct levels, ascending, and the boundaries between neighbours; float32, in units of the scale.
 
-    ``levels[torch.bucketize(w / scale, boundaries, right=True)]`` is ``w / scale`` rounded as the scheme rounds, except that
-    every tie goes to the larger level.
+    ``levels[torch.bucketize(w / scale, boundaries, right=True)]`` is ``w / scale`` rounded as the scheme rounds. Where a tie
+    goes to the level below, the number after it is the boundary.
     """
     grid = scheme.grid
     levels = torch.tensor(sorted(set(grid.levels)), dtype=torch.float64, device=device) / grid.reference
@@ -253,4 +235,7 @@ def codebook(scheme: QuantScheme, device: torch.device) -> tuple[Tensor, Tensor]
         above = thresholds(grid, "log", device).double() / grid.reference
         around_zero = torch.zeros(0 if grid.has_zero else 1, dtype=torch.float64, device=device)
         boundaries = torch.cat([-above.flip(0), around_zero, above])
-    return levels.float(), boundaries.float()
+    found = boundaries.float()
+    if grid.encoding == "sign-magnitude":
+        found = torch.where(found < 0, found.nextafter(torch.zeros_like(found)), found)
+    return levels.float(), found

@@ -14,7 +14,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from potq.errors import ConfigError, ModelError
-from potq.nn import PackedModule, pack_module
+from potq.nn import PackedModule, ScaledModule, pack_module
 from potq.report import SkippedModule
 from potq.scheme import PoTConfig, QuantScheme, matches
 from potq.tensor import QuantizedWeight
@@ -58,6 +58,8 @@ def plan(model: nn.Module, config: PoTConfig) -> Plan:
     """
     if any(isinstance(module, PackedModule) for module in model.modules()):
         raise ModelError("the model is quantized already; load the full-precision one")
+    if any(isinstance(module, ScaledModule) for module in model.modules()):
+        raise ModelError("the model is prepared for training; convert it (potq.qat.convert), or load the full-precision one")
     groups = _tie_groups(model)
     _check_patterns(config, [name for group in groups for name, _ in group])
     targets: list[Target] = []
@@ -124,6 +126,12 @@ def is_tied(model: nn.Module) -> bool:
 def tensor_bytes(model: nn.Module) -> int:
     """Bytes of the model's state dict, shared tensors counted once; meta tensors count as if they were there."""
     return sum({t.untyped_storage()._cdata: t.nbytes for t in model.state_dict().values()}.values())
+
+
+def vocabulary(model: nn.Module) -> int | None:
+    """How many token ids the model knows, if its config says so."""
+    text_config = getattr(model.config, "get_text_config", lambda: model.config)()
+    return getattr(text_config, "vocab_size", None)
 
 
 def _weight(module: nn.Module) -> Tensor:

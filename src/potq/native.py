@@ -1,6 +1,6 @@
 """The compiled library (``csrc/``, plain C interface) through ctypes: finding it, its structs, its instruction sets.
 
-It serves the scale search and the kernels; whoever finds :func:`missing` not None computes in torch.
+It serves the scale search, the algorithms and the kernels; where it does not (:func:`serves`), torch computes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 
 # torch must have loaded its libgomp before ours is opened: the two then are one, and share one pool of threads
-import torch  # noqa: F401
+import torch
+from torch import Tensor
 
 import potq
 from potq.errors import ConfigError
@@ -69,6 +70,15 @@ class Columns(ctypes.Structure):
         ("n_levels", c_int32),
     ]
 
+    @classmethod
+    def of(cls, levels: Tensor, boundaries: Tensor, scale: Tensor, shift: Tensor | None, group: Tensor) -> Columns:
+        """Pointers to these tensors, which live as long as it does."""
+        tensors = (levels, boundaries, scale, shift, group)
+        pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+        described = cls(*pointers, *scale.shape, len(group), len(levels))
+        described.tensors = tensors
+        return described
+
 
 _FORMAT = POINTER(Format)
 _SIGNATURES = {
@@ -113,6 +123,11 @@ def missing() -> str | None:
     except (OSError, AttributeError) as error:
         return f"{file} cannot be loaded ({error}); reinstall potq"
     return None if found == ABI else f"{file} is of another version (interface {found}, not {ABI}); reinstall potq"
+
+
+def serves(device: torch.device) -> bool:
+    """Whether the library computes with tensors on ``device``."""
+    return device.type == "cpu" and missing() is None
 
 
 @cache

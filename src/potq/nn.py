@@ -24,7 +24,20 @@ from potq.scheme import QuantScheme
 from potq.tensor import QuantizedWeight
 
 
-class PackedModule(nn.Module):
+class ScaledModule(nn.Module):
+    """A module with stored scales, which casting leaves alone: 0.0123 in float16 would become 0.01233 in bfloat16."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScaledModule:
+        scales = {name: self._buffers.get(name) for name in ("weight_scale", "weight_row_scale")}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in scales.items():
+            after = self._buffers.get(name)
+            if before is not None and after is not None and after.dtype != before.dtype:
+                self._buffers[name] = before.to(after.device)
+        return self
+
+
+class PackedModule(ScaledModule):
     """What both inference modules share: storage, tying, casting."""
 
     _is_hf_initialized: bool
@@ -92,13 +105,7 @@ class PackedModule(nn.Module):
         return BACKENDS[name]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedModule:
-        """Move buffers as asked, but keep the scales' dtype: 0.0123 in float16 would become 0.01233 in bfloat16."""
-        scales = {name: self._buffers.get(name) for name in ("weight_scale", "weight_row_scale")}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, before in scales.items():
-            after = self._buffers.get(name)
-            if before is not None and after is not None and after.dtype != before.dtype:
-                setattr(self, name, before.to(after.device))
+        super()._apply(fn, recurse)
         self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
         return self
 

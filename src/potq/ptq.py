@@ -18,7 +18,7 @@ from potq.algorithms.rtn import rtn
 from potq.blocks import find_blocks, merge
 from potq.effort import EFFORTS, Effort
 from potq.errors import ConfigError, ModelError
-from potq.model import Plan, Target, install, is_tied, linear_weight, packed_modules, plan, tensor_bytes
+from potq.model import Plan, Target, install, is_tied, linear_weight, packed_modules, plan, tensor_bytes, vocabulary
 from potq.report import ModuleReport, QuantReport, decibels
 from potq.resume import WorkFolder, fingerprint
 from potq.scale_search import CANDIDATES, is_exact, scale_multipliers
@@ -71,7 +71,7 @@ def quantize(
         raise ModelError(f"{type(model).__name__} has no config; potq quantizes Hugging Face models")
     todo = plan(model, config)
     require_calibration(config, given=calibration is not None)
-    batches = calib.check_batches(calibration, _vocabulary(model)) if calibration is not None else []
+    batches = calib.check_batches(calibration, vocabulary(model)) if calibration is not None else []
     effort = chosen_effort(config, given=bool(batches))
     config = config.model_copy(update={"effort": effort})
     for target in todo.targets:
@@ -138,7 +138,7 @@ class _Run:
         for target in walk.targets:
             weight = linear_weight(self.model.get_submodule(target.name))
             layer = layers[target.name]
-            done[target.name] = layer.weight, _entry(weight, target, layer.weight, layer.algorithm)
+            done[target.name] = layer.weight, describe_weight(weight, target, layer.weight, layer.algorithm)
         return done
 
     def _folder(self, path: str | os.PathLike[str] | None) -> WorkFolder | None:
@@ -164,10 +164,11 @@ def quantize_weight(
     method: ScaleMethod = "weighted" if weighted else "mse" if config.scale_method in _WEIGHTED else config.scale_method
     quantized = rtn(weight, target.scheme, importance, method=method, candidates=config.scale_candidates)
     label = config.scale_method if weighted else method
-    return quantized, _entry(original, target, quantized, _algorithm(label, target.scheme, config.scale_candidates))
+    return quantized, describe_weight(original, target, quantized, _algorithm(label, target.scheme, config.scale_candidates))
 
 
-def _entry(weight: Tensor, target: Target, quantized: QuantizedWeight, algorithm: str) -> ModuleReport:
+def describe_weight(weight: Tensor, target: Target, quantized: QuantizedWeight, algorithm: str) -> ModuleReport:
+    """The report of one weight: sizes, and how far ``quantized`` is from ``weight`` ``(out, in)``."""
     return ModuleReport(
         name=target.name,
         kind=target.kind,
@@ -217,9 +218,10 @@ def require_calibration(config: PoTConfig, *, given: bool) -> None:
         return
     if config.scale_method in _WEIGHTED:
         raise ConfigError(f"scale_method={config.scale_method!r} needs calibration text; pass calibration=, or use 'mse'")
-    if config.effort is not None and config.effort.calibrated:
+    effort = chosen_effort(config, given=False)
+    if effort.calibrated:
         raise ConfigError(
-            f"effort={config.effort.name!r} needs calibration text: call potq.quantize(model, config, calibration) with "
+            f"effort={effort.name!r} needs calibration text: call potq.quantize(model, config, calibration) with "
             "the loaded model (potq.load_calibration makes batches, from the model itself if need be), or use 'fast'"
         )
 
@@ -231,11 +233,6 @@ def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
     model_config.quantization_config = config
     if getattr(model_config, "tie_word_embeddings", False) and not is_tied(model):
         model_config.tie_word_embeddings = False  # two weights, whatever the config said; both are saved
-
-
-def _vocabulary(model: nn.Module) -> int | None:
-    text_config = getattr(model.config, "get_text_config", lambda: model.config)()
-    return getattr(text_config, "vocab_size", None)
 
 
 def _importance(model: nn.Module, config: PoTConfig, todo: Plan, batches: list[Tensor]) -> dict[str, Tensor]:

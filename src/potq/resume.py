@@ -33,10 +33,12 @@ class WorkFolder:
         """
         self.folder = folder
         mark = folder / _FINGERPRINT
-        ours = mark.is_file()
-        if not ours and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        found = mark.read_bytes() if mark.is_file() else None
+        if found is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"work_folder {folder} holds something else; give an empty folder, or one that does not exist")
-        if ours and mark.read_bytes() != fingerprint.encode():
+        if found == fingerprint.encode():
+            return  # writing it again would let a run that is killed right there, or one beside it, find half of it
+        if found is not None:
             warnings.warn(f"{folder} was left by another run (other model, text or settings); starting anew", stacklevel=2)
             for file in (*folder.glob("*.safetensors"), *folder.glob("*.partial")):
                 file.unlink()

@@ -70,7 +70,7 @@ def is_exact(scheme: QuantScheme, candidates: int | None) -> bool:
 def _search_part(part: Tensor, importance: Tensor | None, scheme: QuantScheme, candidates: int | None) -> Tensor:
     """Stored scales ``(out, groups)`` of one part ``(out, groups, size)``, block of rows by block of rows."""
     rows, groups, size = part.shape
-    compiled = _compiled(part.device)
+    compiled = native.serves(part.device)
     exact = is_exact(scheme, candidates) and (compiled or size <= _REFERENCE_GROUP)
     multipliers = [] if exact else scale_multipliers(scheme, candidates or CANDIDATES)
     step = max(1, (_NATIVE_BLOCK if exact and compiled else _BLOCK) // (groups * size))
@@ -119,13 +119,9 @@ def best_scale(block: Tensor, levels: Tensor, importance: Tensor | None, scale_d
             raise ConfigError(f"importance has shape {tuple(importance.shape)}, the weights {tuple(block.shape)}")
         _check_importance_values(importance)
         importance = importance.expand_as(block)
-    if _compiled(block.device):
+    if native.serves(block.device):
         return _best_scale_compiled(block, levels, importance, scale_dtype)
     return _best_scale_torch(block, levels, importance, scale_dtype)
-
-
-def _compiled(device: torch.device) -> bool:
-    return device.type == "cpu" and native.missing() is None
 
 
 def _best_scale_compiled(block: Tensor, levels: Tensor, importance: Tensor | None, scale_dtype: ScaleDtype) -> Tensor:

@@ -193,6 +193,11 @@ class PoTConfig(Strict):
             raise ConfigError(f"scheme: Field required; name a preset, e.g. PoTConfig('pot4'); the presets are {known}")
         super().__init__(**own)
 
+    @property
+    def has_calibrated_effort(self) -> bool:
+        """Whether an effort is named that needs calibration text."""
+        return self.effort is not None and self.effort.calibrated
+
     @field_validator("version")
     @classmethod
     def _known_version(cls, value: int) -> int:

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from potq.algorithms.descent import refine_layer
 from potq.algorithms.gptq import NotFactorableError, fit_groups, gptq
-from potq.algorithms.refine import Learning, divergence, fit, output_loss
+from potq.algorithms.learned import LearnedWeight
+from potq.algorithms.refine import Learning, fit
 from potq.algorithms.rounding import Rounded, SchemeRounding, round_to_nearest
 from potq.algorithms.rtn import rtn
-from potq.algorithms.straight_through import LearnedWeight
 from potq.blocks import Call, HiddenStates, find_blocks, merge, mixed_precision, record_calls, second_moments, shared_inputs
 from potq.effort import Effort
+from potq.losses import divergence, output_loss
 from potq.model import Target, as_matrix, evaluation_mode, linear_weight
 from potq.resume import WorkFolder
 from potq.scheme import QuantScheme

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from potq.algorithms import refine
-from potq.algorithms.refine import Learning, divergence, fit, output_loss
+from potq.algorithms.learned import LearnedWeight
+from potq.algorithms.refine import Learning, fit
 from potq.algorithms.rounding import SchemeRounding, round_to_nearest
 from potq.algorithms.rtn import rtn
-from potq.algorithms.straight_through import LearnedWeight
 from potq.effort import Effort
 from potq.errors import ModelError
+from potq.losses import output_loss
 from potq.resume import WorkFolder
 from potq.scheme import PRESETS, QuantScheme
 
@@ -157,23 +158,3 @@ def test_modules_are_themselves_again_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), Learning({module: learned}):
         raise ZeroDivisionError
     assert "forward" not in vars(module)
-
-
-# ---- losses
-
-
-def test_every_token_counts_the_same_whatever_its_size() -> None:
-    target = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
-    scaled = target * torch.tensor([1.0, 1000.0, 1e-2])[:, None]
-    assert output_loss(target * 1.1, target).item() == pytest.approx(0.01, rel=1e-4)
-    assert output_loss(scaled * 1.1, scaled).item() == pytest.approx(0.01, rel=1e-4)
-    assert output_loss(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4)).item() == 0.0
-
-
-@pytest.mark.parametrize("rows", [4, 256, 1])
-def test_divergence_is_kullback_leiblers(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refine, "_LOGIT_ROWS", rows)
-    logits, teacher = torch.randn(2, 2, 5, 11, generator=torch.Generator().manual_seed(0))
-    p, q = teacher.double().softmax(-1), logits.double().softmax(-1)
-    assert float(divergence(logits, teacher)) == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-5)
-    assert float(divergence(teacher, teacher)) == 0.0

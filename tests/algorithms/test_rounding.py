@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from potq.algorithms.rounding import SchemeRounding, rescale, round_to_nearest, spread
+from potq.algorithms.rounding import SchemeRounding, rescale, round_to_nearest
 from potq.algorithms.rtn import rtn
-from potq.functional import codebook
+from potq.functional import codebook, spread
 from potq.scheme import PRESETS, QuantScheme
 
 SCHEMES = {
@@ -88,6 +88,6 @@ def test_levels_ascend_and_boundaries_lie_between(name: str) -> None:
 @pytest.mark.parametrize(("size", "columns"), [(4, 10), (5, 10), ("row", 7), (100, 7)])
 def test_spreading_repeats_what_a_group_has(size: Any, columns: int) -> None:
     rounding = SchemeRounding(QuantScheme("pot4", group_size=size))
-    groups = -(-columns // rounding.group(columns))
-    parameter = torch.arange(groups).float().expand(2, -1)
-    assert torch.equal(spread(parameter, rounding, columns)[0], (torch.arange(columns) // rounding.group(columns)).float())
+    group = rounding.group(columns)
+    parameter = torch.arange(-(-columns // group)).float().expand(2, -1)
+    assert torch.equal(spread(parameter, group, columns)[0], (torch.arange(columns) // group).float())

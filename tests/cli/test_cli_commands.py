@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
 import potq
+from cli_helpers import invoke, refused, succeed
 from potq import native
 from potq.cli import app as cli
 from potq.data.tokens import tokenize
@@ -23,32 +23,6 @@ from potq.kernels import explain, set_activations
 from potq.model import packed_modules
 
 compiled = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
-
-
-def invoke(*words: str | Path) -> Result:
-    return CliRunner().invoke(cli.app, list(map(str, words)))
-
-
-def succeed(*words: str | Path) -> str:
-    """What a command that succeeds prints on stdout."""
-    result = invoke(*words)
-    assert result.exit_code == 0, result.exception
-    return str(result.stdout)
-
-
-def refused(kind: type[PotqError], *words: str | Path) -> str:
-    """The message of the error, which must be of class ``kind``; nothing may be on stdout."""
-    result = invoke(*words)
-    assert isinstance(result.exception, kind), result.exception
-    assert result.stdout == ""
-    return str(result.exception)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    file = tmp_path / "text.txt"
-    file.write_text("The cat sat on the mat; zwölf Boxkämpfer jagten ihn. " * 10)
-    return file
 
 
 # ---- eval

@@ -9,47 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 import potq
-from potq.cli.app import app
+from cli_helpers import invoke, refused, succeed
 from potq.data.calibration_text import load_calibration
 from potq.data.tokens import tokenize
-from potq.errors import ConfigError, DataError, MissingDependencyError, ModelError, PotqError
+from potq.errors import ConfigError, DataError, MissingDependencyError, ModelError
 from potq.evaluate import compare as comparison
 from potq.evaluate.bootstrap import paired_bootstrap
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import set_activations
 
 
-def compare(*words: str | Path) -> Result:
-    return CliRunner().invoke(app, ["compare", *map(str, words)])
-
-
-def succeed(*words: str | Path) -> str:
-    result = compare(*words)
-    assert result.exit_code == 0, result.exception
-    return str(result.stdout)
-
-
-def refused(kind: type[PotqError], *words: str | Path) -> str:
-    result = compare(*words)
-    assert isinstance(result.exception, kind), result.exception
-    assert result.stdout == ""
-    return str(result.exception)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    file = tmp_path / "text.txt"
-    file.write_text("The cat sat on the mat; zwölf Boxkämpfer jagten ihn. " * 10)
-    return file
-
-
 def test_rows_are_what_the_library_measures(tiny_folder: Path, text: Path) -> None:
     words = ["--schemes", "pot4,int3:group_size=32", "--efforts", "fast,gptq", "--text", text, "--window", "64"]
     words += ["--calibration-windows", "2", "--embedding", "int8", "--seed", "3"]
-    found = json.loads(succeed(tiny_folder, *words, "--json"))
+    found = json.loads(succeed("compare", tiny_folder, *words, "--json"))
     assert (found["model"], found["text"], found["embedding"]) == (str(tiny_folder), str(text), "int8")
     assert found["calibration"] == {"text": "self", "windows": 2}
     rows = {(row["scheme"], row["effort"]): row for row in found["rows"]}
@@ -81,10 +56,10 @@ def test_rows_are_what_the_library_measures(tiny_folder: Path, text: Path) -> No
 
 def test_table_and_markdown(tiny_folder: Path, text: Path) -> None:
     words = [tiny_folder, "--schemes", "pot3,pot4", "--text", text, "--window", "64", "--windows", "3"]
-    shown = succeed(*words)
+    shown = succeed("compare", *words)
     for word in ("full precision", "pot3-g64", "pot4-g64", "fast", "95% interval", "3 windows of 64 tokens"):
         assert word in shown
-    lines = [line for line in succeed(*words, "--markdown").splitlines() if line.startswith("|")]
+    lines = [line for line in succeed("compare", *words, "--markdown").splitlines() if line.startswith("|")]
     assert lines[0] == "| scheme | effort | bits | perplexity | excess | 95% interval | seconds |"
     assert len(lines) == 5
     assert lines[2].startswith("| full precision |  | 32.000 | ")
@@ -93,14 +68,14 @@ def test_table_and_markdown(tiny_folder: Path, text: Path) -> None:
 
 def test_one_window_has_no_interval(tiny_folder: Path, text: Path) -> None:
     words = [tiny_folder, "--schemes", "pot4", "--text", text, "--window", "64", "--windows", "1"]
-    assert json.loads(succeed(*words, "--json"))["rows"][1]["interval"] is None
-    succeed(*words)
+    assert json.loads(succeed("compare", *words, "--json"))["rows"][1]["interval"] is None
+    succeed("compare", *words)
 
 
 def test_plot(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     words = [tiny_folder, "--schemes", "pot3,pot4", "--text", text, "--window", "64", "--plot", tmp_path / "p.png"]
-    result = compare(*words, "--efforts", "fast,gptq", "--calibration-windows", "1", "--json")
+    result = invoke("compare", *words, "--efforts", "fast,gptq", "--calibration-windows", "1", "--json")
     assert result.exit_code == 0, result.exception
     json.loads(result.stdout)
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
@@ -112,7 +87,7 @@ def test_plot(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
 
 def test_a_killed_run_goes_on(tiny_folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [tiny_folder, "--schemes", "pot3,pot4", "--text", text, "--window", "64", "--json"]
-    expected = json.loads(succeed(*words))["rows"]
+    expected = json.loads(succeed("compare", *words))["rows"]
     file, measure, measured = tmp_path / "rows.json", comparison.measure_row, []
 
     def fails(model: Any, config: Any, *rest: Any) -> Any:
@@ -122,9 +97,9 @@ def test_a_killed_run_goes_on(tiny_folder: Path, text: Path, tmp_path: Path, mon
         return measure(model, config, *rest)
 
     monkeypatch.setattr(comparison, "measure_row", fails)
-    assert refused(ModelError, *words, "--resume", file) == "the power is out"
+    assert refused(ModelError, "compare", *words, "--resume", file) == "the power is out"
     assert len(json.loads(file.read_text())["rows"]) == 2
-    found = json.loads(succeed(*words, "--resume", file))["rows"]
+    found = json.loads(succeed("compare", *words, "--resume", file))["rows"]
     assert measured == [None, "pot3-g64", "pot4-g64", "pot4-g64"]
     for row, other in zip(found, expected, strict=True):
         assert {**row, "seconds": 0} == {**other, "seconds": 0}
@@ -141,17 +116,17 @@ def test_rows_of_another_protocol_are_measured_anew(tiny_folder: Path, text: Pat
         (9, ["--window", "32", "--dtype", "bfloat16"]),
         (9, ["--window", "64"]),
     ]:
-        succeed(*words, *more)
+        succeed("compare", *words, *more)
         assert len(json.loads(file.read_text())["rows"]) == count
     text.write_text(text.read_text() + "More text, which makes other windows of it.")
-    succeed(*words, "--window", "64")
+    succeed("compare", *words, "--window", "64")
     assert len(json.loads(file.read_text())["rows"]) == 11
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"rows": {"a": {}}}', b'{"rows": [1]}', b"\xff"])
 def test_a_file_that_holds_no_rows(tiny_folder: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rows.json").write_bytes(content)
-    message = refused(DataError, tiny_folder, "--schemes", "pot4", "--resume", tmp_path / "rows.json")
+    message = refused(DataError, "compare", tiny_folder, "--schemes", "pot4", "--resume", tmp_path / "rows.json")
     assert "rows.json holds no rows of potq compare" in message
     assert (tmp_path / "rows.json").read_bytes() == content
 
@@ -177,27 +152,29 @@ def test_a_file_that_holds_no_rows(tiny_folder: Path, tmp_path: Path, content: b
     ],
 )
 def test_wrong_settings(tmp_path: Path, words: list[str], message: str) -> None:
-    assert message in refused(ConfigError, tmp_path / "none", *words)
+    assert message in refused(ConfigError, "compare", tmp_path / "none", *words)
 
 
 @pytest.mark.parametrize("option", ["--resume", "--plot"])
 def test_a_folder_that_is_not_there(tmp_path: Path, option: str) -> None:
     words = [tmp_path / "none", "--schemes", "pot4", option, tmp_path / "nowhere" / "file.png"]
-    assert "there is no folder" in refused(DataError, *words)
+    assert "there is no folder" in refused(DataError, "compare", *words)
 
 
 def test_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    message = refused(MissingDependencyError, tmp_path / "none", "--schemes", "pot4", "--plot", tmp_path / "p.png")
+    message = refused(
+        MissingDependencyError, "compare", tmp_path / "none", "--schemes", "pot4", "--plot", tmp_path / "p.png"
+    )
     assert "pip install 'potq[plot]'" in message
 
 
 def test_a_packed_model(packed_folder: Path, text: Path) -> None:
-    message = refused(ModelError, packed_folder, "--schemes", "pot4", "--text", text, "--window", "64")
+    message = refused(ModelError, "compare", packed_folder, "--schemes", "pot4", "--text", text, "--window", "64")
     assert "quantized already" in message
 
 
 def test_no_schemes() -> None:
-    result = compare("model")
+    result = invoke("compare", "model")
     assert result.exit_code == 2
     assert "--schemes" in result.stderr

@@ -8,27 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
 import potq
-from potq.cli.app import app
+from cli_helpers import invoke, refused
 from potq.data.calibration_text import load_calibration
 from potq.effort import EFFORTS, Effort
 from potq.errors import CheckpointError, ConfigError, DataError, PotqError
 from potq.report import QuantReport
 from potq.resume import WorkFolder
-
-
-def quantize(*words: str | Path) -> Result:
-    return CliRunner().invoke(app, ["quantize", *map(str, words)])
-
-
-def refused(kind: type[PotqError], *words: str | Path) -> str:
-    """The message of the error, which must be of class ``kind``."""
-    result = quantize(*words)
-    assert isinstance(result.exception, kind), result.exception
-    assert result.stdout == ""
-    return str(result.exception)
 
 
 @pytest.fixture
@@ -37,7 +24,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_quantize_writes_a_checkpoint_and_a_table(tiny_folder: Path, out: Path, tokens: torch.Tensor) -> None:
-    result = quantize(tiny_folder, out)
+    result = invoke("quantize", tiny_folder, out)
     assert result.exit_code == 0, result.exception
     assert "15 modules quantized at" in result.stdout
     assert "model.layers.*.mlp.up_proj" in result.stdout
@@ -50,7 +37,7 @@ def test_quantize_writes_a_checkpoint_and_a_table(tiny_folder: Path, out: Path, 
 
 
 def test_json_is_all_that_stdout_holds(tiny_folder: Path, out: Path) -> None:
-    result = quantize(tiny_folder, out, "--scheme", "pot4", "--json")
+    result = invoke("quantize", tiny_folder, out, "--scheme", "pot4", "--json")
     assert result.exit_code == 0, result.exception
     report = json.loads(result.stdout)
     assert report.pop("output") == str(out)
@@ -70,7 +57,7 @@ def test_json_is_all_that_stdout_holds(tiny_folder: Path, out: Path) -> None:
 def test_every_option(tiny_folder: Path, out: Path) -> None:
     options = ["--group-size", "32", "--embedding", "none", "--ignore", "q_proj", "--ignore", "k_proj"]
     options += ["--scale-method", "absmax", "--dtype", "bfloat16", "--max-shard-size", "20KB", "--every-module"]
-    result = quantize(tiny_folder, out, "--scheme", "pot3", *options)
+    result = invoke("quantize", tiny_folder, out, "--scheme", "pot3", *options)
     assert result.exit_code == 0, result.exception
     assert "model.layers.1.mlp.up_proj" in result.stdout
     assert "model.layers.*" not in result.stdout
@@ -84,7 +71,7 @@ def test_every_option(tiny_folder: Path, out: Path) -> None:
 
 @pytest.mark.parametrize("size", ["row", "tensor"])
 def test_group_size_in_words(tiny_folder: Path, out: Path, size: str) -> None:
-    assert quantize(tiny_folder, out, "--scheme", "int4", "--group-size", size).exit_code == 0
+    assert invoke("quantize", tiny_folder, out, "--scheme", "int4", "--group-size", size).exit_code == 0
     assert potq.load(out).config.quantization_config.scheme == potq.QuantScheme("int4", group_size=size)
 
 
@@ -98,33 +85,35 @@ def test_a_recipe_with_overrides(tiny_folder: Path, out: Path, tmp_path: Path) -
         calibration: {{text: {tmp_path / "text.txt"}, window: 32, windows: 2}}
         """
     )
-    result = quantize("-c", tmp_path / "recipe.yaml", f"output={out}", "quantization.group_size=32", "--json")
+    result = invoke("quantize", "-c", tmp_path / "recipe.yaml", f"output={out}", "quantization.group_size=32", "--json")
     assert result.exit_code == 0, result.exception
     report = json.loads(result.stdout)
     assert {m["scheme"] for m in report["modules"] if m["kind"] == "linear"} == {"pot4-g32"}
     assert {m["algorithm"] for m in report["modules"] if m["kind"] == "linear"} == {"rtn/weighted-exact"}
     assert all(module["output_snr_db"] is not None for module in report["modules"])
-    again = quantize("-c", tmp_path / "recipe.yaml", tiny_folder, out, "--scheme", "pot3", "--force")
+    again = invoke("quantize", "-c", tmp_path / "recipe.yaml", tiny_folder, out, "--scheme", "pot3", "--force")
     assert again.exit_code == 0, again.exception
     assert potq.load(out).config.quantization_config.scheme == potq.QuantScheme("pot3", group_size=16)
 
 
 def test_a_recipe_without_preset_is_apot4_too(tiny_folder: Path, out: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(f"{{model: {tiny_folder}, output: {out}}}")
-    assert quantize("-c", tmp_path / "recipe.yaml").exit_code == 0
+    assert invoke("quantize", "-c", tmp_path / "recipe.yaml").exit_code == 0
     assert potq.load(out).config.quantization_config == potq.PoTConfig("apot4")
 
 
 def test_a_recipe_without_preset_with_an_override(tiny_folder: Path, out: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(f"{{model: {tiny_folder}, output: {out}}}")
-    result = quantize("-c", tmp_path / "recipe.yaml", "quantization.group_size=32")
+    result = invoke("quantize", "-c", tmp_path / "recipe.yaml", "quantization.group_size=32")
     assert result.exit_code == 0, result.exception
     assert potq.load(out).config.quantization_config == potq.PoTConfig("apot4", group_size=32)
 
 
 @pytest.mark.parametrize("source", ["pydoc", "self"])
 def test_calibration_adds_output_errors(tiny_folder: Path, out: Path, source: str) -> None:
-    result = quantize(tiny_folder, out, "--calibration", source, "calibration.window=64", "calibration.windows=2", "--json")
+    result = invoke(
+        "quantize", tiny_folder, out, "--calibration", source, "calibration.window=64", "calibration.windows=2", "--json"
+    )
     assert result.exit_code == 0, result.exception
     assert all(module["output_snr_db"] is not None for module in json.loads(result.stdout)["modules"])
     assert f"calibration: 2 windows of 64 tokens, {source}" in result.stderr
@@ -133,7 +122,7 @@ def test_calibration_adds_output_errors(tiny_folder: Path, out: Path, source: st
 def test_calibration_is_the_librarys(tiny_folder: Path, out: Path) -> None:
     """The recipe's seed and sizes reach the text: the same figures as from Python."""
     options = ["--scale-method", "weighted", "--calibration", "self", "calibration.windows=3", "calibration.seed=5"]
-    result = quantize(tiny_folder, out, *options, "--json")
+    result = invoke("quantize", tiny_folder, out, *options, "--json")
     assert result.exit_code == 0, result.exception
     model = potq.load(tiny_folder)
     batches = load_calibration("self", model, potq.load_tokenizer(tiny_folder), windows=3, seed=5)
@@ -143,7 +132,7 @@ def test_calibration_is_the_librarys(tiny_folder: Path, out: Path) -> None:
 
 def test_calibration_text_that_has_fewer_windows(tiny_folder: Path, out: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat, then the other cat. " * 40)
-    result = quantize(tiny_folder, out, "--calibration", tmp_path / "text.txt", "calibration.window=100")
+    result = invoke("quantize", tiny_folder, out, "--calibration", tmp_path / "text.txt", "calibration.window=100")
     assert result.exit_code == 0, result.exception
     tokens = len(potq.load_tokenizer(out)((tmp_path / "text.txt").read_text())["input_ids"])
     shown = " ".join(result.stderr.split())
@@ -160,7 +149,7 @@ FEW = ["calibration.window=64", "calibration.windows=2"]
 )
 def test_an_effort_calibrates_on_the_models_own_text(tiny_folder: Path, out: Path, effort: str, steps: str) -> None:
     words = [tiny_folder, out, "--scheme", "pot3", "--effort", effort, "--seed", "5"]
-    result = quantize(*words, *FEW, "--json")
+    result = invoke("quantize", *words, *FEW, "--json")
     assert result.exit_code == 0, result.exception
     report = QuantReport.model_validate(
         {k: v for k, v in json.loads(result.stdout).items() if k not in ("output", "seconds")}
@@ -176,13 +165,13 @@ def test_an_effort_calibrates_on_the_models_own_text(tiny_folder: Path, out: Pat
 
 
 def test_calibration_without_an_effort_is_balanced(tiny_folder: Path, out: Path) -> None:
-    result = quantize(tiny_folder, out, "--calibration", "self", *FEW)
+    result = invoke("quantize", tiny_folder, out, "--calibration", "self", *FEW)
     assert result.exit_code == 0, result.exception
     assert potq.load(out).config.quantization_config.effort == EFFORTS["balanced"]
 
 
 def test_fast_with_calibration_only_measures(tiny_folder: Path, out: Path) -> None:
-    result = quantize(tiny_folder, out, "--effort", "fast", "--calibration", "self", *FEW, "--json")
+    result = invoke("quantize", tiny_folder, out, "--effort", "fast", "--calibration", "self", *FEW, "--json")
     assert result.exit_code == 0, result.exception
     modules = json.loads(result.stdout)["modules"]
     assert {module["algorithm"] for module in modules if module["kind"] == "linear"} == {"rtn/mse-exact"}
@@ -195,7 +184,7 @@ def test_an_effort_in_the_recipe(tiny_folder: Path, out: Path, tmp_path: Path) -
     (tmp_path / "recipe.yaml").write_text(
         f"{{model: {tiny_folder}, output: {out}, quantization: {{effort: {effort}}}, seed: 4}}"
     )
-    result = quantize("-c", tmp_path / "recipe.yaml", *FEW, "--json")
+    result = invoke("quantize", "-c", tmp_path / "recipe.yaml", *FEW, "--json")
     assert result.exit_code == 0, result.exception
     assert potq.load(out).config.quantization_config.effort == Effort(compensate=True, damping=0.05)
 
@@ -220,7 +209,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_killed_run_goes_on(tiny_folder: Path, out: Path, tmp_path: Path, killed: list[str]) -> None:
     words = [tiny_folder, out, "--scheme", "pot3", "--effort", "balanced", *FEW]
-    result = quantize(*words)
+    result = invoke("quantize", *words)
     assert result.exit_code == 130
     work = tmp_path / ".out.work"
     shown = " ".join(result.stderr.split())
@@ -228,12 +217,12 @@ def test_a_killed_run_goes_on(tiny_folder: Path, out: Path, tmp_path: Path, kill
     assert "the same command goes on from there" in shown
     assert work.is_dir()
     assert not out.exists()
-    again = quantize(*words)
+    again = invoke("quantize", *words)
     assert again.exit_code == 0, again.exception
     assert "resuming: 1 of 2 blocks done" in again.stderr
     assert len(killed) == 3
     assert not work.exists()
-    undisturbed = quantize(tiny_folder, tmp_path / "other", *words[2:])
+    undisturbed = invoke("quantize", tiny_folder, tmp_path / "other", *words[2:])
     assert "resuming" not in undisturbed.stderr
     assert potq.load(out).quant_report == potq.load(tmp_path / "other").quant_report
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "other" / "model.safetensors").read_bytes()
@@ -242,8 +231,8 @@ def test_a_killed_run_goes_on(tiny_folder: Path, out: Path, tmp_path: Path, kill
 @pytest.mark.filterwarnings("ignore:.*was left by another run")
 def test_what_another_run_left_is_not_used(tiny_folder: Path, out: Path, tmp_path: Path, killed: list[str]) -> None:
     words = [tiny_folder, out, "--effort", "gptq", *FEW]
-    assert quantize(*words, "--scheme", "pot3").exit_code == 130
-    result = quantize(*words, "--scheme", "pot4")
+    assert invoke("quantize", *words, "--scheme", "pot3").exit_code == 130
+    result = invoke("quantize", *words, "--scheme", "pot4")
     assert result.exit_code == 0, result.exception
     assert "resuming" not in result.stderr
     assert len(killed) == 4
@@ -253,8 +242,8 @@ def test_what_another_run_left_is_not_used(tiny_folder: Path, out: Path, tmp_pat
 def test_a_work_folder_that_is_something_else(tiny_folder: Path, out: Path, tmp_path: Path) -> None:
     (tmp_path / ".out.work").mkdir()
     (tmp_path / ".out.work" / "thesis.tex").write_text("work")
-    assert "holds something else" in refused(ConfigError, tiny_folder, out, "--effort", "gptq", *FEW)
-    assert quantize(tiny_folder, out, "--effort", "fast").exit_code == 0
+    assert "holds something else" in refused(ConfigError, "quantize", tiny_folder, out, "--effort", "gptq", *FEW)
+    assert invoke("quantize", tiny_folder, out, "--effort", "fast").exit_code == 0
     assert (tmp_path / ".out.work" / "thesis.tex").exists()
 
 
@@ -263,7 +252,7 @@ def test_a_full_disk(tiny_folder: Path, out: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(WorkFolder, "save", full)
-    message = refused(CheckpointError, tiny_folder, out, "--effort", "gptq", *FEW)
+    message = refused(CheckpointError, "quantize", tiny_folder, out, "--effort", "gptq", *FEW)
     assert "cannot keep unfinished work in" in message
     assert "No space left on device" in message
 
@@ -272,7 +261,9 @@ def test_a_full_disk(tiny_folder: Path, out: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_budget(tiny_folder: Path, out: Path) -> None:
-    result = quantize(tiny_folder, out, "--budget", "3.3", "--effort", "fast", "--calibration", "self", *FEW, "--json")
+    result = invoke(
+        "quantize", tiny_folder, out, "--budget", "3.3", "--effort", "fast", "--calibration", "self", *FEW, "--json"
+    )
     assert result.exit_code == 0, result.exception
     found = json.loads(result.stdout)
     model = potq.load(tiny_folder)
@@ -292,7 +283,7 @@ def test_a_budget(tiny_folder: Path, out: Path) -> None:
 
 def test_candidates_and_a_table(tiny_folder: Path, out: Path) -> None:
     words = ["--scheme", "pot3", "--candidates", "pot3,pot3nz,apot3", "--effort", "gptq", *FEW]
-    result = quantize(tiny_folder, out, *words)
+    result = invoke("quantize", tiny_folder, out, *words)
     assert result.exit_code == 0, result.exception
     assert "14 linears at 3.2619 bits per weight, expected loss" in result.stdout
     schemes = {m.scheme for m in potq.load(out).quant_report.modules if m.kind == "linear"}
@@ -306,7 +297,7 @@ def test_budget_and_candidates_in_a_recipe(tiny_folder: Path, out: Path, tmp_pat
         candidates: [pot3, {{preset: pot4, group_size: 32}}, "pot2:scale_dtype=e8m0"], quantization: {{effort: fast}}}}
         """
     )
-    result = quantize("-c", tmp_path / "recipe.yaml")
+    result = invoke("quantize", "-c", tmp_path / "recipe.yaml")
     assert result.exit_code == 0, result.exception
     schemes = {m.scheme for m in potq.load(out).quant_report.modules if m.kind == "linear"}
     assert schemes <= {"pot3-g64", "pot4-g32", "pot2-g64-e8m0"}
@@ -330,11 +321,11 @@ def test_budget_and_candidates_in_a_recipe(tiny_folder: Path, out: Path, tmp_pat
     ],
 )
 def test_wrong_efforts_and_candidates(tmp_path: Path, out: Path, words: list[str], message: str) -> None:
-    assert message in refused(ConfigError, tmp_path / "none", out, *words)
+    assert message in refused(ConfigError, "quantize", tmp_path / "none", out, *words)
 
 
 def test_a_budget_that_cannot_be_met(tiny_folder: Path, out: Path) -> None:
-    message = refused(ConfigError, tiny_folder, out, "--budget", "2", "--calibration", "self", *FEW)
+    message = refused(ConfigError, "quantize", tiny_folder, out, "--budget", "2", "--calibration", "self", *FEW)
     assert "these candidates take at least 2.2620" in message
     assert not out.exists()
     assert not out.with_name(".out.work").exists()
@@ -344,35 +335,39 @@ def test_a_budget_that_cannot_be_met(tiny_folder: Path, out: Path) -> None:
 
 
 def test_an_existing_output(tiny_folder: Path, packed_folder: Path) -> None:
-    assert "exists; choose another output folder, or pass --force" in refused(CheckpointError, tiny_folder, packed_folder)
-    assert quantize(tiny_folder, packed_folder, "--force", "--scheme", "pot3").exit_code == 0
+    assert "exists; choose another output folder, or pass --force" in refused(
+        CheckpointError, "quantize", tiny_folder, packed_folder
+    )
+    assert invoke("quantize", tiny_folder, packed_folder, "--force", "--scheme", "pot3").exit_code == 0
     assert potq.load(packed_folder).config.quantization_config == potq.PoTConfig("pot3")
 
 
 def test_an_output_that_is_no_model(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "a.tex").write_text("work")
-    assert "it is not replaced, even by force" in refused(CheckpointError, tiny_folder, tmp_path / "thesis", "--force")
+    assert "it is not replaced, even by force" in refused(
+        CheckpointError, "quantize", tiny_folder, tmp_path / "thesis", "--force"
+    )
     assert (tmp_path / "thesis" / "a.tex").exists()
 
 
 def test_force_over_the_model_itself_is_whole(tiny_folder: Path, tokens: torch.Tensor) -> None:
     expected = potq.load(tiny_folder, potq.PoTConfig("apot4"))(tokens).logits
-    assert quantize(tiny_folder, tiny_folder, "--force").exit_code == 0
+    assert invoke("quantize", tiny_folder, tiny_folder, "--force").exit_code == 0
     assert torch.equal(potq.load(tiny_folder)(tokens).logits, expected)
 
 
 def test_a_model_that_is_not_there(out: Path, tmp_path: Path) -> None:
-    assert "nowhere' does not exist; give a model folder" in refused(CheckpointError, tmp_path / "nowhere", out)
+    assert "nowhere' does not exist; give a model folder" in refused(CheckpointError, "quantize", tmp_path / "nowhere", out)
     assert not out.exists()
 
 
 def test_a_packed_model(packed_folder: Path, out: Path) -> None:
-    assert "is quantized already" in refused(CheckpointError, packed_folder, out)
+    assert "is quantized already" in refused(CheckpointError, "quantize", packed_folder, out)
 
 
 def test_an_unknown_preset(tiny_folder: Path, out: Path) -> None:
-    message = refused(ConfigError, tiny_folder, out, "--scheme", "pot9")
+    message = refused(ConfigError, "quantize", tiny_folder, out, "--scheme", "pot9")
     assert message.startswith("unknown preset 'pot9'; the presets are ")
     assert "apot4" in message
 
@@ -391,12 +386,12 @@ def test_an_unknown_preset(tiny_folder: Path, out: Path) -> None:
     ],
 )
 def test_wrong_settings(tiny_folder: Path, out: Path, words: list[str], message: str) -> None:
-    assert message in refused(ConfigError, tiny_folder, out, *words)
+    assert message in refused(ConfigError, "quantize", tiny_folder, out, *words)
     assert not out.exists()
 
 
 def test_no_model_and_no_output() -> None:
-    message = refused(ConfigError)
+    message = refused(ConfigError, "quantize")
     assert "model: Field required" in message
     assert "output: Field required" in message
 
@@ -405,23 +400,23 @@ def test_weights_that_are_nan(tiny_model: Any, tiny_folder: Path, out: Path) -> 
     with torch.no_grad():
         tiny_model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
     tiny_model.save_pretrained(tiny_folder)
-    assert "layers.1.mlp.up_proj.weight has 1 NaN" in refused(PotqError, tiny_folder, out)
+    assert "layers.1.mlp.up_proj.weight has 1 NaN" in refused(PotqError, "quantize", tiny_folder, out)
     assert not out.exists()
 
 
 def test_calibration_text_that_is_too_short(tiny_folder: Path, out: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("the cat")
-    message = refused(DataError, tiny_folder, out, "--calibration", tmp_path / "short.txt")
+    message = refused(DataError, "quantize", tiny_folder, out, "--calibration", tmp_path / "short.txt")
     assert "short.txt: the calibration text has" in message
     assert "less than one window of 128" in message  # the model's limit, for the default of 512 is more
 
 
 @pytest.mark.parametrize("source", ["self", "pydoc"])
 def test_a_calibration_window_beyond_the_models_limit(tiny_folder: Path, out: Path, source: str) -> None:
-    message = refused(DataError, tiny_folder, out, "--calibration", source, "calibration.window=129")
+    message = refused(DataError, "quantize", tiny_folder, out, "--calibration", source, "calibration.window=129")
     assert "windows of 129 tokens exceed the model's limit of 128" in message
     assert not out.exists()
 
 
 def test_calibration_text_that_is_not_there(tiny_folder: Path, out: Path) -> None:
-    assert "cannot read the text none.txt" in refused(DataError, tiny_folder, out, "--calibration", "none.txt")
+    assert "cannot read the text none.txt" in refused(DataError, "quantize", tiny_folder, out, "--calibration", "none.txt")

@@ -26,6 +26,11 @@ class Block:
     group: Tensor
     """int32 ``(columns,)``."""
 
+    def described(self) -> native.Columns:
+        """As the library takes it."""
+        rounding = self.rounding
+        return native.Columns.of(rounding.levels, rounding.boundaries, self.scale, self.shift, self.group)
+
 
 def compensate(block: Block, weights: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """GPTQ within a block: values and errors ``(rows, columns)``; ``weights`` become what was rounded.
@@ -35,11 +40,10 @@ def compensate(block: Block, weights: Tensor, factor: Tensor) -> tuple[Tensor, T
         factor: the block's part of the upper Cholesky factor of the inverse Hessian, float32 ``(columns, columns)``.
     """
     values, errors = torch.empty_like(weights), torch.empty_like(weights)
-    if native.missing() is None:
-        described = describe(block)
+    if native.serves(weights.device):
         arguments = (weights, factor.contiguous(), values, errors)
         native.library().potq_compensate(
-            ctypes.byref(described), *(t.data_ptr() for t in arguments), torch.get_num_threads()
+            ctypes.byref(block.described()), *(t.data_ptr() for t in arguments), torch.get_num_threads()
         )
         return values, errors
     for j in range(weights.shape[1]):
@@ -57,10 +61,11 @@ def descend(block: Block, values: Tensor, gradient: Tensor, hessian: Tensor) -> 
         hessian: the block's part of the Hessian, float32 ``(columns, columns)``.
     """
     changes = torch.empty_like(values)
-    if native.missing() is None:
-        described = describe(block)
+    if native.serves(values.device):
         arguments = (gradient, hessian.contiguous(), values, changes)
-        native.library().potq_descend(ctypes.byref(described), *(t.data_ptr() for t in arguments), torch.get_num_threads())
+        native.library().potq_descend(
+            ctypes.byref(block.described()), *(t.data_ptr() for t in arguments), torch.get_num_threads()
+        )
         return changes
     for j in range(values.shape[1]):
         new = _round(block, values[:, j] - gradient[:, j] / hessian[j, j], j)
@@ -68,16 +73,6 @@ def descend(block: Block, values: Tensor, gradient: Tensor, hessian: Tensor) -> 
         values[:, j] = new
         gradient += changes[:, j, None] * hessian[j]
     return changes
-
-
-def describe(block: Block) -> native.Columns:
-    """The library's description; it points into ``block``, which must outlive it."""
-    tensors = (block.rounding.levels, block.rounding.boundaries, block.scale, block.shift, block.group)
-    levels, boundaries, scale, shift, group = (None if t is None else t.data_ptr() for t in tensors)
-    rows, groups = block.scale.shape
-    return native.Columns(
-        levels, boundaries, scale, shift, group, rows, groups, len(block.group), len(block.rounding.levels)
-    )
 
 
 def _round(block: Block, column: Tensor, j: int) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from potq.algorithms.columns import Block, descend
 from potq.algorithms.gptq import without_dead_inputs
-from potq.algorithms.rounding import Rounded, Rounding, rescale, spread
+from potq.algorithms.rounding import Rounded, Rounding, rescale
+from potq.functional import group_index, spread, sum_groups
 
 _SWEEPS = 2  # of coordinate descent a round
 _SYSTEMS = 1 << 22  # entries of the least-squares systems that are built at a time
@@ -43,7 +44,7 @@ def output_error(weight: Tensor, values: Tensor, hessian: Tensor) -> Tensor:
 def _sweep(values: Tensor, gradient: Tensor, hessian: Tensor, rounded: Rounded, rounding: Rounding) -> None:
     columns = values.shape[1]
     size = min(rounding.group(columns), 128)
-    group = (torch.arange(columns) // rounding.group(columns)).int()
+    group = group_index(columns, rounding.group(columns))
     for start in range(0, columns, size):
         part = slice(start, min(start + size, columns))
         block = Block(rounding, rounded.scale, rounded.shift, group[part].contiguous())
@@ -74,13 +75,13 @@ def _least_squares(weight: Tensor, hessian: Tensor, values: Tensor, scale: Tenso
     """Per row, the scales ``s`` that minimize ``(w - B s) H (w - B s)^T``: ``B`` has group ``g`` in column ``g``."""
     rows, columns = weight.shape
     size, groups = rounding.group(columns), scale.shape[1]
-    each = spread(scale, rounding, columns)
+    each = spread(scale, size, columns)
     levels = values / torch.where(each > 0, each, torch.inf)
     system = weight.new_empty(rows, groups, groups)
     for g in range(groups):
         part = slice(g * size, min((g + 1) * size, columns))
-        system[:, :, g] = _sum_groups((levels[:, part] @ hessian[part]) * levels, size, groups)
-    target = _sum_groups((weight @ hessian) * levels, size, groups)
+        system[:, :, g] = sum_groups((levels[:, part] @ hessian[part]) * levels, size)
+    target = sum_groups((weight @ hessian) * levels, size)
     # a group without a level other than zero has an empty equation: its scale stays
     empty = system.diagonal(dim1=1, dim2=2) <= 0
     system = system + torch.diag_embed(empty.float())
@@ -89,8 +90,3 @@ def _least_squares(weight: Tensor, hessian: Tensor, values: Tensor, scale: Tenso
     solved, failed = torch.linalg.solve_ex(system, target)
     usable = solved.isfinite() & ~empty & (failed == 0)[:, None]
     return torch.where(usable, solved, scale)
-
-
-def _sum_groups(matrix: Tensor, size: int, groups: int) -> Tensor:
-    padded = torch.nn.functional.pad(matrix, (0, groups * size - matrix.shape[1]))
-    return padded.view(len(matrix), groups, size).sum(2)

@@ -15,6 +15,7 @@ from torch import Tensor
 from potq.algorithms.columns import Block, compensate
 from potq.algorithms.rounding import Rounded, Rounding
 from potq.errors import PotqError
+from potq.functional import group_index
 
 _BLOCK = 128  # columns at a time where a group is longer, or columns are ordered
 
@@ -37,7 +38,7 @@ def gptq(weight: Tensor, hessian: Tensor, rounding: Rounding, *, ordered: bool =
     hessian = without_dead_inputs(hessian)
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True) if ordered else torch.arange(columns)
     factor = inverse_factor(hessian[order][:, order], damping)
-    group = (order // size).int()
+    group = group_index(columns, size)[order]
     latent, values = weight[:, order].contiguous(), torch.empty_like(weight)
     scale, shift = fit_groups(weight, hessian.diagonal(), rounding) if ordered else (weight.new_empty(len(weight), 0), None)
     for start, stop in _blocks(columns, columns if ordered else size):

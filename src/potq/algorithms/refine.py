@@ -1,6 +1,6 @@
 """Refinement of codes and scales together by gradient descent, on a block's output or on the whole model's predictions.
 
-What is learned is one :class:`~potq.algorithms.straight_through.LearnedWeight` a layer, which stands in for the layer's own
+What is learned is one :class:`~potq.algorithms.learned.LearnedWeight` a layer, which stands in for the layer's own
 weight while :class:`Learning` is on; the model itself is never changed, and is the teacher. Matching the output of a block
 (BRECQ, 2102.05426; EfficientQAT's Block-AP, 2407.11062) needs memory for one block; matching the predictions sees how errors
 add up and cancel, and needs it for the model.
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, linear, log_softmax
+from torch.nn.functional import linear
 
-from potq.algorithms.straight_through import LearnedWeight
+from potq.algorithms.learned import LearnedWeight
 from potq.effort import Effort
 from potq.errors import ModelError
 from potq.resume import WorkFolder
@@ -28,7 +28,6 @@ _WARM_UP = 0.1  # of the steps
 _LAST_RATE = 0.02  # of the first
 _SAVE_SECONDS = 300.0
 _STATE = "refinement"
-_LOGIT_ROWS = 256  # rows of float32 logits at a time: the vocabulary may have 256k entries
 
 Loss = Callable[[int], Tensor]
 """The loss of one batch, by its number."""
@@ -121,25 +120,6 @@ class Learning:
             return linear(input, weight(torch.get_autocast_dtype(device) if mixed else input.dtype), module.bias)
 
         return forward
-
-
-def output_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Mean over tokens of the squared error of a block's output, relative to the token's own energy.
-
-    A few tokens of every text have activations a thousand times larger (2402.17762); absolute errors would hear no others.
-    """
-    error = (output.float() - target).square().sum(-1)
-    return (error / target.square().sum(-1).clamp(min=1e-6)).mean()
-
-
-def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Mean Kullback-Leibler divergence (nats a token) of ``logits`` from the ``teacher``'s, both ``(..., vocabulary)``."""
-    size = logits.shape[-1]
-    pairs = zip(logits.reshape(-1, size).split(_LOGIT_ROWS), teacher.reshape(-1, size).split(_LOGIT_ROWS), strict=True)
-    parts = [
-        kl_div(log_softmax(a.float(), -1), log_softmax(b.float(), -1), reduction="sum", log_target=True) for a, b in pairs
-    ]
-    return torch.stack(parts).sum() / (logits.numel() // size)
 
 
 def _groups(weights: Sequence[LearnedWeight], effort: Effort) -> list[dict[str, Any]]:

@@ -12,10 +12,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from potq.functional import codebook, decode_scale, encode_scale
+from potq.functional import codebook, decode_scale, encode_scale, spread
 from potq.row_scale import choose_row_scale
 from potq.scale_search import choose_scale
 from potq.scheme import QuantScheme
+from potq.straight_through import round_op
 from potq.tensor import QuantizedWeight
 
 
@@ -111,29 +112,19 @@ class SchemeRounding:
         return torch.ones(1, 1) if self.row_scale is None else self.row_scale.float()
 
 
-def spread(parameter: Tensor, rounding: Rounding, columns: int) -> Tensor:
-    """Per-group values ``(rows, groups)`` as per-column ones ``(rows, columns)``."""
-    return parameter.repeat_interleave(rounding.group(columns), dim=1)[:, :columns]
-
-
 def round_to_nearest(weight: Tensor, scale: Tensor, shift: Tensor | None, rounding: Rounding) -> Rounded:
     """Every entry of ``weight`` by itself, under ``scale`` and ``shift`` ``(rows, groups)``."""
-    columns = weight.shape[1]
-    each = spread(scale, rounding, columns)
-    x = weight / torch.where(each > 0, each, torch.inf)
-    if shift is not None:
-        x = x - spread(shift, rounding, columns)
-    level = rounding.levels[torch.bucketize(x.contiguous(), rounding.boundaries, right=True, out_int32=True)]
-    if shift is not None:
-        level = level + spread(shift, rounding, columns)
-    return Rounded(each * level, scale, shift, weight)
+    group = rounding.group(weight.shape[1])
+    values = round_op(weight, scale, shift, rounding.levels, rounding.boundaries, group, torch.float32)
+    return Rounded(values, scale, shift, weight)
 
 
 def rescale(rounded: Rounded, scale: Tensor, rounding: Rounding) -> Rounded:
     """The same codes under another scale."""
     columns = rounded.values.shape[1]
-    old = spread(rounded.scale, rounding, columns)
+    group = rounding.group(columns)
+    old = spread(rounded.scale, group, columns)
     levels = rounded.values / torch.where(old > 0, old, torch.inf)
     # levels are recovered to the last bit but one; the nearest exact ones make values that the format can hold
-    exact = round_to_nearest(levels * spread(scale, rounding, columns), scale, rounded.shift, rounding)
+    exact = round_to_nearest(levels * spread(scale, group, columns), scale, rounded.shift, rounding)
     return replace(exact, latent=rounded.latent)

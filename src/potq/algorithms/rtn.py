@@ -18,11 +18,23 @@ def rtn(
     method: ScaleMethod = "mse",
     candidates: int | None = None,
 ) -> QuantizedWeight:
-    """Quantize ``weight`` ``(out, in)``; arguments and errors as in :func:`potq.scale_search.choose_scale`.
+    """Quantize ``weight`` ``(out, in)``; arguments and errors as in :func:`potq.scale_search.choose_scale`."""
+    scale, row_scale = choose_scales(weight, scheme, importance, method=method, candidates=candidates)
+    return QuantizedWeight.from_scale(weight, scale, scheme, row_scale)
+
+
+def choose_scales(
+    weight: Tensor,
+    scheme: QuantScheme,
+    importance: Tensor | None = None,
+    *,
+    method: ScaleMethod = "mse",
+    candidates: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The stored scales that :func:`rtn` rounds under, and row scales where the scheme has them.
 
     A scheme with row scales tries some more under each (:mod:`potq.row_scale`).
     """
     if scheme.row_scale:
-        scale, row_scale = choose_row_scale(weight, scheme, importance, method=method, candidates=candidates)
-        return QuantizedWeight.from_scale(weight, scale, scheme, row_scale)
-    return QuantizedWeight.from_scale(weight, choose_scale(weight, scheme, method, candidates, importance), scheme)
+        return choose_row_scale(weight, scheme, importance, method=method, candidates=candidates)
+    return choose_scale(weight, scheme, method, candidates, importance), None

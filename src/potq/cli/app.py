@@ -13,6 +13,7 @@ from potq.cli.evaluate import evaluate
 from potq.cli.generate import generate
 from potq.cli.inspect import inspect
 from potq.cli.quantize import quantize
+from potq.cli.train import train
 from potq.errors import PotqError
 
 _INTERRUPTED = 130  # the status that typer exits with on Ctrl-C
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("quantize")(quantize)
+app.command("train")(train)
 app.command("generate")(generate)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect)

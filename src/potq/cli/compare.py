@@ -72,7 +72,7 @@ def compare(
         loaded = load(model, dtype=dtype)
     for config in configs:
         plan(loaded, config)
-    needed = any(config.effort is not None and config.effort.calibrated for config in configs)
+    needed = any(config.has_calibrated_effort for config in configs)
     recipe = CalibrationRecipe(text=calibration, windows=calibration_windows)
     batches = calibration_batches(recipe, loaded, tokenizer, seed=seed) if needed else []
     protocol = comparison.Protocol(tokens, window, windows, batches, seed)

@@ -39,6 +39,11 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def note(message: str) -> None:
+    """A line on stderr that is no result."""
+    stderr.print(message, style="dim", highlight=False, markup=False)
+
+
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar with ETA on stderr; yields ``update(done, total, what)``."""

@@ -1,13 +1,23 @@
-"""``potq eval``: perplexity, with the protocol it was measured by."""
+"""``potq eval``: perplexity, and BERTScore where it is asked for, with the protocols they were measured by."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from potq.cli import console
 from potq.cli.kernels import Activations, kernel_lines, use_kernels
+from potq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from potq.evaluate.bertscore import ContinuationScore
+    from potq.evaluate.perplexity import Perplexity
 
 
 def evaluate(
@@ -22,30 +32,105 @@ def evaluate(
     activations: Annotated[
         Activations, typer.Option(help="Inputs of packed products: exact, or rounded as generate does.")
     ] = Activations.float,
+    bertscore: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENCODER",
+            help="Also BERTScore of greedy continuations with the text's own; the encoder's folder or hub name.",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The full-precision model, whose continuations BERTScore compares.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of 64 tokens that BERTScore continues.")] = 100,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a continuation.")] = 64,
+    layer: Annotated[int | None, typer.Option(min=1, help="The encoder's layer. Default: its last.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
-    """Measure perplexity by the GPTQ protocol.
+    """Measure perplexity by the GPTQ protocol, and BERTScore of what the model writes.
 
     potq eval out --text wiki.test.raw --window 1024 --windows 40
+
+    potq eval out --bertscore roberta-large --layer 17 --reference smollm2
     """
     from potq.data.text import read_text
     from potq.data.tokens import tokenize
     from potq.evaluate.perplexity import perplexity
-    from potq.loading import load, load_tokenizer
+    from potq.loading import load_tokenizer
 
+    if bertscore is None and (reference is not None or layer is not None):
+        raise ConfigError("--reference and --layer are for BERTScore; pass --bertscore ENCODER too")
     content = read_text(text)
     console.quiet_libraries()
-    with console.status(f"loading {model}"):
-        tokens = tokenize(load_tokenizer(model), content)
-        loaded = load(model, dtype=dtype, device=device)
-    kernels = use_kernels(loaded, activations)
+    tokenizer = load_tokenizer(model)
+    tokens = tokenize(tokenizer, content)
+    use = partial(_load, dtype=dtype, device=device, activations=activations)
+    loaded, kernels = use(model)
+    measure = None
+    if bertscore is not None:
+        compared = use(reference)[0] if reference is not None else None
+        measure = _prepare(loaded, compared, tokenizer, tokens, bertscore, layer, prompts, new_tokens)
     with console.progress_bar("perplexity") as update:
         result = perplexity(loaded, tokens, window=window, max_windows=windows, progress=update)
+    score = measure() if measure is not None else None
     if as_json:
-        console.emit_json({"model": model, "text": text, **result.to_dict(), "kernels": kernels})
-        return
+        scores = {"bertscore": score.to_dict()} if score is not None else {}
+        console.emit_json({"model": model, "text": text, **result.to_dict(), **scores, "kernels": kernels})
+    else:
+        _show(text, result, score, kernels)
+
+
+def _load(
+    source: str, *, dtype: str, device: str | None, activations: Activations
+) -> tuple[PreTrainedModel, dict[str, int]]:
+    """A model, and what computes its packed products."""
+    from potq.loading import load
+
+    with console.status(f"loading {source}"):
+        model = load(source, dtype=dtype, device=device)
+    return model, use_kernels(model, activations)
+
+
+def _prepare(
+    model: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Tensor,
+    encoder: str,
+    layer: int | None,
+    prompts: int,
+    new_tokens: int,
+) -> Callable[[], ContinuationScore]:
+    """What measures BERTScore, with all that it needs: what is missing shows before anything is measured."""
+    from potq.evaluate.bertscore import continuation_score, load_encoder, prompts_of
+
+    with console.status(f"loading {encoder}"):
+        places = prompts_of(tokens, prompts, new_tokens=new_tokens)
+        judge = load_encoder(encoder, layer, device=model.device)
+
+    def measure() -> ContinuationScore:
+        with console.progress_bar("continuations") as update:
+            return continuation_score(model, tokenizer, places, judge, reference=reference, progress=update)
+
+    return measure
+
+
+def _show(text: str, result: Perplexity, score: ContinuationScore | None, kernels: dict[str, int]) -> None:
     out = console.stdout()
     out.print(f"perplexity {result.perplexity:.3f}  on {text}", highlight=False)
     out.print(f"{result.protocol}; {result.seconds:.1f} s", style="dim", highlight=False)
+    if score is not None:
+        for line in _score_lines(score):
+            out.print(line, highlight=False)
+        out.print(f"{score.protocol}; {score.seconds:.1f} s", style="dim", highlight=False)
     for line in kernel_lines(kernels):
         out.print(line, style="dim", highlight=False)
+
+
+def _score_lines(score: ContinuationScore) -> list[str]:
+    pairs = (
+        (score.model_true, "the model's continuations with the text's own"),
+        (score.reference_true, "the reference's with the text's own"),
+        (score.model_reference, "the model's with the reference's"),
+    )
+    return [f"BERTScore {f1.mean:.4f}  of {what}" for f1, what in pairs if f1 is not None]

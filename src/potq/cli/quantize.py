@@ -205,7 +205,7 @@ class _Blocks:
         if not self._noticed and (name.startswith(f"{self._prefix}.") or name.startswith("refining")):
             self._noticed = True
             if self._done:
-                _note(f"resuming: {self._done} of {self._total} blocks done")
+                console.note(f"resuming: {self._done} of {self._total} blocks done")
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -215,7 +215,7 @@ class _Blocks:
         except KeyboardInterrupt:
             if self._done:
                 kept = f"{self._done} of {self._total} blocks are kept in {self._folder}"
-                _note(f"{kept}; the same command goes on from there")
+                console.note(f"{kept}; the same command goes on from there")
             raise
         except PotqError:
             raise
@@ -235,7 +235,7 @@ def announce(model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], w
     """Say on stderr what calibrated work will take."""
     from potq.estimate import estimate
 
-    _note(f"{what}: {estimate(model, config, sum(batch.numel() for batch in batches))}")
+    console.note(f"{what}: {estimate(model, config, sum(batch.numel() for batch in batches))}")
 
 
 def calibration_batches(
@@ -249,9 +249,5 @@ def calibration_batches(
     with console.progress_bar("calibration text") as update:
         batches = load_calibration(recipe.text, model, tokenizer, window=window, windows=windows, seed=seed, progress=update)
     wanted = f" ({windows} asked for)" if len(batches) < windows else ""
-    _note(f"calibration: {len(batches)} windows{wanted} of {batches[0].shape[1]} tokens, {recipe.text}")
+    console.note(f"calibration: {len(batches)} windows{wanted} of {batches[0].shape[1]} tokens, {recipe.text}")
     return batches
-
-
-def _note(message: str) -> None:
-    console.stderr.print(message, style="dim", highlight=False, markup=False)

@@ -76,8 +76,7 @@ class QuantizeRecipe(Strict):
         Raises:
             ConfigError: a budget or candidates without calibration.
         """
-        effort = self.config().effort
-        if self.calibration is not None or (effort is not None and effort.calibrated):
+        if self.config().has_calibrated_effort or self.calibration is not None:
             return self.calibration or CalibrationRecipe()
         if self.allocates:
             what = "a budget" if self.budget is not None else "choosing among candidates"

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from potq.errors import DataError
 
+DRAWS = 10_000
 _AT_ONCE = 1 << 22  # drawn windows that are held at a time
 
 
 def paired_bootstrap(
-    nll_a: Sequence[float], nll_b: Sequence[float], predicted: int, seed: int = 0, draws: int = 10_000
+    nll_a: Sequence[float], nll_b: Sequence[float], predicted: int, seed: int = 0, draws: int = DRAWS
 ) -> tuple[float, float]:
     """95% interval of ``perplexity(a) - perplexity(b)``, both measured on the same windows.
 
@@ -35,12 +37,27 @@ def paired_bootstrap(
     pair = torch.tensor([nll_a, nll_b], dtype=torch.float64)
     if not bool(pair.isfinite().all()):
         raise DataError("a window's negative log-likelihood is NaN or infinite")
-    count = pair.shape[1]
+    a, b = resampled(pair, predicted, seed, draws)
+    return middle(a - b)
+
+
+def resampled(nll: Tensor, predicted: int, seed: int = 0, draws: int = DRAWS) -> Tensor:
+    """Perplexities ``(models, draws)`` on windows drawn with replacement, the same for all models.
+
+    Args:
+        nll: summed negative log-likelihood (nats) of each window, ``(models, windows)``.
+        predicted: tokens predicted in all windows together.
+    """
+    count = nll.shape[1]
     generator = torch.Generator().manual_seed(seed)
-    differences = []
+    perplexities = []
     for some in torch.arange(draws).split(max(1, _AT_ONCE // count)):
         drawn = torch.randint(count, (len(some), count), generator=generator)
-        perplexities = (pair[:, drawn].sum(-1) / predicted).exp()
-        differences.append(perplexities[0] - perplexities[1])
-    ends = torch.cat(differences).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return float(ends[0]), float(ends[1])
+        perplexities.append((nll[:, drawn].sum(-1) / predicted).exp())
+    return torch.cat(perplexities, dim=1)
+
+
+def middle(values: Tensor) -> tuple[float, float]:
+    """The ends of the middle 95% of float64 ``values``."""
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high

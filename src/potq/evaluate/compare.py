@@ -83,7 +83,7 @@ class Protocol:
         def key(config: PoTConfig | None) -> str:
             if config is None:
                 return plain
-            base = calibrated if _is_calibrated(config) else plain
+            base = calibrated if config.has_calibrated_effort else plain
             return hashlib.blake2b(f"{base} {config.model_dump_json()} {self.seed}".encode(), digest_size=16).hexdigest()
 
         return key
@@ -96,7 +96,7 @@ def measure_row(
     measured, bits, seconds = model, 8.0 * model.dtype.itemsize, 0.0
     if config is not None:
         measured = copy.deepcopy(model)
-        batches = protocol.calibration if _is_calibrated(config) else None
+        batches = protocol.calibration if config.has_calibrated_effort else None
         began = time.perf_counter()
         bits = quantize(measured, config, batches, seed=protocol.seed, progress=progress).bits_per_weight
         seconds = time.perf_counter() - began
@@ -112,10 +112,6 @@ def measure_row(
         window_nll=found.window_nll,
         seconds=seconds,
     )
-
-
-def _is_calibrated(config: PoTConfig) -> bool:
-    return config.effort is not None and config.effort.calibrated
 
 
 class KeptRows:

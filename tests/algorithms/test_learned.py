@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from potq import native
 from potq.algorithms.gptq import gptq
+from potq.algorithms.learned import LearnedWeight
 from potq.algorithms.rounding import Rounded, SchemeRounding, round_to_nearest
 from potq.algorithms.rtn import rtn
-from potq.algorithms.straight_through import LearnedWeight, _RoundStraightThrough
 from potq.scheme import QuantScheme
 
 SCHEMES = {
@@ -19,8 +18,6 @@ SCHEMES = {
     "tensor": QuantScheme("pot3", group_size="tensor"),
     "row_scale": QuantScheme("pot4", group_size=32, scale_dtype="e8m0", row_scale=True),
 }
-
-compiled_library = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 
 
 def _weight(rows: int = 4, columns: int = 71) -> Tensor:
@@ -123,28 +120,6 @@ def test_what_was_learned_can_be_packed(name: str) -> None:
     assert torch.equal(rounding.decode(packed.scale), found.scale)
     assert not torch.equal(found.values, rounded.values)
     torch.testing.assert_close(learned(), found.values, rtol=0, atol=0.02)
-
-
-@compiled_library
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize("name", sorted(SCHEMES))
-def test_compiled_and_torch_agree(name: str, shifted: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    rounded, rounding = _start(name)
-    shift = torch.randn(rounded.scale.shape, generator=torch.Generator().manual_seed(4)) if shifted else None
-    slope = torch.randn(4, 71, generator=torch.Generator().manual_seed(2), dtype=torch.float32).to(dtype)
-    found = []
-    for compiled in (True, False):
-        if not compiled:
-            monkeypatch.setattr(native, "missing", lambda: "not installed")
-        latent, scale = _weight().mul_(2).requires_grad_(), rounded.scale.clone().requires_grad_()
-        values = _RoundStraightThrough.apply(latent, scale, shift, rounding, dtype)
-        values.backward(slope)
-        found.append((values.detach(), latent.grad, scale.grad))
-    assert torch.equal(found[0][0], found[1][0])
-    assert found[0][0].dtype == dtype
-    assert torch.equal(found[0][1], found[1][1])
-    torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-4, atol=1e-4)
 
 
 def test_codes_can_be_left_alone() -> None:

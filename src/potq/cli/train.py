@@ -1,0 +1,91 @@
+"""``potq train``: quantization-aware training by a recipe."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from potq.cli import console
+from potq.cli.recipe import build
+
+if TYPE_CHECKING:
+    from potq.qat.recipe import TrainRecipe
+    from potq.qat.train import TrainingRun
+    from potq.report import QuantReport
+
+
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the recipe's keys.", show_default=False),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option("-c", "--config", help="Recipe (YAML); see recipes/.")] = None,
+    every_module: Annotated[bool, typer.Option("--every-module", help="A report row for each module.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """Train a model quantized, and save it packed; the same command goes on with a run that was killed.
+
+    potq train -c recipes/smollm2.yaml
+
+    potq train -c recipes/smollm2.yaml quantization.preset=pot3 output=smollm2-pot3 optimization.batch=4
+
+    On several devices: torchrun --nproc-per-node 8 -m potq train -c recipe.yaml
+    """
+    from potq.qat.recipe import TrainRecipe
+
+    settings = build(TrainRecipe, recipe, overrides or [], {})
+    console.quiet_libraries()
+    began = time.perf_counter()
+    from potq.qat.train import TrainingRun
+
+    with console.status(f"loading {settings.model}"):
+        run = TrainingRun.load(settings)
+    with console.progress_bar("training text") as update:
+        run.read(update)
+    _announce(run)
+    with console.progress_bar("teacher") as teaching, console.progress_bar("training") as update:
+        run.fit(update, teaching)
+    with console.status(f"writing {settings.output}"):
+        report = run.finish()
+    _show(settings, run, report, time.perf_counter() - began, every_module=every_module, as_json=as_json)
+
+
+def _announce(run: TrainingRun) -> None:
+    """What will be trained, on what, and what is skipped."""
+    assert run.train is not None
+    evaluated = f", {len(run.evaluation)} to evaluate on" if run.evaluation is not None else ""
+    console.note(f"text: {len(run.train)} sequences of {run.train.shape[1]} tokens{evaluated}")
+    if run.plan is not None:
+        console.note(f"quantized: {len(run.plan.targets)} weights; skipped: {len(run.plan.skipped)}")
+        for skipped in run.plan.skipped:
+            console.note(f"  skipped {skipped.name}: {skipped.reason}")
+    if run.resumes:
+        console.note(f"resuming at step {run.resumes}")
+
+
+def _show(
+    settings: TrainRecipe,
+    run: TrainingRun,
+    report: QuantReport | None,
+    seconds: float,
+    *,
+    every_module: bool,
+    as_json: bool,
+) -> None:
+    evaluated = [line for line in run.log() if "eval_perplexity" in line]
+    first, best = ({}, {}) if not evaluated else (evaluated[0], min(evaluated, key=lambda line: line["eval_loss"]))
+    if as_json:
+        result: dict[str, Any] = {"output": str(settings.output), "seconds": seconds, "log": run.log()}
+        result |= {"perplexity_before": first.get("eval_perplexity"), "perplexity": best.get("eval_perplexity")}
+        console.emit_json(result | (report.model_dump(mode="json") if report is not None else {}))
+        return
+    out = console.stdout()
+    if report is not None:
+        out.print(*report.tables(every_module=every_module))
+    if evaluated:
+        before, after = first["eval_perplexity"], best["eval_perplexity"]
+        out.print(f"perplexity {before:.3f} before, {after:.3f} after (step {best['step']})", highlight=False)
+    out.print(f"wrote {settings.output} in {seconds:.1f} s; the log is {run.folder}/log.jsonl", highlight=False)

@@ -1,0 +1,186 @@
+"""Quantization-aware training of any causal LM: :func:`prepare` it, train it as ever, :func:`convert` it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potq.algorithms.rtn import choose_scales
+from potq.errors import ConfigError, ModelError
+from potq.model import Plan, Target, install, linear_weight, packed_modules, plan, tensor_bytes
+from potq.nn import PackedModule
+from potq.ptq import attach, check_weight, describe_weight
+from potq.qat.nn import QATModule, qat_class
+from potq.qat.settings import QATSettings
+from potq.report import QuantReport
+from potq.scheme import PoTConfig
+from potq.tensor import QuantizedWeight
+
+_CONFIG = "_potq_qat_config"
+
+
+def prepare(
+    model: nn.Module,
+    config: PoTConfig | None = None,
+    settings: QATSettings | None = None,
+    *,
+    start: nn.Module | None = None,
+) -> Plan:
+    """Make ``model`` compute with rounded weights, in place; what trains are its own parameters, under their own names.
+
+    Args:
+        model: a Hugging Face causal LM in full precision.
+        config: which module gets which scheme, as for :func:`potq.quantize`; its effort is not used. By default ``start``'s.
+        settings: where scales come from, and whether activations are rounded.
+        start: a packed model of the same architecture, whose weights and scales training starts with. Without it they are
+            the model's own weights, and the scales that ``config.scale_method`` finds for them.
+
+    Returns:
+        What will be quantized, and what is skipped and why.
+
+    Raises:
+        ConfigError: no config; a pattern that matches nothing; a scale method that needs calibration text.
+        ModelError: NaN weights (named); a model quantized or prepared before; a ``start`` that does not fit.
+    """
+    settings = settings or QATSettings()
+    config = _config(config, start)
+    todo = plan(model, config)
+    packed = _starts(start, todo.targets) if start is not None else {}
+    for target in todo.targets:
+        check_weight(linear_weight(model.get_submodule(target.name)).detach(), target)
+    if start is not None:
+        _copy_rest(model, start)
+    for target in todo.targets:
+        _prepare_target(model, target, config, settings, packed.get(target.name))
+    setattr(model, _CONFIG, config)
+    return todo
+
+
+def convert(model: nn.Module) -> QuantReport:
+    """The packed model that a prepared one is, in place: the same numbers, in packed modules.
+
+    Raises:
+        ModelError: the model is not prepared, or its weights are NaN (named).
+    """
+    config = getattr(model, _CONFIG, None)
+    if not isinstance(config, PoTConfig):
+        raise ModelError(f"{type(model).__name__} is not prepared for training; call potq.qat.prepare first")
+    modules = qat_modules(model)
+    names = {module: name for name, module in modules.items() if module.tied_to is None}
+    for module, name in names.items():
+        if not bool(module.weight.isfinite().all()):
+            raise ModelError(f"{name}.weight has NaN or infinite entries; training diverged, go back to a checkpoint")
+    packed = {name: module.quantized() for module, name in names.items()}
+    scales = next(iter(modules.values())).settings.scales
+    for module in modules.values():
+        module.restore()
+    delattr(model, _CONFIG)
+    return _install(model, config, packed, f"qat/{scales}")
+
+
+def qat_modules(model: nn.Module) -> dict[str, QATModule]:
+    """Every training module by name, tied ones included."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QATModule)}
+
+
+def outdate_scales(model: nn.Module) -> None:
+    """Have scales searched anew in the next training pass: for training loops of one's own, under ``scales="searched"``."""
+    for module in qat_modules(model).values():
+        if module.tied_to is None:
+            module.outdate_scales()
+
+
+def scale_state(model: nn.Module) -> dict[str, Tensor]:
+    """The stored scales of a prepared model, which its state dict does not hold, by buffer name."""
+    return {
+        f"{name}.{buffer}": tensor
+        for name, module in qat_modules(model).items()
+        for buffer, tensor in module.named_buffers(recurse=False)
+        if buffer.startswith("weight_")
+    }
+
+
+def load_scale_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """The inverse of :func:`scale_state`.
+
+    Raises:
+        ModelError: the scales of another model, or of other schemes.
+    """
+    own = scale_state(model)
+    if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in state.items()}:
+        raise ModelError("the scales are another model's, or of other schemes; train with the settings they were made with")
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
+
+
+def _config(config: PoTConfig | None, start: nn.Module | None) -> PoTConfig:
+    found = getattr(getattr(start, "config", None), "quantization_config", None)
+    if start is not None and not isinstance(found, PoTConfig):
+        raise ModelError("start= is not a packed model; quantize it first, or leave it out")
+    chosen = config or found
+    if not isinstance(chosen, PoTConfig):
+        raise ConfigError("prepare needs a config, e.g. potq.PoTConfig('pot4'), or start= (a packed model)")
+    if start is None and chosen.scale_method not in ("absmax", "mse"):
+        raise ConfigError(f"scale_method={chosen.scale_method!r} needs text; quantize first and pass start=, or use 'mse'")
+    return chosen
+
+
+def _starts(start: nn.Module, targets: list[Target]) -> dict[str, PackedModule]:
+    """The packed module of every target, compared with it."""
+    packed = packed_modules(start)
+    for target in targets:
+        module = packed.get(target.name)
+        if module is None:
+            raise ModelError(f"start= has no packed weight {target.name}; its config is another")
+        if (module.scheme, module.quantized.shape) != (target.scheme, target.shape):
+            found, wanted = f"{module.scheme.name} {module.quantized.shape}", f"{target.scheme.name} {target.shape}"
+            raise ModelError(f"start= has {target.name} as {found}, the config asks for {wanted}; use start's own config")
+    return packed
+
+
+@torch.no_grad()
+def _copy_rest(model: nn.Module, start: nn.Module) -> None:
+    """What is not quantized, norms and biases: as ``start`` has it."""
+    own = dict(model.named_parameters())
+    for name, parameter in start.named_parameters():
+        if name in own:
+            own[name].copy_(parameter)
+
+
+def _prepare_target(
+    model: nn.Module, target: Target, config: PoTConfig, settings: QATSettings, packed: PackedModule | None
+) -> None:
+    module = model.get_submodule(target.name)
+    weight = linear_weight(module).detach()
+    method, candidates = config.scale_method, config.scale_candidates
+    if packed is None:
+        scales = choose_scales(weight.float(), target.scheme, method=method, candidates=candidates)
+    else:
+        quantized = packed.quantized
+        weight.copy_(quantized.dequantize())
+        scales = quantized.scale.clone(), None if quantized.row_scale is None else quantized.row_scale.clone()
+    owner = _swap(module)
+    method = method if method in ("absmax", "mse") else "mse"
+    owner.hold(target.scheme, settings, scales, method=method, candidates=candidates)
+    for name in target.tied:
+        _swap(model.get_submodule(name)).tie(owner)
+
+
+def _swap(module: nn.Module) -> QATModule:
+    kind: Any = type(module)
+    module.__class__ = qat_class(kind)
+    assert isinstance(module, QATModule)  # the class was just made so
+    return module
+
+
+def _install(model: nn.Module, config: PoTConfig, packed: dict[str, QuantizedWeight], algorithm: str) -> QuantReport:
+    todo, entries = plan(model, config), []
+    for target in todo.targets:
+        weight, quantized = linear_weight(model.get_submodule(target.name)), packed[target.name]
+        entries.append(describe_weight(weight, target, quantized, algorithm))
+        install(model, target, quantized)
+    report = QuantReport(modules=entries, skipped=todo.skipped, bytes_after=tensor_bytes(model))
+    attach(model, config, report)
+    return report

@@ -1,0 +1,33 @@
+"""How a model is trained quantized: where scales come from, and whether activations are rounded too."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from potq.kernels import Activations
+from potq.validation import Strict
+
+Scales = Literal["fixed", "searched", "learned"]
+
+
+class QATSettings(Strict):
+    """Settings of quantization-aware training beside the format, which is a :class:`~potq.scheme.PoTConfig`.
+
+    Gradients go straight through the rounding under each (:mod:`potq.straight_through`); what differs are the scales.
+
+    Attributes:
+        scales: ``"fixed"``: those that training starts with (2601.02298). ``"searched"``: those of least squared error for
+            the weights as they are, searched anew every ``search_every`` steps by the config's ``scale_method``.
+            ``"learned"``: a parameter beside the weight, the logarithm of a factor on the first scales, with LSQ's gradient
+            (1902.08153); learned maxima as PAMS has them (2011.04212) are the same thing, a maximum being a scale times the
+            last level.
+        search_every: optimizer steps from one search to the next.
+        activations: ``"int8"`` rounds the inputs of linears as the kernels do at inference, gradients straight through
+            (LLM-QAT, 2305.17888); ``"float"`` leaves them alone.
+    """
+
+    scales: Scales = "learned"
+    search_every: int = Field(default=16, ge=1)
+    activations: Activations = "float"

@@ -1,0 +1,242 @@
+"""transformers' Trainer for prepared models: scales, exact resumption, a log, and a stop where the loss is no number.
+
+What it adds to the Trainer: the losses of :mod:`potq.losses`; a rate of their own for learned scales; scales that no state
+dict holds, kept in ``scales.safetensors`` of every checkpoint; a mark in checkpoints that are whole, so that a run that was
+killed while it wrote one goes on from the one before. (Optimizer and generator states are the Trainer's own files; torch
+reads them with ``weights_only``.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from potq.errors import CheckpointError, ModelError
+from potq.losses import next_token_loss
+from potq.qat.objective import Objective
+from potq.qat.prepare import load_scale_state, outdate_scales, qat_modules, scale_state
+from potq.qat.recipe import OptimizationRecipe
+
+LOG = "log.jsonl"
+_SCALES, _WHOLE = "scales.safetensors", "whole"
+
+Progress = Callable[[int, int, str], None]
+
+
+class Sequences(Dataset[dict[str, Tensor]]):
+    """Rows ``(n, length)`` of token ids as a dataset."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self.rows[index], "index": torch.tensor(index)}
+
+
+class QATTrainer(Trainer):
+    """A Trainer whose loss is an :class:`~potq.qat.objective.Objective`, and whose evaluation loss is next-token nats."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        recipe: OptimizationRecipe,
+        folder: Path,
+        train: Tensor,
+        evaluation: Tensor | None,
+        *,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> None:
+        self._objective, self._recipe, self._folder = objective, recipe, folder
+        callbacks: list[TrainerCallback] = [_Log(folder / LOG), _Scales(), *([_Tell(progress)] if progress else [])]
+        if recipe.patience is not None and evaluation is not None:
+            callbacks.append(EarlyStoppingCallback(recipe.patience))
+        super().__init__(
+            model,
+            training_arguments(recipe, folder, evaluates=evaluation is not None, seed=seed),
+            data_collator=_collate,
+            train_dataset=Sequences(train),
+            eval_dataset=None if evaluation is None else Sequences(evaluation),
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.loss_is_scaled_for_ga = False  # our losses are means: the Trainer divides by the number accumulated
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
+        loss = self._objective(model, inputs)
+        if not bool(loss.detach().isfinite()):
+            last = last_checkpoint(self._folder)
+            raise ModelError(
+                f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}, sequences "
+                f"{inputs['index'].tolist()}; lower learning_rate. The last good checkpoint is {last or 'the start'}"
+            )
+        return loss
+
+    @torch.no_grad()
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Any:
+        ids = self._prepare_inputs(inputs)["input_ids"]
+        with self.compute_loss_context_manager():
+            return next_token_loss(model(input_ids=ids, use_cache=False).logits, ids), None, None
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer: torch.optim.Optimizer = self.optimizer or kind(_groups(self.model, self._recipe), **options)
+        return self.optimizer
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        if "eval_loss" in logs:
+            logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700.0))
+        super().log(logs, *args, **options)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+            save_file({name: tensor.contiguous() for name, tensor in scale_state(self.model).items()}, folder / _SCALES)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = self._folder / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            (folder / _WHOLE).touch()
+        except Exception as error:  # a full disk surfaces as OSError, SafetensorError or RuntimeError
+            shutil.rmtree(folder, ignore_errors=True)
+            kept = last_checkpoint(self._folder)
+            raise CheckpointError(f"cannot write {folder} ({error}); the last whole checkpoint is {kept}") from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_scales(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_scales(Path(self.state.best_model_checkpoint))
+
+    def _load_scales(self, folder: Path) -> None:
+        if qat_modules(self.model):
+            load_scale_state(self.model, load_file(folder / _SCALES))
+
+
+def training_arguments(recipe: OptimizationRecipe, folder: Path, *, evaluates: bool, seed: int) -> TrainingArguments:
+    """The recipe as the Trainer takes it."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=recipe.steps or -1,
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch,
+        per_device_eval_batch_size=recipe.batch,
+        gradient_accumulation_steps=recipe.accumulation,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.clip,
+        adam_beta2=0.95,
+        bf16=recipe.dtype == "bfloat16",
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=recipe.save_every,
+        eval_on_start=evaluates,
+        save_strategy="steps",
+        save_steps=recipe.save_every,
+        save_total_limit=2,
+        load_best_model_at_end=evaluates,
+        metric_for_best_model="eval_loss" if evaluates else None,
+        greater_is_better=False if evaluates else None,
+        logging_steps=max(1, recipe.save_every // 10),
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=list(recipe.report_to) or "none",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        label_names=[],
+        seed=seed,
+        **({"gradient_checkpointing": True} if recipe.gradient_checkpointing else {}),  # its new name is 5.20's
+    )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint that was written to its end."""
+    found = {int(path.name.partition("-")[2]): path for path in folder.glob("checkpoint-*") if (path / _WHOLE).is_file()}
+    return found[max(found)] if found else None
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete checkpoints that a killed run left half written."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / _WHOLE).is_file():
+            shutil.rmtree(path)
+
+
+def _groups(model: nn.Module, recipe: OptimizationRecipe) -> list[dict[str, Any]]:
+    """Parameters by their rate: matrices, what has one dimension (never decayed), learned scales."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    scales = [parameter for name, parameter in named if name.endswith("weight_log2_scale")]
+    rest = [parameter for name, parameter in named if not name.endswith("weight_log2_scale")]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in rest if parameter.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [parameter for parameter in rest if parameter.ndim <= 1], "weight_decay": 0.0},
+        {"params": scales, "weight_decay": 0.0, "lr": recipe.scale_rate},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+class _Scales(TrainerCallback):
+    """Outdates searched scales every so many steps."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        modules = qat_modules(options["model"])
+        if modules and state.global_step % next(iter(modules.values())).settings.search_every == 0:
+            outdate_scales(options["model"])
+
+
+class _Log(TrainerCallback):
+    """A line of JSON for everything that is logged; what a killed run logged after its last checkpoint is taken back."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        if state.is_world_process_zero and self._file.exists():
+            lines = self._file.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step] if state.global_step else []
+            self._file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **options: Any) -> None:
+        if state.is_world_process_zero:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+
+
+class _Tell(TrainerCallback):
+    """Progress, with the last loss and perplexity."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._last = progress, {"loss": "", "eval_perplexity": ""}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **options: Any) -> None:
+        for key, name in (("loss", "loss"), ("eval_perplexity", "perplexity")):
+            if logs and key in logs:
+                self._last[key] = f"{name} {float(logs[key]):.4g}"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        self._progress(state.global_step, state.max_steps, ", ".join(text for text in self._last.values() if text))
