@@ -130,7 +130,7 @@ POTQ_API void potq_descend(const potq_columns* block, float* gradient, const flo
 
 /* A learned weight, every entry by itself: `values` (float32, or bfloat16 if `bfloat16`) are the nearest the grid has. */
 POTQ_API void potq_round(const potq_columns* weight, const float* latent, void* values, int32_t bfloat16, int32_t threads);
-/* Its gradients straight through the rounding, from that of `values`: to `latent` (or NULL) where it is between the grid's
+/* Its gradients straight through the rounding, from that of `values`: to `latent` where it is between the grid's
  * `edges`, two levels; to the scales (rows x groups), what `values` change with them. */
 POTQ_API void potq_round_backward(const potq_columns* weight, const float* latent, const float* edges, const void* gradient,
                                   int32_t bfloat16, float* latent_gradient, float* scale_gradient, int32_t threads);

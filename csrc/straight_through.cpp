@@ -23,13 +23,46 @@ namespace {
 
 constexpr int32_t kChunk = 64; /* weights at a time, in loops that compilers turn into vectors */
 
+/* The loader picks the widest vectors that the CPU has; contraction is off, so that all give the same bits. */
+#if defined(POTQ_X86) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__SANITIZE_THREAD__)
+#define POTQ_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
+#else
+#define POTQ_CLONES
+#endif
+
 struct Chunk {
-  float x[kChunk], level[kChunk];
+  float x[kChunk], level[kChunk], gradient[kChunk], slope[kChunk];
 };
 
-void round_chunk(const potq_columns& c, const float* latent, int32_t count, float scale, float shift, Chunk& out) {
+/* Integers times a power of two, as 8-bit ones are, need no search: `step` between levels, else 0. */
+float integer_step(const potq_columns& c) {
+  const float step = c.levels[1] - c.levels[0];
+  int exponent;
+  if (c.n_levels <= kCounted || std::frexp(step, &exponent) != 0.5f) return 0.0f;
+  for (int32_t i = 0; i < c.n_levels; ++i) {
+    const float integer = c.levels[i] / step;
+    if (integer != std::nearbyint(integer) || std::fabs(integer) > 1e6f) return 0.0f;
+    if (i > 0 && (c.levels[i] - c.levels[i - 1] != step || c.boundaries[i - 1] != c.levels[i] - step / 2)) return 0.0f;
+  }
+  return step;
+}
+
+/* x / step is exact. Adding 1.5 2^23 rounds it to an integer, a tie to the even one, which is then moved up. */
+POTQ_CLONES void round_to_integers(const potq_columns& c, float step, int32_t count, Chunk& out) {
+  const float low = c.levels[0] / step, high = c.levels[c.n_levels - 1] / step, inverse = 1.0f / step, magic = 12582912.0f;
+  for (int32_t i = 0; i < count; ++i) {
+    const float t = out.x[i] * inverse, inside = t < low ? low : t > high ? high : t;
+    const float even = (inside + magic) - magic;
+    out.level[i] = (even + (inside - even >= 0.5f ? 1.0f : 0.0f)) * step;
+  }
+}
+
+POTQ_CLONES void round_chunk(const potq_columns& c, const float* latent, int32_t count, float scale, float shift, float step,
+                             Chunk& out) {
   const float divisor = scale > 0.0f ? scale : INFINITY;
   for (int32_t i = 0; i < count; ++i) out.x[i] = latent[i] / divisor - shift;
+  if (step > 0.0f) return round_to_integers(c, step, count, out);
   if (c.n_levels > kCounted) {
     for (int32_t i = 0; i < count; ++i) out.level[i] = searched_level(c, out.x[i]);
     return;
@@ -40,6 +73,22 @@ void round_chunk(const potq_columns& c, const float* latent, int32_t count, floa
     const float boundary = c.boundaries[k], level = c.levels[k + 1];
     for (int32_t i = 0; i < count; ++i) out.level[i] = out.x[i] >= boundary ? level : out.level[i];
   }
+}
+
+/* Gradients of a rounded chunk's weights; returns the scale's, summed in eight strands, which vectors can hold. */
+POTQ_CLONES float chunk_gradients(float low, float high, float shift, int32_t count, float* to_latent, Chunk& chunk) {
+  for (int32_t i = 0; i < count; ++i) {
+    const float g = chunk.gradient[i], x = chunk.x[i], value = chunk.level[i] + shift;
+    const bool inside = x >= low && x <= high;
+    chunk.slope[i] = g * (inside ? value - (x + shift) : value);
+    to_latent[i] = inside ? g : 0.0f;
+  }
+  float sums[8] = {};
+  std::fill(chunk.slope + count, chunk.slope + kChunk, 0.0f);
+  for (int32_t i = 0; i < kChunk; i += 8) {
+    for (int32_t k = 0; k < 8; ++k) sums[k] += chunk.slope[i + k];
+  }
+  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
 }
 
 /* Calls `visit(group, first, count)` for every run of at most kChunk columns of one group. */
@@ -61,13 +110,14 @@ inline void store(uint16_t* to, int64_t at, float value) { to[at] = to_bfloat16(
 
 template <class T>
 void forward(const potq_columns& c, const float* latent, T* values, int32_t threads) {
+  const float step = integer_step(c);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < c.rows; ++row) {
     Chunk chunk;
     each_chunk(c, [&](int32_t group, int32_t first, int32_t count) {
       const float scale = c.scale[row * c.groups + group], shift = c.shift ? c.shift[row * c.groups + group] : 0.0f;
       const int64_t at = row * c.columns + first;
-      round_chunk(c, latent + at, count, scale, shift, chunk);
+      round_chunk(c, latent + at, count, scale, shift, step, chunk);
       for (int32_t i = 0; i < count; ++i) store(values, at + i, scale * (chunk.level[i] + shift));
     });
   }
@@ -76,7 +126,7 @@ void forward(const potq_columns& c, const float* latent, T* values, int32_t thre
 template <class T>
 void backward(const potq_columns& c, const float* latent, const float* edges, const T* gradient, float* to_latent,
               float* to_scale, int32_t threads) {
-  const float low = edges[0], high = edges[1];
+  const float low = edges[0], high = edges[1], step = integer_step(c);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < c.rows; ++row) {
     Chunk chunk;
@@ -84,15 +134,10 @@ void backward(const potq_columns& c, const float* latent, const float* edges, co
     each_chunk(c, [&](int32_t group, int32_t first, int32_t count) {
       const int64_t own = row * c.groups + group, at = row * c.columns + first;
       const float scale = c.scale[own], shift = c.shift ? c.shift[own] : 0.0f;
-      round_chunk(c, latent + at, count, scale, shift, chunk);
-      float sum = 0.0f;
-      for (int32_t i = 0; i < count; ++i) {
-        const float g = load(gradient, at + i), x = chunk.x[i], value = scale > 0.0f ? chunk.level[i] + shift : 0.0f;
-        const bool inside = x >= low && x <= high;
-        sum += g * (inside ? value - (x + shift) : value);
-        if (to_latent) to_latent[at + i] = inside ? g : 0.0f;
-      }
-      to_scale[own] += sum;
+      round_chunk(c, latent + at, count, scale, shift, step, chunk);
+      for (int32_t i = 0; i < count; ++i) chunk.gradient[i] = load(gradient, at + i);
+      if (!(scale > 0.0f)) std::fill_n(chunk.level, count, -shift);
+      to_scale[own] += chunk_gradients(low, high, shift, count, to_latent + at, chunk);
     });
   }
 }

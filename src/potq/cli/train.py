@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,14 +44,23 @@ def train(
 
     with console.status(f"loading {settings.model}"):
         run = TrainingRun.load(settings)
-    with console.progress_bar("training text") as update:
+    bar = console.progress_bar if run.leads else _no_bar
+    with bar("training text") as update:
         run.read(update)
-    _announce(run)
-    with console.progress_bar("teacher") as teaching, console.progress_bar("training") as update:
-        run.fit(update, teaching)
+    if run.leads:
+        _announce(run)
+    with bar("teacher") as update:
+        run.teach(update)
+    with bar("training") as update:
+        run.fit(update)
     with console.status(f"writing {settings.output}"):
         report = run.finish()
-    _show(settings, run, report, time.perf_counter() - began, every_module=every_module, as_json=as_json)
+    if run.leads:
+        _show(settings, run, report, time.perf_counter() - began, every_module=every_module, as_json=as_json)
+
+
+def _no_bar(label: str) -> nullcontext[None]:
+    return nullcontext()
 
 
 def _announce(run: TrainingRun) -> None:
@@ -62,6 +72,7 @@ def _announce(run: TrainingRun) -> None:
         console.note(f"quantized: {len(run.plan.targets)} weights; skipped: {len(run.plan.skipped)}")
         for skipped in run.plan.skipped:
             console.note(f"  skipped {skipped.name}: {skipped.reason}")
+    console.note(f"memory: at least {run.memory / 1e9:.1f} GB on {run.device}, activations on top")
     if run.resumes:
         console.note(f"resuming at step {run.resumes}")
 
@@ -76,7 +87,8 @@ def _show(
     as_json: bool,
 ) -> None:
     evaluated = [line for line in run.log() if "eval_perplexity" in line]
-    first, best = ({}, {}) if not evaluated else (evaluated[0], min(evaluated, key=lambda line: line["eval_loss"]))
+    first = evaluated[0] if evaluated else {}
+    best = min(evaluated[1:], key=lambda line: line["eval_loss"]) if evaluated else {}  # of the checkpoints
     if as_json:
         result: dict[str, Any] = {"output": str(settings.output), "seconds": seconds, "log": run.log()}
         result |= {"perplexity_before": first.get("eval_perplexity"), "perplexity": best.get("eval_perplexity")}

@@ -122,7 +122,8 @@ class QATModule(ScaledModule):
 
     @torch.no_grad()
     def _search(self) -> None:
-        found = choose_scales(self.matrix, self.scheme, method=self._method, candidates=self._candidates)
+        with torch.autocast(self.weight_scale.device.type, enabled=False):
+            found = choose_scales(self.matrix, self.scheme, method=self._method, candidates=self._candidates)
         for name, tensor in zip(_BUFFERS, found, strict=True):
             if tensor is not None:
                 self._buffers[name].copy_(tensor)  # type: ignore[union-attr]  # a scheme's buffers stay the same

@@ -19,7 +19,7 @@ class DataRecipe(Strict):
 
     Attributes:
         text: a file, a dataset (``name:config:split``), ``pydoc``, or ``self``: the teacher writes it (LLM-QAT, 2305.17888).
-        evaluation: the same for evaluation during training; None leaves it out.
+        evaluation: a file, a dataset or ``pydoc``, for evaluation during training; None leaves it out.
         length: tokens a sequence.
         tokens: how much of ``text`` is used, at most; how much the teacher writes, at least.
         evaluation_windows: sequences of ``evaluation`` that are used, at most.
@@ -143,4 +143,10 @@ class TrainRecipe(Strict):
     def _control_starts_from_full_precision(self) -> TrainRecipe:
         if not self.quantizes and (self.start is not None or len(self.quantization) > 1):
             raise ValueError("quantization.preset none trains in full precision; it takes no start and no other key")
+        return self
+
+    @model_validator(mode="after")
+    def _patience_is_for_evaluation(self) -> TrainRecipe:
+        if self.optimization.patience is not None and self.data.evaluation is None:
+            raise ValueError("optimization.patience needs data.evaluation: text to tell by which checkpoint is the best")
         return self

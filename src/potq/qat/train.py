@@ -17,19 +17,20 @@ from accelerate import PartialState
 from torch import Tensor
 
 from potq.blocks import mixed_precision
-from potq.checkpoint import check_destination, save
+from potq.checkpoint import check_destination, save, write
 from potq.data.sequences import pack
 from potq.data.text import read_documents
 from potq.data.tokens import choose_window
 from potq.errors import ConfigError, DataError, MissingDependencyError
 from potq.loading import load, load_tokenizer
 from potq.model import Plan
+from potq.qat.memory import require_memory, training_device
 from potq.qat.objective import Objective
 from potq.qat.prepare import convert, prepare
-from potq.qat.recipe import WRITTEN, TrainRecipe
+from potq.qat.recipe import WRITTEN, LossRecipe, TrainRecipe
 from potq.qat.teacher import TeacherCache, check_teacher
 from potq.qat.text import written_by
-from potq.qat.trainer import LOG, Progress, QATTrainer, clear_unfinished, last_checkpoint
+from potq.qat.trainer import LOG, Progress, QATTrainer, last_checkpoint, read_log
 from potq.report import QuantReport
 
 if TYPE_CHECKING:
@@ -40,7 +41,10 @@ _RECIPE = "recipe.json"
 
 @dataclass
 class TrainingRun:
-    """One run, in stages that are called one after another: :meth:`load`, :meth:`read`, :meth:`fit`, :meth:`finish`."""
+    """One run, in stages that are called one after another.
+
+    They are :meth:`load`, :meth:`read`, :meth:`teach`, :meth:`fit` and :meth:`finish`.
+    """
 
     recipe: TrainRecipe
     folder: Path
@@ -49,8 +53,11 @@ class TrainingRun:
     teacher: PreTrainedModel | None
     plan: Plan | None
     """What is quantized and what is skipped; None in full precision."""
+    memory: int
+    """Bytes that a step takes at least, of :attr:`device`'s memory."""
     train: Tensor | None = None
     evaluation: Tensor | None = None
+    predictions: TeacherCache | None = None
 
     @classmethod
     def load(cls, recipe: TrainRecipe) -> TrainingRun:
@@ -64,7 +71,7 @@ class TrainingRun:
         _check_trackers(recipe)
         _check_texts(recipe)
         folder = target.with_name(f"{target.name}.training")
-        _claim(folder, recipe)
+        _check_unfinished(folder, recipe)
         tokenizer = load_tokenizer(recipe.model)
         model = load(recipe.model, dtype="float32")
         choose_window(model, recipe.data.length, recipe.data.length)
@@ -74,7 +81,19 @@ class TrainingRun:
             start = load(recipe.start) if recipe.start is not None else None
             found = prepare(model, config, recipe.qat, start=start)
         model.requires_grad_(True)
-        return cls(recipe, folder, model, tokenizer, teacher, found)
+        memory = require_memory(model, recipe, teacher)
+        _claim(folder, recipe)
+        return cls(recipe, folder, model, tokenizer, teacher, found, memory)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes, the only one or the first."""
+        return bool(PartialState().is_main_process)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process trains."""
+        return training_device()
 
     @property
     def resumes(self) -> int:
@@ -93,22 +112,35 @@ class TrainingRun:
                 self.train = self.train[: -(-data.tokens // data.length)] if data.tokens is not None else self.train
         if data.evaluation is not None:
             self.evaluation = _sequences(self.tokenizer, data.evaluation, data.length)[: data.evaluation_windows]
-        if len(self.train) < self.recipe.optimization.batch:
+        batch = self.recipe.optimization.batch * PartialState().num_processes
+        if len(self.train) < batch:
             raise DataError(
-                f"{data.text} gives {len(self.train)} sequences of {data.length} tokens, less than one batch of "
-                f"{self.recipe.optimization.batch}; give more text, or a smaller length or batch"
+                f"{data.text} gives {len(self.train)} sequences of {data.length} tokens, less than one batch of {batch}; "
+                "give more text, or a smaller length or batch"
             )
 
-    def fit(self, progress: Progress | None = None, teaching: Progress | None = None) -> None:
+    def teach(self, progress: Progress | None = None) -> None:
+        """Have the teacher predict what the loss takes from the disk, once.
+
+        Args:
+            progress: tokens done, tokens, speed.
+        """
+        loss = self.recipe.loss
+        if self.teacher is not None and loss.distillation and loss.top_k is not None:
+            with PartialState().main_process_first(), mixed_precision(self.teacher.device):
+                self.predictions = self._predict(self.teacher, loss, progress)
+        if not loss.runs_teacher:
+            self.teacher = None
+
+    def fit(self, progress: Progress | None = None) -> None:
         """Train; the model is that of the best checkpoint afterwards, or of the last step without evaluation.
 
         Args:
             progress: called after each step: step, steps, last losses.
-            teaching: called while the teacher's predictions are kept: tokens done, tokens, speed.
         """
         assert self.train is not None, "call read() first"
-        cache = self._predictions(teaching)
-        objective = Objective(self.recipe.loss, self.teacher if self.recipe.loss.runs_teacher else None, cache)
+        self.teach()
+        objective = Objective(self.recipe.loss, self.teacher, self.predictions)
         trainer = QATTrainer(
             self.model,
             objective,
@@ -119,34 +151,30 @@ class TrainingRun:
             seed=self.recipe.seed,
             progress=progress,
         )
-        if objective.teacher is not None:
-            objective.teacher.to(trainer.args.device)
-        if trainer.is_world_process_zero():
-            clear_unfinished(self.folder)
-        last = last_checkpoint(self.folder)
-        trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
+        trainer.go_on()
 
     def finish(self) -> QuantReport | None:
         """Convert the model, save it to the recipe's output, and delete what is needed no more."""
         report = convert(self.model) if self.recipe.quantizes else None
         self.model.eval()
-        if PartialState().is_main_process:
-            save(self.model, self.recipe.output, self.tokenizer, force=self.recipe.force)
+        if self.leads:
+            keep = save if self.recipe.quantizes else write
+            keep(self.model, self.recipe.output, self.tokenizer, force=self.recipe.force)
             for path in self.folder.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
+        PartialState().wait_for_everyone()
         return report
 
     def log(self) -> list[dict[str, Any]]:
         """What was logged, a mapping a line."""
-        text = (self.folder / LOG).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        return read_log(self.folder / LOG)
 
     def _written(self, progress: Progress | None) -> Tensor:
         data = self.recipe.data
         writer = self.teacher
         if writer is None:
-            writer = load(self.recipe.teacher or self.recipe.model, dtype="float32")
+            writer = load(self.recipe.teacher or self.recipe.model, dtype="float32", device=self.device)
         with torch.no_grad(), mixed_precision(writer.device):
             return written_by(
                 writer,
@@ -158,26 +186,27 @@ class TrainingRun:
                 progress=progress,
             )
 
-    def _predictions(self, progress: Progress | None) -> TeacherCache | None:
-        loss = self.recipe.loss
-        if self.teacher is None or self.train is None or not loss.distillation or loss.top_k is None:
-            return None
-        with PartialState().main_process_first(), mixed_precision(self.teacher.device):
-            return TeacherCache.write(
-                self.teacher,
-                self.train,
-                self.folder / "teacher",
-                top_k=loss.top_k,
-                temperature=loss.temperature,
-                batch=self.recipe.optimization.batch,
-                progress=progress,
-            )
+    def _predict(self, teacher: PreTrainedModel, loss: LossRecipe, progress: Progress | None) -> TeacherCache:
+        assert self.train is not None, "call read() first"
+        assert loss.top_k is not None
+        folder = self.folder / "teacher"
+        if not self.leads:
+            return TeacherCache.open(folder, self.train)
+        return TeacherCache.write(
+            teacher,
+            self.train,
+            folder,
+            top_k=loss.top_k,
+            temperature=loss.temperature,
+            batch=self.recipe.optimization.batch,
+            progress=progress,
+        )
 
 
 def _load_teacher(recipe: TrainRecipe, model: PreTrainedModel) -> PreTrainedModel | None:
     if not recipe.loss.needs_teacher:
         return None
-    teacher = load(recipe.teacher or recipe.model, dtype="float32")
+    teacher = load(recipe.teacher or recipe.model, dtype="float32", device=training_device())
     check_teacher(model, teacher)
     return teacher.requires_grad_(False).eval()
 
@@ -191,8 +220,9 @@ def _sequences(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> Te
 
 def _check_texts(recipe: TrainRecipe) -> None:
     """Files that are not there, before a model is loaded."""
-    for text in (recipe.data.text, recipe.data.evaluation):
-        if text is not None and text != WRITTEN and ":" not in text:
+    texts = () if recipe.data.text == WRITTEN else (recipe.data.text,)
+    for text in (*texts, recipe.data.evaluation):
+        if text is not None and ":" not in text:
             read_documents(text)
 
 
@@ -204,18 +234,26 @@ def _check_trackers(recipe: TrainRecipe) -> None:
             raise MissingDependencyError(f"report_to: {tracker} is not installed; pip install {tracker}, or leave it out")
 
 
-def _claim(folder: Path, recipe: TrainRecipe) -> None:
-    """Keep the recipe in the run's folder; an unfinished run of another recipe is not continued, and not deleted either."""
-    content = recipe.model_dump(mode="json", exclude={"output", "force"})
+def _check_unfinished(folder: Path, recipe: TrainRecipe) -> None:
+    """An unfinished run of another recipe is not continued, and not deleted either."""
     file = folder / _RECIPE
-    if file.is_file() and last_checkpoint(folder) is not None:
-        before = json.loads(file.read_text(encoding="utf-8"))
-        changed = sorted(key for key in content if content[key] != before.get(key))
-        if changed:
-            raise ConfigError(
-                f"{folder} holds an unfinished run with other settings ({', '.join(changed)}); "
-                "go on with those, delete the folder, or choose another output"
-            )
-    if PartialState().is_main_process:
+    if not file.is_file() or last_checkpoint(folder) is None:
+        return
+    content, before = _content(recipe), json.loads(file.read_text(encoding="utf-8"))
+    changed = sorted(key for key in content if content[key] != before.get(key))
+    if changed:
+        raise ConfigError(
+            f"{folder} holds an unfinished run with other settings ({', '.join(changed)}); "
+            "go on with those, delete the folder, or choose another output"
+        )
+
+
+def _claim(folder: Path, recipe: TrainRecipe) -> None:
+    """Keep the recipe in the run's folder; it is there already if there are checkpoints."""
+    if PartialState().is_main_process and last_checkpoint(folder) is None:
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (folder / _RECIPE).write_text(json.dumps(_content(recipe), indent=1) + "\n", encoding="utf-8")
+
+
+def _content(recipe: TrainRecipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude={"output", "force"})

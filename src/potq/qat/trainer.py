@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 
 from potq.errors import CheckpointError, ModelError
 from potq.losses import next_token_loss
@@ -28,7 +36,9 @@ from potq.qat.prepare import load_scale_state, outdate_scales, qat_modules, scal
 from potq.qat.recipe import OptimizationRecipe
 
 LOG = "log.jsonl"
-_SCALES, _WHOLE = "scales.safetensors", "whole"
+_SCALES, _STATE, _WHOLE = "scales.safetensors", "trainer_state.json", "whole"
+# the new name is transformers 5.20's
+_CHECKPOINTING = f"{'activation' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient'}_checkpointing"
 
 Progress = Callable[[int, int, str], None]
 
@@ -76,14 +86,27 @@ class QATTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = False  # our losses are means: the Trainer divides by the number accumulated
 
+    def go_on(self) -> None:
+        """Train from the last whole checkpoint or the start; the model ends as the best checkpoint has it, or the last."""
+        if self.is_world_process_zero():
+            clear_unfinished(self._folder)
+        last = last_checkpoint(self._folder)
+        state = TrainerState() if last is None else TrainerState.load_from_json(str(last / _STATE))
+        if last is None:
+            self.train()
+        elif state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:  # it was killed after its last step
+            self._load_from_checkpoint(str(self._folder / Path(state.best_model_checkpoint or last).name))
+        else:
+            self.args.eval_on_start = False  # it is in the log, and would count as a checkpoint without progress
+            self.train(resume_from_checkpoint=str(last))
+        for name in ("forward", "_original_forward"):
+            self.model.__dict__.pop(name, None)  # accelerate's autocast
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
         loss = self._objective(model, inputs)
         if not bool(loss.detach().isfinite()):
-            last = last_checkpoint(self._folder)
-            raise ModelError(
-                f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}, sequences "
-                f"{inputs['index'].tolist()}; lower learning_rate. The last good checkpoint is {last or 'the start'}"
-            )
+            where = f"step {self.state.global_step + 1}, sequences {inputs['index'].tolist()}"
+            raise self._diverged(f"the loss is {float(loss.detach())} at {where}")
         return loss
 
     @torch.no_grad()
@@ -100,6 +123,7 @@ class QATTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         if "eval_loss" in logs:
             logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700.0))
+        logs.pop("train_loss", None)  # a mean over the steps since this process began
         super().log(logs, *args, **options)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -110,14 +134,26 @@ class QATTrainer(Trainer):
             save_file({name: tensor.contiguous() for name, tensor in scale_state(self.model).items()}, folder / _SCALES)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        for name, parameter in self.model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise self._diverged(f"{name} has NaN or infinite entries after step {self.state.global_step}")
         folder = self._folder / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
-            (folder / _WHOLE).touch()
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                (folder / _WHOLE).touch()
         except Exception as error:  # a full disk surfaces as OSError, SafetensorError or RuntimeError
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_checkpoint(self._folder)
             raise CheckpointError(f"cannot write {folder} ({error}); the last whole checkpoint is {kept}") from error
+        if self.args.should_save:
+            best = Path(self.state.best_model_checkpoint or folder).name
+            _delete([path for path in self._folder.glob("checkpoint-*") if path.name not in (folder.name, best)])
+
+    def _diverged(self, what: str) -> ModelError:
+        last = last_checkpoint(self._folder)
+        return ModelError(f"{what}; lower learning_rate. The last good checkpoint is {last or 'the start'}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -153,8 +189,8 @@ def training_arguments(recipe: OptimizationRecipe, folder: Path, *, evaluates: b
         eval_on_start=evaluates,
         save_strategy="steps",
         save_steps=recipe.save_every,
-        save_total_limit=2,
         load_best_model_at_end=evaluates,
+        restore_callback_states_from_checkpoint=True,  # patience
         metric_for_best_model="eval_loss" if evaluates else None,
         greater_is_better=False if evaluates else None,
         logging_steps=max(1, recipe.save_every // 10),
@@ -166,7 +202,7 @@ def training_arguments(recipe: OptimizationRecipe, folder: Path, *, evaluates: b
         remove_unused_columns=False,
         label_names=[],
         seed=seed,
-        **({"gradient_checkpointing": True} if recipe.gradient_checkpointing else {}),  # its new name is 5.20's
+        **{_CHECKPOINTING: recipe.gradient_checkpointing},
     )
 
 
@@ -178,9 +214,19 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def clear_unfinished(folder: Path) -> None:
     """Delete checkpoints that a killed run left half written."""
-    for path in folder.glob("checkpoint-*"):
-        if not (path / _WHOLE).is_file():
-            shutil.rmtree(path)
+    _delete([path for path in folder.glob("checkpoint-*") if not (path / _WHOLE).is_file()])
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """What was logged, a mapping a line; a line that a killed run left half written is none."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _delete(folders: list[Path]) -> None:
+    for folder in folders:
+        (folder / _WHOLE).unlink(missing_ok=True)  # first: a kill must not leave a part that looks whole
+        shutil.rmtree(folder)
 
 
 def _groups(model: nn.Module, recipe: OptimizationRecipe) -> list[dict[str, Any]]:
@@ -210,21 +256,32 @@ class _Scales(TrainerCallback):
 
 
 class _Log(TrainerCallback):
-    """A line of JSON for everything that is logged; what a killed run logged after its last checkpoint is taken back."""
+    """A line of JSON for everything that is logged; what a killed run logged after its last checkpoint is taken back.
+
+    Losses are means since the line before. There is one at every checkpoint, so that none begins before it.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
-        if state.is_world_process_zero and self._file.exists():
-            lines = self._file.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step] if state.global_step else []
-            self._file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        if state.is_world_process_zero:
+            kept = [line for line in read_log(self._file) if 0 < state.global_step >= line["step"]]
+            partial = self._file.with_suffix(".partial")
+            partial.write_text("".join(map(_line, kept)), encoding="utf-8")
+            os.replace(partial, self._file)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        control.should_log = control.should_log or control.should_save
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **options: Any) -> None:
         if state.is_world_process_zero:
             with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+                file.write(_line({"step": state.global_step, **(logs or {})}))
+
+
+def _line(logged: dict[str, Any]) -> str:
+    return json.dumps(logged) + "\n"
 
 
 class _Tell(TrainerCallback):

@@ -1,0 +1,59 @@
+"""What training takes of its device's memory, before it starts: what is certain. Activations come on top."""
+
+from __future__ import annotations
+
+import os
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from potq.errors import ConfigError
+from potq.model import tensor_bytes, vocabulary
+from potq.qat.recipe import TrainRecipe
+
+_PARAMETER = 16  # bytes: value, gradient, Adam's two moments
+_LOGIT = 8  # bytes: value, gradient; accelerate makes the values float32
+
+
+def training_device() -> torch.device:
+    """Where this process trains."""
+    return PartialState().device if torch.cuda.is_available() else torch.device("cpu")
+
+
+def estimate_bytes(model: nn.Module, recipe: TrainRecipe, teacher: nn.Module | None = None) -> int:
+    """Bytes that a training step takes at least: weights, gradients, Adam's moments, logits; the teacher's, if it runs."""
+    logits = recipe.optimization.batch * recipe.data.length * (vocabulary(model) or 0)
+    total = _PARAMETER * sum(parameter.numel() for parameter in model.parameters()) + _LOGIT * logits
+    if teacher is not None and recipe.loss.runs_teacher:
+        total += tensor_bytes(teacher) + (4 if recipe.optimization.dtype == "float32" else 2) * logits
+    return total
+
+
+def require_memory(model: nn.Module, recipe: TrainRecipe, teacher: nn.Module | None = None) -> int:
+    """:func:`estimate_bytes`, if this process's device has them.
+
+    Raises:
+        ConfigError: it has not; both sizes, and what takes less.
+    """
+    device, needed = training_device(), estimate_bytes(model, recipe, teacher)
+    held = sum(_bytes_on(device, module) for module in (model, teacher) if module is not None)
+    available = held + _free_bytes(device)
+    if needed > available:
+        raise ConfigError(
+            f"training takes at least {needed / 1e9:.1f} GB on {device}, activations on top; {available / 1e9:.1f} GB are "
+            "available; use a smaller optimization.batch (and more optimization.accumulation), loss.top_k (the teacher then "
+            "computes once, beforehand), optimization.gradient_checkpointing, or a smaller model"
+        )
+    return needed
+
+
+def _bytes_on(device: torch.device, module: nn.Module) -> int:
+    return tensor_bytes(module) if next(module.parameters()).device == device else 0
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes share it
