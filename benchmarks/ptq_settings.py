@@ -82,7 +82,7 @@ class Setting:
         if self.text != self.calibration:
             tokens = tokenize(tokenizer, self.text.read_text(encoding="utf-8"))
             return tokens if whole else tokens[: WINDOWS * self.window]
-        return self._stories()[-WINDOWS * self.window :]
+        return self.stories()[-WINDOWS * self.window :]
 
     @cache  # noqa: B019
     def batches(self) -> list[Tensor]:
@@ -91,12 +91,12 @@ class Setting:
         if self.text != self.calibration:
             documents = read_documents(str(self.calibration))
             return list(calibration_windows(tokenizer, documents, window=512, windows=self.windows, seed=SEED).split(1))
-        rest = self._stories()[: -WINDOWS * self.window]
+        rest = self.stories()[: -WINDOWS * self.window]
         whole = rest[: len(rest) // 512 * 512].view(-1, 512)
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(SEED))
         return list(whole[order[: self.windows]].split(1))
 
-    def _stories(self) -> Tensor:
+    def stories(self) -> Tensor:
         tokenizer = potq.load_tokenizer(self.source)
         stories = [story.strip() for story in read_documents(str(self.text))]
         return torch.cat([tokenize(tokenizer, story) for story in stories if story])

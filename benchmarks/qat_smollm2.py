@@ -1,0 +1,137 @@
+"""Quantization-aware training of SmolLM2-135M on WikiText-2: what a quarter of a million tokens bring back.
+
+``python benchmarks/qat_smollm2.py [--data DIR] [--work DIR] [--scheme pot4]``. The model is quantized by the best
+post-training effort, then trained on at most 250,000 tokens of WikiText-2's training text, distilled from full precision;
+beside it the control: full precision trained on the next tokens of the same text, and the quantized model trained so too.
+Everything goes through ``potq train``'s own code with checkpoints in ``--work``: a killed run resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import potq
+from potq.kernels import set_activations
+from potq.qat.recipe import DataRecipe, LossRecipe, OptimizationRecipe, TrainRecipe
+from potq.qat.train import TrainingRun
+from ptq_settings import Setting, measure, settings
+from results_io import Goal, Row, load_rows, print_goals, write_results
+
+NAME = "qat_smollm2"
+TOKENS, LENGTH = 250_000, 512
+FULL = "none"
+TRAINING = {"batch": 2, "learning_rate": 3e-5, "scale_rate": 3e-4, "save_every": 40, "dtype": "bfloat16"}
+TARGETS = {"pot4": 0.9, "pot3": 0.85, "pot2": 0.8}
+PROTOCOL = {
+    "perplexity": "GPTQ protocol: WikiText-2 test, the first 40 windows of 1024 tokens",
+    "weights": "linears in groups of 64; embedding and head in full precision; activations never rounded",
+    "training": {**TRAINING, "tokens": TOKENS, "length": LENGTH, "text": "WikiText-2 train, from its beginning"},
+    "start": "effort best, 64 windows of 512 tokens of WikiText-2 train",
+    "gap closed": "(rounded to nearest - trained) / (rounded to nearest - full precision)",
+}
+
+
+def recipe(setting: Setting, scheme: str, loss: str, work: Path) -> TrainRecipe:
+    start = None if scheme == FULL else str(work / f"{scheme}-best")
+    return TrainRecipe(
+        model=setting.source,
+        output=work / f"{scheme}-{loss}",
+        start=start,
+        quantization={"preset": FULL} if scheme == FULL else {},
+        data=DataRecipe(text=str(setting.calibration), tokens=TOKENS, length=LENGTH),
+        loss=LossRecipe.model_validate({"distillation": 0.0, loss: 1.0}),
+        optimization=OptimizationRecipe.model_validate(TRAINING),
+        force=True,
+    )
+
+
+def quantized(setting: Setting, scheme: str, effort: str, work: Path) -> Any:
+    """By post-training quantization; the result of ``best`` is kept in ``work``."""
+    folder = work / f"{scheme}-{effort}"
+    if folder.exists():
+        return potq.load(folder)
+    model = potq.load(setting.source)
+    config = potq.PoTConfig(scheme, effort=effort, embedding=None)
+    potq.quantize(model, config, setting.batches() if effort != "fast" else None, work_folder=folder.with_suffix(".work"))
+    potq.save(model, folder, potq.load_tokenizer(setting.source))
+    return model
+
+
+def trained(setting: Setting, scheme: str, loss: str, work: Path) -> Any:
+    wanted = recipe(setting, scheme, loss, work)
+    if not wanted.output.exists():
+        run = TrainingRun.load(wanted)
+        run.read()
+        run.fit(
+            lambda step, steps, losses: print(f"\r{scheme} {loss}: step {step} of {steps}, {losses}", end="", flush=True)
+        )
+        run.finish()
+    return potq.load(wanted.output)
+
+
+def cells(schemes: list[str]) -> list[tuple[str, str]]:
+    """Scheme, and what was done: an effort of post-training quantization or the loss of training."""
+    steps = ("fast", "best", "distillation", "next_token")
+    return [(FULL, "-"), *((scheme, step) for scheme in schemes for step in steps), (FULL, "next_token")]
+
+
+def row(setting: Setting, scheme: str, step: str, work: Path) -> Row:
+    began = time.perf_counter()
+    if step == "-":
+        model = potq.load(setting.source)
+    elif step in ("fast", "best"):
+        model = quantized(setting, scheme, step, work)
+    else:
+        if scheme != FULL:
+            quantized(setting, scheme, "best", work)
+        model = trained(setting, scheme, step, work)
+    if scheme != FULL:
+        set_activations(model, "float")
+    result = measure(setting, model).to_dict()
+    return {"scheme": scheme, "step": step, "seconds": time.perf_counter() - began, **result}
+
+
+def goals(rows: list[Row]) -> list[Goal]:
+    found: list[Goal] = []
+    values = {(row["scheme"], row["step"]): row["perplexity"] for row in rows}
+    exact = values.get((FULL, "-"))
+    for scheme, target in TARGETS.items():
+        rounded, best, distilled = (values.get((scheme, step)) for step in ("fast", "best", "distillation"))
+        closed = left = None
+        if exact and rounded and best and distilled:
+            closed = (rounded - distilled) / (rounded - exact)
+            left = (best - distilled) / (best - exact)
+        found.append(_goal(f"gap between rounding to nearest and full precision closed, {scheme}, at least", target, closed))
+        found.append(_goal(f"of what the best post-training quantization left, closed, {scheme}, at least", 0.5, left))
+    return found
+
+
+def _goal(name: str, target: float, measured: float | None) -> Goal:
+    return {"name": name, "target": target, "measured": measured, "met": measured is not None and measured >= target}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder of texts and models")
+    parser.add_argument("--work", type=Path, default=Path("qat-smollm2"), help="folder for checkpoints")
+    parser.add_argument("--scheme", choices=tuple(TARGETS), action="append", help="default: pot4")
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("give --data DIR or set POTQ_DATA")
+    setting = settings(options.data)["smollm2"]
+    rows = load_rows(NAME, PROTOCOL)
+    done = {(row["scheme"], row["step"]) for row in rows}
+    for scheme, step in cells(options.scheme or ["pot4"]):
+        if (scheme, step) not in done:
+            rows.append(row(setting, scheme, step, options.work))
+            print(f"\r{scheme} {step}: {rows[-1]['perplexity']:.3f} in {rows[-1]['seconds']:.0f} s", flush=True)
+            write_results(NAME, PROTOCOL, rows, goals(rows))
+    print_goals(goals(rows))
+
+
+if __name__ == "__main__":
+    main()

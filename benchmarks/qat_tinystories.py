@@ -1,0 +1,190 @@
+"""Quantization-aware training of TinyStories-656K: how much of what rounding costs comes back, and by which means.
+
+``python benchmarks/qat_tinystories.py [--data DIR] [--only PART]``. Parts: ``recovery`` (4, 3 and 2 bits, distilled from the
+full-precision model, starting from the best post-training quantization), ``data`` (next-token loss beside the control: full
+precision trained the same way), ``free`` (the teacher's own text only), ``ablation`` (where scales come from, how weights
+are rounded; three seeds). Rows are kept as they come; a killed run resumes. Texts and windows are ``ptq_table.py``'s: the
+last 40 windows of 512 tokens are for evaluation, training reads what stands before them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import potq
+from potq.effort import EFFORTS
+from potq.kernels import set_activations
+from potq.qat import QATSettings, convert, prepare
+from potq.qat.objective import Objective
+from potq.qat.recipe import LossRecipe, OptimizationRecipe
+from potq.qat.text import written_by
+from potq.qat.trainer import QATTrainer
+from ptq_settings import WINDOWS, Setting, measure, settings
+from results_io import Goal, Row, load_rows, print_goals, write_results
+
+NAME = "qat_tinystories"
+FULL = "none"
+SEEDS = (0, 1, 2)
+STEPS, BATCH, RATE = {"recovery": 480, "data": 240, "free": 480, "ablation": 60}, 8, 3e-3
+WRITTEN = 500_000
+TARGETS = {"pot4": 0.9, "pot3": 0.85, "pot2": 0.8}
+PROTOCOL = {
+    "perplexity": f"GPTQ protocol: the last {WINDOWS} windows of 512 tokens, each story with its start token",
+    "weights": "linears in groups of 64; embedding and head in full precision; activations never rounded",
+    "training": {"steps": STEPS, "sequences a step": BATCH, "tokens a sequence": 512, "learning rate": RATE},
+    "text": f"stories before the evaluated ones, 0.49 million tokens; free: {WRITTEN} that the full-precision model wrote",
+    "gap closed": "(rounded to nearest - trained) / (rounded to nearest - full precision)",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row: ``scheme`` "none" trains in full precision, ``start`` is an effort of post-training quantization."""
+
+    part: str
+    scheme: str
+    start: str = "best"
+    scales: str = "learned"
+    rounding: str = "nearest"
+    loss: str = "distillation"
+    trained: bool = True
+    seed: int = 0
+
+
+def cells() -> list[Cell]:
+    ptq = [Cell("ptq", scheme, effort, trained=False) for scheme in TARGETS for effort in ("fast", "best")]
+    recovery = [Cell("recovery", scheme, seed=seed) for scheme in TARGETS for seed in SEEDS]
+    data = [
+        Cell("data", FULL, loss="next_token", start="-"),
+        *(Cell("data", scheme, loss="next_token") for scheme in TARGETS),
+    ]
+    free = [Cell("free", "pot4", seed=seed) for seed in SEEDS]
+    ablation = [
+        Cell("ablation", "pot4", "fast", scales, rounding, seed=seed)
+        for scales in ("fixed", "searched", "learned")
+        for rounding in ("nearest", "log")
+        for seed in SEEDS
+    ]
+    log = Cell("ptq", "pot4", "fast", rounding="log", trained=False)
+    return [Cell("ptq", FULL, "-", trained=False), *ptq, log, *recovery, *data, *free, *ablation]
+
+
+@cache
+def stories(setting: Setting) -> Tensor:
+    """What training reads, ``(n, 512)``."""
+    rest = setting.stories()[: -WINDOWS * setting.window]
+    return rest[: len(rest) // 512 * 512].view(-1, 512)
+
+
+@cache
+def written(setting: Setting) -> Tensor:
+    teacher = potq.load(setting.source, dtype="float32")
+    return written_by(teacher, None, tokens=WRITTEN, length=512, seed=0, tokenizer=potq.load_tokenizer(setting.source))
+
+
+def model_of(setting: Setting, cell: Cell) -> Any:
+    """The model as training finds it, or the post-training quantization itself."""
+    model = potq.load(setting.source, dtype="float32")
+    if cell.scheme == FULL:
+        return model
+    scheme = potq.QuantScheme(cell.scheme, rounding=cell.rounding)
+    config = potq.PoTConfig(scheme=scheme, embedding=None, effort=EFFORTS[cell.start])
+    start = potq.load(setting.source, dtype="float32")
+    potq.quantize(start, config, setting.batches() if EFFORTS[cell.start].calibrated else None)
+    if not cell.trained:
+        return start
+    prepare(model, None, QATSettings.model_validate({"scales": cell.scales}), start=start)
+    return model
+
+
+def train(setting: Setting, cell: Cell, model: Any) -> int:
+    """Train ``model``; the number of tokens seen."""
+    rows = written(setting) if cell.part == "free" else stories(setting)
+    loss = LossRecipe.model_validate({"distillation": 0.0, cell.loss: 1.0})
+    teacher = potq.load(setting.source, dtype="float32").requires_grad_(False) if loss.needs_teacher else None
+    steps = STEPS[cell.part]
+    recipe = OptimizationRecipe(steps=steps, batch=BATCH, learning_rate=RATE, save_every=10**6)
+    model.requires_grad_(True)
+    with tempfile.TemporaryDirectory() as folder:
+        QATTrainer(model, Objective(loss, teacher), recipe, Path(folder), rows, None, seed=cell.seed).train()
+    return steps * BATCH * 512
+
+
+def row(setting: Setting, cell: Cell) -> Row:
+    began, tokens = time.perf_counter(), 0
+    model = model_of(setting, cell)
+    if cell.trained:
+        tokens = train(setting, cell, model)
+        if cell.scheme != FULL:
+            convert(model)
+    if cell.scheme != FULL:
+        set_activations(model, "float")
+    result = measure(setting, model.eval()).to_dict()
+    return {**asdict(cell), "tokens": tokens, "seconds": time.perf_counter() - began, **result}
+
+
+def goals(rows: list[Row]) -> list[Goal]:
+    found: list[Goal] = []
+    for scheme, target in TARGETS.items():
+        found.append(_goal(f"gap closed by distillation, {scheme}, at least", target, _closed(rows, scheme, "recovery")))
+    found.append(_goal("gap closed without data, pot4, at least", 0.75, _closed(rows, "pot4", "free")))
+    return found
+
+
+def _goal(name: str, target: float, measured: float | None) -> Goal:
+    return {"name": name, "target": target, "measured": measured, "met": measured is not None and measured >= target}
+
+
+def _closed(rows: list[Row], scheme: str, part: str) -> float | None:
+    """Of the gap between rounding to nearest and full precision; the mean over seeds."""
+    exact, rounded = _perplexity(rows, "ptq", FULL, "-"), _perplexity(rows, "ptq", scheme, "fast")
+    trained = _perplexity(rows, part, scheme, "best")
+    if exact is None or rounded is None or trained is None:
+        return None
+    return (rounded - trained) / (rounded - exact)
+
+
+def _perplexity(rows: list[Row], part: str, scheme: str, start: str) -> float | None:
+    chosen = [r for r in rows if (r["part"], r["scheme"], r["start"], r["rounding"]) == (part, scheme, start, "nearest")]
+    return statistics.mean(r["perplexity"] for r in chosen) if chosen else None
+
+
+def todo(rows: list[Row], only: list[str] | None) -> Iterator[Cell]:
+    done = [{key: row[key] for key in asdict(Cell("", ""))} for row in rows]
+    for cell in cells():
+        if asdict(cell) not in done and (only is None or cell.part in ("ptq", *only)):
+            yield cell
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder of texts and models")
+    parser.add_argument("--only", action="append", help="parts to measure; default: all")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("give --data DIR or set POTQ_DATA")
+    torch.set_num_threads(options.threads)
+    setting = settings(options.data)["tinystories"]
+    rows = load_rows(NAME, PROTOCOL)
+    for cell in todo(rows, options.only):
+        rows.append(row(setting, cell))
+        print(f"{cell}: {rows[-1]['perplexity']:.3f} in {rows[-1]['seconds']:.0f} s", flush=True)
+        write_results(NAME, PROTOCOL, rows, goals(rows))
+    print_goals(goals(rows))
+
+
+if __name__ == "__main__":
+    main()
