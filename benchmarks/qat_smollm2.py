@@ -1,9 +1,9 @@
 """Quantization-aware training of SmolLM2-135M on WikiText-2: what a quarter of a million tokens bring back.
 
-``python benchmarks/qat_smollm2.py [--data DIR] [--work DIR] [--scheme pot4]``. The model is quantized by the best
-post-training effort, then trained on at most 250,000 tokens of WikiText-2's training text, distilled from full precision;
-beside it the control: full precision trained on the next tokens of the same text, and the quantized model trained so too.
-Everything goes through ``potq train``'s own code with checkpoints in ``--work``: a killed run resumes.
+``python benchmarks/qat_smollm2.py [--data DIR] [--work DIR] [--scheme pot4] [--encoder DIR]``. The model is quantized by
+the best post-training effort, then trained on at most 250,000 tokens of WikiText-2's training text, distilled from full
+precision; beside it the control: full precision trained on the next tokens of the same text, and the quantized model
+trained so too. Everything goes through ``potq train``'s own code with checkpoints in ``--work``: a killed run resumes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import potq
+from potq.evaluate.bertscore import continuation_score, load_encoder, prompts_of
 from potq.kernels import set_activations
 from potq.qat.recipe import DataRecipe, LossRecipe, OptimizationRecipe, TrainRecipe
 from potq.qat.train import TrainingRun
@@ -23,7 +24,7 @@ from results_io import Goal, Row, load_rows, print_goals, write_results
 
 NAME = "qat_smollm2"
 TOKENS, LENGTH = 250_000, 512
-FULL = "none"
+FULL, PROMPTS = "none", 100
 TRAINING = {"batch": 2, "learning_rate": 3e-5, "scale_rate": 3e-4, "save_every": 40, "dtype": "bfloat16"}
 TARGETS = {"pot4": 0.9, "pot3": 0.85, "pot2": 0.8}
 PROTOCOL = {
@@ -31,6 +32,7 @@ PROTOCOL = {
     "weights": "linears in groups of 64; embedding and head in full precision; activations never rounded",
     "training": {**TRAINING, "tokens": TOKENS, "length": LENGTH, "text": "WikiText-2 train, from its beginning"},
     "start": "effort best, 64 windows of 512 tokens of WikiText-2 train",
+    "bertscore": f"{PROMPTS} prompts of 64 tokens of WikiText-2 test, greedy continuations of up to 64 tokens",
     "gap closed": "(rounded to nearest - trained) / (rounded to nearest - full precision)",
 }
 
@@ -79,7 +81,15 @@ def cells(schemes: list[str]) -> list[tuple[str, str]]:
     return [(FULL, "-"), *((scheme, step) for scheme in schemes for step in steps), (FULL, "next_token")]
 
 
-def row(setting: Setting, scheme: str, step: str, work: Path) -> Row:
+def bertscore(setting: Setting, model: Any, encoder: str) -> dict[str, Any]:
+    """Of greedy continuations with the true ones, and with those of full precision."""
+    tokenizer = potq.load_tokenizer(setting.source)
+    prompts = prompts_of(setting.tokens(whole=True), PROMPTS)
+    found = continuation_score(model, tokenizer, prompts, load_encoder(encoder), reference=potq.load(setting.source))
+    return found.to_dict()
+
+
+def row(setting: Setting, scheme: str, step: str, work: Path, encoder: str | None) -> Row:
     began = time.perf_counter()
     if step == "-":
         model = potq.load(setting.source)
@@ -92,7 +102,9 @@ def row(setting: Setting, scheme: str, step: str, work: Path) -> Row:
     if scheme != FULL:
         set_activations(model, "float")
     result = measure(setting, model).to_dict()
-    return {"scheme": scheme, "step": step, "seconds": time.perf_counter() - began, **result}
+    if encoder is not None:
+        result["bertscore"] = bertscore(setting, model, encoder)
+    return {**result, "scheme": scheme, "step": step, "seconds": time.perf_counter() - began}
 
 
 def goals(rows: list[Row]) -> list[Goal]:
@@ -107,7 +119,15 @@ def goals(rows: list[Row]) -> list[Goal]:
             left = (best - distilled) / (best - exact)
         found.append(_goal(f"gap between rounding to nearest and full precision closed, {scheme}, at least", target, closed))
         found.append(_goal(f"of what the best post-training quantization left, closed, {scheme}, at least", 0.5, left))
+        name = f"BERTScore with the true continuations, {scheme} after distillation / full precision, at least"
+        found.append(_goal(name, 0.99, _score_ratio(rows, scheme)))
     return found
+
+
+def _score_ratio(rows: list[Row], scheme: str) -> float | None:
+    scores = [row.get("bertscore") for row in rows if (row["scheme"], row["step"]) == (scheme, "distillation")]
+    found = scores[0] if scores else None
+    return None if found is None else float(found["model_true"]["mean"] / found["reference_true"]["mean"])
 
 
 def _goal(name: str, target: float, measured: float | None) -> Goal:
@@ -119,6 +139,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder of texts and models")
     parser.add_argument("--work", type=Path, default=Path("qat-smollm2"), help="folder for checkpoints")
     parser.add_argument("--scheme", choices=tuple(TARGETS), action="append", help="default: pot4")
+    parser.add_argument("--encoder", help="folder or hub name of an encoder for BERTScore; without it there is none")
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data DIR or set POTQ_DATA")
@@ -127,7 +148,7 @@ def main() -> None:
     done = {(row["scheme"], row["step"]) for row in rows}
     for scheme, step in cells(options.scheme or ["pot4"]):
         if (scheme, step) not in done:
-            rows.append(row(setting, scheme, step, options.work))
+            rows.append(row(setting, scheme, step, options.work, options.encoder))
             print(f"\r{scheme} {step}: {rows[-1]['perplexity']:.3f} in {rows[-1]['seconds']:.0f} s", flush=True)
             write_results(NAME, PROTOCOL, rows, goals(rows))
     print_goals(goals(rows))

@@ -65,12 +65,12 @@ class Cell:
 
 def cells() -> list[Cell]:
     ptq = [Cell("ptq", scheme, effort, trained=False) for scheme in TARGETS for effort in ("fast", "best")]
-    recovery = [Cell("recovery", scheme, seed=seed) for scheme in TARGETS for seed in SEEDS]
+    recovery = [Cell("recovery", scheme) for scheme in TARGETS] + [Cell("recovery", "pot4", seed=seed) for seed in SEEDS[1:]]
     data = [
         Cell("data", FULL, loss="next_token", start="-"),
         *(Cell("data", scheme, loss="next_token") for scheme in TARGETS),
     ]
-    free = [Cell("free", "pot4", seed=seed) for seed in SEEDS]
+    free = [Cell("free", "pot4")]
     ablation = [
         Cell("ablation", "pot4", "fast", scales, rounding, seed=seed)
         for scales in ("fixed", "searched", "learned")
@@ -94,15 +94,21 @@ def written(setting: Setting) -> Tensor:
     return written_by(teacher, None, tokens=WRITTEN, length=512, seed=0, tokenizer=potq.load_tokenizer(setting.source))
 
 
+@cache
+def quantized(setting: Setting, scheme: str, rounding: str, effort: str) -> Any:
+    """By post-training quantization."""
+    model = potq.load(setting.source, dtype="float32")
+    config = potq.PoTConfig(scheme, rounding=rounding, embedding=None, effort=effort)
+    potq.quantize(model, config, setting.batches() if EFFORTS[effort].calibrated else None)
+    return model
+
+
 def model_of(setting: Setting, cell: Cell) -> Any:
     """The model as training finds it, or the post-training quantization itself."""
     model = potq.load(setting.source, dtype="float32")
     if cell.scheme == FULL:
         return model
-    scheme = potq.QuantScheme(cell.scheme, rounding=cell.rounding)
-    config = potq.PoTConfig(scheme=scheme, embedding=None, effort=EFFORTS[cell.start])
-    start = potq.load(setting.source, dtype="float32")
-    potq.quantize(start, config, setting.batches() if EFFORTS[cell.start].calibrated else None)
+    start = quantized(setting, cell.scheme, cell.rounding, cell.start)
     if not cell.trained:
         return start
     prepare(model, None, QATSettings.model_validate({"scales": cell.scales}), start=start)
@@ -132,7 +138,7 @@ def row(setting: Setting, cell: Cell) -> Row:
     if cell.scheme != FULL:
         set_activations(model, "float")
     result = measure(setting, model.eval()).to_dict()
-    return {**asdict(cell), "tokens": tokens, "seconds": time.perf_counter() - began, **result}
+    return {**result, **asdict(cell), "tokens": tokens, "seconds": time.perf_counter() - began}
 
 
 def goals(rows: list[Row]) -> list[Goal]:

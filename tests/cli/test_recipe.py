@@ -10,6 +10,7 @@ import pytest
 from potq import PoTConfig, QuantScheme
 from potq.cli.recipe import CalibrationRecipe, QuantizeRecipe, build, parse_schemes
 from potq.errors import ConfigError
+from potq.qat.recipe import TrainRecipe
 
 BASE = {"model": "m", "output": "o"}
 
@@ -230,3 +231,9 @@ def test_calibration_text_where_the_effort_needs_it(fields: dict[str, Any], text
 def test_the_example_is_a_recipe() -> None:
     example = Path(__file__).parents[2] / "examples" / "recipe.yaml"
     assert build(QuantizeRecipe, example, [], {}).calibration_text() is None
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_recipes_for_training_are_recipes(file: Path) -> None:
+    recipe = build(TrainRecipe, file, ["quantization.preset=pot3"], {})
+    assert recipe.config() == PoTConfig("pot3", embedding=recipe.quantization["embedding"])

@@ -299,3 +299,16 @@ def test_nan_weights_are_named_before_and_after(tiny_model: LlamaForCausalLM) ->
     with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj.*diverged"):
         convert(tiny_model)
     assert qat_modules(tiny_model)
+
+
+def test_torch_compile_takes_the_modules_whole(tiny_model: LlamaForCausalLM) -> None:
+    prepare(tiny_model, PoTConfig("pot4"), QATSettings(scales="learned"))
+    mlp = tiny_model.model.layers[0].mlp
+    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for module in (mlp, torch.compile(mlp, fullgraph=True, backend="aot_eager")):
+        mlp.zero_grad()
+        module(x).square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in mlp.parameters()])
+    for mine, compiled in zip(*found, strict=True):
+        assert torch.equal(mine, compiled)

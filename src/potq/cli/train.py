@@ -86,6 +86,8 @@ def _show(
     every_module: bool,
     as_json: bool,
 ) -> None:
+    from potq.qat.trainer import LOG
+
     evaluated = [line for line in run.log() if "eval_perplexity" in line]
     first = evaluated[0] if evaluated else {}
     best = min(evaluated[1:], key=lambda line: line["eval_loss"]) if evaluated else {}  # of the checkpoints
@@ -100,4 +102,5 @@ def _show(
     if evaluated:
         before, after = first["eval_perplexity"], best["eval_perplexity"]
         out.print(f"perplexity {before:.3f} before, {after:.3f} after (step {best['step']})", highlight=False)
-    out.print(f"wrote {settings.output} in {seconds:.1f} s; the log is {run.folder}/log.jsonl", highlight=False)
+    lines = f"wrote {settings.output} in {seconds:.1f} s\nthe log is {run.folder / LOG}"
+    out.print(lines, highlight=False, markup=False, soft_wrap=True)

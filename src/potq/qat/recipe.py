@@ -23,6 +23,7 @@ class DataRecipe(Strict):
         length: tokens a sequence.
         tokens: how much of ``text`` is used, at most; how much the teacher writes, at least.
         evaluation_windows: sequences of ``evaluation`` that are used, at most.
+        joined: a source's rows are parts of one text, joined by blank lines (WikiText's are), not documents of their own.
     """
 
     text: str
@@ -30,6 +31,7 @@ class DataRecipe(Strict):
     length: int = Field(default=512, ge=2)
     tokens: int | None = Field(default=None, ge=2)
     evaluation_windows: int = Field(default=40, ge=1)
+    joined: bool = False
 
     @model_validator(mode="after")
     def _written_text_has_a_length(self) -> DataRecipe:

@@ -196,8 +196,9 @@ def _predict(teacher: PreTrainedModel, rows: Tensor, cache: TeacherCache, batch:
             raise ModelError("the teacher's output is NaN; try dtype float32")
         found.append((top.index.cpu(), top.log_prob.half().cpu(), top.tail.half().cpu()))
         tell(number * batch * cache.length + ids.numel(), rows.numel(), "")
-    tensors = (torch.cat(parts).unflatten(0, tuple(rows.shape)) for parts in zip(*found, strict=True))
-    return dict(zip(_KEYS, tensors, strict=True))
+    with torch.autocast("cpu", enabled=False):  # autocast knows no concatenation of float16
+        whole = [torch.cat(parts) for parts in zip(*found, strict=True)]
+    return {key: tensor.unflatten(0, tuple(rows.shape)) for key, tensor in zip(_KEYS, whole, strict=True)}
 
 
 def _check_settings(teacher: nn.Module, top_k: int, temperature: float, batch: int) -> None:

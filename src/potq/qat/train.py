@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from potq.blocks import mixed_precision
 from potq.checkpoint import check_destination, save, write
 from potq.data.sequences import pack
-from potq.data.text import read_documents
+from potq.data.text import read_documents, read_text
 from potq.data.tokens import choose_window
 from potq.errors import ConfigError, DataError, MissingDependencyError
 from potq.loading import load, load_tokenizer
 from potq.model import Plan
-from potq.qat.memory import require_memory, training_device
+from potq.qat.device import processes, require_memory, training_device
 from potq.qat.objective import Objective
-from potq.qat.prepare import convert, prepare
-from potq.qat.recipe import WRITTEN, LossRecipe, TrainRecipe
+from potq.qat.prepare import convert, load_scale_state, prepare, scale_state
+from potq.qat.recipe import WRITTEN, DataRecipe, LossRecipe, TrainRecipe
 from potq.qat.teacher import TeacherCache, check_teacher
 from potq.qat.text import written_by
 from potq.qat.trainer import LOG, Progress, QATTrainer, last_checkpoint, read_log
@@ -67,7 +67,7 @@ class TrainingRun:
             PotqError: anything that would stop the run later.
         """
         target = check_destination(recipe.output, force=recipe.force)
-        config = recipe.config()
+        recipe.config()  # for its errors
         _check_trackers(recipe)
         _check_texts(recipe)
         folder = target.with_name(f"{target.name}.training")
@@ -76,11 +76,7 @@ class TrainingRun:
         model = load(recipe.model, dtype="float32")
         choose_window(model, recipe.data.length, recipe.data.length)
         teacher = _load_teacher(recipe, model)
-        found = None
-        if recipe.quantizes:
-            start = load(recipe.start) if recipe.start is not None else None
-            found = prepare(model, config, recipe.qat, start=start)
-        model.requires_grad_(True)
+        found = _prepare(recipe, model)
         memory = require_memory(model, recipe, teacher)
         _claim(folder, recipe)
         return cls(recipe, folder, model, tokenizer, teacher, found, memory)
@@ -88,7 +84,7 @@ class TrainingRun:
     @property
     def leads(self) -> bool:
         """Whether this is the process that writes, the only one or the first."""
-        return bool(PartialState().is_main_process)
+        return bool(processes().is_main_process)
 
     @property
     def device(self) -> torch.device:
@@ -104,15 +100,15 @@ class TrainingRun:
     def read(self, progress: Progress | None = None) -> None:
         """The texts as sequences; the teacher writes its own."""
         data = self.recipe.data
-        with PartialState().main_process_first():
+        with processes().main_process_first():
             if data.text == WRITTEN:
                 self.train = self._written(progress)
             else:
-                self.train = _sequences(self.tokenizer, data.text, data.length)
-                self.train = self.train[: -(-data.tokens // data.length)] if data.tokens is not None else self.train
+                limit = None if data.tokens is None else max(1, data.tokens // data.length)
+                self.train = _sequences(self.tokenizer, data.text, data)[:limit]
         if data.evaluation is not None:
-            self.evaluation = _sequences(self.tokenizer, data.evaluation, data.length)[: data.evaluation_windows]
-        batch = self.recipe.optimization.batch * PartialState().num_processes
+            self.evaluation = _sequences(self.tokenizer, data.evaluation, data)[: data.evaluation_windows]
+        batch = self.recipe.optimization.batch * processes().num_processes
         if len(self.train) < batch:
             raise DataError(
                 f"{data.text} gives {len(self.train)} sequences of {data.length} tokens, less than one batch of {batch}; "
@@ -126,8 +122,8 @@ class TrainingRun:
             progress: tokens done, tokens, speed.
         """
         loss = self.recipe.loss
-        if self.teacher is not None and loss.distillation and loss.top_k is not None:
-            with PartialState().main_process_first(), mixed_precision(self.teacher.device):
+        if self.teacher is not None and self.predictions is None and loss.distillation and loss.top_k is not None:
+            with processes().main_process_first(), mixed_precision(self.teacher.device):
                 self.predictions = self._predict(self.teacher, loss, progress)
         if not loss.runs_teacher:
             self.teacher = None
@@ -152,6 +148,8 @@ class TrainingRun:
             progress=progress,
         )
         trainer.go_on()
+        if any(isinstance(parameter, DTensor) for parameter in self.model.parameters()):
+            self.model = _gather(self.model, self.recipe)
 
     def finish(self) -> QuantReport | None:
         """Convert the model, save it to the recipe's output, and delete what is needed no more."""
@@ -163,7 +161,7 @@ class TrainingRun:
             for path in self.folder.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
         return report
 
     def log(self) -> list[dict[str, Any]]:
@@ -203,6 +201,29 @@ class TrainingRun:
         )
 
 
+def _prepare(recipe: TrainRecipe, model: PreTrainedModel) -> Plan | None:
+    """Make ``model`` what the recipe trains, in place."""
+    model.requires_grad_(True)
+    if not recipe.quantizes:
+        return None
+    start = load(recipe.start) if recipe.start is not None else None
+    return prepare(model, recipe.config(), recipe.qat, start=start)
+
+
+@torch.no_grad()
+def _gather(sharded: PreTrainedModel, recipe: TrainRecipe) -> PreTrainedModel:
+    """The same as ``sharded``, which FSDP has cut in parts, whole and on the CPU; every process calls this."""
+    model = load(recipe.model, dtype="float32")
+    _prepare(recipe, model)
+    parts = dict(sharded.named_parameters())
+    for name, parameter in model.named_parameters():
+        part = parts[name]
+        parameter.copy_(part.full_tensor() if isinstance(part, DTensor) else part)
+    if recipe.quantizes:
+        load_scale_state(model, scale_state(sharded))
+    return model
+
+
 def _load_teacher(recipe: TrainRecipe, model: PreTrainedModel) -> PreTrainedModel | None:
     if not recipe.loss.needs_teacher:
         return None
@@ -211,9 +232,9 @@ def _load_teacher(recipe: TrainRecipe, model: PreTrainedModel) -> PreTrainedMode
     return teacher.requires_grad_(False).eval()
 
 
-def _sequences(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> Tensor:
+def _sequences(tokenizer: PreTrainedTokenizerBase, text: str, data: DataRecipe) -> Tensor:
     try:
-        return pack(tokenizer, read_documents(text), length)
+        return pack(tokenizer, [read_text(text)] if data.joined else read_documents(text), data.length)
     except DataError as error:
         raise DataError(f"{text}: {error}") from None
 
@@ -250,7 +271,7 @@ def _check_unfinished(folder: Path, recipe: TrainRecipe) -> None:
 
 def _claim(folder: Path, recipe: TrainRecipe) -> None:
     """Keep the recipe in the run's folder; it is there already if there are checkpoints."""
-    if PartialState().is_main_process and last_checkpoint(folder) is None:
+    if processes().is_main_process and last_checkpoint(folder) is None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _RECIPE).write_text(json.dumps(_content(recipe), indent=1) + "\n", encoding="utf-8")
 

@@ -81,6 +81,7 @@ class QATTrainer(Trainer):
             data_collator=_collate,
             train_dataset=Sequences(train),
             eval_dataset=None if evaluation is None else Sequences(evaluation),
+            compute_metrics=lambda losses: {"loss": float(losses.predictions.mean())},
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
@@ -113,7 +114,10 @@ class QATTrainer(Trainer):
     def prediction_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Any:
         ids = self._prepare_inputs(inputs)["input_ids"]
         with self.compute_loss_context_manager():
-            return next_token_loss(model(input_ids=ids, use_cache=False).logits, ids), None, None
+            logits = model(input_ids=ids, use_cache=False).logits
+        # each sequence by itself: in the last batch, several processes get some of them twice, and drop these afterwards
+        losses = torch.stack([next_token_loss(*pair) for pair in zip(logits.split(1), ids.split(1), strict=True)])
+        return None, losses, losses
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
@@ -126,26 +130,22 @@ class QATTrainer(Trainer):
         logs.pop("train_loss", None)  # a mean over the steps since this process began
         super().log(logs, *args, **options)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-            save_file({name: tensor.contiguous() for name, tensor in scale_state(self.model).items()}, folder / _SCALES)
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         for name, parameter in self.model.named_parameters():
             if not bool(parameter.isfinite().all()):
                 raise self._diverged(f"{name} has NaN or infinite entries after step {self.state.global_step}")
         folder = self._folder / f"checkpoint-{self.state.global_step}"
         try:
+            folder.mkdir(exist_ok=True)  # the Trainer looks for the best checkpoint's folder before FSDP writes to it
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+                save_file({name: tensor.contiguous() for name, tensor in scale_state(self.model).items()}, folder / _SCALES)
                 (folder / _WHOLE).touch()
         except Exception as error:  # a full disk surfaces as OSError, SafetensorError or RuntimeError
             shutil.rmtree(folder, ignore_errors=True)
-            kept = last_checkpoint(self._folder)
+            kept = last_checkpoint(self._folder) or "the start"
             raise CheckpointError(f"cannot write {folder} ({error}); the last whole checkpoint is {kept}") from error
         if self.args.should_save:
             best = Path(self.state.best_model_checkpoint or folder).name
@@ -196,6 +196,7 @@ def training_arguments(recipe: OptimizationRecipe, folder: Path, *, evaluates: b
         logging_steps=max(1, recipe.save_every // 10),
         logging_nan_inf_filter=False,
         disable_tqdm=True,
+        log_level_replica="error",
         report_to=list(recipe.report_to) or "none",
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),

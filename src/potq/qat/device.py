@@ -1,4 +1,4 @@
-"""What training takes of its device's memory, before it starts: what is certain. Activations come on top."""
+"""Where training runs: the processes that share it, and what it takes of a device's memory, as far as that is certain."""
 
 from __future__ import annotations
 
@@ -17,15 +17,22 @@ _PARAMETER = 16  # bytes: value, gradient, Adam's two moments
 _LOGIT = 8  # bytes: value, gradient; accelerate makes the values float32
 
 
+def processes() -> PartialState:
+    """The processes that train together, and this one's place among them: on GPUs with CUDA, or else on the CPU."""
+    return PartialState(cpu=not torch.cuda.is_available())  # later calls find the first one's state
+
+
 def training_device() -> torch.device:
     """Where this process trains."""
-    return PartialState().device if torch.cuda.is_available() else torch.device("cpu")
+    device: torch.device = processes().device
+    return device if device.type == "cuda" else torch.device("cpu")  # several processes have cpu:0
 
 
 def estimate_bytes(model: nn.Module, recipe: TrainRecipe, teacher: nn.Module | None = None) -> int:
-    """Bytes that a training step takes at least: weights, gradients, Adam's moments, logits; the teacher's, if it runs."""
+    """Bytes that a step takes on a device at least: weights, gradients, Adam's moments, logits, a teacher that runs."""
     logits = recipe.optimization.batch * recipe.data.length * (vocabulary(model) or 0)
-    total = _PARAMETER * sum(parameter.numel() for parameter in model.parameters()) + _LOGIT * logits
+    shards = processes().num_processes if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
+    total = _PARAMETER * sum(parameter.numel() for parameter in model.parameters()) // shards + _LOGIT * logits
     if teacher is not None and recipe.loss.runs_teacher:
         total += tensor_bytes(teacher) + (4 if recipe.optimization.dtype == "float32" else 2) * logits
     return total
