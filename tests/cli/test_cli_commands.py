@@ -317,7 +317,7 @@ def test_an_interrupt_is_status_130(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "Traceback" not in captured.err
-    assert "interrupted; nothing was changed" in captured.err
+    assert "interrupted; no output was changed" in captured.err
 
 
 def python(*args: str) -> subprocess.CompletedProcess[str]:

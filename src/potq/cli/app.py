@@ -56,5 +56,5 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            stderr.print("interrupted; nothing was changed")
+            stderr.print("interrupted; no output was changed")
         raise
