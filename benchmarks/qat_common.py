@@ -89,13 +89,13 @@ class Run:
     def until(self, step: int, tell: Tell = print) -> None:
         """Train up to ``step`` steps in all."""
         self.model.train()
-        for self.step in range(self.step, step):
+        while self.step < step:
             if self.settings is not None and self.step % self.settings.search_every == 0:
                 outdate_scales(self.model)
             loss = self._advance()
-            if (self.step + 1) % _TOLD == 0:
-                tell(f"step {self.step + 1} of {self.training.steps}: {float(loss):.3f}")
-        self.step = step
+            self.step += 1
+            if self.step % _TOLD == 0:
+                tell(f"step {self.step} of {self.training.steps}: {float(loss):.3f}")
 
     def save(self, file: Path) -> None:
         """Keep the state, before :meth:`quantize`."""
@@ -115,7 +115,7 @@ class Run:
         loss = window_losses(self.model, windows).mean()
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self.training.factor(self.step)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
