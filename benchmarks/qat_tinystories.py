@@ -37,7 +37,7 @@ from results_io import Goal, Row, load_rows, print_goals, write_results
 NAME = "qat_tinystories"
 FULL = "none"
 SEEDS = (0, 1, 2)
-STEPS, BATCH, RATE = {"recovery": 480, "data": 240, "free": 480, "ablation": 60}, 8, 3e-3
+STEPS, BATCH, RATE = {"recovery": 240, "data": 240, "free": 240, "ablation": 60}, 8, 3e-3
 WRITTEN = 500_000
 TARGETS = {"pot4": 0.9, "pot3": 0.85, "pot2": 0.8}
 PROTOCOL = {
