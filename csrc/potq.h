@@ -84,6 +84,8 @@ POTQ_API void potq_multiply(const potq_product* product, const uint8_t* panels, 
  * Ids must be in range. */
 POTQ_API void potq_lookup(const potq_format* format, const uint8_t* packed, const void* scale, const int64_t* ids,
                           int64_t first, int64_t last, void* out, int32_t dtype);
+/* One row, which must be in range, of a weight in tiles: the same float32 numbers. */
+POTQ_API void potq_lookup_tiles(const potq_format* format, const uint8_t* tiles, int64_t row, float* out);
 
 /* Ask for huge pages under memory that was not written yet: reading it needs fewer address translations. Linux; else nothing.
  */

@@ -1,0 +1,50 @@
+// config.json: what a model is, in the terms of one block that serves every family.
+//
+//   x = embedding[id] (+ positions[i])
+//   for each layer:   h = norm(x);  q, k, v = h Wq, h Wk, h Wv (or one fused product);  (norm of q and k heads)  (rotation)
+//                     x += attention(q, k, v) Wo
+//                     h = norm(x);  x += (act(h Wgate) * (h Wup)) Wdown, or act(h Wup) Wdown
+//   logits = norm(x) Whead
+//
+// A family is a row of kFamilies (config.cpp): names of tensors and the switches it always has.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "json.h"
+
+namespace potq {
+namespace engine {
+
+enum class Activation : uint8_t { kSilu, kGeluTanh, kGelu, kRelu };
+
+// Names of a family's tensors; {}.weight and so on follow. Null: the family has no such tensor.
+struct Names {
+  const char *embedding, *positions, *layer, *final_norm, *head;
+  const char *attention_norm, *q, *k, *v, *fused_qkv, *o, *q_norm, *k_norm;
+  const char *mlp_norm, *gate, *up, *down;
+};
+
+struct Config {
+  const Names* names = nullptr;
+  std::string model_type;
+  int layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_size = 0, intermediate = 0, vocabulary = 0, positions = 0;
+  bool rms = true, rotary = true, transposed = false;  // transposed: GPT-2's Conv1D keeps (in, out) where unquantized
+  bool qkv_bias = false, o_bias = false, mlp_bias = false, tied = false, scaled_attention = true;
+  float epsilon = 0;
+  Activation activation = Activation::kSilu;
+  std::vector<int> window;                 // by layer: positions that are seen, 0: all
+  std::vector<float> inverse_frequencies;  // rotary: head_size / 2
+  std::vector<int32_t> end_ids;
+
+  int query_size() const { return heads * head_size; }
+  int kv_size() const { return kv_heads * head_size; }
+};
+
+// Throws an Error that names the key, what it should be and what was found.
+Config read_config(const Document& document);
+
+}  // namespace engine
+}  // namespace potq

@@ -1,0 +1,154 @@
+// The C interface: checks of arguments, and the border that no exception crosses.
+#include "engine.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "error.h"
+#include "forward.h"
+#include "sampler.h"
+
+using namespace potq::engine;
+
+struct potq_engine {
+  potq_engine(const char* folder, const potq_engine_options& options, int32_t isa)
+      : pool(options.threads),
+        model(load_model(folder, pool)),
+        isa(isa),
+        forward(model, pool, context_of(options), isa, options.arithmetic),
+        logits(size_t(model.config.vocabulary)) {}
+
+  int context_of(const potq_engine_options& options) const {
+    const int own = model.config.positions;
+    if (options.context > own) fail("a context of %d tokens was asked for, the model knows %d", options.context, own);
+    return options.context ? options.context : own;
+  }
+
+  // Throws if the ids cannot be appended.
+  void check(const int32_t* ids, int32_t count) const {
+    if (count < 1) fail("there are no tokens to append; a prompt has at least one");
+    if (count > forward.context() - forward.length())
+      fail("%d tokens do not fit the context of %d, of which %d are used; shorten the prompt or open with a larger context",
+           count, forward.context(), forward.length());
+    for (int32_t i = 0; i < count; i++) {
+      if (ids[i] < 0 || ids[i] >= model.config.vocabulary)
+        fail("token %d (number %d) is outside the vocabulary of %d; the tokenizer is another model's", ids[i], i,
+             model.config.vocabulary);
+    }
+  }
+
+  void append(const int32_t* ids, int32_t count, float* to, bool all) {
+    for (int32_t first = 0; first < count; first += Forward::kChunk) {
+      const int32_t rows = std::min(Forward::kChunk, count - first);
+      const bool wanted = to && (all || first + rows == count);
+      forward.run(ids + first, rows, wanted ? to + (all ? size_t(first) * size_t(model.config.vocabulary) : 0) : nullptr, all);
+    }
+  }
+
+  Pool pool;
+  Model model;
+  int32_t isa;
+  Forward forward;
+  std::vector<float> logits;
+};
+
+namespace {
+
+void say(char* message, size_t size, const char* text) {
+  if (!message || !size) return;
+  std::strncpy(message, text, size - 1);
+  message[size - 1] = 0;
+}
+
+// Runs `action`; its error becomes the message and `otherwise` the result.
+template <class Result, class Action>
+Result guarded(char* message, size_t size, Result otherwise, Action action) {
+  try {
+    return action();
+  } catch (const std::bad_alloc&) {
+    say(message, size, "no memory");
+  } catch (const std::exception& error) {
+    say(message, size, error.what());
+  }
+  return otherwise;
+}
+
+int32_t best_isa() {
+  int32_t best = 0;
+  for (const char* name : {"avx512vnni", "avx2", "neondot", "neon", "scalar"}) {
+    for (int32_t isa = 0; potq_isa_name(isa); isa++) {
+      if (!std::strcmp(potq_isa_name(isa), name) && potq_isa_usable(isa) == 1) return isa;
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+potq_engine* potq_engine_open(const char* folder, const potq_engine_options* given, char* message, size_t size) {
+  return guarded<potq_engine*>(message, size, nullptr, [&] {
+    constexpr int32_t kMostThreads = 256;
+    potq_engine_options options = *given;
+    if (options.threads == 0)
+      options.threads = std::max(1, std::min(int32_t(std::thread::hardware_concurrency()), kMostThreads));
+    if (options.threads < 1 || options.threads > kMostThreads) fail("threads is not in 1..%d", kMostThreads);
+    if (options.context < 0) fail("the context is negative");
+    if (options.arithmetic != POTQ_INT8 && options.arithmetic != POTQ_FLOAT) fail("unknown arithmetic");
+    const int32_t isa = options.isa < 0 ? best_isa() : options.isa;
+    if (potq_isa_usable(isa) != 1) fail("this instruction set cannot be used on this CPU");
+    return new potq_engine(folder, options, isa);
+  });
+}
+
+void potq_engine_close(potq_engine* engine) { delete engine; }
+
+void potq_engine_describe(const potq_engine* engine, potq_engine_facts* facts) {
+  *facts = {engine->model.config.vocabulary,
+            engine->model.config.layers,
+            engine->forward.context(),
+            engine->pool.threads(),
+            engine->isa,
+            int64_t(engine->model.weights.bytes())};
+}
+
+int32_t potq_engine_append(potq_engine* engine, const int32_t* ids, int32_t count, float* logits, int32_t all, char* message,
+                           size_t size) {
+  return guarded<int32_t>(message, size, 1, [&] {
+    engine->check(ids, count);
+    engine->append(ids, count, logits, all);
+    return 0;
+  });
+}
+
+int32_t potq_engine_length(const potq_engine* engine) { return engine->forward.length(); }
+
+int32_t potq_engine_truncate(potq_engine* engine, int32_t length) {
+  if (length < 0 || length > engine->forward.length()) return 1;
+  engine->forward.forget(length);
+  return 0;
+}
+
+int32_t potq_engine_generate(potq_engine* engine, const int32_t* prompt, int32_t count, int32_t most,
+                             const potq_sampling* sampling, potq_on_token on_token, void* user, char* message, size_t size) {
+  return guarded<int32_t>(message, size, POTQ_END_ERROR, [&]() -> int32_t {
+    engine->check(prompt, count);
+    Sampler sampler(*sampling, engine->model.config.vocabulary);
+    for (int32_t i = 0; i < count; i++) sampler.seen(prompt[i]);
+    const std::vector<int32_t>& ends = engine->model.config.end_ids;
+    float* logits = engine->logits.data();
+    if (most <= 0) return POTQ_END_LENGTH;
+    engine->append(prompt, count, logits, false);
+    for (int32_t made = 0;;) {
+      const int32_t token = sampler.choose(logits);
+      if (std::find(ends.begin(), ends.end(), token) != ends.end()) return POTQ_END_TOKEN;
+      if (on_token(user, token)) return POTQ_END_STOPPED;
+      if (++made == most) return POTQ_END_LENGTH;
+      if (engine->forward.length() == engine->forward.context()) return POTQ_END_CONTEXT;
+      sampler.seen(token);
+      engine->append(&token, 1, logits, false);
+    }
+  });
+}

@@ -1,0 +1,64 @@
+/* The decode engine: a potq folder to tokens, in C. One sequence at a time; an engine belongs to one caller at a time.
+ *
+ * Functions that can fail take `message` (of `size` bytes, or NULL) for the reason, which names file, tensor or argument, what
+ * was expected, what was found, and what to do.
+ */
+#ifndef POTQ_ENGINE_H
+#define POTQ_ENGINE_H
+
+#include "../potq.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct potq_engine potq_engine;
+
+typedef struct {
+  int32_t threads;    /* 0: as many as the machine has */
+  int32_t context;    /* tokens of room; 0: the model's own */
+  int32_t arithmetic; /* potq_arithmetic */
+  int32_t isa;        /* from potq_isa_name; -1: the best */
+} potq_engine_options;
+
+typedef struct {
+  int32_t vocabulary, layers, context, threads, isa;
+  int64_t weight_bytes; /* in memory */
+} potq_engine_facts;
+
+typedef struct {
+  float temperature;        /* 0: the likeliest token */
+  float top_p, min_p;       /* 1 and 0: all */
+  float repetition_penalty; /* 1: none */
+  int32_t top_k;            /* 0: all */
+  uint64_t seed;
+} potq_sampling;
+
+/* Called with every new token; 0 goes on, anything else ends. */
+typedef int32_t (*potq_on_token)(void* user, int32_t token);
+
+enum potq_end { POTQ_END_ERROR = -1, POTQ_END_LENGTH = 0, POTQ_END_TOKEN = 1, POTQ_END_STOPPED = 2, POTQ_END_CONTEXT = 3 };
+
+/* NULL on error. */
+POTQ_API potq_engine* potq_engine_open(const char* folder, const potq_engine_options* options, char* message, size_t size);
+POTQ_API void potq_engine_close(potq_engine* engine);
+POTQ_API void potq_engine_describe(const potq_engine* engine, potq_engine_facts* facts);
+
+/* Appends tokens to the sequence. logits (or NULL): of the last token, or, if `all`, of each of them (count x vocabulary).
+ * Returns 0, or 1 with a message; nothing is appended then. */
+POTQ_API int32_t potq_engine_append(potq_engine* engine, const int32_t* ids, int32_t count, float* logits, int32_t all,
+                                    char* message, size_t size);
+/* Tokens in the sequence, and cutting it to fewer. */
+POTQ_API int32_t potq_engine_length(const potq_engine* engine);
+POTQ_API int32_t potq_engine_truncate(potq_engine* engine, int32_t length);
+
+/* Appends the prompt and generates up to `most` tokens; one of config.json's end tokens ends it (and is not reported). The
+ * repetition penalty looks at the prompt and what was generated. Returns a potq_end. */
+POTQ_API int32_t potq_engine_generate(potq_engine* engine, const int32_t* prompt, int32_t count, int32_t most,
+                                      const potq_sampling* sampling, potq_on_token on_token, void* user, char* message,
+                                      size_t size);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,340 @@
+// The forward pass: all threads run all of it and meet at barriers.
+//
+// One token: every thread keeps the residual stream x to itself and computes norms and the rounding of activations again,
+// which costs less than a barrier; products are divided by rows of the weights. Five barriers a layer:
+//
+//   h = norm(x)   q, k, v | rotation, cache, attention by key-value heads | Wo | x += ; norm; gate, up, act | Wdown |  x +=
+//
+// Many tokens: rows of activations are divided for everything but the products, in which threads take panels to prepare and
+// then blocks of weights as they come.
+//
+// Every number is computed by one thread in one order, whatever the number of threads and of tokens at a time: logits are the
+// same bits.
+#include "forward.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace potq {
+namespace engine {
+namespace {
+constexpr int kTaskBlocks = 4;  // row blocks a thread takes at a time
+}
+
+Forward::Forward(const Model& model, Pool& pool, int context, int32_t isa, int32_t arithmetic)
+    : model_(model),
+      c_(model.config),
+      pool_(pool),
+      lanes_(lanes(isa)),
+      context_(context),
+      isa_(isa),
+      arithmetic_(arithmetic),
+      own_(size_t(pool.threads())) {
+  size_t bytes = 0;
+  lay_out(nullptr, &bytes);
+  memory_ = Memory(bytes, "the key-value cache and the activations (pass a smaller context)", false);
+  lay_out(memory_.data(), &bytes);
+}
+
+void Forward::lay_out(uint8_t* memory, size_t* bytes) {
+  Parts parts(memory);
+  const size_t rows = size_t(std::min(kChunk, context_)), hidden = size_t(c_.hidden), inner = size_t(c_.intermediate);
+  const size_t q = size_t(c_.query_size()), kv = size_t(c_.kv_size());
+  size_t one = 0, many = 0;  // bytes of panels
+  const auto measure = [&](const Matrix& matrix) {
+    if (matrix.type != Matrix::kPacked) return;
+    one = std::max(one, potq_panels_bytes(&matrix.format, isa_, arithmetic_, 1));
+    many = std::max(many, potq_panels_bytes(&matrix.format, isa_, arithmetic_, int32_t(rows)));
+    for (size_t m = 1; m < rows; m++)  // fewer rows may be cut into panels that are padded more
+      many = std::max(many, potq_panels_bytes(&matrix.format, isa_, arithmetic_, int32_t(m)));
+  };
+  for (const Layer& layer : model_.layers) {
+    for (const Matrix& matrix : layer.qkv) measure(matrix);
+    for (const Matrix& matrix : layer.gate) measure(matrix);
+    measure(layer.o), measure(layer.up), measure(layer.down);
+  }
+  measure(model_.head());
+  for (Own& own : own_) {
+    own.x = parts.take<float>(hidden);
+    own.h = parts.take<float>(hidden);
+    own.scores = parts.take<float>(size_t(c_.heads / c_.kv_heads) * size_t(context_));
+    own.panels = parts.take<uint8_t>(one);
+  }
+  x_ = parts.take<float>(rows * hidden);
+  h_ = parts.take<float>(rows * hidden);
+  q_ = parts.take<float>(rows * (q + 2 * kv));
+  const bool fused = model_.layers[0].qkv.size() == 1;
+  k_ = q_ + (fused ? q : rows * q);
+  v_ = k_ + (fused ? kv : rows * kv);
+  q_stride_ = fused ? q + 2 * kv : q;
+  kv_stride_ = fused ? q + 2 * kv : kv;
+  attention_ = parts.take<float>(rows * q);
+  out_ = parts.take<float>(rows * hidden);
+  gate_ = parts.take<float>(rows * inner);
+  up_ = parts.take<float>(rows * inner);
+  rotation_ = parts.take<float>(rows * size_t(c_.head_size));
+  panels_ = parts.take<uint8_t>(many);
+  const size_t cache = size_t(c_.layers) * kv;
+  size_t numbers;
+  if (__builtin_mul_overflow(cache, size_t(context_), &numbers)) numbers = SIZE_MAX;
+  keys_ = parts.take<uint16_t>(numbers);
+  values_ = parts.take<uint16_t>(numbers);
+  *bytes = parts.used();
+}
+
+void Forward::run(const int32_t* ids, int count, float* logits, bool all) {
+  ids_ = ids, m_ = count, logits_ = logits, all_ = all;
+  for (int row = 0; row < count && c_.rotary; row++) {
+    float* to = rotation_ + size_t(row) * size_t(c_.head_size);
+    for (const float frequency : c_.inverse_frequencies) {
+      const float angle = float(length_ + row) * frequency;
+      *to++ = std::cos(angle);
+      *to++ = std::sin(angle);
+    }
+  }
+  pool_.run([](void* self, int thread) { static_cast<Forward*>(self)->work(thread); }, this);
+  length_ += count;
+}
+
+Forward::Rows Forward::rows_of(int thread) const {
+  if (m_ == 1) return {0, 1};
+  const int64_t threads = pool_.threads();
+  return {int(m_ * int64_t(thread) / threads), int(m_ * int64_t(thread + 1) / threads)};
+}
+
+void Forward::work(int thread) {
+  const Own& own = own_[size_t(thread)];
+  float *x = m_ == 1 ? own.x : x_, *h = m_ == 1 ? own.h : h_;
+  const Rows rows = rows_of(thread);
+  for (int row = rows.first; row < rows.last; row++) embed(row, x + size_t(row) * size_t(c_.hidden), own.h);
+  float* pending = nullptr;  // what is still to be added to x
+  for (int index = 0; index < c_.layers; index++) layer(thread, index, x, h, pending);
+  if (logits_) finish(thread, x, h, pending);
+}
+
+// `free`: room for a row.
+void Forward::embed(int row, float* x, float* free) const {
+  read_row(model_.embedding, ids_[row], x);
+  if (model_.positions.empty()) return;
+  read_row(model_.positions[0], length_ + row, free);
+  lanes_.add(free, x, c_.hidden);
+}
+
+void Forward::norm(const Norm& norm, const float* x, float* y) const {
+  if (c_.rms)
+    lanes_.rms_norm(x, norm.weight.data(), c_.epsilon, y, c_.hidden);
+  else
+    lanes_.layer_norm(x, norm.weight.data(), norm.bias.data(), c_.epsilon, y, c_.hidden);
+}
+
+void Forward::layer(int thread, int index, float* x, float* h, float*& pending) {
+  const Layer& layer = model_.layers[size_t(index)];
+  const Rows rows = rows_of(thread);
+  const size_t hidden = size_t(c_.hidden), inner = size_t(c_.intermediate);
+  const auto add_and_norm = [&](const Norm& weights) {
+    for (int row = rows.first; row < rows.last; row++) {
+      const size_t at = size_t(row) * hidden;
+      if (pending) lanes_.add(pending + at, x + at, c_.hidden);
+      norm(weights, x + at, h + at);
+    }
+    if (m_ > 1) pool_.barrier();
+  };
+
+  add_and_norm(layer.attention_norm);
+  const bool fused = layer.qkv.size() == 1;
+  const Output qkv[3] = {{&layer.qkv[0], q_}, {&layer.qkv[fused ? 0 : 1], k_}, {&layer.qkv[fused ? 0 : 2], v_}};
+  products(thread, h, m_, qkv, fused ? 1 : 3);
+  attend(thread, index);
+  const Output o = {&layer.o, out_};
+  products(thread, attention_, m_, &o, 1);
+  pending = out_;
+
+  add_and_norm(layer.mlp_norm);
+  const bool gated = !layer.gate.empty();
+  const Output gate_up[2] = {{&layer.up, up_}, {gated ? &layer.gate[0] : nullptr, gate_}};
+  float* active = gated ? gate_ : up_;
+  if (m_ == 1) {  // a thread activates the outputs it computed, before the barrier
+    share(thread, Inputs{h, 1, isa_, arithmetic_}, gate_up, gated ? 2 : 1);
+    const int64_t blocks = layer.up.blocks(), threads = pool_.threads();
+    const int first = int(blocks * thread / threads) * 16;
+    const int last = std::min(int(blocks * (thread + 1) / threads) * 16, c_.intermediate);
+    activate(active + first, gated ? up_ + first : nullptr, last - first);
+    pool_.barrier();
+  } else {
+    spread(Inputs{h, m_, isa_, arithmetic_}, gate_up, gated ? 2 : 1);
+    for (int row = rows.first; row < rows.last; row++)
+      activate(active + size_t(row) * inner, gated ? up_ + size_t(row) * inner : nullptr, c_.intermediate);
+    pool_.barrier();
+  }
+  const Output down = {&layer.down, out_};
+  products(thread, active, m_, &down, 1);
+}
+
+void Forward::activate(float* gate, const float* up, int count) const {
+  switch (c_.activation) {
+    case Activation::kSilu: lanes_.silu(gate, count); break;
+    case Activation::kGeluTanh: lanes_.gelu_tanh(gate, count); break;
+    case Activation::kGelu:
+      for (int i = 0; i < count; i++) gate[i] = 0.5f * gate[i] * (1.0f + std::erf(gate[i] * 0.70710678f));
+      break;
+    case Activation::kRelu:
+      for (int i = 0; i < count; i++) gate[i] = gate[i] > 0 ? gate[i] : 0.0f;
+  }
+  if (up) lanes_.multiply(up, gate, count);
+}
+
+// ---- attention ----
+
+// Number i of a head goes with number i + head_size / 2.
+void Forward::rotate(int row, float* head) const {
+  const int half = c_.head_size / 2;
+  const float* rotation = rotation_ + size_t(row) * size_t(c_.head_size);
+  for (int i = 0; i < half; i++) {
+    const float a = head[i], b = head[i + half], cosine = rotation[2 * i], sine = rotation[2 * i + 1];
+    head[i] = a * cosine - b * sine;
+    head[i + half] = b * cosine + a * sine;
+  }
+}
+
+void Forward::place_key_value(int layer, int row, int kv_head) {
+  float* k = key(row, kv_head);
+  const std::vector<float>& weight = model_.layers[size_t(layer)].k_norm;
+  if (!weight.empty()) lanes_.rms_norm(k, weight.data(), c_.epsilon, k, c_.head_size);
+  if (c_.rotary) rotate(row, k);
+  lanes_.to_half(k, cached(keys_, layer, kv_head, length_ + row), c_.head_size);
+  lanes_.to_half(value(row, kv_head), cached(values_, layer, kv_head, length_ + row), c_.head_size);
+}
+
+void Forward::rotate_queries(int layer, int row, int kv_head) {
+  const int group = c_.heads / c_.kv_heads;
+  const std::vector<float>& weight = model_.layers[size_t(layer)].q_norm;
+  for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
+    float* q = query(row, head);
+    if (!weight.empty()) lanes_.rms_norm(q, weight.data(), c_.epsilon, q, c_.head_size);
+    if (c_.rotary) rotate(row, q);
+  }
+}
+
+void Forward::attend(int thread, int layer) {
+  if (m_ == 1) {
+    const int64_t heads = c_.kv_heads, threads = pool_.threads();
+    for (int head = int(heads * thread / threads); head < int(heads * (thread + 1) / threads); head++) {
+      place_key_value(layer, 0, head);
+      rotate_queries(layer, 0, head);
+      attend_row(thread, layer, 0, head);
+    }
+  } else {
+    const Rows rows = rows_of(thread);
+    for (int row = rows.first; row < rows.last; row++) {
+      for (int head = 0; head < c_.kv_heads; head++) {
+        place_key_value(layer, row, head);
+        rotate_queries(layer, row, head);
+      }
+    }
+    pool_.barrier();
+    const int tasks = m_ * c_.kv_heads;
+    for (int task = pool_.take(1); task < tasks; task = pool_.take(1)) attend_row(thread, layer, task % m_, task / m_);
+  }
+  pool_.barrier();
+}
+
+// The query heads that share a key-value head look at every position before them.
+void Forward::attend_row(int thread, int layer, int row, int kv_head) {
+  const int size = c_.head_size, group = c_.heads / c_.kv_heads, position = length_ + row;
+  const int window = c_.window[size_t(layer)], first = window ? std::max(0, position - window + 1) : 0;
+  const int seen = position + 1 - first;
+  const float scale = c_.scaled_attention ? 1.0f / std::sqrt(float(size)) : 1.0f;
+  const uint16_t* keys = cached(keys_, layer, kv_head, first);
+  const uint16_t* values = cached(values_, layer, kv_head, first);
+  float* scores = own_[size_t(thread)].scores;
+  for (int p = 0; p < seen; p++) {
+    for (int g = 0; g < group; g++)
+      scores[size_t(g) * size_t(context_) + size_t(p)] =
+          scale * lanes_.dot_half(keys + size_t(p) * size_t(size), query(row, kv_head * group + g), size);
+  }
+  for (int g = 0; g < group; g++) {
+    float* weights = scores + size_t(g) * size_t(context_);
+    float* to = attention_ + size_t(row) * size_t(c_.query_size()) + size_t(kv_head * group + g) * size_t(size);
+    lanes_.softmax(weights, seen);
+    std::fill(to, to + size, 0.0f);
+    for (int p = 0; p < seen; p++) lanes_.add_scaled_half(values + size_t(p) * size_t(size), weights[p], to, size);
+  }
+}
+
+// ---- products ----
+
+void Forward::products(int thread, const float* x, int m, const Output* outputs, int count) {
+  const Inputs inputs{x, m, isa_, arithmetic_};
+  if (m > 1) return spread(inputs, outputs, count);
+  share(thread, inputs, outputs, count);
+  pool_.barrier();
+}
+
+// One row: every thread prepares it for itself.
+void Forward::share(int thread, const Inputs& inputs, const Output* outputs, int count) {
+  const Matrix* prepared = nullptr;
+  uint8_t* panels = own_[size_t(thread)].panels;
+  const int64_t threads = pool_.threads();
+  for (int i = 0; i < count; i++) {
+    const Matrix& matrix = *outputs[i].matrix;
+    if (matrix.type == Matrix::kPacked && !(prepared && same_panels(*prepared, matrix))) {
+      prepare(matrix, inputs, 0, panels);
+      prepared = &matrix;
+    }
+    const int64_t blocks = matrix.blocks();
+    multiply(matrix, inputs, panels, outputs[i].y, int(blocks * thread / threads), int(blocks * (thread + 1) / threads));
+  }
+}
+
+// Many rows: panels, then blocks, are taken by whoever is free. Ends with a barrier.
+void Forward::spread(const Inputs& inputs, const Output* outputs, int count) {
+  for (int i = 0; i < count;) {
+    const Matrix& first = *outputs[i].matrix;
+    int last = i + 1, blocks = first.blocks();
+    if (first.type == Matrix::kPacked) {
+      const int panels = potq_panels(isa_, arithmetic_, inputs.m);
+      for (int panel = pool_.take(1); panel < panels; panel = pool_.take(1)) prepare(first, inputs, panel, panels_);
+      pool_.barrier();
+    }
+    for (; last < count; last++) {
+      const Matrix& next = *outputs[last].matrix;
+      if (!(first.type == next.type && (first.type != Matrix::kPacked || same_panels(first, next)))) break;
+      blocks += next.blocks();
+    }
+    for (int task = pool_.take(kTaskBlocks); task < blocks; task = pool_.take(kTaskBlocks)) {
+      int start = task, end = std::min(task + kTaskBlocks, blocks);
+      for (int k = i; k < last && end > 0; k++) {
+        const int own = outputs[k].matrix->blocks();
+        multiply(*outputs[k].matrix, inputs, panels_, outputs[k].y, std::max(start, 0), std::min(end, own));
+        start -= own, end -= own;
+      }
+    }
+    pool_.barrier();
+    i = last;
+  }
+}
+
+// Norm and head, of the last row or of all.
+void Forward::finish(int thread, float* x, float* h, float* pending) {
+  const Own& own = own_[size_t(thread)];
+  const Output output = {&model_.head(), logits_};
+  if (all_ && m_ > 1) {
+    const Rows rows = rows_of(thread);
+    for (int row = rows.first; row < rows.last; row++) {
+      const size_t at = size_t(row) * size_t(c_.hidden);
+      lanes_.add(pending + at, x + at, c_.hidden);
+      norm(model_.final_norm, x + at, h + at);
+    }
+    pool_.barrier();
+    return spread(Inputs{h, m_, isa_, arithmetic_}, &output, 1);
+  }
+  const size_t at = size_t(m_ - 1) * size_t(c_.hidden);
+  // every thread for itself: of x it reads what another wrote before the last barrier
+  if (m_ > 1) std::copy(x + at, x + at + size_t(c_.hidden), own.x);
+  lanes_.add(pending + at, own.x, c_.hidden);
+  norm(model_.final_norm, own.x, own.h);
+  share(thread, Inputs{own.h, 1, isa_, arithmetic_}, &output, 1);
+}
+
+}  // namespace engine
+}  // namespace potq

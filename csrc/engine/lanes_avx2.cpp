@@ -1,0 +1,2 @@
+#define LANES_NAME kAvx2Lanes
+#include "lanes_body.h"

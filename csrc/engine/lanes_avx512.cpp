@@ -1,0 +1,2 @@
+#define LANES_NAME kAvx512Lanes
+#include "lanes_body.h"

@@ -1,0 +1,2 @@
+#define LANES_NAME kPortableLanes
+#include "lanes_body.h"

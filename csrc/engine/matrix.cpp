@@ -1,0 +1,101 @@
+#include "matrix.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "../layout.h"
+#include "../numbers.h"
+#include "lanes.h"
+
+namespace potq {
+namespace engine {
+namespace {
+
+potq_product product_of(const Matrix& matrix, const Inputs& inputs, float* y) {
+  const bool biased = !matrix.bias.empty() && matrix.row_scale.empty();
+  return {&matrix.format, matrix.tiles,      inputs.x,  biased ? matrix.bias.data() : nullptr, y, inputs.m,
+          POTQ_FLOAT32,   inputs.arithmetic, inputs.isa};
+}
+
+// Row scales multiply what the kernels return; the bias comes behind them.
+void scale_rows(const Matrix& matrix, int m, float* y, int first_row, int last_row) {
+  for (int i = 0; i < m; i++) {
+    float* row = y + size_t(i) * size_t(matrix.rows);
+    for (int r = first_row; r < last_row; r++) {
+      row[r] *= matrix.row_scale[size_t(r)];
+      if (!matrix.bias.empty()) row[r] += matrix.bias[size_t(r)];
+    }
+  }
+}
+
+void multiply_floats(const Matrix& matrix, const Inputs& inputs, float* y, int first_row, int last_row) {
+  const Lanes& lane = lanes(inputs.isa);
+  const size_t columns = size_t(matrix.columns);
+  for (int r = first_row; r < last_row; r++) {
+    const float bias = matrix.bias.empty() ? 0.0f : matrix.bias[size_t(r)];
+    for (int i = 0; i < inputs.m; i++) {
+      const float* x = inputs.x + size_t(i) * columns;
+      const uint16_t* halves = static_cast<const uint16_t*>(matrix.values) + size_t(r) * columns;
+      float sum;
+      if (matrix.type == Matrix::kFloat32)
+        sum = lane.dot(static_cast<const float*>(matrix.values) + size_t(r) * columns, x, matrix.columns);
+      else if (matrix.type == Matrix::kFloat16)
+        sum = lane.dot_half(halves, x, matrix.columns);
+      else
+        sum = lane.dot_bfloat16(halves, x, matrix.columns);
+      if (!matrix.row_scale.empty()) sum *= matrix.row_scale[size_t(r)];  // dequantized without it
+      y[size_t(i) * size_t(matrix.rows) + size_t(r)] = sum + bias;
+    }
+  }
+}
+
+}  // namespace
+
+bool same_panels(const Matrix& a, const Matrix& b) {
+  if (a.type != Matrix::kPacked || b.type != Matrix::kPacked) return false;
+  return Layout(a.format).block == Layout(b.format).block && a.format.reference_log2 == b.format.reference_log2;
+}
+
+void prepare(const Matrix& matrix, const Inputs& inputs, int panel, uint8_t* panels) {
+  const potq_product product = product_of(matrix, inputs, nullptr);
+  potq_prepare(&product, 0, inputs.m, panel, panels);
+}
+
+void multiply(const Matrix& matrix, const Inputs& inputs, const uint8_t* panels, float* y, int first, int last) {
+  if (first >= last) return;
+  const int first_row = first * kRows, last_row = std::min(last * kRows, matrix.rows);
+  if (matrix.type != Matrix::kPacked) return multiply_floats(matrix, inputs, y, first_row, last_row);
+  const potq_product product = product_of(matrix, inputs, y);
+  potq_multiply(&product, panels, 0, inputs.m, first, last);
+  if (!matrix.row_scale.empty()) scale_rows(matrix, inputs.m, y, first_row, last_row);
+}
+
+void read_row(const Matrix& matrix, int row, float* to) {
+  const size_t columns = size_t(matrix.columns), at = size_t(row) * columns;
+  switch (matrix.type) {
+    case Matrix::kFloat32: std::memcpy(to, static_cast<const float*>(matrix.values) + at, columns * 4); break;
+    case Matrix::kFloat16:
+      for (size_t k = 0; k < columns; k++) to[k] = from_float16(static_cast<const uint16_t*>(matrix.values)[at + k]);
+      break;
+    case Matrix::kBFloat16:
+      for (size_t k = 0; k < columns; k++) to[k] = from_bfloat16(static_cast<const uint16_t*>(matrix.values)[at + k]);
+      break;
+    case Matrix::kPacked: potq_lookup_tiles(&matrix.format, matrix.tiles, row, to); break;
+  }
+  if (matrix.row_scale.empty()) return;
+  for (size_t k = 0; k < columns; k++) to[k] *= matrix.row_scale[size_t(row)];
+}
+
+const Lanes& lanes(int32_t isa) {
+#if defined(POTQ_X86)
+  const char* name = potq_isa_name(isa);
+  if (name && !std::strcmp(name, "avx512vnni")) return kAvx512Lanes;
+  if (name && !std::strcmp(name, "avx2")) return kAvx2Lanes;
+#else
+  (void)isa;
+#endif
+  return kPortableLanes;
+}
+
+}  // namespace engine
+}  // namespace potq

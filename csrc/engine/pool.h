@@ -1,0 +1,55 @@
+// The engine's threads: a token is one job, which all threads run from its first layer to its last, and meet at barriers.
+//
+// A barrier spins, since the work between two of them takes some 10 microseconds and waking a thread takes 50; it yields its
+// core after a while, for machines with fewer cores than threads. Between jobs workers spin shortly (the next token follows at
+// once) and then sleep. The caller is thread 0. Rejected: a fork and join for each layer, and OpenMP, whose barriers belong
+// to torch's settings.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace potq {
+namespace engine {
+
+class Pool {
+ public:
+  explicit Pool(int threads);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int threads() const { return threads_; }
+
+  // Runs job(argument, thread) on every thread; returns when all are done. Jobs must not throw. One caller at a time.
+  void run(void (*job)(void*, int), void* argument);
+
+  // Within a job: waits for all threads. What they wrote before it, all see behind it.
+  void barrier();
+  // Within a job: the first of the next `step` tasks that nobody took since the last barrier.
+  int take(int step) { return next_task_.fetch_add(step, std::memory_order_relaxed); }
+
+ private:
+  void work(int thread);
+  void wait_for_job(uint32_t seen);
+
+  const int threads_;
+  void (*job_)(void*, int) = nullptr;
+  void* argument_ = nullptr;
+  bool stopping_ = false;
+  alignas(64) std::atomic<uint32_t> jobs_{0};
+  alignas(64) std::atomic<int> sleeping_{0};
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<uint32_t> passed_{0};
+  alignas(64) std::atomic<int> next_task_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace engine
+}  // namespace potq

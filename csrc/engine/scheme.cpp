@@ -1,0 +1,146 @@
+#include "scheme.h"
+
+#include <algorithm>
+
+#include "error.h"
+
+namespace potq {
+namespace engine {
+namespace {
+
+constexpr uint32_t kMaxPatterns = 1 << 16;
+
+[[noreturn]] void wrong(const std::string& where, const char* what) {
+  fail("%s: quantization_config: %s; the file is damaged or of a newer potq", where.c_str(), what);
+}
+
+std::vector<int64_t> read_levels(const Value& list, const std::string& where) {
+  std::vector<int64_t> levels;
+  if (list && !list.is(Kind::kArray)) wrong(where, "a grid's levels are no list");
+  if (!list) return levels;
+  if (list.size() > 256) wrong(where, "a grid has more than 256 levels");
+  for (Value level = list.first(); level; level = level.next()) {
+    if (!level.is(Kind::kInteger) || level.integer() > (int64_t(1) << 62) || level.integer() < -(int64_t(1) << 62))
+      wrong(where, "a grid has a level that is no integer, or beyond 2^62");
+    levels.push_back(level.integer());
+  }
+  return levels;
+}
+
+void read_sign_magnitude(std::vector<int64_t> magnitudes, Scheme* scheme, const std::string& where) {
+  const size_t half = size_t(1) << (scheme->bits - 1);
+  if (magnitudes.size() != half || magnitudes[0] < 0 || !magnitudes.back() ||
+      !std::is_sorted(magnitudes.begin(), magnitudes.end()))
+    wrong(where, "a grid's magnitudes are not 2^(bits-1) ascending numbers");
+  scheme->levels = magnitudes;
+  for (const int64_t magnitude : magnitudes) scheme->levels.push_back(-magnitude);
+  for (size_t i = 1; i < half; i++) {
+    if (magnitudes[i] == magnitudes[i - 1]) scheme->unused[i] = scheme->unused[half + i] = 1;
+  }
+}
+
+void read_grid(const Value& grid, Scheme* scheme, const std::string& where) {
+  const Value bits = grid["bits"], encoding = grid["encoding"];
+  if (!bits.is(Kind::kInteger) || bits.integer() < 2 || bits.integer() > 8) wrong(where, "a grid has no 2 to 8 bits");
+  scheme->bits = int(bits.integer());
+  const size_t count = size_t(1) << scheme->bits;
+  scheme->unused.assign(count, 0);
+  const std::string_view name = encoding.is(Kind::kString) ? encoding.string() : "sign-magnitude";
+  if (name == "twos-complement") {
+    scheme->twos_complement = true;
+    for (size_t code = 0; code < count; code++)
+      scheme->levels.push_back(int64_t(code) - (code >= count / 2 ? int64_t(count) : 0));
+  } else if (name == "table") {
+    scheme->levels = read_levels(grid["table"], where);
+    if (scheme->levels.size() != count) wrong(where, "a grid's table has not 2^bits levels");
+  } else if (name == "sign-magnitude") {
+    read_sign_magnitude(read_levels(grid["magnitudes"], where), scheme, where);
+  } else {
+    wrong(where, ("unknown encoding " + quoted(name)).c_str());
+  }
+  int64_t largest = 0;
+  for (const int64_t level : scheme->levels) largest = std::max(largest, level < 0 ? -level : level);
+  if (!largest) wrong(where, "a grid's levels are all zero");
+  while (int64_t(2) << scheme->reference_log2 <= largest) scheme->reference_log2++;
+}
+
+Scheme read_scheme(const Value& value, const std::string& where) {
+  Scheme scheme;
+  if (!value.is(Kind::kObject) || !value["grid"].is(Kind::kObject)) wrong(where, "a scheme has no grid");
+  for (Value entry = value.first(); entry; entry = entry.next()) {
+    const std::string_view key = entry.key();
+    if (key == "grid") {
+      read_grid(entry, &scheme, where);
+    } else if (key == "group_size") {
+      if (entry.is(Kind::kInteger) && entry.integer() > 0 && entry.integer() < INT32_MAX)
+        scheme.group = entry.integer();
+      else if (entry.is(Kind::kString) && (entry.string() == "row" || entry.string() == "tensor"))
+        scheme.grouping = entry.string() == "row" ? Scheme::kRow : Scheme::kTensor;
+      else
+        wrong(where, "group_size is neither a positive number nor 'row' or 'tensor'");
+    } else if (key == "scale_dtype") {
+      if (!entry.is(Kind::kString) || (entry.string() != "float16" && entry.string() != "e8m0"))
+        wrong(where, "scale_dtype is neither float16 nor e8m0");
+      scheme.e8m0 = entry.string() == "e8m0";
+    } else if (key == "row_scale") {
+      if (!entry.is(Kind::kTrue) && !entry.is(Kind::kFalse)) wrong(where, "row_scale is neither true nor false");
+      scheme.row_scale = entry.is(Kind::kTrue);
+    } else if (key != "rounding") {
+      wrong(where, ("a scheme has the unknown key " + quoted(key)).c_str());
+    }
+  }
+  if (scheme.grouping == Scheme::kGroups && !scheme.group) scheme.group = 64;
+  return scheme;
+}
+
+}  // namespace
+
+bool Scheme::fits_int8() const {
+  return std::all_of(levels.begin(), levels.end(), [](int64_t level) { return level >= -128 && level <= 127; });
+}
+
+Quantization::Quantization(const Value& config, const std::string& file) {
+  if (config.null()) return;
+  const Value method = config["quant_method"];
+  if (!method.is(Kind::kString) || method.string() != "potq")
+    fail("%s: quantized by %s, which the engine does not read; it reads potq and full precision", file.c_str(),
+         method.is(Kind::kString) ? quoted(method.string()).c_str() : "an unnamed method");
+  const Value version = config["version"];
+  if (version && (!version.is(Kind::kInteger) || version.integer() != 1))
+    wrong(file, "another format version than 1; upgrade potq");
+  scheme_ = std::make_unique<Scheme>(read_scheme(config["scheme"], file));
+  if (!config["embedding"].null()) embedding_ = std::make_unique<Scheme>(read_scheme(config["embedding"], file));
+
+  const Value targets = config["targets"], ignore = config["ignore"];
+  const bool pairs = targets.is(Kind::kArray);
+  if (!targets.null() && ((!pairs && !targets.is(Kind::kObject)) || targets.size() > kMaxPatterns))
+    wrong(file, "targets are no list of patterns and schemes");
+  for (Value entry = targets.null() ? Value() : targets.first(); entry; entry = entry.next()) {
+    if (!pairs) {  // older folders have a mapping
+      targets_.push_back({Pattern(entry.key(), file), read_scheme(entry, file)});
+      continue;
+    }
+    if (!entry.is(Kind::kArray) || entry.size() != 2 || !entry.first().is(Kind::kString))
+      wrong(file, "targets are no list of patterns and schemes");
+    targets_.push_back({Pattern(entry.first().string(), file), read_scheme(entry.first().next(), file)});
+  }
+  if (!ignore.null() && (!ignore.is(Kind::kArray) || ignore.size() > kMaxPatterns)) wrong(file, "ignore is no list");
+  for (Value entry = ignore.null() ? Value() : ignore.first(); entry; entry = entry.next()) {
+    if (!entry.is(Kind::kString)) wrong(file, "ignore is no list of patterns");
+    ignore_.emplace_back(entry.string(), file);
+  }
+}
+
+const Scheme* Quantization::scheme(std::string_view module, bool embedding) const {
+  if (!scheme_) return nullptr;
+  for (const Pattern& pattern : ignore_) {
+    if (pattern.matches(module)) return nullptr;
+  }
+  for (const Target& target : targets_) {
+    if (target.pattern.matches(module)) return &target.scheme;
+  }
+  return embedding ? embedding_.get() : scheme_.get();
+}
+
+}  // namespace engine
+}  // namespace potq
