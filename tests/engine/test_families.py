@@ -1,0 +1,218 @@
+"""The engine's logits against the Hugging Face modules on the same kernels, for every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import potq
+import pytest
+import torch
+import transformers
+from potq import PoTConfig, kernels
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from .native_engine import Engine, EngineError
+
+HIDDEN = {
+    "vocab_size": 131,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 96,
+}
+GPT2 = {"vocab_size": 131, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 96}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", HIDDEN),
+    "llama-tied": ("Llama", {**HIDDEN, "tie_word_embeddings": True}),
+    "llama-biased": ("Llama", {**HIDDEN, "attention_bias": True, "mlp_bias": True}),
+    "llama-every-head-its-own": ("Llama", {**HIDDEN, "num_key_value_heads": 4}),
+    "llama-one-key-head": ("Llama", {**HIDDEN, "num_key_value_heads": 1}),
+    "llama-odd-heads": ("Llama", {**HIDDEN, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 22, "hidden_size": 66}),
+    "llama-llama3-rope": ("Llama", {**HIDDEN, "rope_parameters": LLAMA3}),
+    "llama-linear-rope": ("Llama", {**HIDDEN, "rope_parameters": LINEAR}),
+    "qwen2": ("Qwen2", HIDDEN),
+    "qwen2-window": (
+        "Qwen2",
+        {**HIDDEN, "use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3", {**HIDDEN, "head_dim": 32, "tie_word_embeddings": True}),
+    "qwen3-biased": ("Qwen3", {**HIDDEN, "head_dim": 16, "attention_bias": True}),
+    "mistral": ("Mistral", {**HIDDEN, "sliding_window": None}),
+    "mistral-window": ("Mistral", {**HIDDEN, "sliding_window": 17}),
+    "gpt2": ("GPT2", GPT2),
+    "gpt2-untied": ("GPT2", {**GPT2, "tie_word_embeddings": False, "n_inner": 100}),
+    "gpt2-gelu": ("GPT2", {**GPT2, "activation_function": "gelu"}),
+    "gpt2-relu": ("GPT2", {**GPT2, "activation_function": "relu", "scale_attn_weights": False}),
+}
+SCHEMES: dict[str, dict[str, Any]] = {
+    "pot4": {"preset": "pot4"},
+    "pot3": {"preset": "pot3", "embedding": "pot3"},
+    "pot2": {"preset": "pot2", "embedding": "pot4"},
+    "mxfp4": {"preset": "mxfp4", "embedding": None},
+    "mxpot-row": {"preset": "mxpot", "row_scale": True},
+    "pot6": {"preset": "pot6", "group_size": 20},
+    "mixed": {"preset": "apot4", "group_size": "row", "ignore": ["mlp.*"], "targets": {r"^.*\.0\..*": "pot3"}},
+    "tensor": {"preset": "int8", "group_size": "tensor"},
+}
+
+
+def tiny(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A random model whose outputs depend on everything: biases and norms are not what they are at the start."""
+    family, settings = MODELS[name]
+    torch.manual_seed(7)
+    config = getattr(transformers, f"{family}Config")(**settings, bos_token_id=0, eos_token_id=1, pad_token_id=None)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(torch.randn_like(parameter) * 0.2)
+        else:
+            parameter.data.mul_(3)
+    return model.to(dtype)
+
+
+def rounded_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values in float16, as the engine keeps them."""
+    update = DynamicLayer.update
+
+    def rounding(self: Any, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return update(self, keys.half().float(), values.half().float(), *args, **kwargs)
+
+    monkeypatch.setattr(DynamicLayer, "update", rounding)
+    sliding = transformers.cache_utils.DynamicSlidingWindowLayer
+    if "update" in vars(sliding):
+        update_sliding = sliding.update
+
+        def rounding_sliding(self: Any, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return update_sliding(self, keys.half().float(), values.half().float(), *args, **kwargs)
+
+        monkeypatch.setattr(sliding, "update", rounding_sliding)
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of a token's logits, relative to the largest of them."""
+    return float(((found - expected).abs().amax(-1) / expected.abs().amax(-1)).max())
+
+
+def reference(model: Any, ids: Tensor, activations: str = "float") -> Tensor:
+    kernels.set_activations(model, activations)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        return model(ids[None], use_cache=True).logits[0].float()
+
+
+def ids_of(name: str, count: int = 90) -> Tensor:
+    return torch.randint(0, 131, (count,), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_family_gives_the_modules_logits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded_cache(monkeypatch)
+    model = tiny(name)
+    potq.quantize(model, PoTConfig("pot4", group_size=32))
+    potq.save(model, tmp_path / "m")
+    ids = ids_of(name)
+    assert error(Engine(tmp_path / "m", activations="float").append(ids.tolist()), reference(model, ids)) < 1e-3
+    assert error(Engine(tmp_path / "m").append(ids.tolist()), reference(model, ids, "int8")) < 0.05
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_every_kind_of_scheme(name: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded_cache(monkeypatch)
+    settings = dict(SCHEMES[scheme])
+    model = tiny(name)
+    potq.quantize(model, PoTConfig(settings.pop("preset"), **settings))
+    potq.save(model, tmp_path / "m")
+    ids = ids_of(name)
+    assert error(Engine(tmp_path / "m", activations="float").append(ids.tolist()), reference(model, ids)) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama-tied", "qwen2", "gpt2"])
+def test_full_precision_models(name: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded_cache(monkeypatch)
+    model = tiny(name, dtype)
+    model.save_pretrained(tmp_path / "m")
+    ids = ids_of(name)
+    with torch.inference_mode():
+        expected = model.float()(ids[None], use_cache=True).logits[0]
+    assert error(Engine(tmp_path / "m").append(ids.tolist()), expected) < 1e-3
+
+
+@pytest.mark.parametrize("activations", ["int8", "float"])
+@pytest.mark.parametrize("name", ["llama", "qwen2-window", "gpt2"])
+def test_chunks_and_threads_change_no_bit(name: str, activations: str, tmp_path: Path) -> None:
+    model = tiny(name)
+    potq.quantize(model, PoTConfig("apot4", group_size=32))
+    potq.save(model, tmp_path / "m")
+    ids = ids_of(name).tolist()
+    engine = Engine(tmp_path / "m", activations=activations, threads=2)
+    whole = engine.append(ids)
+    for cuts in ([1] * 90, [7, 1, 60, 22], [89, 1]):
+        engine.truncate()
+        parts = [engine.append(ids[sum(cuts[:i]) : sum(cuts[: i + 1])]) for i in range(len(cuts))]
+        assert torch.equal(torch.cat(parts), whole)
+    engine.truncate(50)
+    assert torch.equal(engine.append(ids[50:]), whole[50:])
+    for threads in (1, 3):
+        assert torch.equal(Engine(tmp_path / "m", activations=activations, threads=threads).append(ids), whole)
+        assert torch.equal(
+            Engine(tmp_path / "m", activations=activations, threads=threads).append(ids, all=False), whole[-1:]
+        )
+
+
+def test_generation_is_what_the_logits_say(tmp_path: Path) -> None:
+    model = tiny("llama")
+    potq.quantize(model, PoTConfig("apot4"))
+    potq.save(model, tmp_path / "m")
+    engine = Engine(tmp_path / "m")
+    prompt = ids_of("llama", 10).tolist()
+    made, end = engine.generate(prompt, 20)
+    engine.truncate()
+    logits = engine.append(prompt + made)
+    assert made == logits.argmax(-1)[9 : 9 + len(made)].tolist()
+    assert end == ("length" if len(made) == 20 else "token")
+
+
+def test_a_seed_is_a_text_whatever_the_threads(tmp_path: Path) -> None:
+    model = tiny("llama")
+    potq.quantize(model, PoTConfig("apot4"))
+    potq.save(model, tmp_path / "m")
+    prompt = ids_of("llama", 10).tolist()
+    settings: dict[str, Any] = {"temperature": 3.0, "top_k": 50, "top_p": 0.95, "min_p": 0.001, "repetition_penalty": 1.1}
+    texts = [
+        Engine(tmp_path / "m", threads=threads).generate(prompt, 30, seed=seed, **settings)
+        for threads, seed in ((1, 5), (2, 5), (3, 5), (1, 6))
+    ]
+    assert texts[0] == texts[1] == texts[2] != texts[3]
+
+
+def test_prompts_that_do_not_fit(tmp_path: Path) -> None:
+    model = tiny("llama")
+    potq.quantize(model, PoTConfig("pot4"))
+    potq.save(model, tmp_path / "m")
+    engine = Engine(tmp_path / "m", context=40)
+    with pytest.raises(EngineError, match="41 tokens do not fit the context of 40"):
+        engine.append([1] * 41)
+    with pytest.raises(EngineError, match="outside the vocabulary"):
+        engine.append([131])
+    with pytest.raises(EngineError, match="outside the vocabulary"):
+        engine.append([-1])
+    with pytest.raises(EngineError, match="no tokens"):
+        engine.append([])
+    assert engine.length == 0
+    made, end = engine.generate([5] * 38, 10, temperature=50.0)
+    assert (end, len(made)) == ("context", 3) or end == "token"
