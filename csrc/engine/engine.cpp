@@ -10,6 +10,7 @@
 #include "error.h"
 #include "forward.h"
 #include "sampler.h"
+#include "tokenizer.h"
 
 using namespace potq::engine;
 
@@ -53,6 +54,11 @@ struct potq_engine {
   int32_t isa;
   Forward forward;
   std::vector<float> logits;
+};
+
+struct potq_tokenizer {
+  explicit potq_tokenizer(const char* file) : tokenizer(file) {}
+  Tokenizer tokenizer;
 };
 
 namespace {
@@ -151,4 +157,25 @@ int32_t potq_engine_generate(potq_engine* engine, const int32_t* prompt, int32_t
       engine->append(&token, 1, logits, false);
     }
   });
+}
+
+potq_tokenizer* potq_tokenizer_open(const char* file, char* message, size_t size) {
+  return guarded<potq_tokenizer*>(message, size, nullptr, [&] { return new potq_tokenizer(file); });
+}
+
+void potq_tokenizer_close(potq_tokenizer* tokenizer) { delete tokenizer; }
+
+int64_t potq_tokenizer_encode(const potq_tokenizer* tokenizer, const char* text, size_t bytes, int32_t special, int32_t* ids,
+                              size_t room, char* message, size_t size) {
+  return guarded<int64_t>(message, size, -1, [&] {
+    const std::vector<int32_t> found = tokenizer->tokenizer.encode(std::string_view(text, bytes), special);
+    std::copy(found.begin(), found.begin() + ptrdiff_t(std::min(room, found.size())), ids);
+    return int64_t(found.size());
+  });
+}
+
+const char* potq_tokenizer_bytes(const potq_tokenizer* tokenizer, int32_t id, size_t* bytes) {
+  const std::string_view found = tokenizer->tokenizer.bytes(id);
+  *bytes = found.size();
+  return found.data();
 }

@@ -58,6 +58,17 @@ POTQ_API int32_t potq_engine_generate(potq_engine* engine, const int32_t* prompt
                                       const potq_sampling* sampling, potq_on_token on_token, void* user, char* message,
                                       size_t size);
 
+/* Byte-level BPE from a tokenizer.json. A tokenizer may be used by many threads. */
+typedef struct potq_tokenizer potq_tokenizer;
+POTQ_API potq_tokenizer* potq_tokenizer_open(const char* file, char* message, size_t size);
+POTQ_API void potq_tokenizer_close(potq_tokenizer* tokenizer);
+/* Writes up to `room` ids and returns how many there are, or -1 with a message. `special`: with the tokens that begin (and end)
+ * a text. */
+POTQ_API int64_t potq_tokenizer_encode(const potq_tokenizer* tokenizer, const char* text, size_t bytes, int32_t special,
+                                       int32_t* ids, size_t room, char* message, size_t size);
+/* The bytes of a token, which are the tokenizer's; none (*bytes = 0) for special tokens and unknown ids. */
+POTQ_API const char* potq_tokenizer_bytes(const potq_tokenizer* tokenizer, int32_t id, size_t* bytes);
+
 #ifdef __cplusplus
 }
 #endif
