@@ -1,0 +1,249 @@
+"""Damaged and hostile folders: a clear error, never a crash."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import potq
+import pytest
+import torch
+from potq import PoTConfig
+
+from .native_engine import Engine, EngineError
+from .test_families import tiny
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good") / "m"
+    model = tiny("llama-tied")
+    potq.quantize(model, PoTConfig("mxpot"))
+    potq.save(model, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(good: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(good, tmp_path / "m"))
+
+
+def opens(folder: Path) -> None:
+    Engine(folder).append([1, 2, 3])
+
+
+def header(folder: Path) -> tuple[dict[str, Any], bytes]:
+    raw = (folder / "model.safetensors").read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    return json.loads(raw[8 : 8 + length]), raw[8 + length :]
+
+
+def write(folder: Path, head: dict[str, Any] | str, data: bytes) -> None:
+    text = (head if isinstance(head, str) else json.dumps(head)).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def change_header(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    head, data = header(folder)
+    change(head)
+    write(folder, head, data)
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in changes.items():
+        part = config
+        *path, last = key.split("__")
+        for step in path:
+            part = part[step]
+        part[last] = value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+NAME = "model.layers.0.mlp.up_proj.weight_packed"
+HEADERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "overlap": (lambda h: h[NAME].update(data_offsets=[x - 1 for x in h[NAME]["data_offsets"]]), "overlaps|gap"),
+    "beyond": (lambda h: h[NAME].update(data_offsets=[2**40, 2**40 + 10]), "behind the end"),
+    "backwards": (lambda h: h[NAME].update(data_offsets=[10, 5]), "data_offsets that are none"),
+    "negative": (lambda h: h[NAME].update(data_offsets=[-5, 5]), "data_offsets that are none"),
+    "huge numbers": (lambda h: h[NAME].update(data_offsets=[0, 1e300]), "data_offsets that are none"),
+    "overflow": (lambda h: h[NAME].update(shape=[2**32, 2**32]), "overflows"),
+    "negative shape": (lambda h: h[NAME].update(shape=[-1, 5]), "shape that is none"),
+    "fractional shape": (lambda h: h[NAME].update(shape=[1.5, 5]), "shape that is none"),
+    "other shape": (lambda h: h[NAME].update(shape=h[NAME]["shape"][::-1]), "expected U8"),
+    "other dtype": (lambda h: h[NAME].update(dtype="I8"), "expected U8"),
+    "unknown dtype": (lambda h: h[NAME].update(dtype="X9"), "unknown dtype"),
+    "no dtype": (lambda h: h[NAME].pop("dtype"), "no dtype"),
+    "missing": (lambda h: h.update({"model.x": h.pop(NAME)}), "have no model.layers.0.mlp.up_proj"),
+    "not an object": (lambda h: h.update({NAME: 3}), "no dtype"),
+    "many dimensions": (lambda h: h[NAME].update(shape=[1] * 9), "too many dimensions"),
+}
+
+
+def test_the_good_one_opens(folder: Path) -> None:
+    opens(folder)
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_headers(name: str, folder: Path) -> None:
+    change, message = HEADERS[name]
+    change_header(folder, change)
+    with pytest.raises(EngineError, match=message):
+        opens(folder)
+
+
+@pytest.mark.parametrize("length", [2**64 - 1, 2**63, 2**32, 1 << 25])
+def test_header_lengths(length: int, folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", length) + file.read_bytes()[8:])
+    with pytest.raises(EngineError, match="header has"):
+        opens(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 8, 100, -1])
+def test_truncated_files(keep: int, folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(EngineError, match="copy it again"):
+        opens(folder)
+
+
+def test_bytes_behind_the_last_tensor(folder: Path) -> None:
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(EngineError, match="goes on behind"):
+        opens(folder)
+
+
+JSONS = {
+    "{" * 100000: "nested|no valid JSON",
+    "[" * 100000: "nested",
+    '{"a":' * 70 + "1" + "}" * 70: "nested",
+    '{"a": 1, "a": 2}': "twice",
+    '{"a": 01}': "no valid JSON",
+    '{"a": 1,}': "no valid JSON|string",
+    '{"a": NaN}': "no valid JSON",
+    '{"a": "\\ud800"}': "surrogate|no valid JSON",
+    '{"a": 1e999}': "out of range",
+    '{"a": "x': "ends within a string",
+    "[]": "no JSON object",
+    "": "no valid JSON",
+    "{} x": "goes on",
+    "{}": "model_type",
+}
+
+
+@pytest.mark.parametrize("text", JSONS)
+def test_json(text: str, folder: Path) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(EngineError, match=JSONS[text]):
+        opens(folder)
+
+
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "huge hidden": ({"hidden_size": 2**31}, "hidden_size is no integer in"),
+    "other hidden": ({"hidden_size": 128}, "expected"),
+    "no heads": ({"num_attention_heads": 0}, "num_attention_heads is no integer in"),
+    "heads do not divide": ({"num_key_value_heads": 3}, "cannot share"),
+    "many layers": ({"num_hidden_layers": 1000}, "have no model.layers.2"),
+    "fewer layers": ({"num_hidden_layers": 1}, "does not explain"),
+    "text for a number": ({"hidden_size": "64"}, "no integer"),
+    "unknown family": ({"model_type": "mamba"}, "engine knows llama"),
+    "unknown rope": ({"rope_parameters__rope_type": "yarn"}, "'yarn' is not supported"),
+    "unknown activation": ({"hidden_act": "mish"}, "engine knows silu"),
+    "other method": ({"quantization_config__quant_method": "gptq"}, "'gptq'"),
+    "newer version": ({"quantization_config__version": 2}, "format version"),
+    "bits": ({"quantization_config__scheme__grid__bits": 64}, "2 to 8 bits"),
+    "magnitudes": ({"quantization_config__scheme__grid__magnitudes": [1]}, "magnitudes"),
+    "group": ({"quantization_config__scheme__group_size": 0}, "group_size"),
+    "pattern": ({"quantization_config__targets": [["(a+)+(?=b)", {}]]}, "pattern"),
+    "context": ({"max_position_embeddings": 2**31 - 1}, "no memory|addresses|"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs(name: str, folder: Path) -> None:
+    changes, message = CONFIGS[name]
+    change_config(folder, **changes)
+    if name == "context":  # address space is all that it takes
+        try:
+            opens(folder)
+        except EngineError:
+            pass
+        return
+    with pytest.raises(EngineError, match=message):
+        opens(folder)
+
+
+def damage(folder: Path, name: str, at: int, value: int) -> None:
+    head, data = header(folder)
+    begin, end = head[name]["data_offsets"]
+    changed = bytearray(data)
+    changed[begin + at if at >= 0 else end + at] = value
+    write(folder, head, bytes(changed))
+
+
+def test_scales_and_codes(folder: Path) -> None:
+    damage(folder, "model.layers.1.self_attn.k_proj.weight_scale", 3, 255)
+    with pytest.raises(EngineError, match=r"layers.1.self_attn.k_proj.weight_scale: .* negative, infinite or NaN"):
+        opens(folder)
+
+
+def test_codes_outside_the_grid(folder: Path) -> None:
+    damage(folder, "model.layers.1.self_attn.k_proj.weight_packed", 3, 0x33)  # a repeated magnitude's second code
+    with pytest.raises(EngineError, match="code outside the grid"):
+        opens(folder)
+
+
+def test_a_float16_scale_that_is_nan(folder: Path) -> None:
+    damage(folder, "model.embed_tokens.weight_scale", -1, 0x7E)
+    with pytest.raises(EngineError, match="negative, infinite or NaN"):
+        opens(folder)
+
+
+def test_an_index_that_leads_out(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
+    with pytest.raises(EngineError, match="no file of the folder"):
+        opens(folder)
+
+
+def test_folders_and_pipes(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="is missing"):
+        opens(tmp_path)
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(EngineError, match="is no file"):
+        opens(tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_damage_never_crashes(seed: int, folder: Path) -> None:
+    rng = random.Random(seed)
+    file = folder / rng.choice(["config.json", "model.safetensors"])
+    raw = bytearray(file.read_bytes())
+    limit = len(raw) if file.suffix == ".json" else min(len(raw), 3000)
+    for _ in range(rng.choice([1, 2, 8])):
+        raw[rng.randrange(limit)] = rng.choice([rng.randrange(256), *b'0123456789{}[]",:-e'])
+    file.write_bytes(raw)
+    try:
+        engine = Engine(folder, context=64)
+        engine.append([1, 2, 3])
+        engine.generate([1], 3, temperature=1.0)
+    except EngineError as error:
+        assert str(error)
+
+
+def test_nan_weights_are_an_error_not_a_token(tmp_path: Path) -> None:
+    model = tiny("llama")
+    model.lm_head.weight.data[5, 5] = float("nan")
+    model.save_pretrained(tmp_path / "m")
+    with pytest.raises(EngineError, match="not finite"):
+        Engine(tmp_path / "m").generate([1, 2], 3)
+    model.model.norm.weight.data[0] = torch.inf
+    model.save_pretrained(tmp_path / "m")
+    with pytest.raises(EngineError, match="infinity or NaN"):
+        Engine(tmp_path / "m")
