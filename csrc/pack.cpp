@@ -69,21 +69,69 @@ void pack_unit(int bits, const uint8_t (*codes)[kMaxBlock], int column, uint8_t*
   }
 }
 
+inline uint32_t load4(const uint8_t* from) {
+  uint32_t value;
+  std::memcpy(&value, from, 4);
+  return value;
+}
+
+inline void store4(uint32_t value, uint8_t* to) { std::memcpy(to, &value, 4); }
+
+// The same as pack_unit for one row whose 16 columns are all there, without a code by itself: `row` is canonical.
+inline void pack_whole_unit(const potq_format& format, const uint8_t* row, int column, int lane, uint8_t* tiles,
+                            uint8_t* thirds) {
+  uint8_t* to = tiles + lane * 4;
+  if (format.bits == 8) {
+    for (int step = 0; step < 4; step++) store4(load4(row + column + 4 * step), to + step * kTile);
+  } else if (format.bits == 4) {
+    for (int half = 0; half < 2; half++) {  // bytes 01 23 45 67 become 04 15 26 37
+      const uint8_t* from = row + (column + 8 * half) / 2;
+      const uint32_t low = uint32_t(from[0] | from[1] << 16), high = uint32_t(from[2] | from[3] << 16);
+      const uint32_t even = (low & 0x000f000f) | (high & 0x000f000f) << 4;
+      const uint32_t odd = (low >> 4 & 0x000f000f) | (high & 0x00f000f0);
+      const uint32_t codes = even | odd << 8;
+      for (int j = 0; j < 4; j++) to[half * kTile + j] = uint8_t(codes >> (8 * j));
+    }
+  } else {
+    const uint8_t* from = row + column / 4;
+    for (int j = 0; j < 4; j++) {
+      int codes = 0;
+      for (int step = 0; step < 4; step++) codes |= (from[step] >> (2 * j) & 3) << (2 * step);
+      to[j] = uint8_t(codes);
+    }
+    if (format.bits == 2) return;
+    const uint8_t* signs = row + plane_bytes(format, 2) + column / 8;
+    for (int step = 0; step < 4; step++) {
+      const int nibble = signs[step / 2] >> (step % 2 * 4) & 15;
+      uint8_t* third = thirds + 8 * step + lane / 2;
+      *third = uint8_t(lane % 2 ? *third | nibble << 4 : nibble);
+    }
+  }
+}
+
 void pack_row_block(const potq_format& format, const Layout& layout, const uint8_t* packed, int block, uint8_t* tiles) {
-  const size_t bytes = row_bytes(format);
-  const int width = format.bits == 3 ? 2 : format.bits, units = layout.block / kUnit;
+  const size_t bytes = row_bytes(format), unit_bytes = size_t(kTile) * size_t(format.bits == 3 ? 2 : format.bits) / 2;
+  const int units = layout.block / kUnit;
+  const bool all_rows = int64_t(block + 1) * kRows <= format.rows;
   uint8_t codes[kRows][kMaxBlock];
   for (int b = 0; b < layout.blocks; b++, tiles += layout.block_bytes) {
     const int first = b * layout.block;
     const int count = layout.block < format.columns - first ? layout.block : format.columns - first;
+    const int whole = all_rows ? count / kUnit : 0;
+    uint8_t* thirds = tiles + size_t(units) * unit_bytes;
+    for (int lane = 0; lane < kRows && whole; lane++) {
+      const uint8_t* row = packed + (size_t(block) * kRows + size_t(lane)) * bytes;
+      for (int u = 0; u < whole; u++)
+        pack_whole_unit(format, row, first + u * kUnit, lane, tiles + size_t(u) * unit_bytes, thirds + u * 32);
+    }
+    if (whole == units) continue;
     std::memset(codes, 0, sizeof codes);
     for (int lane = 0; lane < kRows; lane++) {
       const int64_t row = int64_t(block) * kRows + lane;
       if (row < format.rows) unpack_row(format, packed + size_t(row) * bytes, first, count, codes[lane]);
     }
-    uint8_t* thirds = tiles + size_t(units) * kTile * size_t(width) / 2;
-    for (int u = 0; u < units; u++)
-      pack_unit(format.bits, codes, u * kUnit, tiles + size_t(u) * kTile * size_t(width) / 2, thirds + u * 32);
+    for (int u = whole; u < units; u++)
+      pack_unit(format.bits, codes, u * kUnit, tiles + size_t(u) * unit_bytes, thirds + u * 32);
   }
 }
 

@@ -260,7 +260,7 @@ Config read_config(const Document& document) {
   }
   if (config.heads % config.kv_heads)
     fail("%s: %d heads cannot share %d key-value heads", document.file().c_str(), config.heads, config.kv_heads);
-  if (int64_t(config.heads) * config.head_size > kMaxSize)
+  if (config.head_size > kMaxHead || int64_t(config.heads) * config.head_size > kMaxSize)
     fail("%s: %d heads of %d numbers are too many", document.file().c_str(), config.heads, config.head_size);
   read_end_ids(reader, &config);
   return config;

@@ -18,6 +18,8 @@
 namespace potq {
 namespace engine {
 
+constexpr int kMaxHead = 1024;  // numbers of an attention head, at most
+
 enum class Activation : uint8_t { kSilu, kGeluTanh, kGelu, kRelu };
 
 // Names of a family's tensors; {}.weight and so on follow. Null: the family has no such tensor.

@@ -19,7 +19,8 @@ namespace potq {
 namespace engine {
 namespace {
 constexpr int kTaskBlocks = 4;  // row blocks a thread takes at a time
-}
+constexpr int kKeyBlock = 16;   // keys that lie interleaved
+}  // namespace
 
 Forward::Forward(const Model& model, Pool& pool, int context, int32_t isa, int32_t arithmetic)
     : model_(model),
@@ -27,6 +28,7 @@ Forward::Forward(const Model& model, Pool& pool, int context, int32_t isa, int32
       pool_(pool),
       lanes_(lanes(isa)),
       context_(context),
+      room_(int64_t(context) + (kKeyBlock - context % kKeyBlock) % kKeyBlock),
       isa_(isa),
       arithmetic_(arithmetic),
       own_(size_t(pool.threads())) {
@@ -57,7 +59,7 @@ void Forward::lay_out(uint8_t* memory, size_t* bytes) {
   for (Own& own : own_) {
     own.x = parts.take<float>(hidden);
     own.h = parts.take<float>(hidden);
-    own.scores = parts.take<float>(size_t(c_.heads / c_.kv_heads) * size_t(context_));
+    own.scores = parts.take<float>(size_t(c_.heads / c_.kv_heads) * size_t(room_));
     own.panels = parts.take<uint8_t>(one);
   }
   x_ = parts.take<float>(rows * hidden);
@@ -76,7 +78,7 @@ void Forward::lay_out(uint8_t* memory, size_t* bytes) {
   panels_ = parts.take<uint8_t>(many);
   const size_t cache = size_t(c_.layers) * kv;
   size_t numbers;
-  if (__builtin_mul_overflow(cache, size_t(context_), &numbers)) numbers = SIZE_MAX;
+  if (__builtin_mul_overflow(cache, size_t(room_), &numbers)) numbers = SIZE_MAX;
   keys_ = parts.take<uint16_t>(numbers);
   values_ = parts.take<uint16_t>(numbers);
   *bytes = parts.used();
@@ -201,7 +203,10 @@ void Forward::place_key_value(int layer, int row, int kv_head) {
   const std::vector<float>& weight = model_.layers[size_t(layer)].k_norm;
   if (!weight.empty()) lanes_.rms_norm(k, weight.data(), c_.epsilon, k, c_.head_size);
   if (c_.rotary) rotate(row, k);
-  lanes_.to_half(k, cached(keys_, layer, kv_head, length_ + row), c_.head_size);
+  const int position = length_ + row;
+  uint16_t halves[kMaxHead], *block = cached(keys_, layer, kv_head, position - position % kKeyBlock) + position % kKeyBlock;
+  lanes_.to_half(k, halves, c_.head_size);
+  for (int i = 0; i < c_.head_size; i++) block[i * kKeyBlock] = halves[i];
   lanes_.to_half(value(row, kv_head), cached(values_, layer, kv_head, length_ + row), c_.head_size);
 }
 
@@ -244,21 +249,14 @@ void Forward::attend_row(int thread, int layer, int row, int kv_head) {
   const int window = c_.window[size_t(layer)], first = window ? std::max(0, position - window + 1) : 0;
   const int seen = position + 1 - first;
   const float scale = c_.scaled_attention ? 1.0f / std::sqrt(float(size)) : 1.0f;
-  const uint16_t* keys = cached(keys_, layer, kv_head, first);
-  const uint16_t* values = cached(values_, layer, kv_head, first);
+  const int skipped = first % kKeyBlock, start = first - skipped;
+  const int blocks = (position - start) / kKeyBlock + 1;
+  const size_t stride = size_t(room_);
   float* scores = own_[size_t(thread)].scores;
-  for (int p = 0; p < seen; p++) {
-    for (int g = 0; g < group; g++)
-      scores[size_t(g) * size_t(context_) + size_t(p)] =
-          scale * lanes_.dot_half(keys + size_t(p) * size_t(size), query(row, kv_head * group + g), size);
-  }
-  for (int g = 0; g < group; g++) {
-    float* weights = scores + size_t(g) * size_t(context_);
-    float* to = attention_ + size_t(row) * size_t(c_.query_size()) + size_t(kv_head * group + g) * size_t(size);
-    lanes_.softmax(weights, seen);
-    std::fill(to, to + size, 0.0f);
-    for (int p = 0; p < seen; p++) lanes_.add_scaled_half(values + size_t(p) * size_t(size), weights[p], to, size);
-  }
+  lanes_.score(query(row, kv_head * group), group, cached(keys_, layer, kv_head, start), size, blocks, scale, scores, stride);
+  for (int g = 0; g < group; g++) lanes_.softmax(scores + size_t(g) * stride + skipped, seen);
+  float* to = attention_ + size_t(row) * size_t(c_.query_size()) + size_t(kv_head * group) * size_t(size);
+  lanes_.mix(scores + skipped, stride, group, cached(values_, layer, kv_head, first), size, seen, to);
 }
 
 // ---- products ----

@@ -59,7 +59,7 @@ class Forward {
   float* value(int row, int head) const { return v_ + size_t(row) * kv_stride_ + size_t(head) * size_t(c_.head_size); }
   uint16_t* cached(uint16_t* cache, int layer, int kv_head, int position) const {
     const size_t head = size_t(layer) * size_t(c_.kv_heads) + size_t(kv_head);
-    return cache + (head * size_t(context_) + size_t(position)) * size_t(c_.head_size);
+    return cache + (head * size_t(room_) + size_t(position)) * size_t(c_.head_size);
   }
 
   const Model& model_;
@@ -67,6 +67,7 @@ class Forward {
   Pool& pool_;
   const Lanes& lanes_;
   const int context_;
+  const int64_t room_;  // context, in whole blocks of keys
   const int32_t isa_, arithmetic_;
   int length_ = 0;
 
@@ -82,7 +83,8 @@ class Forward {
         *gate_ = nullptr, *up_ = nullptr, *rotation_ = nullptr;
   size_t q_stride_ = 0, kv_stride_ = 0;
   uint8_t* panels_ = nullptr;
-  uint16_t *keys_ = nullptr, *values_ = nullptr;  // float16: layer, key-value head, position, head_size
+  uint16_t *keys_ = nullptr, *values_ = nullptr;  // float16: layer, key-value head, position, head_size; keys are
+                                                  // interleaved in blocks of 16: number of the head, position
 };
 
 }  // namespace engine

@@ -3,6 +3,7 @@
 // fma, so every instruction set gives the same bits.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace potq {
@@ -10,9 +11,14 @@ namespace engine {
 
 struct Lanes {
   float (*dot)(const float* a, const float* b, int count);
-  float (*dot_half)(const uint16_t* a, const float* b, int count);               // a: float16
-  float (*dot_bfloat16)(const uint16_t* a, const float* b, int count);           // a: bfloat16
-  void (*add_scaled_half)(const uint16_t* x, float scale, float* y, int count);  // y += scale x
+  float (*dot_half)(const uint16_t* a, const float* b, int count);      // a: float16
+  float (*dot_bfloat16)(const uint16_t* a, const float* b, int count);  // a: bfloat16
+  // Scores of `group` query heads (q: group x size) with blocks of 16 keys (float16; block, number of the head, key): head g's
+  // go to scores + g * stride, times scale.
+  void (*score)(const float* q, int group, const uint16_t* keys, int size, int blocks, float scale, float* scores,
+                size_t stride);
+  // out (group x size) = weights (group rows, `stride` apart, of `count`) x values (float16; count x size)
+  void (*mix)(const float* weights, size_t stride, int group, const uint16_t* values, int size, int count, float* out);
   void (*to_half)(const float* from, uint16_t* to, int count);
   void (*from_half)(const uint16_t* from, float* to, int count);
   void (*rms_norm)(const float* x, const float* weight, float epsilon, float* y, int count);

@@ -86,14 +86,83 @@ float dot(const float* a, const float* b, int count) { return dot_of<FromFloat>(
 float dot_half(const uint16_t* a, const float* b, int count) { return dot_of<FromHalf>(a, b, count); }
 float dot_bfloat16(const uint16_t* a, const float* b, int count) { return dot_of<FromBfloat16>(a, b, count); }
 
-void add_scaled_half(const uint16_t* x, float scale, float* y, int count) {
-  int i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    float values[kLanes];
-    FromHalf::load(x + i, values);
-    for (int k = 0; k < kLanes; k++) y[i + k] += scale * values[k];
+// 16 numbers as the compiler's own vector: whatever registers there are.
+typedef float Wide __attribute__((vector_size(64)));
+
+inline Wide wide(float value) { return Wide{} + value; }
+
+inline Wide load_half(const uint16_t* from) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Wide>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#else
+  float values[kLanes];
+  FromHalf::load(from, values);
+  Wide result;
+  std::memcpy(&result, values, sizeof result);
+  return result;
+#endif
+}
+
+// A key is a lane, so no sum crosses lanes; each is taken over the head's numbers in order.
+template <int Heads>
+inline void score_heads(const float* q, const uint16_t* keys, int size, int blocks, float scale, float* scores, size_t stride) {
+  for (int b = 0; b < blocks; b++) {
+    Wide sums[Heads] = {};
+    for (int d = 0; d < size; d++, keys += kLanes) {
+      const Wide key = load_half(keys);
+      for (int g = 0; g < Heads; g++) sums[g] += key * wide(q[g * size + d]);
+    }
+    for (int g = 0; g < Heads; g++) {
+      const Wide scaled = sums[g] * wide(scale);
+      std::memcpy(scores + size_t(g) * stride + size_t(b) * kLanes, &scaled, sizeof scaled);
+    }
   }
-  for (; i < count; i++) y[i] += scale * from_float16(x[i]);
+}
+
+void score(const float* q, int group, const uint16_t* keys, int size, int blocks, float scale, float* scores, size_t stride) {
+  for (; group >= 4; group -= 4, q += 4 * size, scores += 4 * stride)
+    score_heads<4>(q, keys, size, blocks, scale, scores, stride);
+  if (group == 3) score_heads<3>(q, keys, size, blocks, scale, scores, stride);
+  if (group == 2) score_heads<2>(q, keys, size, blocks, scale, scores, stride);
+  if (group == 1) score_heads<1>(q, keys, size, blocks, scale, scores, stride);
+}
+
+// 16 numbers of the head at a time, for all positions in order.
+template <int Heads>
+inline void mix_heads(const float* weights, size_t stride, const uint16_t* values, int size, int count, float* out) {
+  int d = 0;
+  for (; d + 2 * kLanes <= size; d += 2 * kLanes) {
+    Wide low[Heads] = {}, high[Heads] = {};
+    const uint16_t* value = values + d;
+    for (int p = 0; p < count; p++, value += size) {
+      const Wide first = load_half(value), second = load_half(value + kLanes);
+      for (int g = 0; g < Heads; g++) {
+        const Wide weight = wide(weights[size_t(g) * stride + size_t(p)]);
+        low[g] += first * weight;
+        high[g] += second * weight;
+      }
+    }
+    for (int g = 0; g < Heads; g++) {
+      std::memcpy(out + g * size + d, &low[g], sizeof low[g]);
+      std::memcpy(out + g * size + d + kLanes, &high[g], sizeof high[g]);
+    }
+  }
+  for (; d < size; d++) {
+    for (int g = 0; g < Heads; g++) {
+      float sum = 0;
+      for (int p = 0; p < count; p++)
+        sum += from_float16(values[size_t(p) * size_t(size) + size_t(d)]) * weights[size_t(g) * stride + size_t(p)];
+      out[g * size + d] = sum;
+    }
+  }
+}
+
+void mix(const float* weights, size_t stride, int group, const uint16_t* values, int size, int count, float* out) {
+  for (; group >= 4; group -= 4, weights += 4 * stride, out += 4 * size)
+    mix_heads<4>(weights, stride, values, size, count, out);
+  if (group == 3) mix_heads<3>(weights, stride, values, size, count, out);
+  if (group == 2) mix_heads<2>(weights, stride, values, size, count, out);
+  if (group == 1) mix_heads<1>(weights, stride, values, size, count, out);
 }
 
 void to_half(const float* from, uint16_t* to, int count) {
@@ -191,8 +260,8 @@ void gelu_tanh(float* x, int count) {
 
 }  // namespace
 
-const Lanes LANES_NAME = {dot, dot_half, dot_bfloat16, add_scaled_half, to_half, from_half, rms_norm, layer_norm,
-                          add, softmax,  silu,         gelu_tanh,       multiply};
+const Lanes LANES_NAME = {dot,      dot_half,   dot_bfloat16, score,   mix,  to_half,   from_half,
+                          rms_norm, layer_norm, add,          softmax, silu, gelu_tanh, multiply};
 
 }  // namespace engine
 }  // namespace potq
