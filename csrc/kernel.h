@@ -22,10 +22,13 @@
 
 #if defined(__GNUC__)
 #define POTQ_INLINE inline __attribute__((always_inline))
+#else
+#define POTQ_INLINE inline
+#endif
+#if defined(__GNUC__) && !defined(POTQ_SMALL)
 #define POTQ_UNROLL _Pragma("GCC unroll 16")
 #define POTQ_UNROLL_UNITS _Pragma("GCC unroll 4")
 #else
-#define POTQ_INLINE inline
 #define POTQ_UNROLL
 #define POTQ_UNROLL_UNITS
 #endif

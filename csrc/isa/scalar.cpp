@@ -1,6 +1,7 @@
 // Portable C++: what every other instruction set must equal. 16 lanes, so that a compiler may use what vectors it knows.
 #include <cmath>
 
+#define POTQ_SMALL  // 16 lanes of plain C++ for every unrolled step are a megabyte of code
 #include "../kernel.h"
 
 namespace potq {
