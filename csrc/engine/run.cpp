@@ -214,7 +214,7 @@ int main(int count, char** arguments) {
       engine, prompt.data(), int32_t(prompt.size()), settings.most, &settings.sampling,
       [](void* user, int32_t token) { return static_cast<Writer*>(user)->take(token); }, &writer, message, sizeof message);
   const auto finish = std::chrono::steady_clock::now();
-  writer.write(writer.held + "\n");
+  if (end != POTQ_END_ERROR || writer.tokens) writer.write(writer.held + "\n");
   if (end == POTQ_END_ERROR) give_up(message);
   if (settings.stats) {
     potq_engine_facts facts;

@@ -57,6 +57,15 @@ def library() -> ctypes.CDLL:
             [c_void_p, c_void_p, c_int32, c_int32, POINTER(Sampling), ON_TOKEN, c_void_p, c_char_p, c_size_t],
         ),
     }
+    signatures |= {
+        "potq_tokenizer_open": (c_void_p, [c_char_p, c_char_p, c_size_t]),
+        "potq_tokenizer_close": (None, [c_void_p]),
+        "potq_tokenizer_encode": (
+            c_int64,
+            [c_void_p, c_char_p, c_size_t, c_int32, c_void_p, c_size_t, c_char_p, c_size_t],
+        ),
+        "potq_tokenizer_bytes": (c_void_p, [c_void_p, c_int32, POINTER(c_size_t)]),
+    }
     for name, (result, arguments) in signatures.items():
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
@@ -135,3 +144,33 @@ class Engine:
     def __del__(self) -> None:
         if getattr(self, "_engine", None):
             self.close()
+
+
+class Tokenizer:
+    """The engine's own tokenizer."""
+
+    def __init__(self, file: str | Path) -> None:
+        self._message = ctypes.create_string_buffer(2048)
+        self._tokenizer = library().potq_tokenizer_open(os.fsencode(file), self._message, 2048)
+        if not self._tokenizer:
+            raise EngineError(self._message.value.decode(errors="replace"))
+
+    def encode(self, text: str | bytes, *, special: bool = True) -> list[int]:
+        data = text.encode() if isinstance(text, str) else text
+        room = len(data) + 64
+        ids = (c_int32 * room)()
+        count = library().potq_tokenizer_encode(
+            self._tokenizer, data, len(data), special, ids, room, self._message, len(self._message)
+        )
+        if count < 0:
+            raise EngineError(self._message.value.decode(errors="replace"))
+        return list(ids[:count])
+
+    def bytes(self, token: int) -> bytes:
+        size = c_size_t()
+        data = library().potq_tokenizer_bytes(self._tokenizer, token, byref(size))
+        return ctypes.string_at(data, size.value) if size.value else b""
+
+    def __del__(self) -> None:
+        if getattr(self, "_tokenizer", None):
+            library().potq_tokenizer_close(self._tokenizer)

@@ -1,0 +1,124 @@
+"""The engine's tokenizer against the ``tokenizers`` library, token for token."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
+
+from .native_engine import EngineError, Tokenizer
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def byte_level(*, prefix: bool = False, regex: bool = True) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": regex}
+
+
+def sequence(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "pretokenizers": list(parts)}
+
+
+def split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+KINDS = {
+    "gpt2": byte_level(),
+    "prefix": byte_level(prefix=True),
+    "llama3": sequence(split(LLAMA3), byte_level(regex=False)),
+    "qwen2": sequence(split(LLAMA3.replace("{1,3}", "")), byte_level(regex=False)),
+    "smollm2": sequence({"type": "Digits", "individual_digits": True}, byte_level()),
+    "digit runs": sequence({"type": "Digits", "individual_digits": False}, byte_level()),
+}
+CODES = [
+    *range(1, 0x250),
+    *(0x300, 0x345, 0x5D0, 0x627, 0x661, 0x1680, 0x2000, 0x2003, 0x200B, 0x200D, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000),
+    *(0xFEFF, 0x212A, 0x2160, 0xBD, 0xB2, 0x4E00, 0x3042, 0xAC00, 0x1100, 0x1F600, 0x1D7D8, 0x10FFFF, 0xE000, 0xFFFD),
+]
+
+
+@cache
+def torture() -> list[str]:
+    rng = random.Random(1)
+    texts = []
+    for _ in range(600):
+        pool = [chr(code) for code in CODES] if rng.random() < 0.6 else list(" \n\r\t'sStTrReEvVlLdDmM019a.,!ſ ")
+        texts.append("".join(rng.choice(pool) for _ in range(rng.randint(0, 60))))
+    every = (chr(code) + rng.choice(["", "", " ", "a", "1", "'", "\n"]) for code in range(1, 0x110000) if code >> 11 != 27)
+    texts += ["".join(every), "a" * 20000, " " * 9999, "\n" * 99 + " \n  x", "<|im_start|>a<|end|><|en<|end|>", "'" * 999]
+    if "POTQ_DATA" in os.environ:
+        texts.append((Path(os.environ["POTQ_DATA"]) / "wikitext2" / "wiki.test.raw").read_text("utf-8"))
+    return texts
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Any]:
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500,
+        special_tokens=["<|end|>", "<|im_start|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [path.read_text("utf-8") for path in Path(__file__).parent.glob("*.py")]
+    tokenizer.train_from_iterator([*texts, "don't we'll 1234 été 日本語 " * 50], trainer)
+    content: dict[str, Any] = json.loads(tokenizer.to_str())
+    return content
+
+
+@pytest.mark.parametrize("ignore_merges", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_token_for_token(kind: str, ignore_merges: bool, trained: dict[str, Any], tmp_path: Path) -> None:
+    content = {**trained, "pre_tokenizer": KINDS[kind]}
+    content["model"] = {**trained["model"], "ignore_merges": ignore_merges}
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(content))
+    ours, theirs = Tokenizer(file), tokenizers.Tokenizer.from_file(str(file))
+    for text in torture()[: 600 if ignore_merges else None]:
+        ids = theirs.encode(text).ids
+        assert ours.encode(text) == ids, repr(text[:80])
+        if kind != "prefix" and "<|" not in text:
+            assert b"".join(ours.bytes(token) for token in ids).decode() == text
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "normalizer": ({"normalizer": {"type": "Lowercase"}}, "'Lowercase'"),
+    "pre-tokenizer": ({"pre_tokenizer": {"type": "Metaspace"}}, "'Metaspace'"),
+    "no pre-tokenizer": ({"pre_tokenizer": None}, "none"),
+    "pattern": ({"pre_tokenizer": sequence(split(r"\w+"), byte_level(regex=False))}, "does not know"),
+    "model": ({"model": {"type": "Unigram"}}, "'Unigram'"),
+    "post-processor": ({"post_processor": {"type": "BertProcessing"}}, "'BertProcessing'"),
+    "huge id": ({"model": {"type": "BPE", "vocab": {"a": 2**31}, "merges": []}}, "id that is none"),
+    "merge of nothing": ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}, "merge 0"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name: str, trained: dict[str, Any], tmp_path: Path) -> None:
+    changes, message = REFUSED[name]
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps({**trained, "pre_tokenizer": KINDS["gpt2"], **changes}))
+    with pytest.raises(EngineError, match=message):
+        Tokenizer(file)
+
+
+def test_texts_that_are_refused(trained: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps({**trained, "normalizer": {"type": "NFC"}}))
+    tokenizer = Tokenizer(file)
+    assert tokenizer.encode("é") == tokenizers.Tokenizer.from_file(str(file)).encode("é").ids
+    with pytest.raises(EngineError, match="NFC"):
+        tokenizer.encode("e\u0301")
+    with pytest.raises(EngineError, match="UTF-8"):
+        tokenizer.encode(b"a\xff")
