@@ -21,7 +21,7 @@ constexpr const char* kUsage =
     "  --top-k K --top-p P --min-p P --repetition-penalty R --seed S\n"
     "  --stop TEXT                end where the text appears (may be repeated)\n"
     "  --threads N                0: as many as the machine has (0)\n"
-    "  --context N                tokens of room (the model's own, 4096 at most)\n"
+    "  --context N                tokens of room (the model's own)\n"
     "  --float                    do not round activations to int8\n"
     "  --ids                      PROMPT is token ids, 1,2,3; prints ids\n"
     "  --stats                    speed and memory, on standard error\n";
