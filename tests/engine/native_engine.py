@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from potq import native
+
 ON_TOKEN = ctypes.CFUNCTYPE(c_int32, c_void_p, c_int32)
 ENDS = {-1: "error", 0: "length", 1: "token", 2: "stopped", 3: "context"}
 
@@ -44,7 +46,7 @@ class Sampling(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL:
-    lib = ctypes.CDLL(os.environ["POTQ_ENGINE_LIBRARY"])
+    lib = native.library()
     signatures = {
         "potq_engine_open": (c_void_p, [c_char_p, POINTER(Options), c_char_p, c_size_t]),
         "potq_engine_close": (None, [c_void_p]),
