@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import potq
 import pytest
 import torch
 import transformers
-from potq import PoTConfig, kernels
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
+
+import potq
+from potq import PoTConfig, kernels
 
 from .native_engine import Engine, EngineError
 
@@ -41,7 +42,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-biased": ("Llama", {**HIDDEN, "attention_bias": True, "mlp_bias": True}),
     "llama-every-head-its-own": ("Llama", {**HIDDEN, "num_key_value_heads": 4}),
     "llama-one-key-head": ("Llama", {**HIDDEN, "num_key_value_heads": 1}),
-    "llama-odd-heads": ("Llama", {**HIDDEN, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 22, "hidden_size": 66}),
+    "llama-odd-heads": (
+        "Llama",
+        {**HIDDEN, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 22, "hidden_size": 66},
+    ),
     "llama-llama3-rope": ("Llama", {**HIDDEN, "rope_parameters": LLAMA3}),
     "llama-linear-rope": ("Llama", {**HIDDEN, "rope_parameters": LINEAR}),
     "qwen2": ("Qwen2", HIDDEN),

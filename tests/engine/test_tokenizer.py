@@ -52,7 +52,7 @@ def torture() -> list[str]:
     rng = random.Random(1)
     texts = []
     for _ in range(600):
-        pool = [chr(code) for code in CODES] if rng.random() < 0.6 else list(" \n\r\t'sStTrReEvVlLdDmM019a.,!ſ ")
+        pool = [chr(code) for code in CODES] if rng.random() < 0.6 else list(" \n\r\t'sStTrReEvVlLdDmM019a.,!ſ ")  # noqa: RUF001
         texts.append("".join(rng.choice(pool) for _ in range(rng.randint(0, 60))))
     every = (chr(code) + rng.choice(["", "", " ", "a", "1", "'", "\n"]) for code in range(1, 0x110000) if code >> 11 != 27)
     texts += ["".join(every), "a" * 20000, " " * 9999, "\n" * 99 + " \n  x", "<|im_start|>a<|end|><|en<|end|>", "'" * 999]
