@@ -9,9 +9,16 @@ export TOKENIZERS_PARALLELISM ?= false
 
 CXX_FILES := $(sort $(shell find csrc benchmarks/peers -name '*.cpp' -o -name '*.h'))
 LIBRARY_FILES := csrc/CMakeLists.txt $(filter-out csrc/tests/% benchmarks/%,$(CXX_FILES))
-CHECK_KERNELS := PATH="$(abspath $(BIN)):$$PATH" csrc/tests/check.sh
+TOOLS := PATH="$(abspath $(BIN)):$$PATH"
+CHECK_KERNELS := $(TOOLS) csrc/tests/check.sh
+# $(call STATIC,ARCHITECTURE,OPTIONS)
+STATIC = $(TOOLS) cmake -S csrc -B build/static-$(1) -DPOTQ_STATIC=ON $(2) && \
+  $(TOOLS) cmake --build build/static-$(1) --target potq-run --parallel && cp build/static-$(1)/potq-run build/potq-run-$(1)
+CROSS := aarch64-linux-gnu-g++
+FUZZ_SECONDS ?= 600
+FUZZ_CXX ?= $(notdir $(firstword $(wildcard /usr/bin/clang++ /usr/bin/clang++-*)))
 
-.PHONY: demo test selftest lint format bench check-deep clean
+.PHONY: demo test selftest lint format bench check-deep fuzz potq-run clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py --scheme $(SCHEME)
@@ -22,9 +29,9 @@ test: selftest
 	  { rm $(VENV)/.ready; echo 'Run make again: it installs potq anew.' >&2; exit 1; }
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
 
-# the kernels against an oracle in C++, without Python: seconds, once it is built
+# the compiled library by its own tests, without Python, and potq-run: seconds, once it is built
 selftest: $(VENV)/.ready
-	$(CHECK_KERNELS) native
+	$(CHECK_KERNELS) native program
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -47,6 +54,16 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/ptq_cost.py
 	$(BIN)/python benchmarks/potptq_ablation.py
 	$(BIN)/python benchmarks/ptq_table.py
+
+# the engine as one static program, build/potq-run-ARCHITECTURE, for this machine and, where its compiler is, for aarch64
+potq-run: $(VENV)/.ready
+	$(call STATIC,$(shell uname -m),)
+	if command -v $(CROSS) >/dev/null; then \
+	  $(call STATIC,aarch64,-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(CROSS)); fi
+
+# inputs that crash the engine: every fuzz target for so many seconds; wants a clang with libFuzzer
+fuzz: $(VENV)/.ready
+	$(TOOLS) CXX=$(FUZZ_CXX) csrc/tests/fuzz/run.sh $(FUZZ_SECONDS)
 
 # what takes too long for every commit: sanitizers, aarch64, the long self-test, packages; many more random examples for every
 # property. On Debian or Ubuntu: apt-get install g++ g++-aarch64-linux-gnu qemu-user

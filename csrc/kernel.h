@@ -27,9 +27,12 @@
 #endif
 #if defined(__GNUC__) && !defined(POTQ_SMALL)
 #define POTQ_UNROLL _Pragma("GCC unroll 16")
-#define POTQ_UNROLL_UNITS _Pragma("GCC unroll 4")
 #else
 #define POTQ_UNROLL
+#endif
+#if defined(__GNUC__) && !defined(POTQ_SMALL) && !defined(POTQ_ROLLED_UNITS)
+#define POTQ_UNROLL_UNITS _Pragma("GCC unroll 4")
+#else
 #define POTQ_UNROLL_UNITS
 #endif
 

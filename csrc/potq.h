@@ -23,7 +23,7 @@ extern "C" {
 #define POTQ_API __attribute__((visibility("default")))
 #endif
 
-#define POTQ_ABI 3
+#define POTQ_ABI 4
 
 enum potq_scale_format { POTQ_SCALE_FLOAT16 = 0, POTQ_SCALE_E8M0 = 1 };
 enum potq_dtype { POTQ_FLOAT32 = 0, POTQ_BFLOAT16 = 1 };

@@ -19,6 +19,7 @@ import potq
 from potq.cli.console import progress_bar, quiet_libraries
 from potq.data.text import read_text
 from potq.data.tokens import tokenize
+from potq.errors import EngineError
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import Explanation, explain
 from potq.model import packed_modules
@@ -49,9 +50,31 @@ def measure(model: Any, tokenizer: Any, tokens: Tensor, size: int, label: str) -
     model.generate(ids, max_new_tokens=2, do_sample=False)  # the first call pays for set-up
     began = time.perf_counter()
     output = model.generate(ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)
-    speed = NEW_TOKENS / (time.perf_counter() - began)
+    tokens_per_second = NEW_TOKENS / (time.perf_counter() - began)
     text = tokenizer.decode(output[0], skip_special_tokens=True)
-    return Measured(size, result.perplexity, result.protocol, text, speed)
+    return Measured(size, result.perplexity, result.protocol, text, tokens_per_second)
+
+
+@dataclass(frozen=True)
+class OnEngine:
+    """The packed folder on the decode engine."""
+
+    text: str
+    tokens_per_second: float
+    isa: str
+
+
+def on_engine(folder: Path) -> OnEngine | EngineError:
+    """What it generates, or why it cannot."""
+    try:
+        with potq.Engine(folder) as engine:
+            engine.generate(PROMPT, max_new_tokens=2).finish()
+            engine.reset()
+            began = time.perf_counter()
+            generation = engine.generate(PROMPT, max_new_tokens=NEW_TOKENS, end_ids=()).finish()
+            return OnEngine(PROMPT + generation.text, NEW_TOKENS / (time.perf_counter() - began), engine.isa)
+    except EngineError as error:
+        return error
 
 
 def linear_kernel(model: nn.Module) -> Explanation:
@@ -73,8 +96,14 @@ def conclusion(kernel: Explanation) -> str:
     )
 
 
-def show(console: Console, scheme: str, full: Measured, packed: Measured, kernel: Explanation) -> None:
-    gain = packed.tokens_per_second / full.tokens_per_second
+def speed(found: Measured | OnEngine, full: Measured, what: str) -> str:
+    gain = found.tokens_per_second / full.tokens_per_second
+    return f"{found.tokens_per_second:.1f} ({gain:.1f}x, {what})"
+
+
+def show(
+    console: Console, scheme: str, full: Measured, packed: Measured, engine: OnEngine | EngineError, kernel: Explanation
+) -> None:
     name = str(kernel).partition(";")[0]  # without the reasons
     table = Table("", "full precision (float32)", scheme, title="SmolLM2-135M", title_justify="left")
     table.add_row(
@@ -82,8 +111,13 @@ def show(console: Console, scheme: str, full: Measured, packed: Measured, kernel
     )
     table.add_row("perplexity", f"{full.perplexity:.3f}", f"{packed.perplexity:.3f}")
     table.add_row("greedy continuation", full.text, packed.text)
-    table.add_row("tokens/s", f"{full.tokens_per_second:.1f}", f"{packed.tokens_per_second:.1f} ({gain:.1f}x, {name})")
+    table.add_row("tokens/s, modules", f"{full.tokens_per_second:.1f}", speed(packed, full, name))
+    if isinstance(engine, OnEngine):
+        table.add_row("the engine's continuation", "", engine.text)
+        table.add_row("tokens/s, engine", "", speed(engine, full, engine.isa))
     console.print(table)
+    if isinstance(engine, EngineError):
+        console.print(f"The decode engine could not run: {engine}", highlight=False)
     console.print(f"Perplexity on CPython's help topics; {packed.protocol}.", highlight=False)
     console.print(
         "The model's file stores its linears on a 4-bit grid already (GGUF Q4_1), from which full precision was made. "
@@ -113,7 +147,7 @@ def main() -> None:
     packed_model = potq.load(options.output)
     size = sum(file.stat().st_size for file in options.output.glob("*.safetensors"))
     packed = measure(packed_model, tokenizer, tokens, size, options.scheme)
-    show(console, options.scheme, full, packed, linear_kernel(packed_model))
+    show(console, options.scheme, full, packed, on_engine(options.output), linear_kernel(packed_model))
     console.print(f"The checkpoint is in {options.output}/: try  .venv/bin/potq inspect {options.output}", highlight=False)
 
 

@@ -93,6 +93,12 @@ def reference_backend() -> Iterator[None]:
     registry.choose.cache_clear()
 
 
+@pytest.fixture
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """The tiny models' tokenizer, which has a token for every byte."""
+    return tiny_tokenizer()
+
+
 @pytest.fixture(scope="session")
 def _tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"

@@ -98,6 +98,11 @@ class Reader {
   const std::string& file_;
 };
 
+Reader reader_of(const Document& document) {
+  if (!document.root().is(Kind::kObject)) fail("%s holds no JSON object; copy it again", document.file().c_str());
+  return Reader(document.root(), document.file());
+}
+
 Activation read_activation(const Reader& reader, const char* key, const char* otherwise) {
   const std::string name = reader.text(key, otherwise);
   if (name == "silu" || name == "swish") return Activation::kSilu;
@@ -230,6 +235,7 @@ void read_gpt2(const Reader& reader, Config* config) {
 
 void read_end_ids(const Reader& reader, Config* config) {
   const Value ids = reader.value("eos_token_id");
+  if (!ids.null()) config->end_ids.clear();
   const auto add = [&](const Value& id) {
     if (!id.is(Kind::kInteger) || id.integer() < 0 || id.integer() > INT32_MAX)
       fail("%s: eos_token_id is no token id", reader.file().c_str());
@@ -244,9 +250,10 @@ void read_end_ids(const Reader& reader, Config* config) {
 
 }  // namespace
 
+void read_generation_config(const Document& document, Config* config) { read_end_ids(reader_of(document), config); }
+
 Config read_config(const Document& document) {
-  const Reader reader(document.root(), document.file());
-  if (!document.root().is(Kind::kObject)) fail("%s holds no JSON object; copy it again", document.file().c_str());
+  const Reader reader = reader_of(document);
   Config config;
   config.model_type = reader.text("model_type", "");
   if (config.model_type == "gpt2") {

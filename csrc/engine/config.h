@@ -45,8 +45,10 @@ struct Config {
   int kv_size() const { return kv_heads * head_size; }
 };
 
-// Throws an Error that names the key, what it should be and what was found.
+// Both throw an Error that names the key, what it should be and what was found.
 Config read_config(const Document& document);
+// generation_config.json, whose end tokens, if it has any, stand for config.json's, as in Hugging Face's generate().
+void read_generation_config(const Document& document, Config* config);
 
 }  // namespace engine
 }  // namespace potq

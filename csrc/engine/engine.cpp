@@ -20,7 +20,9 @@ struct potq_engine {
         model(load_model(folder, pool)),
         isa(isa),
         forward(model, pool, context_of(options), isa, options.arithmetic),
-        logits(size_t(model.config.vocabulary)) {}
+        logits(size_t(model.config.vocabulary)) {
+    sequence.reserve(size_t(forward.context()) + 1);
+  }
 
   int context_of(const potq_engine_options& options) const {
     const int own = model.config.positions;
@@ -28,12 +30,12 @@ struct potq_engine {
     return options.context ? options.context : own;
   }
 
-  // Throws if the ids cannot be appended.
-  void check(const int32_t* ids, int32_t count) const {
+  // Throws if the ids cannot stand behind `used` tokens.
+  void check(const int32_t* ids, int32_t count, int32_t used) const {
     if (count < 1) fail("there are no tokens to append; a prompt has at least one");
-    if (count > forward.context() - forward.length())
+    if (count > forward.context() - used)
       fail("%d tokens do not fit the context of %d, of which %d are used; shorten the prompt or open with a larger context",
-           count, forward.context(), forward.length());
+           count, forward.context(), used);
     for (int32_t i = 0; i < count; i++) {
       if (ids[i] < 0 || ids[i] >= model.config.vocabulary)
         fail("token %d (number %d) is outside the vocabulary of %d; the tokenizer is another model's", ids[i], i,
@@ -41,7 +43,16 @@ struct potq_engine {
     }
   }
 
+  void truncate(int32_t length) {
+    sampler.reset();
+    forward.forget(length);
+    sequence.resize(size_t(length));
+  }
+
   void append(const int32_t* ids, int32_t count, float* to, bool all) {
+    check(ids, count, forward.length());
+    truncate(forward.length());
+    sequence.insert(sequence.end(), ids, ids + count);
     for (int32_t first = 0; first < count; first += Forward::kChunk) {
       const int32_t rows = std::min(Forward::kChunk, count - first);
       const bool wanted = to && (all || first + rows == count);
@@ -49,11 +60,43 @@ struct potq_engine {
     }
   }
 
+  int32_t start(const int32_t* prompt, int32_t count, const potq_sampling& sampling, std::vector<int32_t> ends) {
+    check(prompt, count, 0);
+    auto made = std::make_unique<Sampler>(sampling, model.config.vocabulary);
+    for (int32_t i = 0; i < count; i++) made->seen(prompt[i]);
+    const int32_t most = std::min(forward.length(), count - 1);
+    const int32_t kept = int32_t(std::mismatch(prompt, prompt + most, sequence.begin()).first - prompt);
+    truncate(kept);
+    sequence.insert(sequence.end(), prompt + kept, prompt + count);
+    sampler = std::move(made), text_ends = std::move(ends);
+    return kept;
+  }
+
+  int32_t next(int32_t* token) {
+    std::unique_ptr<Sampler> current = std::move(sampler);  // put back if the text goes on
+    if (!current) fail("no text is under way; begin one");
+    const int32_t length = forward.length(), pending = int32_t(sequence.size()) - length;
+    if (length == forward.context()) return POTQ_END_CONTEXT;
+    const int32_t rows = std::min(Forward::kChunk, pending);
+    forward.run(sequence.data() + length, rows, rows == pending ? logits.data() : nullptr, false);
+    if (rows == pending) {
+      *token = current->choose(logits.data());
+      if (std::find(text_ends.begin(), text_ends.end(), *token) != text_ends.end()) return POTQ_END_TOKEN;
+      current->seen(*token);
+      sequence.push_back(*token);
+    }
+    sampler = std::move(current);
+    return rows == pending ? POTQ_STEP_TOKEN : POTQ_STEP_PROMPT;
+  }
+
   Pool pool;
   Model model;
   int32_t isa;
   Forward forward;
   std::vector<float> logits;
+  std::vector<int32_t> sequence;     // the tokens in the cache, and behind them those that the next step reads
+  std::unique_ptr<Sampler> sampler;  // while a text is under way
+  std::vector<int32_t> text_ends;    // tokens that end it
 };
 
 struct potq_tokenizer {
@@ -123,7 +166,6 @@ void potq_engine_describe(const potq_engine* engine, potq_engine_facts* facts) {
 int32_t potq_engine_append(potq_engine* engine, const int32_t* ids, int32_t count, float* logits, int32_t all, char* message,
                            size_t size) {
   return guarded<int32_t>(message, size, 1, [&] {
-    engine->check(ids, count);
     engine->append(ids, count, logits, all);
     return 0;
   });
@@ -133,30 +175,33 @@ int32_t potq_engine_length(const potq_engine* engine) { return engine->forward.l
 
 int32_t potq_engine_truncate(potq_engine* engine, int32_t length) {
   if (length < 0 || length > engine->forward.length()) return 1;
-  engine->forward.forget(length);
+  engine->truncate(length);
   return 0;
+}
+
+int32_t potq_engine_start(potq_engine* engine, const int32_t* prompt, int32_t count, const potq_sampling* sampling,
+                          const int32_t* ends, int32_t end_count, char* message, size_t size) {
+  return guarded<int32_t>(message, size, -1, [&] {
+    return engine->start(prompt, count, *sampling,
+                         ends ? std::vector<int32_t>(ends, ends + end_count) : engine->model.config.end_ids);
+  });
+}
+
+int32_t potq_engine_next(potq_engine* engine, int32_t* token, char* message, size_t size) {
+  return guarded<int32_t>(message, size, POTQ_END_ERROR, [&] { return engine->next(token); });
 }
 
 int32_t potq_engine_generate(potq_engine* engine, const int32_t* prompt, int32_t count, int32_t most,
                              const potq_sampling* sampling, potq_on_token on_token, void* user, char* message, size_t size) {
-  return guarded<int32_t>(message, size, POTQ_END_ERROR, [&]() -> int32_t {
-    engine->check(prompt, count);
-    Sampler sampler(*sampling, engine->model.config.vocabulary);
-    for (int32_t i = 0; i < count; i++) sampler.seen(prompt[i]);
-    const std::vector<int32_t>& ends = engine->model.config.end_ids;
-    float* logits = engine->logits.data();
-    if (most <= 0) return POTQ_END_LENGTH;
-    engine->append(prompt, count, logits, false);
-    for (int32_t made = 0;;) {
-      const int32_t token = sampler.choose(logits);
-      if (std::find(ends.begin(), ends.end(), token) != ends.end()) return POTQ_END_TOKEN;
-      if (on_token(user, token)) return POTQ_END_STOPPED;
-      if (++made == most) return POTQ_END_LENGTH;
-      if (engine->forward.length() == engine->forward.context()) return POTQ_END_CONTEXT;
-      sampler.seen(token);
-      engine->append(&token, 1, logits, false);
-    }
-  });
+  if (potq_engine_start(engine, prompt, count, sampling, nullptr, 0, message, size) < 0) return POTQ_END_ERROR;
+  for (int32_t made = 0; made < most;) {
+    int32_t token;
+    const int32_t state = potq_engine_next(engine, &token, message, size);
+    if (state != POTQ_STEP_TOKEN && state != POTQ_STEP_PROMPT) return state;
+    if (state == POTQ_STEP_TOKEN && on_token(user, token)) return POTQ_END_STOPPED;
+    made += state == POTQ_STEP_TOKEN;
+  }
+  return POTQ_END_LENGTH;
 }
 
 potq_tokenizer* potq_tokenizer_open(const char* file, char* message, size_t size) {

@@ -34,10 +34,16 @@ typedef struct {
   uint64_t seed;
 } potq_sampling;
 
-/* Called with every new token; 0 goes on, anything else ends. */
-typedef int32_t (*potq_on_token)(void* user, int32_t token);
-
-enum potq_end { POTQ_END_ERROR = -1, POTQ_END_LENGTH = 0, POTQ_END_TOKEN = 1, POTQ_END_STOPPED = 2, POTQ_END_CONTEXT = 3 };
+/* How a text stands: why it ended, or what its last step brought. */
+enum potq_state {
+  POTQ_END_ERROR = -1,
+  POTQ_END_LENGTH = 0,  /* it has as many tokens as were asked for */
+  POTQ_END_TOKEN = 1,   /* the model ended it */
+  POTQ_END_STOPPED = 2, /* the caller ended it */
+  POTQ_END_CONTEXT = 3, /* the context is full */
+  POTQ_STEP_PROMPT = 4, /* a part of the prompt was read */
+  POTQ_STEP_TOKEN = 5   /* a new token */
+};
 
 /* NULL on error. */
 POTQ_API potq_engine* potq_engine_open(const char* folder, const potq_engine_options* options, char* message, size_t size);
@@ -52,8 +58,18 @@ POTQ_API int32_t potq_engine_append(potq_engine* engine, const int32_t* ids, int
 POTQ_API int32_t potq_engine_length(const potq_engine* engine);
 POTQ_API int32_t potq_engine_truncate(potq_engine* engine, int32_t length);
 
-/* Appends the prompt and generates up to `most` tokens; one of config.json's end tokens ends it (and is not reported). The
- * repetition penalty looks at the prompt and what was generated. Returns a potq_end. */
+/* Begins a text: the sequence keeps what it shares with the prompt, all but the prompt's last token at most; the steps read the
+ * rest. The repetition penalty looks at the prompt and what is generated. The text ends with one of `ends` (NULL: those of
+ * config.json). Returns how many tokens were kept, or -1 with a message; nothing is changed then. */
+POTQ_API int32_t potq_engine_start(potq_engine* engine, const int32_t* prompt, int32_t count, const potq_sampling* sampling,
+                                   const int32_t* ends, int32_t end_count, char* message, size_t size);
+/* A step of the text: at most 128 tokens of the prompt, or one new token. Returns POTQ_STEP_..., and the text goes on, or
+ * POTQ_END_.... The token that ends a text is none of it. Appending and truncating end a text, too. */
+POTQ_API int32_t potq_engine_next(potq_engine* engine, int32_t* token, char* message, size_t size);
+
+/* Called with every new token; 0 goes on, anything else ends. */
+typedef int32_t (*potq_on_token)(void* user, int32_t token);
+/* The loop over the steps of a text of up to `most` tokens. Returns POTQ_END_.... */
 POTQ_API int32_t potq_engine_generate(potq_engine* engine, const int32_t* prompt, int32_t count, int32_t most,
                                       const potq_sampling* sampling, potq_on_token on_token, void* user, char* message,
                                       size_t size);

@@ -10,8 +10,10 @@ std::string quoted(std::string_view text) {
   constexpr size_t kMost = 120;
   std::string result = "'";
   for (size_t i = 0; i < text.size() && i < kMost; i++) {
-    const unsigned char c = static_cast<unsigned char>(text[i]);
-    result += c < 0x20 || c == 0x7f ? '?' : char(c);
+    const auto byte = [&](size_t at) { return at < text.size() ? static_cast<unsigned char>(text[at]) : 0; };
+    const bool c1 = byte(i) == 0xc2 && byte(i + 1) >= 0x80 && byte(i + 1) < 0xa0;  // U+0080 to U+009F, in UTF-8
+    result += byte(i) < 0x20 || byte(i) == 0x7f || c1 ? '?' : text[i];
+    i += c1;
   }
   return result + (text.size() > kMost ? "...'" : "'");
 }

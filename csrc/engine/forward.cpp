@@ -66,8 +66,9 @@ void Forward::lay_out(uint8_t* memory, size_t* bytes) {
   h_ = parts.take<float>(rows * hidden);
   q_ = parts.take<float>(rows * (q + 2 * kv));
   const bool fused = model_.layers[0].qkv.size() == 1;
-  k_ = q_ + (fused ? q : rows * q);
-  v_ = k_ + (fused ? kv : rows * kv);
+  const auto behind = [](float* part, size_t count) { return part ? part + count : nullptr; };  // null: only counting
+  k_ = behind(q_, fused ? q : rows * q);
+  v_ = behind(k_, fused ? kv : rows * kv);
   q_stride_ = fused ? q + 2 * kv : q;
   kv_stride_ = fused ? q + 2 * kv : kv;
   attention_ = parts.take<float>(rows * q);

@@ -52,6 +52,9 @@ class Loader {
         tensors_(folder),
         pool_(pool) {
     model_.config = read_config(document_);
+    const std::string generation = folder + "/generation_config.json";
+    if (exists(generation))
+      read_generation_config(Document(generation, read_text(generation, kMaxConfigBytes), kMaxConfigValues), &model_.config);
   }
 
   Model run() {

@@ -14,7 +14,7 @@ Sampler::Sampler(const potq_sampling& settings, int vocabulary)
     if (!good) throw Error(what);
   };
   check(settings.temperature >= 0 && settings.temperature <= 100, "temperature is not in 0..100");
-  check(settings.top_p > 0 && settings.top_p <= 1, "top_p is not in 0..1 (0 excluded)");
+  check(settings.top_p >= 0 && settings.top_p <= 1, "top_p is not in 0..1");
   check(settings.min_p >= 0 && settings.min_p <= 1, "min_p is not in 0..1");
   check(settings.top_k >= 0, "top_k is negative");
   check(settings.repetition_penalty > 0 && settings.repetition_penalty <= 100,

@@ -61,7 +61,7 @@ void read_grid(const Value& grid, Scheme* scheme, const std::string& where) {
   int64_t largest = 0;
   for (const int64_t level : scheme->levels) largest = std::max(largest, level < 0 ? -level : level);
   if (!largest) wrong(where, "a grid's levels are all zero");
-  while (int64_t(2) << scheme->reference_log2 <= largest) scheme->reference_log2++;
+  while (largest >> scheme->reference_log2 > 1) scheme->reference_log2++;
 }
 
 Scheme read_scheme(const Value& value, const std::string& where) {
@@ -89,6 +89,8 @@ Scheme read_scheme(const Value& value, const std::string& where) {
       wrong(where, ("a scheme has the unknown key " + quoted(key)).c_str());
     }
   }
+  if (scheme.row_scale && (!scheme.e8m0 || scheme.grouping == Scheme::kTensor))
+    wrong(where, "row_scale wants scale_dtype e8m0, and groups within a row");
   if (scheme.grouping == Scheme::kGroups && !scheme.group) scheme.group = 64;
   return scheme;
 }

@@ -14,6 +14,7 @@ namespace {
 constexpr uint64_t kMaxBytes = 64 << 20;
 constexpr uint32_t kMaxValues = 8 << 20;
 constexpr int64_t kMaxTokens = 1 << 22;
+constexpr size_t kMaxTemplate = 64;  // tokens before and behind a text
 
 uint64_t hash(std::string_view bytes) {
   uint64_t h = 0xcbf29ce484222325u;
@@ -202,6 +203,7 @@ void Tokenizer::read_post_processor(const Value& processor) {
 void Tokenizer::read_template(const Value& processor) {
   const Value single = processor["single"];
   if (!single.is(Kind::kArray)) fail("%s: the post-processor has no template", file_.c_str());
+  if (single.size() > kMaxTemplate) fail("%s: the post-processor's template is too long", file_.c_str());
   std::vector<int32_t>*side = &before_, behind;
   bool text = false;
   for (Value piece = single.first(); piece; piece = piece.next()) {
@@ -219,6 +221,7 @@ void Tokenizer::read_template(const Value& processor) {
     }
   }
   behind_.insert(behind_.begin(), behind.begin(), behind.end());
+  if (before_.size() + behind_.size() > kMaxTemplate) fail("%s: the post-processor's template is too long", file_.c_str());
   if (!text) fail("%s: the post-processor's template has no text", file_.c_str());
 }
 

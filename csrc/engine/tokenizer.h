@@ -1,5 +1,9 @@
 // Byte-level BPE from a tokenizer.json, token for token what the `tokenizers` library does with it. Other kinds of tokenizers
-// (and the settings that nobody uses with this one) are refused by name.
+// (and the settings that nobody uses with this one) are refused by name: added tokens that swallow the spaces beside them
+// (lstrip, rstrip) or are whole words (single_word), normalizers but NFC.
+//
+// NFC (Qwen's) is not computed, which takes tables as large as the rest: text that it surely leaves alone is read, which is
+// nearly all that people type; other text (combining marks, say) is refused, for the caller to normalize.
 //
 // Text is cut at added tokens, then into words by the pre-tokenizer (split.h), and the bytes of a word are merged, always the
 // pair of least rank, the leftmost of equals. Tables are open-addressed: pair -> (rank, token), and bytes -> token while

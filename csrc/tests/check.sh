@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# The kernels' own checks:
+# The compiled library's own checks:
 #
-#   csrc/tests/check.sh [native] [sanitize] [aarch64] [full] [packages]    without words: all of them, 15 minutes on two cores
+#   csrc/tests/check.sh [native] [program] [sanitize] [tsan] [aarch64] [full] [packages]    without words: all of them,
+#                                                                                          25 minutes on two cores
 #
-# native    the short self-tests, of the kernels and of what fits weights (`make test` runs this much)
-# sanitize  the same with AddressSanitizer and UBSan, and the tests that call it, on that library
-# aarch64   the same, cross-built and run by qemu, on CPUs with and without dot products
+# native    the short self-tests, of the kernels, of what fits weights and of the engine, and the corpus of its fuzzers
+# program   potq-run, static: its size, that it runs in an empty root, and that the one for aarch64 writes the same under qemu.
+#           What cannot be done here is left out with a message. (`make test` runs so far.)
+# sanitize  native with AddressSanitizer and UBSan, and the tests that call the library, on that library
+# tsan      the engine's self-test with ThreadSanitizer
+# aarch64   native, cross-built and run by qemu, on CPUs with and without dot products
 # full      the long self-test
 # packages  sdist, wheel of it, wheel without a compiler: what is in them, and that they work
 #
@@ -29,13 +33,14 @@ need() {
   command -v "$1" >/dev/null || die "$1 is missing; on Debian or Ubuntu: apt-get install $2"
 }
 
-# build NAME OPTION...: build/check/NAME/selftest, fittest and libpotq.so
+# build NAME TARGETS OPTION...: in build/check/NAME
 build() {
-  local name=$1
-  shift
+  local name=$1 targets=$2
+  shift 2
   # the generator's path is given anew each time: that of another environment may be in the cache
   cmake -S csrc -B "$out/$name" -G Ninja -DCMAKE_MAKE_PROGRAM="$(command -v ninja)" -DPOTQ_TESTS=ON "$@" >/dev/null
-  cmake --build "$out/$name"
+  # shellcheck disable=SC2086 # several targets
+  cmake --build "$out/$name" --target $targets
 }
 
 # short NAME ISAS BUILD COMMAND...: the short self-tests of a build, run by COMMAND; they must use the instruction sets ISAS (a
@@ -52,16 +57,98 @@ short() {
 
 runs=()
 
+# engine NAME BUILD COMMAND...: the engine's self-test, whose tokens must be those of the native one, and the fuzzers' corpus
+engine() {
+  local name=$1 folder=$out/$2 corpus target
+  shift 2
+  title "engine, $name"
+  "$@" "$folder/engine_test" >"$out/$name.tokens"
+  cmp "$out/native.tokens" "$out/$name.tokens" || die "the engine generates other tokens, $name"
+  for corpus in csrc/tests/fuzz/corpus/*; do
+    target=${corpus##*/}
+    printf '%s: ' "$target"
+    if ! "$@" "$folder/fuzz_$target" "$corpus" 2>"$out/$name.replay"; then
+      tail -n 40 "$out/$name.replay" # the inputs by name, and what the last one did
+      die "fuzz_$target failed, $name"
+    fi
+  done
+}
+
+# whether potq-run can be linked statically here
+static=OFF
+[ ! -e "$("${CXX:-g++}" -print-file-name=libc.a)" ] || static=ON
+
 native() {
-  build native
+  build native all -DPOTQ_STATIC=$static
   short native 'scalar.*' native
+  engine native native
+}
+
+# small FILE: a static program of less than 3 MB
+small() {
+  local bytes
+  bytes=$(stat -c %s "$1")
+  printf '%s: %s bytes\n' "$1" "$bytes"
+  [ "$bytes" -lt 3000000 ] || die "$1 has $bytes bytes, 3 MB are too many"
+  ! readelf -l "$1" | grep -q INTERP || die "$1 is linked dynamically"
+}
+
+# generate PREFIX... : what a potq-run writes, of the model that is in $out/root
+generate() { "$@" 'The cat sat on 12 mats.' -n 40 --temperature 1 --seed 3 --threads 2; }
+
+# enter FOLDER COMMAND...: with the folder as the root
+enter() {
+  if [ "$(id -u)" -eq 0 ]; then
+    chroot "$@"
+  else
+    unshare --map-root-user --root="$@"
+  fi
+}
+
+program() {
+  title "potq-run"
+  rm -rf "$out/root"
+  mkdir -p "$out/root/model"
+  "$out/native/engine_test" --write "$out/root/model"
+  cp "$out/native/potq-run" "$out/root"
+  generate "$out/native/potq-run" "$out/root/model" >"$out/text"
+  if [ $static = OFF ]; then
+    echo "left out: the static program, which takes a static C library"
+    return
+  fi
+  small "$out/native/potq-run"
+  if enter / true 2>/dev/null; then
+    generate enter "$out/root" /potq-run /model | cmp - "$out/text" || die "potq-run writes another text in an empty root"
+    echo "runs in an empty root"
+  else
+    echo "left out: an empty root, which takes root's rights or user namespaces"
+  fi
+  if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null; then
+    program_aarch64
+  else
+    echo "left out: aarch64, which takes aarch64-linux-gnu-g++ and qemu-aarch64"
+  fi
+}
+
+aarch64_options=(-DPOTQ_STATIC=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
+  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++)
+
+program_aarch64() {
+  build aarch64 potq-run "${aarch64_options[@]}"
+  small "$out/aarch64/potq-run"
+  for cpu in max cortex-a72; do # with and without dot products
+    generate qemu-aarch64 -cpu "$cpu" "$out/aarch64/potq-run" "$out/root/model" | cmp - "$out/text" ||
+      die "potq-run writes another text on aarch64, $cpu"
+    echo "runs on aarch64, $cpu"
+  done
 }
 
 sanitize() {
   local compiler=${CXX:-g++} preload python
   title "sanitizers (compiling takes 3 minutes)"
-  build sanitize -DPOTQ_SANITIZE=address,undefined,float-cast-overflow -DCMAKE_CXX_COMPILER="$compiler"
+  build sanitize all -DPOTQ_SANITIZE=address,undefined,float-cast-overflow -DCMAKE_CXX_COMPILER="$compiler"
   short sanitize 'scalar.*' sanitize
+  engine sanitize sanitize
   title "tests of the library, sanitized"
   preload=$("$compiler" -print-file-name=libasan.so)
   [ -e "$preload" ] || die "$compiler has no libasan.so, which Python must load first; set CXX to GCC's g++"
@@ -72,15 +159,24 @@ sanitize() {
   "${python[@]}" -c 'import sys; from potq.native import missing; sys.exit(missing())'
   # reports go to the file descriptor: pytest must leave it alone, and the signals too
   "${python[@]}" -m pytest -q --capture=sys -p no:faulthandler -p no:cacheprovider tests/test_native.py tests/test_best_scale.py \
-    tests/kernels
+    tests/kernels tests/engine tests/test_engine.py
+}
+
+tsan() {
+  title "threads (compiling takes 2 minutes)"
+  build tsan engine_test -DPOTQ_SANITIZE=thread
+  "$out/tsan/engine_test" >"$out/tsan.tokens"
+  cmp "$out/native.tokens" "$out/tsan.tokens" || die "the engine generates other tokens with ThreadSanitizer"
 }
 
 aarch64() {
   local run=(qemu-aarch64 -L /usr/aarch64-linux-gnu)
   title "aarch64"
-  build aarch64 -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+  build aarch64 all "${aarch64_options[@]}"
   short aarch64-max 'scalar neon neondot' aarch64 "${run[@]}" -cpu max
   short aarch64-cortex-a72 'scalar neon' aarch64 "${run[@]}" -cpu cortex-a72
+  engine aarch64-max aarch64 "${run[@]}" -cpu max
+  engine aarch64-cortex-a72 aarch64 "${run[@]}" -cpu cortex-a72
 }
 
 full() {
@@ -162,11 +258,12 @@ compare_hashes() {
   [ "$(wc -l <<<"$distinct")" -eq 2 ] || die "outputs differ:"$'\n'"$(grep . "${runs[@]}")"
 }
 
-[ $# -gt 0 ] || set -- native sanitize aarch64 full packages
+[ $# -gt 0 ] || set -- native program sanitize tsan aarch64 full packages
 for check in "$@"; do
   case $check in
     native | full) ;;
-    sanitize) need "${CXX:-g++}" g++ ;;
+    program) need readelf binutils ;;
+    sanitize | tsan) need "${CXX:-g++}" g++ ;;
     aarch64)
       need aarch64-linux-gnu-g++ "g++-aarch64-linux-gnu qemu-user"
       need qemu-aarch64 "g++-aarch64-linux-gnu qemu-user"

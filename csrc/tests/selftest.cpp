@@ -785,10 +785,27 @@ void check_lookup(const Case& c, std::vector<Tally>& tallies) {
   for (Tally& tally : tallies) tally.hash.add(out, c.dtype);
 }
 
+// Rows read from the tiles are the rows of the canonical weight, as float32.
+void check_lookup_tiles(const Case& c) {
+  Random random(seed_of(c.number) ^ 4);
+  Buffer out("out", size_t(c.format.columns) * 4, 4);
+  for (int i = 0; i < 4; i++) {
+    const int row = random.below(c.format.rows);
+    std::vector<float> expected;
+    for (int column = 0; column < c.format.columns; column++)
+      expected.push_back(oracle::dequantized(c.inputs.weight, row, column));
+    c.announce("potq_lookup_tiles of row " + std::to_string(row));
+    out.fill(0xa5);
+    potq_lookup_tiles(&c.format, c.tiles.data(), row, reinterpret_cast<float*>(out.data()));
+    compare(out, expected, expected.size(), POTQ_FLOAT32, false);
+  }
+}
+
 void check_batch(Batch& batch, std::vector<Tally>& tallies, const std::vector<int>& threads) {
   for (auto& c : batch) {
     check_pack(*c);
     check_lookup(*c, tallies);
+    check_lookup_tiles(*c);
   }
   for (Tally& tally : tallies) {
     for (const auto& c : batch) {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from potq.allocation import allocate
     from potq.checkpoint import save
     from potq.data.calibration_text import load_calibration
+    from potq.engine import Engine
     from potq.errors import PotqError
     from potq.grid import Grid
     from potq.loading import load, load_tokenizer
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = importlib.metadata.version("potq")
 
 _HOME = {
+    "Engine": "engine",
     "Grid": "grid",
     "PRESETS": "scheme",
     "PoTConfig": "scheme",
@@ -46,6 +48,7 @@ _HOME = {
 
 __all__ = [
     "PRESETS",
+    "Engine",
     "Grid",
     "PoTConfig",
     "PotqError",

@@ -21,5 +21,9 @@ class DataError(PotqError, ValueError):
     """Text or token input that cannot be used as asked."""
 
 
+class EngineError(PotqError, ValueError):
+    """What the decode engine cannot open, or cannot do as asked or in its state."""
+
+
 class MissingDependencyError(PotqError, ImportError):
     """An optional package is needed; the message gives the pip line."""

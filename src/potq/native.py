@@ -1,13 +1,13 @@
 """The compiled library (``csrc/``, plain C interface) through ctypes: finding it, its structs, its instruction sets.
 
-It serves the scale search, the algorithms and the kernels; where it does not (:func:`serves`), torch computes.
+It serves the scale search, the algorithms, the kernels and the engine; where it does not (:func:`serves`), torch computes.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, c_char_p, c_int8, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor
 import potq
 from potq.errors import ConfigError
 
-ABI = 3
+ABI = 4
 ISAS = ("scalar", "avx2", "avx512vnni", "neon", "neondot")  # in the library's numbering
 _PREFERRED = ("avx512vnni", "avx2", "neondot", "neon", "scalar")
 _NAMES = ("libpotq.so", "libpotq.dylib", "potq.dll", "libpotq.dll")
@@ -80,7 +80,40 @@ class Columns(ctypes.Structure):
         return described
 
 
+class EngineOptions(ctypes.Structure):
+    """``potq_engine_options`` of ``csrc/engine/engine.h``."""
+
+    _fields_ = [("threads", c_int32), ("context", c_int32), ("arithmetic", c_int32), ("isa", c_int32)]
+
+
+class EngineFacts(ctypes.Structure):
+    """``potq_engine_facts`` of ``csrc/engine/engine.h``."""
+
+    _fields_ = [
+        ("vocabulary", c_int32),
+        ("layers", c_int32),
+        ("context", c_int32),
+        ("threads", c_int32),
+        ("isa", c_int32),
+        ("weight_bytes", c_int64),
+    ]
+
+
+class EngineSampling(ctypes.Structure):
+    """``potq_sampling`` of ``csrc/engine/engine.h``."""
+
+    _fields_ = [
+        ("temperature", c_float),
+        ("top_p", c_float),
+        ("min_p", c_float),
+        ("repetition_penalty", c_float),
+        ("top_k", c_int32),
+        ("seed", c_uint64),
+    ]
+
+
 _FORMAT = POINTER(Format)
+_MESSAGE = [c_char_p, c_size_t]
 _SIGNATURES = {
     "potq_abi": (c_int32, []),
     "potq_isa_name": (c_char_p, [c_int32]),
@@ -100,6 +133,14 @@ _SIGNATURES = {
     "potq_round": (None, [POINTER(Columns), c_void_p, c_void_p, c_int32, c_int32]),
     "potq_round_backward": (None, [POINTER(Columns)] + [c_void_p] * 3 + [c_int32, c_void_p, c_void_p, c_int32]),
     "potq_lookup_all": (c_int64, [_FORMAT] + [c_void_p] * 3 + [c_int64, c_int64, c_void_p, c_int32, c_int32]),
+    "potq_engine_open": (c_void_p, [c_char_p, POINTER(EngineOptions)] + _MESSAGE),
+    "potq_engine_close": (None, [c_void_p]),
+    "potq_engine_describe": (None, [c_void_p, POINTER(EngineFacts)]),
+    "potq_engine_append": (c_int32, [c_void_p, c_void_p, c_int32, c_void_p, c_int32] + _MESSAGE),
+    "potq_engine_length": (c_int32, [c_void_p]),
+    "potq_engine_truncate": (c_int32, [c_void_p, c_int32]),
+    "potq_engine_start": (c_int32, [c_void_p, c_void_p, c_int32, POINTER(EngineSampling), c_void_p, c_int32] + _MESSAGE),
+    "potq_engine_next": (c_int32, [c_void_p, POINTER(c_int32)] + _MESSAGE),
 }
 
 

@@ -1,4 +1,4 @@
-"""``potq eval``, ``generate``, ``inspect``, and what every command shares: help, version, errors, exit status."""
+"""``potq eval``, ``inspect``, and what every command shares: help, version, errors, exit status."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import potq
 from cli_helpers import invoke, refused, succeed
@@ -96,67 +95,6 @@ def test_a_device_that_is_not_there(packed_folder: Path, device: str) -> None:
     assert device in refused(PotqError, "eval", packed_folder, "--windows", "1", "--device", device)
 
 
-# ---- generate
-
-
-def test_greedy_generation_is_deterministic(packed_folder: Path) -> None:
-    result = invoke("generate", packed_folder, "the cat", "-n", "12")
-    assert result.exit_code == 0, result.exception
-    assert result.stdout == succeed("generate", packed_folder, "the cat", "-n", "12")
-    assert "tokens/s" in result.stderr
-    assert "tokens/s" not in result.stdout
-    assert result.stdout.startswith("the cat")
-
-
-def test_generate_json(packed_folder: Path) -> None:
-    found = json.loads(succeed("generate", packed_folder, "the cat", "-n", "12", "--json"))
-    assert found["prompt"] == "the cat"
-    assert 1 <= found["tokens"] <= 12
-    assert found["tokens_per_second"] > 0
-    model, tokenizer = potq.load(packed_folder), potq.load_tokenizer(packed_folder)
-    ids = tokenizer("the cat", return_tensors="pt")["input_ids"]
-    expected = []
-    with torch.no_grad():
-        for _ in range(found["tokens"]):
-            expected.append(
-                int(model(torch.cat([ids, torch.tensor([expected], dtype=torch.long)], 1)).logits[0, -1].argmax())
-            )
-    assert found["text"] == tokenizer.decode(expected, skip_special_tokens=True)
-
-
-def test_sampling_with_a_seed_is_repeatable(packed_folder: Path) -> None:
-    options = ["-n", "16", "--temperature", "2", "--top-k", "50", "--top-p", "0.95", "--json"]
-
-    def sample(seed: int) -> str:
-        return str(json.loads(succeed("generate", packed_folder, "the", *options, "--seed", str(seed)))["text"])
-
-    assert sample(1) == sample(1)
-    assert len({sample(seed) for seed in range(3)}) > 1
-
-
-def test_top_k_0_samples_from_all(packed_folder: Path) -> None:
-    json.loads(succeed("generate", packed_folder, "the", "-n", "4", "--temperature", "1", "--json"))
-
-
-@pytest.mark.parametrize("top_p", ["0", "1"])
-def test_the_ends_of_top_p(packed_folder: Path, top_p: str) -> None:
-    json.loads(succeed("generate", packed_folder, "the", "-n", "4", "--temperature", "1", "--top-p", top_p, "--json"))
-
-
-def test_an_empty_prompt(packed_folder: Path) -> None:
-    assert "the prompt is empty; give at least one character" in refused(DataError, "generate", packed_folder, "")
-
-
-def test_chat(packed_folder: Path) -> None:
-    message = refused(DataError, "generate", packed_folder, "hello", "--chat")
-    assert "the tokenizer has no chat template; leave --chat out" in message
-    tokenizer = potq.load_tokenizer(packed_folder)
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
-    tokenizer.save_pretrained(packed_folder)
-    out = succeed("generate", packed_folder, "hello", "--chat", "-n", "3")
-    assert out.startswith("<user>hello<assistant>")
-
-
 # ---- inspect
 
 
@@ -208,7 +146,7 @@ def test_inspect_of_a_full_precision_model(tiny_folder: Path) -> None:
 # ---- kernels
 
 EVAL = ("eval", "--windows", "1")
-GENERATE = ("generate", "the cat", "-n", "1")
+GENERATE = ("generate", "the cat", "-n", "1", "--no-engine")
 
 
 def kernels(folder: Path, activations: Any) -> dict[str, int]:

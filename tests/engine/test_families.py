@@ -12,9 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 import potq
-from potq import PoTConfig, kernels
-
-from .native_engine import Engine, EngineError
+from potq import Engine, PoTConfig, kernels
 
 HIDDEN = {
     "vocab_size": 131,
@@ -128,8 +126,8 @@ def test_every_family_gives_the_modules_logits(name: str, tmp_path: Path, monkey
     potq.quantize(model, PoTConfig("pot4", group_size=32))
     potq.save(model, tmp_path / "m")
     ids = ids_of(name)
-    assert error(Engine(tmp_path / "m", activations="float").append(ids.tolist()), reference(model, ids)) < 1e-3
-    assert error(Engine(tmp_path / "m").append(ids.tolist()), reference(model, ids, "int8")) < 0.05
+    assert error(Engine(tmp_path / "m", activations="float").logits(ids), reference(model, ids)) < 1e-3
+    assert error(Engine(tmp_path / "m").logits(ids), reference(model, ids, "int8")) < 0.05
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -141,7 +139,7 @@ def test_every_kind_of_scheme(name: str, scheme: str, tmp_path: Path, monkeypatc
     potq.quantize(model, PoTConfig(settings.pop("preset"), **settings))
     potq.save(model, tmp_path / "m")
     ids = ids_of(name)
-    assert error(Engine(tmp_path / "m", activations="float").append(ids.tolist()), reference(model, ids)) < 1e-3
+    assert error(Engine(tmp_path / "m", activations="float").logits(ids), reference(model, ids)) < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -153,70 +151,24 @@ def test_full_precision_models(name: str, dtype: torch.dtype, tmp_path: Path, mo
     ids = ids_of(name)
     with torch.inference_mode():
         expected = model.float()(ids[None], use_cache=True).logits[0]
-    assert error(Engine(tmp_path / "m").append(ids.tolist()), expected) < 1e-3
+    assert error(Engine(tmp_path / "m").logits(ids), expected) < 1e-3
 
 
 @pytest.mark.parametrize("activations", ["int8", "float"])
 @pytest.mark.parametrize("name", ["llama", "qwen2-window", "gpt2"])
-def test_chunks_and_threads_change_no_bit(name: str, activations: str, tmp_path: Path) -> None:
+def test_chunks_and_threads_change_no_bit(name: str, activations: Any, tmp_path: Path) -> None:
     model = tiny(name)
     potq.quantize(model, PoTConfig("apot4", group_size=32))
     potq.save(model, tmp_path / "m")
     ids = ids_of(name).tolist()
     engine = Engine(tmp_path / "m", activations=activations, threads=2)
-    whole = engine.append(ids)
+    whole = engine.logits(ids)
     for cuts in ([1] * 90, [7, 1, 60, 22], [89, 1]):
-        engine.truncate()
-        parts = [engine.append(ids[sum(cuts[:i]) : sum(cuts[: i + 1])]) for i in range(len(cuts))]
+        starts = [sum(cuts[:i]) for i in range(len(cuts))]
+        parts = [engine._append(ids[start : start + cut], behind=start) for start, cut in zip(starts, cuts, strict=True)]
         assert torch.equal(torch.cat(parts), whole)
-    engine.truncate(50)
-    assert torch.equal(engine.append(ids[50:]), whole[50:])
+    assert torch.equal(engine._append(ids[50:], behind=50), whole[50:])
     for threads in (1, 3):
-        assert torch.equal(Engine(tmp_path / "m", activations=activations, threads=threads).append(ids), whole)
-        assert torch.equal(
-            Engine(tmp_path / "m", activations=activations, threads=threads).append(ids, all=False), whole[-1:]
-        )
-
-
-def test_generation_is_what_the_logits_say(tmp_path: Path) -> None:
-    model = tiny("llama")
-    potq.quantize(model, PoTConfig("apot4"))
-    potq.save(model, tmp_path / "m")
-    engine = Engine(tmp_path / "m")
-    prompt = ids_of("llama", 10).tolist()
-    made, end = engine.generate(prompt, 20)
-    engine.truncate()
-    logits = engine.append(prompt + made)
-    assert made == logits.argmax(-1)[9 : 9 + len(made)].tolist()
-    assert end == ("length" if len(made) == 20 else "token")
-
-
-def test_a_seed_is_a_text_whatever_the_threads(tmp_path: Path) -> None:
-    model = tiny("llama")
-    potq.quantize(model, PoTConfig("apot4"))
-    potq.save(model, tmp_path / "m")
-    prompt = ids_of("llama", 10).tolist()
-    settings: dict[str, Any] = {"temperature": 3.0, "top_k": 50, "top_p": 0.95, "min_p": 0.001, "repetition_penalty": 1.1}
-    texts = [
-        Engine(tmp_path / "m", threads=threads).generate(prompt, 30, seed=seed, **settings)
-        for threads, seed in ((1, 5), (2, 5), (3, 5), (1, 6))
-    ]
-    assert texts[0] == texts[1] == texts[2] != texts[3]
-
-
-def test_prompts_that_do_not_fit(tmp_path: Path) -> None:
-    model = tiny("llama")
-    potq.quantize(model, PoTConfig("pot4"))
-    potq.save(model, tmp_path / "m")
-    engine = Engine(tmp_path / "m", context=40)
-    with pytest.raises(EngineError, match="41 tokens do not fit the context of 40"):
-        engine.append([1] * 41)
-    with pytest.raises(EngineError, match="outside the vocabulary"):
-        engine.append([131])
-    with pytest.raises(EngineError, match="outside the vocabulary"):
-        engine.append([-1])
-    with pytest.raises(EngineError, match="no tokens"):
-        engine.append([])
-    assert engine.length == 0
-    made, end = engine.generate([5] * 38, 10, temperature=50.0)
-    assert (end, len(made)) == ("context", 3) or end == "token"
+        other = Engine(tmp_path / "m", activations=activations, threads=threads)
+        assert torch.equal(other.logits(ids), whole)
+        assert torch.equal(other._append(ids, behind=0, all=False), whole[-1:])

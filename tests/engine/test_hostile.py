@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import pytest
 import torch
 
 import potq
-from potq import PoTConfig
+from potq import Engine, PoTConfig
+from potq.errors import EngineError
 
-from .native_engine import Engine, EngineError
 from .test_families import tiny
 
 
@@ -36,7 +37,7 @@ def folder(good: Path, tmp_path: Path) -> Path:
 
 
 def opens(folder: Path) -> None:
-    Engine(folder).append([1, 2, 3])
+    Engine(folder).logits([1, 2, 3])
 
 
 def header(folder: Path) -> tuple[dict[str, Any], bytes]:
@@ -163,6 +164,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "bits": ({"quantization_config__scheme__grid__bits": 64}, "2 to 8 bits"),
     "magnitudes": ({"quantization_config__scheme__grid__magnitudes": [1]}, "magnitudes"),
     "group": ({"quantization_config__scheme__group_size": 0}, "group_size"),
+    "row scales beside float16": ({"quantization_config__embedding__row_scale": True}, "row_scale wants"),
     "pattern": ({"quantization_config__targets": [["(a+)+(?=b)", {}]]}, "pattern"),
     "context": ({"max_position_embeddings": 2**31 - 1}, "no memory|addresses|"),
 }
@@ -231,8 +233,99 @@ def test_random_damage_never_crashes(seed: int, folder: Path) -> None:
     file.write_bytes(raw)
     with contextlib.suppress(EngineError):  # damage may be harmless
         engine = Engine(folder, context=64)
-        engine.append([1, 2, 3])
-        engine.generate([1], 3, temperature=1.0)
+        engine.logits([1, 2, 3])
+        engine.generate([1], max_new_tokens=3, temperature=1.0).finish()
+
+
+def test_a_file_that_changes_while_it_is_read(folder: Path) -> None:
+    """Whatever the reader meets, it is a model or an error: written over in place, truncated, replaced, gone."""
+    file = folder / "model.safetensors"
+    good = file.read_bytes()
+    rng, done, errors = random.Random(5), threading.Event(), 0
+
+    def write() -> None:
+        while not done.is_set():
+            file.write_bytes(good)
+            file.write_bytes(good[: rng.randrange(len(good))])
+            with file.open("r+b") as opened:
+                opened.truncate(len(good))  # zeros
+            (folder / "new").write_bytes(good)
+            (folder / "new").replace(file)
+            file.unlink()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(200):
+            try:
+                opens(folder)
+            except EngineError:
+                errors += 1
+    finally:
+        done.set()
+        writer.join()
+    assert errors
+    file.write_bytes(good)
+    opens(folder)
+
+
+def continuation(folder: Path) -> tuple[list[int], str | None]:
+    generation = Engine(folder).generate([3, 4, 5], max_new_tokens=4).finish()
+    return list(generation.ids), generation.end
+
+
+def test_end_tokens(folder: Path) -> None:
+    """Those of generation_config.json come before config.json's, one or several."""
+    (folder / "generation_config.json").unlink()
+    change_config(folder, eos_token_id=None)
+    endless, end = continuation(folder)
+    assert (len(endless), end) == (4, "length")
+    first = endless[0]
+    change_config(folder, eos_token_id=first)
+    assert continuation(folder) == ([], "token")
+    for ids in ([130, first], first):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+        change_config(folder, eos_token_id=130)
+        assert continuation(folder) == ([], "token")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 130}))
+    change_config(folder, eos_token_id=first)
+    assert continuation(folder) == (endless, "length")
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False}))
+    assert continuation(folder) == ([], "token")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"eos_token_id": "a"}', '{"eos_token_id": [-1]}', '{"eos_token_id": 2147483648}']
+)
+def test_end_tokens_that_are_none(text: str, folder: Path) -> None:
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(EngineError, match=r"generation_config\.json"):
+        opens(folder)
+
+
+@pytest.mark.parametrize("level", [2**62, -(2**62), 2**53])
+def test_levels_of_any_size(level: int, folder: Path) -> None:
+    change_config(folder, quantization_config__scheme__grid={"bits": 2, "encoding": "table", "table": [-1, 0, 1, level]})
+    with pytest.raises(EngineError, match="expected U8"):  # the codes have 4 bits
+        opens(folder)
+
+
+def test_a_name_that_would_act_on_a_terminal(folder: Path) -> None:
+    change_config(folder, model_type="a\x1b[2J\x7f\x9b2J\xe9")
+    with pytest.raises(EngineError, match=r"'a\?\[2J\?\?2Jé'"):
+        opens(folder)
+
+
+def test_scales_whose_product_is_beyond_float32(tmp_path: Path) -> None:
+    model = tiny("llama")
+    potq.quantize(model, PoTConfig("mxpot", row_scale=True))
+    potq.save(model, tmp_path / "m")
+    opens(tmp_path / "m")
+    name = "model.layers.0.mlp.up_proj.weight_scale"
+    damage(tmp_path / "m", name, -1, 254)
+    damage(tmp_path / "m", "model.layers.0.mlp.up_proj.weight_row_scale", -1, 0x78)
+    with pytest.raises(EngineError, match=f"{name}: has weights beyond float32"):
+        opens(tmp_path / "m")
 
 
 def test_nan_weights_are_an_error_not_a_token(tmp_path: Path) -> None:
@@ -240,7 +333,7 @@ def test_nan_weights_are_an_error_not_a_token(tmp_path: Path) -> None:
     model.lm_head.weight.data[5, 5] = float("nan")
     model.save_pretrained(tmp_path / "m")
     with pytest.raises(EngineError, match="not finite"):
-        Engine(tmp_path / "m").generate([1, 2], 3)
+        Engine(tmp_path / "m").generate([1, 2]).finish()
     model.model.norm.weight.data[0] = torch.inf
     model.save_pretrained(tmp_path / "m")
     with pytest.raises(EngineError, match="infinity or NaN"):

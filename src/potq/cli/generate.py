@@ -8,24 +8,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from potq.cli import console
-from potq.cli.kernels import Activations, kernel_lines, use_kernels
-from potq.errors import DataError
+from potq.cli.kernels import Activations
+from potq.cli.paths import EnginePath, GeneratePath, ModulesPath
+from potq.errors import DataError, EngineError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from potq.generation import Chat
 
 
 def generate(
     model: Annotated[str, typer.Argument(help="Folder (packed or not), .gguf file, hub name, or smollm2.")],
     prompt: Annotated[str, typer.Argument(help="The text to continue.")],
     max_new_tokens: Annotated[int, typer.Option("-n", "--max-new-tokens", min=1, help="Tokens to generate.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0, max=100, help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample from the k likeliest tokens; 0 from all.")] = 0,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens that sum to p.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    min_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from tokens p times as likely as the likeliest.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(min=0.01, max=100, help="Above 1: repeat less.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")] = False,
-    dtype: Annotated[str, typer.Option(help="What the model computes in.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Where it runs, e.g. cuda. Default: cpu.")] = None,
+    engine: Annotated[
+        bool | None,
+        typer.Option(
+            "--engine/--no-engine", help="The decode engine, or transformers' modules. Default: the engine if it can."
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads. Default: torch's number.")] = None,
+    dtype: Annotated[str, typer.Option(help="What the modules compute in; the engine knows auto alone.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Where the modules run, e.g. cuda. Default: cpu.")] = None,
     activations: Annotated[
         Activations, typer.Option(help="Inputs of packed products: rounded to int8 (fast), or exact.")
     ] = Activations.int8,
@@ -35,56 +46,65 @@ def generate(
 
     potq generate out "The capital of France is"
     """
-    from potq.loading import load, load_tokenizer
+    from potq.generation import Settings, encode
 
+    settings = Settings(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    options = {"dtype": dtype, "device": device, "activations": activations, "threads": threads}
     console.quiet_libraries()
     with console.status(f"loading {model}"):
-        tokenizer = load_tokenizer(model)
-        loaded = load(model, dtype=dtype, device=device)
-    kernels = use_kernels(loaded, activations)
-    ids = _encode(tokenizer, prompt, chat=chat).to(loaded.device)
-    mask = ids.new_ones(ids.shape)
-    options = {"max_new_tokens": max_new_tokens, **_sampling(temperature, top_k, top_p, seed)}
+        path, reason = _load(model, engine, options)
+        asked = _asked(path, prompt, chat=chat)
+        begin = path.tokenizer.decode(encode(path.tokenizer, asked), skip_special_tokens=True)
+    write = _nothing if as_json else _to_stdout
+    write(begin)
     began = time.perf_counter()
-    output = loaded.generate(ids, attention_mask=mask, **options, streamer=None if as_json else _streamer(tokenizer))[
-        0, ids.shape[1] :
-    ]
+    text, tokens = path.run(asked, settings, write)
     seconds = time.perf_counter() - began
-    speed = len(output) / seconds
+    write("\n")
     if as_json:
-        text = tokenizer.decode(output, skip_special_tokens=True)
-        counts = {"tokens": len(output), "seconds": seconds, "tokens_per_second": speed}
-        console.emit_json({"prompt": prompt, "text": text, **counts, "kernels": kernels})
+        counts = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
+        ran = {"path": path.name, "why_not_engine": reason, "kernels": path.kernels}
+        console.emit_json({"prompt": prompt, "text": text, **counts, **ran})
         return
-    for line in [f"{len(output)} tokens, {speed:.1f} tokens/s", *kernel_lines(kernels)]:
-        console.stderr.print(line, style="dim", highlight=False)
+    because = [f"not the engine: {reason}"] if reason else []
+    for line in [f"{tokens} tokens, {tokens / seconds:.1f} tokens/s", *path.lines, *because]:
+        console.note(line)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> Any:
+def _load(model: str, engine: bool | None, options: dict[str, Any]) -> tuple[GeneratePath, str | None]:
+    """The path to take, and why it is not the engine."""
+    if engine is False:
+        return ModulesPath(model, **options), "--no-engine"
+    try:
+        return EnginePath(model, **options), None
+    except EngineError as error:
+        if engine:
+            raise
+        return ModulesPath(model, **options), str(error)
+
+
+def _asked(path: GeneratePath, prompt: str, *, chat: bool) -> str | Chat:
+    if not chat:
+        return prompt
+    if not path.tokenizer.chat_template:
+        raise DataError("the tokenizer has no chat template; leave --chat out")
     if not prompt:
         raise DataError("the prompt is empty; give at least one character")
-    if not chat:
-        return tokenizer(prompt, return_tensors="pt")["input_ids"]
-    if not tokenizer.chat_template:
-        raise DataError("the tokenizer has no chat template; leave --chat out")
-    turns = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
-        "input_ids"
-    ]
+    return [{"role": "user", "content": prompt}]
 
 
-def _sampling(temperature: float, top_k: int, top_p: float, seed: int | None) -> dict[str, Any]:
-    """Generation options; the seed is set here only, and only if it was asked for."""
-    if temperature == 0:
-        return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    if seed is not None:
-        import torch
-
-        torch.manual_seed(seed)
-    return {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+def _to_stdout(piece: str) -> None:
+    print(piece, end="", flush=True)
 
 
-def _streamer(tokenizer: PreTrainedTokenizerBase) -> Any:
-    from transformers import TextStreamer
-
-    return TextStreamer(tokenizer, skip_special_tokens=True)
+def _nothing(piece: str) -> None:
+    pass

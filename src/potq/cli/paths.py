@@ -1,0 +1,127 @@
+"""The two ways ``potq generate`` has: the decode engine, and transformers' modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from potq.cli.kernels import Activations, kernel_lines, use_kernels
+from potq.errors import EngineError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from potq.engine import Engine
+    from potq.generation import Chat, Settings
+    from potq.text_stream import TextStream
+
+Write = Callable[[str], None]
+
+
+class GeneratePath(Protocol):
+    """A loaded model. ``name`` is "engine" or "modules"; ``lines`` say what computes, ``kernels`` how often."""
+
+    name: str
+    lines: list[str]
+    kernels: dict[str, int]
+    tokenizer: PreTrainedTokenizerBase
+
+    def run(self, prompt: str | Chat, settings: Settings, write: Write) -> tuple[str, int]:
+        """Gives the pieces of the text to ``write``; returns the text, and how many tokens it took."""
+
+
+class EnginePath:
+    """The decode engine.
+
+    Raises:
+        EngineError: it cannot take this model, or these options, which are the modules'.
+    """
+
+    name = "engine"
+
+    def __init__(self, model: str, *, dtype: str, device: str | None, activations: Activations, threads: int | None) -> None:
+        from potq.engine import Engine
+
+        if device not in (None, "cpu"):
+            raise EngineError(f"the engine runs on the CPU, not on {device}")
+        if dtype != "auto":
+            raise EngineError(f"the engine computes in float32; --dtype {dtype} is for the modules")
+        self.engine: Engine = Engine(model, threads=threads, activations=activations.value)
+        self.tokenizer = self.engine.tokenizer
+        self.lines = [f"the engine ({self.engine.isa}, {self.engine.threads} threads), {activations.value} activations"]
+        self.kernels: dict[str, int] = {}
+
+    def run(self, prompt: str | Chat, settings: Settings, write: Write) -> tuple[str, int]:
+        generation = self.engine.generate(prompt, **dict(settings))
+        for piece in generation:
+            write(piece)
+        return generation.text, len(generation.ids)
+
+
+class ModulesPath:
+    """The modules that ``potq.load`` loads."""
+
+    name = "modules"
+
+    def __init__(self, model: str, *, dtype: str, device: str | None, activations: Activations, threads: int | None) -> None:
+        import torch
+
+        from potq.loading import load, load_tokenizer
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.tokenizer = load_tokenizer(model)
+        self.model: Any = load(model, dtype=dtype, device=device)
+        self.kernels = use_kernels(self.model, activations)
+        self.lines = ["transformers' modules", *kernel_lines(self.kernels)]
+
+    def run(self, prompt: str | Chat, settings: Settings, write: Write) -> tuple[str, int]:
+        import torch
+
+        from potq.generation import encode
+        from potq.text_stream import TextStream
+
+        encoded = encode(self.tokenizer, prompt)
+        stream = TextStream(self.tokenizer, encoded, settings.stop)
+        ids = torch.tensor([encoded], device=self.model.device)
+        output = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            streamer=_Streamer(stream, write),
+            stopping_criteria=[lambda ids, *_, **__: torch.full((len(ids),), stream.stopped, device=ids.device)],
+            **_options(settings),
+        )
+        return stream.text, output.shape[1] - ids.shape[1]
+
+
+class _Streamer:
+    """What transformers hands the tokens to; those of the prompt come first."""
+
+    def __init__(self, stream: TextStream, write: Write) -> None:
+        self._stream, self._write = stream, write
+        self._prompt_came = False
+
+    def put(self, ids: Tensor) -> None:
+        for token in ids.flatten().tolist() if self._prompt_came else ():
+            self._write(self._stream.put(token))
+        self._prompt_came = True
+
+    def end(self) -> None:
+        self._write(self._stream.finish())
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """Settings as transformers takes them. The seed is set here, and only if it was asked for."""
+    options: dict[str, Any] = {
+        "max_new_tokens": settings.max_new_tokens,
+        "repetition_penalty": settings.repetition_penalty,
+    }
+    if settings.temperature == 0:
+        return {**options, "do_sample": False, "temperature": None, "top_k": None, "top_p": None, "min_p": None}
+    if settings.seed is not None:
+        import torch
+
+        torch.manual_seed(settings.seed)
+    drawn = {"temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p}
+    return {**options, **drawn, "do_sample": True, "min_p": settings.min_p or None}
