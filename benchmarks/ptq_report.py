@@ -5,19 +5,14 @@
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 
+from document import put, results
 from potq.evaluate.bootstrap import paired_bootstrap
 from ptq_settings import FULL, full_precision
-from results_io import RESULTS, Goal, Row
+from results_io import Goal, Row
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "ptq.md"
 COLUMNS = ("fast", "gptq", "balanced", "best", "peer")
 
 
@@ -83,26 +78,10 @@ def _cell(found: Row | None, exact: Row, *, interval: bool = False) -> str:
 
 
 def main() -> None:
-    table, ablation = (_read(name) for name in ("ptq_table", "potptq_ablation"))
-    text = DOCUMENT.read_text(encoding="utf-8")
-    for model in dict.fromkeys(row["model"] for row in table["rows"]):
-        text = _put(text, model, markdown(table["rows"], model))
-    text = _put(text, "goals", goals_table(table["goals"]))
-    text = _put(text, "ablation", steps_table(ablation["rows"]))
-    DOCUMENT.write_text(text, encoding="utf-8")
-
-
-def _read(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return content
-
-
-def _put(text: str, mark: str, table: str) -> str:
-    """``text`` with ``table`` between the comments ``<!-- mark -->`` and ``<!-- end -->``."""
-    pattern = re.compile(rf"(<!-- {re.escape(mark)} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise SystemExit(f"{DOCUMENT}: no line '<!-- {mark} -->'")
-    return pattern.sub(lambda match: match[1] + table + match[2], text)
+    table, ablation = results("ptq_table"), results("potptq_ablation")
+    models = dict.fromkeys(row["model"] for row in table["rows"])
+    tables = {model: markdown(table["rows"], model) for model in models}
+    put("ptq", tables | {"goals": goals_table(table["goals"]), "ablation": steps_table(ablation["rows"])})
 
 
 if __name__ == "__main__":
