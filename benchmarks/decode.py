@@ -61,6 +61,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))},
             text=True,
         )
         self.facts: dict[str, Any] = self._answer()
@@ -152,14 +153,13 @@ def quality(entry: Entry, setting: Setting) -> Row:
     return {"what": "perplexity", "name": entry.name, "perplexity": found.perplexity, "file_bytes": size, **types}
 
 
-def time_all(listed: list[Entry], rows: list[Row], rounds: int, keep: Callable[[Row], None]) -> None:
+def time_all(listed: list[Entry], rows: list[Row], rounds: int, keep: Callable[..., None]) -> None:
     """The rounds and the starts that are not among ``rows`` yet."""
     left = set(range(rounds)) - {row["round"] for row in rows if row["what"] == "speed"}
     if left:
         with workers(listed) as started:
             for number in sorted(left):
-                for row in list(speed_round(number, started)):  # a round that was cut off does not count
-                    keep(row)
+                keep(*speed_round(number, started))  # a round that was cut off does not count
                 print(f"round {number + 1} of {rounds}", flush=True)
     for entry in (entry for entry in listed if entry.kind == "engine"):
         for _ in range(STARTS - sum(row["what"] == "first token" and row["name"] == entry.name for row in rows)):
@@ -179,8 +179,8 @@ def main() -> None:
     setting = settings(Path(options.data))["smollm2"]
     rows = load_rows(NAME, PROTOCOL)
 
-    def keep(row: Row) -> None:
-        rows.append(row)
+    def keep(*found: Row) -> None:
+        rows.extend(found)
         write_results(NAME, PROTOCOL, rows, goals(rows), packages=("xllamacpp", "llama-cpp-python"))
 
     time_all(entries(options.work), rows, options.rounds, keep)

@@ -1,9 +1,11 @@
 // The forward pass: all threads run all of it and meet at barriers.
 //
 // One token: every thread keeps the residual stream x to itself and computes norms and the rounding of activations again,
-// which costs less than a barrier; products are divided by rows of the weights. Five barriers a layer:
+// which costs less than a barrier; products are divided by rows of the weights. Six barriers a layer:
 //
-//   h = norm(x)   q, k, v | rotation, cache, attention by key-value heads | Wo | x += ; norm; gate, up, act | Wdown |  x +=
+//   h = norm(x)   q, k, v | rotation, cache, by heads | attention, by heads | Wo | x += ; norm; gate, up, act | Wdown |  x +=
+//
+// A thread that waits fetches the weights it will read next.
 //
 // Many tokens: rows of activations are divided for everything but the products, in which threads take panels to prepare and
 // then blocks of weights as they come.
@@ -88,21 +90,28 @@ void Forward::lay_out(uint8_t* memory, size_t* bytes) {
 void Forward::run(const int32_t* ids, int count, float* logits, bool all) {
   ids_ = ids, m_ = count, logits_ = logits, all_ = all;
   for (int row = 0; row < count && c_.rotary; row++) {
-    float* to = rotation_ + size_t(row) * size_t(c_.head_size);
+    float *cosine = rotation_ + size_t(row) * size_t(c_.head_size), *sine = cosine + c_.head_size / 2;
     for (const float frequency : c_.inverse_frequencies) {
       const float angle = float(length_ + row) * frequency;
-      *to++ = std::cos(angle);
-      *to++ = std::sin(angle);
+      *cosine++ = std::cos(angle);
+      *sine++ = std::sin(angle);
     }
   }
   pool_.run([](void* self, int thread) { static_cast<Forward*>(self)->work(thread); }, this);
   length_ += count;
 }
 
-Forward::Rows Forward::rows_of(int thread) const {
-  if (m_ == 1) return {0, 1};
+Forward::Rows Forward::share_of(int thread, int count) const {
   const int64_t threads = pool_.threads();
-  return {int(m_ * int64_t(thread) / threads), int(m_ * int64_t(thread + 1) / threads)};
+  return {int(count * int64_t(thread) / threads), int(count * int64_t(thread + 1) / threads)};
+}
+
+Forward::Rows Forward::rows_of(int thread) const { return m_ == 1 ? Rows{0, 1} : share_of(thread, m_); }
+
+// What a thread will read of a matrix that one token is multiplied with.
+Ahead Forward::ahead(int thread, const Matrix& matrix) const {
+  const Rows blocks = share_of(thread, matrix.blocks());
+  return matrix.part(blocks.first, blocks.last);
 }
 
 void Forward::work(int thread) {
@@ -146,10 +155,10 @@ void Forward::layer(int thread, int index, float* x, float* h, float*& pending) 
   add_and_norm(layer.attention_norm);
   const bool fused = layer.qkv.size() == 1;
   const Output qkv[3] = {{&layer.qkv[0], q_}, {&layer.qkv[fused ? 0 : 1], k_}, {&layer.qkv[fused ? 0 : 2], v_}};
-  products(thread, h, m_, qkv, fused ? 1 : 3);
+  products(thread, h, m_, qkv, fused ? 1 : 3, layer.o);
   attend(thread, index);
   const Output o = {&layer.o, out_};
-  products(thread, attention_, m_, &o, 1);
+  products(thread, attention_, m_, &o, 1, layer.up);
   pending = out_;
 
   add_and_norm(layer.mlp_norm);
@@ -158,11 +167,10 @@ void Forward::layer(int thread, int index, float* x, float* h, float*& pending) 
   float* active = gated ? gate_ : up_;
   if (m_ == 1) {  // a thread activates the outputs it computed, before the barrier
     share(thread, Inputs{h, 1, isa_, arithmetic_}, gate_up, gated ? 2 : 1);
-    const int64_t blocks = layer.up.blocks(), threads = pool_.threads();
-    const int first = int(blocks * thread / threads) * 16;
-    const int last = std::min(int(blocks * (thread + 1) / threads) * 16, c_.intermediate);
+    const Rows blocks = share_of(thread, layer.up.blocks());
+    const int first = blocks.first * 16, last = std::min(blocks.last * 16, c_.intermediate);
     activate(active + first, gated ? up_ + first : nullptr, last - first);
-    pool_.barrier();
+    pool_.barrier(ahead(thread, layer.down));
   } else {
     spread(Inputs{h, m_, isa_, arithmetic_}, gate_up, gated ? 2 : 1);
     for (int row = rows.first; row < rows.last; row++)
@@ -170,7 +178,8 @@ void Forward::layer(int thread, int index, float* x, float* h, float*& pending) 
     pool_.barrier();
   }
   const Output down = {&layer.down, out_};
-  products(thread, active, m_, &down, 1);
+  const bool last = index + 1 == c_.layers;
+  products(thread, active, m_, &down, 1, last ? model_.head() : model_.layers[size_t(index) + 1].qkv[0]);
 }
 
 void Forward::activate(float* gate, const float* up, int count) const {
@@ -191,11 +200,12 @@ void Forward::activate(float* gate, const float* up, int count) const {
 // Number i of a head goes with number i + head_size / 2.
 void Forward::rotate(int row, float* head) const {
   const int half = c_.head_size / 2;
-  const float* rotation = rotation_ + size_t(row) * size_t(c_.head_size);
+  float *low = head, *high = head + half;
+  const float *cosine = rotation_ + size_t(row) * size_t(c_.head_size), *sine = cosine + half;
   for (int i = 0; i < half; i++) {
-    const float a = head[i], b = head[i + half], cosine = rotation[2 * i], sine = rotation[2 * i + 1];
-    head[i] = a * cosine - b * sine;
-    head[i + half] = b * cosine + a * sine;
+    const float a = low[i], b = high[i];
+    low[i] = a * cosine[i] - b * sine[i];
+    high[i] = b * cosine[i] + a * sine[i];
   }
 }
 
@@ -211,42 +221,46 @@ void Forward::place_key_value(int layer, int row, int kv_head) {
   lanes_.to_half(value(row, kv_head), cached(values_, layer, kv_head, length_ + row), c_.head_size);
 }
 
-void Forward::rotate_queries(int layer, int row, int kv_head) {
-  const int group = c_.heads / c_.kv_heads;
+void Forward::rotate_query(int layer, int row, int head) {
   const std::vector<float>& weight = model_.layers[size_t(layer)].q_norm;
-  for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
-    float* q = query(row, head);
-    if (!weight.empty()) lanes_.rms_norm(q, weight.data(), c_.epsilon, q, c_.head_size);
-    if (c_.rotary) rotate(row, q);
-  }
+  float* q = query(row, head);
+  if (!weight.empty()) lanes_.rms_norm(q, weight.data(), c_.epsilon, q, c_.head_size);
+  if (c_.rotary) rotate(row, q);
 }
 
 void Forward::attend(int thread, int layer) {
-  if (m_ == 1) {
-    const int64_t heads = c_.kv_heads, threads = pool_.threads();
-    for (int head = int(heads * thread / threads); head < int(heads * (thread + 1) / threads); head++) {
-      place_key_value(layer, 0, head);
-      rotate_queries(layer, 0, head);
-      attend_row(thread, layer, 0, head);
+  const Layer& weights = model_.layers[size_t(layer)];
+  const int group = c_.heads / c_.kv_heads;
+  if (m_ == 1) {  // threads divide the heads, first to place them, then to look back
+    const Rows all = share_of(thread, c_.kv_heads + c_.heads), mine = share_of(thread, c_.heads);
+    for (int head = all.first; head < all.last; head++) {
+      if (head < c_.kv_heads)
+        place_key_value(layer, 0, head);
+      else
+        rotate_query(layer, 0, head - c_.kv_heads);
     }
-  } else {
-    const Rows rows = rows_of(thread);
-    for (int row = rows.first; row < rows.last; row++) {
-      for (int head = 0; head < c_.kv_heads; head++) {
-        place_key_value(layer, row, head);
-        rotate_queries(layer, row, head);
-      }
+    pool_.barrier(ahead(thread, weights.o));
+    for (int head = mine.first, next; head < mine.last; head = next) {
+      next = std::min(mine.last, (head / group + 1) * group);  // those that share a key-value head
+      attend_heads(thread, layer, 0, head, next - head);
     }
-    pool_.barrier();
-    const int tasks = m_ * c_.kv_heads;
-    for (int task = pool_.take(1); task < tasks; task = pool_.take(1)) attend_row(thread, layer, task % m_, task / m_);
+    return pool_.barrier(ahead(thread, weights.o));
   }
+  const Rows rows = rows_of(thread);
+  for (int row = rows.first; row < rows.last; row++) {
+    for (int head = 0; head < c_.kv_heads; head++) place_key_value(layer, row, head);
+    for (int head = 0; head < c_.heads; head++) rotate_query(layer, row, head);
+  }
+  pool_.barrier();
+  const int tasks = m_ * c_.kv_heads;
+  for (int task = pool_.take(1); task < tasks; task = pool_.take(1))
+    attend_heads(thread, layer, task % m_, task / m_ * group, group);
   pool_.barrier();
 }
 
-// The query heads that share a key-value head look at every position before them.
-void Forward::attend_row(int thread, int layer, int row, int kv_head) {
-  const int size = c_.head_size, group = c_.heads / c_.kv_heads, position = length_ + row;
+// `count` query heads that share a key-value head look at every position before them.
+void Forward::attend_heads(int thread, int layer, int row, int head, int count) {
+  const int size = c_.head_size, kv_head = head / (c_.heads / c_.kv_heads), position = length_ + row;
   const int window = c_.window[size_t(layer)], first = window ? std::max(0, position - window + 1) : 0;
   const int seen = position + 1 - first;
   const float scale = c_.scaled_attention ? 1.0f / std::sqrt(float(size)) : 1.0f;
@@ -254,34 +268,34 @@ void Forward::attend_row(int thread, int layer, int row, int kv_head) {
   const int blocks = (position - start) / kKeyBlock + 1;
   const size_t stride = size_t(room_);
   float* scores = own_[size_t(thread)].scores;
-  lanes_.score(query(row, kv_head * group), group, cached(keys_, layer, kv_head, start), size, blocks, scale, scores, stride);
-  for (int g = 0; g < group; g++) lanes_.softmax(scores + size_t(g) * stride + skipped, seen);
-  float* to = attention_ + size_t(row) * size_t(c_.query_size()) + size_t(kv_head * group) * size_t(size);
-  lanes_.mix(scores + skipped, stride, group, cached(values_, layer, kv_head, first), size, seen, to);
+  lanes_.score(query(row, head), count, cached(keys_, layer, kv_head, start), size, blocks, scale, scores, stride);
+  for (int g = 0; g < count; g++) lanes_.softmax(scores + size_t(g) * stride + skipped, seen);
+  float* to = attention_ + size_t(row) * size_t(c_.query_size()) + size_t(head) * size_t(size);
+  lanes_.mix(scores + skipped, stride, count, cached(values_, layer, kv_head, first), size, seen, to);
 }
 
 // ---- products ----
 
-void Forward::products(int thread, const float* x, int m, const Output* outputs, int count) {
+// `next`: the first matrix that comes after these.
+void Forward::products(int thread, const float* x, int m, const Output* outputs, int count, const Matrix& next) {
   const Inputs inputs{x, m, isa_, arithmetic_};
   if (m > 1) return spread(inputs, outputs, count);
   share(thread, inputs, outputs, count);
-  pool_.barrier();
+  pool_.barrier(ahead(thread, next));
 }
 
 // One row: every thread prepares it for itself.
 void Forward::share(int thread, const Inputs& inputs, const Output* outputs, int count) {
   const Matrix* prepared = nullptr;
   uint8_t* panels = own_[size_t(thread)].panels;
-  const int64_t threads = pool_.threads();
   for (int i = 0; i < count; i++) {
     const Matrix& matrix = *outputs[i].matrix;
     if (matrix.type == Matrix::kPacked && !(prepared && same_panels(*prepared, matrix))) {
       prepare(matrix, inputs, 0, panels);
       prepared = &matrix;
     }
-    const int64_t blocks = matrix.blocks();
-    multiply(matrix, inputs, panels, outputs[i].y, int(blocks * thread / threads), int(blocks * (thread + 1) / threads));
+    const Rows blocks = share_of(thread, matrix.blocks());
+    multiply(matrix, inputs, panels, outputs[i].y, blocks.first, blocks.last);
   }
 }
 

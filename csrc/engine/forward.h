@@ -41,18 +41,20 @@ class Forward {
   void work(int thread);
   void layer(int thread, int index, float* x, float* h, float*& pending);
   void attend(int thread, int layer);
-  void attend_row(int thread, int layer, int row, int kv_head);
+  void attend_heads(int thread, int layer, int row, int head, int count);
   void finish(int thread, float* x, float* h, float* pending);
   void embed(int row, float* x, float* free) const;
   void norm(const Norm& norm, const float* x, float* y) const;
   void rotate(int row, float* head) const;
   void place_key_value(int layer, int row, int kv_head);
-  void rotate_queries(int layer, int row, int kv_head);
+  void rotate_query(int layer, int row, int head);
   void activate(float* gate, const float* up, int count) const;
-  void products(int thread, const float* x, int m, const Output* outputs, int count);
+  void products(int thread, const float* x, int m, const Output* outputs, int count, const Matrix& next);
   void share(int thread, const Inputs& inputs, const Output* outputs, int count);
   void spread(const Inputs& inputs, const Output* outputs, int count);
+  Rows share_of(int thread, int count) const;
   Rows rows_of(int thread) const;
+  Ahead ahead(int thread, const Matrix& matrix) const;
 
   float* query(int row, int head) const { return q_ + size_t(row) * q_stride_ + size_t(head) * size_t(c_.head_size); }
   float* key(int row, int head) const { return k_ + size_t(row) * kv_stride_ + size_t(head) * size_t(c_.head_size); }

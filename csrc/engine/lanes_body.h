@@ -166,7 +166,14 @@ void mix(const float* weights, size_t stride, int group, const uint16_t* values,
 }
 
 void to_half(const float* from, uint16_t* to, int count) {
-  for (int i = 0; i < count; i++) to[i] = to_float16(from[i]);
+  int i = 0;
+#if defined(__F16C__)
+  for (; i + 8 <= count; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
+  }
+#endif
+  for (; i < count; i++) to[i] = to_float16(from[i]);
 }
 
 void from_half(const uint16_t* from, float* to, int count) {

@@ -11,6 +11,8 @@ namespace potq {
 namespace engine {
 namespace {
 
+constexpr size_t kAhead = 32 << 10;  // bytes: more helps no more
+
 potq_product product_of(const Matrix& matrix, const Inputs& inputs, float* y) {
   const bool biased = !matrix.bias.empty() && matrix.row_scale.empty();
   return {&matrix.format, matrix.tiles,      inputs.x,  biased ? matrix.bias.data() : nullptr, y, inputs.m,
@@ -50,6 +52,12 @@ void multiply_floats(const Matrix& matrix, const Inputs& inputs, float* y, int f
 }
 
 }  // namespace
+
+Ahead Matrix::part(int first, int last) const {
+  if (type != kPacked) return {};  // floats are streamed, far more bytes than a cache has
+  const size_t block = Layout(format).row_block_bytes;
+  return {tiles + size_t(first) * block, std::min(size_t(last - first) * block, kAhead)};
+}
 
 bool same_panels(const Matrix& a, const Matrix& b) {
   if (a.type != Matrix::kPacked || b.type != Matrix::kPacked) return false;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../potq.h"
+#include "pool.h"
 
 namespace potq {
 namespace engine {
@@ -20,6 +21,7 @@ struct Matrix {
   std::vector<float> bias;         // or empty
 
   int blocks() const { return (rows + 15) / 16; }  // of 16 rows, which is what threads divide
+  Ahead part(int first, int last) const;           // the bytes of blocks [first, last), some of them if they are many
 };
 
 // Row `row` as float32 (an embedding's).

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kSpins = 2000;       // some 50 microseconds: then others may have the core
 constexpr int kIdleSpins = 20000;  // between jobs: then sleep
+constexpr int kLine = 64, kLinesASpin = 8;
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -19,6 +20,16 @@ inline void pause() {
 #elif defined(__aarch64__)
   __asm__ volatile("yield");
 #endif
+}
+
+// Asks for the next few lines; whether there were any.
+inline bool fetch(Ahead* ahead) {
+  for (int i = 0; i < kLinesASpin && ahead->bytes; i++) {
+    __builtin_prefetch(ahead->from, 0, 2);  // to the second level: the first holds the activations
+    const size_t step = ahead->bytes < kLine ? ahead->bytes : kLine;
+    ahead->from += step, ahead->bytes -= step;
+  }
+  return ahead->bytes > 0;
 }
 
 }  // namespace
@@ -61,7 +72,7 @@ void Pool::run(void (*job)(void*, int), void* argument) {
   barrier();
 }
 
-void Pool::barrier() {
+void Pool::barrier(Ahead ahead) {
   const uint32_t before = passed_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
     arrived_.store(0, std::memory_order_relaxed);
@@ -70,6 +81,7 @@ void Pool::barrier() {
     return;
   }
   for (int spins = 0; passed_.load(std::memory_order_acquire) == before; spins++) {
+    if (fetch(&ahead)) continue;
     if (spins < kSpins)
       pause();
     else

@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <thread>
@@ -15,6 +16,12 @@
 
 namespace potq {
 namespace engine {
+
+// Bytes that a thread will read behind the next barrier.
+struct Ahead {
+  const uint8_t* from = nullptr;
+  size_t bytes = 0;
+};
 
 class Pool {
  public:
@@ -28,8 +35,8 @@ class Pool {
   // Runs job(argument, thread) on every thread; returns when all are done. Jobs must not throw. One caller at a time.
   void run(void (*job)(void*, int), void* argument);
 
-  // Within a job: waits for all threads. What they wrote before it, all see behind it.
-  void barrier();
+  // Within a job: waits for all threads. What they wrote before it, all see behind it. Meanwhile fetches what comes next.
+  void barrier(Ahead ahead = {});
   // Within a job: the first of the next `step` tasks that nobody took since the last barrier.
   int take(int step) { return next_task_.fetch_add(step, std::memory_order_relaxed); }
 
