@@ -60,7 +60,7 @@ POTQ_API int32_t potq_engine_truncate(potq_engine* engine, int32_t length);
 
 /* Begins a text: the sequence keeps what it shares with the prompt, all but the prompt's last token at most; the steps read the
  * rest. The repetition penalty looks at the prompt and what is generated. The text ends with one of `ends` (NULL: those of
- * config.json). Returns how many tokens were kept, or -1 with a message; nothing is changed then. */
+ * the folder's). Returns how many tokens were kept, or -1 with a message; nothing is changed then. */
 POTQ_API int32_t potq_engine_start(potq_engine* engine, const int32_t* prompt, int32_t count, const potq_sampling* sampling,
                                    const int32_t* ends, int32_t end_count, char* message, size_t size);
 /* A step of the text: at most 128 tokens of the prompt, or one new token. Returns POTQ_STEP_..., and the text goes on, or

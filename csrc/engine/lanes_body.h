@@ -103,20 +103,33 @@ inline Wide load_half(const uint16_t* from) {
 #endif
 }
 
-// A key is a lane, so no sum crosses lanes; each is taken over the head's numbers in order.
-template <int Heads>
-inline void score_heads(const float* q, const uint16_t* keys, int size, int blocks, float scale, float* scores, size_t stride) {
-  for (int b = 0; b < blocks; b++) {
-    Wide sums[Heads] = {};
-    for (int d = 0; d < size; d++, keys += kLanes) {
-      const Wide key = load_half(keys);
-      for (int g = 0; g < Heads; g++) sums[g] += key * wide(q[g * size + d]);
-    }
+// A key is a lane, so no sum crosses lanes; each is taken over the head's numbers in order. Two blocks of keys at a time: one
+// would wait for its own sums.
+template <int Heads, int Blocks>
+inline void score_blocks(const float* q, const uint16_t* keys, int size, float scale, float* scores, size_t stride) {
+  Wide sums[Blocks][Heads] = {};
+  for (int d = 0; d < size; d++, keys += kLanes) {
+    Wide key[Blocks];
+    for (int b = 0; b < Blocks; b++) key[b] = load_half(keys + b * size * kLanes);
     for (int g = 0; g < Heads; g++) {
-      const Wide scaled = sums[g] * wide(scale);
-      std::memcpy(scores + size_t(g) * stride + size_t(b) * kLanes, &scaled, sizeof scaled);
+      const Wide query = wide(q[g * size + d]);
+      for (int b = 0; b < Blocks; b++) sums[b][g] += key[b] * query;
     }
   }
+  for (int b = 0; b < Blocks; b++) {
+    for (int g = 0; g < Heads; g++) {
+      const Wide scaled = sums[b][g] * wide(scale);
+      std::memcpy(scores + size_t(g) * stride + b * kLanes, &scaled, sizeof scaled);
+    }
+  }
+}
+
+template <int Heads>
+inline void score_heads(const float* q, const uint16_t* keys, int size, int blocks, float scale, float* scores, size_t stride) {
+  const int step = size * kLanes;
+  for (; blocks >= 2; blocks -= 2, keys += 2 * step, scores += 2 * kLanes)
+    score_blocks<Heads, 2>(q, keys, size, scale, scores, stride);
+  if (blocks) score_blocks<Heads, 1>(q, keys, size, scale, scores, stride);
 }
 
 void score(const float* q, int group, const uint16_t* keys, int size, int blocks, float scale, float* scores, size_t stride) {

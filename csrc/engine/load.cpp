@@ -61,12 +61,14 @@ class Loader {
     const Config& c = model_.config;
     // the first GPT-2 checkpoints are of the model without its head
     stripped_ = c.model_type == "gpt2" && !find("transformer.wte.weight") && !find("transformer.wte.weight_packed");
-    describe(&model_.embedding, c.names->embedding, c.vocabulary, c.hidden, false, true);
+    // a tied weight is stored under either name
+    const bool under_head = c.tied && !has(c.names->embedding) && has(c.names->head);
+    describe(&model_.embedding, under_head ? c.names->head : c.names->embedding, c.vocabulary, c.hidden, false, true);
     if (c.names->positions) describe(&add(model_.positions), c.names->positions, c.positions, c.hidden, false, true);
     model_.layers.resize(size_t(c.layers));
     for (int i = 0; i < c.layers; i++) describe_layer(i);
     read_norm(&model_.final_norm, c.names->final_norm);
-    const bool own = has(c.names->head);
+    const bool own = !under_head && has(c.names->head);
     if (own) describe(&add(model_.own_head), c.names->head, c.vocabulary, c.hidden, false, true);
     if (!own && !c.tied)
       fail("%s: the weights have no %s, and tie_word_embeddings is not set; the folder is incomplete", document_.file().c_str(),

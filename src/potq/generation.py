@@ -53,7 +53,7 @@ class Settings(Strict):
         repetition_penalty: divides the logits of tokens that stand in prompt or text (multiplies negative ones).
         seed: the same seed draws the same tokens; None draws others each time.
         stop: a text, or several, that end the text before them.
-        end_ids: tokens that end the text before them; None is those of the model's config.json.
+        end_ids: tokens that end the text before them; None is those of generation_config.json, else of config.json.
     """
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 128

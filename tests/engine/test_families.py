@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -152,6 +153,16 @@ def test_full_precision_models(name: str, dtype: torch.dtype, tmp_path: Path, mo
     with torch.inference_mode():
         expected = model.float()(ids[None], use_cache=True).logits[0]
     assert error(Engine(tmp_path / "m").logits(ids), expected) < 1e-3
+
+
+def test_a_tied_weight_is_found_under_the_heads_name(tmp_path: Path) -> None:
+    tiny("llama-tied").save_pretrained(tmp_path / "m")
+    ids = ids_of("llama-tied")
+    expected = Engine(tmp_path / "m").logits(ids)
+    weights = load_file(tmp_path / "m/model.safetensors")
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    save_file(weights, tmp_path / "m/model.safetensors")
+    assert torch.equal(Engine(tmp_path / "m").logits(ids), expected)
 
 
 @pytest.mark.parametrize("activations", ["int8", "float"])
