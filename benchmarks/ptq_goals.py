@@ -15,14 +15,20 @@ _JUDGED = ("fast", "gptq", "balanced", "best")
 
 
 def goals(rows: list[Row]) -> list[Goal]:
-    """Ratios of excess perplexity over full precision, the same algorithm on both sides; None is not measured yet."""
+    """Ratios of excess perplexity over full precision, the same algorithm on both sides; None is not measured yet.
+
+    4 bits are decided on TinyStories, whose weights were never quantized before; so is what ``balanced`` does to integers.
+    """
     found: list[Goal] = []
     known = {row["model"] for row in rows if row["scheme"] == FULL}  # an excess is one over full precision
     rows = [row for row in rows if row["model"] in known]
     for algorithm in _JUDGED:
-        for model in (STORIES, SMOLLM2):
+        for model in (STORIES, SMOLLM2) if algorithm != "balanced" else (STORIES,):
             found.append(_ratio(rows, model, algorithm, "2 bits, best pure PoT / best integers", PURE[2], INTEGERS[2], 0.95))
-        found.append(_ratio(rows, SMOLLM2, algorithm, "3 bits, best pure PoT / best integers", PURE[3], INTEGERS[3], 0.8))
+        if algorithm != "balanced":
+            found.append(
+                _ratio(rows, SMOLLM2, algorithm, "3 bits, best pure PoT / best integers", PURE[3], INTEGERS[3], 0.8)
+            )
         family = (*PURE[3], *TWO_TERM[3])
         found.append(
             _ratio(rows, STORIES, algorithm, "3 bits, best of the PoT family / best integers", family, INTEGERS[3], 0.95)
@@ -33,10 +39,9 @@ def goals(rows: list[Row]) -> list[Goal]:
         found.append(_improvement(rows, model, "pot4", "best", "fast", target))
         for scheme in ("pot2", "pot3"):
             found.append(_improvement(rows, model, scheme, "best", "gptq", 0.5))
-    for model in (STORIES, SMOLLM2):
-        for scheme, target in (("apot4", 1.2), ("pot4", 1.4)):
-            name = f"{scheme}, E8M0 with row scales / float16, groups of 32"
-            found.append(_ratio(rows, model, "best", name, (f"{scheme} g32 e8m0 + row",), (f"{scheme} g32",), target))
+    for scheme, target in (("apot4", 1.2), ("pot4", 1.4)):
+        name = f"{scheme}, E8M0 with row scales / float16, groups of 32"
+        found.append(_ratio(rows, STORIES, "best", name, (f"{scheme} g32 e8m0 + row",), (f"{scheme} g32",), target))
     return found
 
 
