@@ -15,6 +15,7 @@ import argparse
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,17 +126,22 @@ def main() -> None:
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data DIR or set POTQ_DATA")
+    setting = settings(Path(options.data))["smollm2"]
     rows = load_rows(NAME, PROTOCOL)
+    left = [each for each in ACTIVATIONS if all(row["activations"] != each for row in rows)]
+    if left:
+        measure_all(left, setting, rows)
+    print_goals(goals(rows))
+
+
+def measure_all(activations: Sequence[Activations], setting: Setting, rows: list[Row]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = potq.load("smollm2")
         potq.quantize(model, potq.PoTConfig("apot4", effort="fast"))
         potq.save(model, Path(folder) / "model")
-        for activations in ACTIVATIONS:
-            if all(row["activations"] != activations for row in rows):
-                setting = settings(Path(options.data))["smollm2"]
-                rows.append(measure(Path(folder) / "model", setting, activations))
-                write_results(NAME, PROTOCOL, rows, goals(rows))
-    print_goals(goals(rows))
+        for each in activations:
+            rows.append(measure(Path(folder) / "model", setting, each))
+            write_results(NAME, PROTOCOL, rows, goals(rows))
 
 
 if __name__ == "__main__":

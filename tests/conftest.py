@@ -28,6 +28,15 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 VOCAB = 260
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """So small a model only waits for threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer: the 256 bytes, an end token, three merges."""
     inner = Tokenizer(models.BPE())

@@ -29,23 +29,11 @@ constexpr Names kLlamaNames = {"model.embed_tokens",
                                "mlp.gate_proj",
                                "mlp.up_proj",
                                "mlp.down_proj"};
-constexpr Names kQwen3Names = {"model.embed_tokens",
-                               nullptr,
-                               "model.layers.",
-                               "model.norm",
-                               "lm_head",
-                               "input_layernorm",
-                               "self_attn.q_proj",
-                               "self_attn.k_proj",
-                               "self_attn.v_proj",
-                               nullptr,
-                               "self_attn.o_proj",
-                               "self_attn.q_norm",
-                               "self_attn.k_norm",
-                               "post_attention_layernorm",
-                               "mlp.gate_proj",
-                               "mlp.up_proj",
-                               "mlp.down_proj"};
+constexpr Names with_head_norms(Names names, const char* q_norm, const char* k_norm) {
+  names.q_norm = q_norm, names.k_norm = k_norm;
+  return names;
+}
+constexpr Names kQwen3Names = with_head_norms(kLlamaNames, "self_attn.q_norm", "self_attn.k_norm");
 constexpr Names kGpt2Names = {
     "transformer.wte", "transformer.wpe", "transformer.h.", "transformer.ln_f", "lm_head", "ln_1",  nullptr,
     nullptr,           nullptr,           "attn.c_attn",    "attn.c_proj",      nullptr,   nullptr, "ln_2",

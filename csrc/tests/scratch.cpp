@@ -19,6 +19,7 @@ void remove_file(const std::string& path) {
 }
 
 ScratchFolder::ScratchFolder() {
+  // in memory where the system has such a folder
   char path[] = "/dev/shm/potq-XXXXXX", elsewhere[] = "/tmp/potq-XXXXXX";
   path_ = mkdtemp(path) ? path : mkdtemp(elsewhere) ? elsewhere : "";
   if (path_.empty()) std::perror("mkdtemp"), std::exit(3);

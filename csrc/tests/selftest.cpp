@@ -30,6 +30,7 @@
 
 #include "../potq.h"
 #include "oracle.h"
+#include "splitmix.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define WITH_ASAN 1
@@ -79,16 +80,9 @@ __attribute__((format(printf, 1, 2))) void fail(const char* format, ...) {
 
 // ---- Random numbers ------------------------------------------------------------------------------------------------------
 
-class Random {
+class Random : public SplitMix {
  public:
-  explicit Random(uint64_t seed) : state_(seed) {}
-
-  uint64_t next() {
-    uint64_t z = state_ += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-  }
+  using SplitMix::SplitMix;
 
   int below(int limit) { return int(next() % uint64_t(limit)); }
   int between(int first, int last) { return first + below(last - first + 1); }
@@ -112,9 +106,6 @@ class Random {
   T pick(const std::vector<T>& values) {
     return values[size_t(below(int(values.size())))];
   }
-
- private:
-  uint64_t state_;
 };
 
 // ---- Buffers -------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "scratch.h"
+#include "splitmix.h"
 
 namespace tiny {
 namespace {
@@ -32,21 +33,6 @@ constexpr Kind kKinds[kWeights] = {
 };
 constexpr const char* kFamilyNames[kFamilies] = {"llama", "qwen2", "qwen3", "mistral", "gpt2"};
 
-// splitmix64
-class Random {
- public:
-  explicit Random(uint64_t seed) : state_(seed) {}
-  uint32_t bits() {
-    uint64_t z = state_ += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return uint32_t((z ^ (z >> 31)) >> 32);
-  }
-
- private:
-  uint64_t state_;
-};
-
 void put(std::string* data, uint32_t value, int bytes) {
   for (int i = 0; i < bytes; i++) data->push_back(char(value >> 8 * i & 255));
 }
@@ -58,7 +44,7 @@ class Tensors {
 
   void norm(const std::string& name, int count) {
     std::string data;
-    for (int i = 0; i < count; i++) put(&data, 0x3f000000 | (random_.bits() & 0xffffff), 4);  // 0.5 to 2
+    for (int i = 0; i < count; i++) put(&data, 0x3f000000 | (draw() & 0xffffff), 4);  // 0.5 to 2
     add(name, "F32", {count}, data);
   }
 
@@ -88,7 +74,7 @@ class Tensors {
  private:
   // Magnitudes from 2^-6 to 2^-3.
   uint32_t number(std::string_view dtype) {
-    const uint32_t random = random_.bits(), sign = random >> 31, exponent = random >> 29 & 3, mantissa = random & 0x7fffff;
+    const uint32_t random = draw(), sign = random >> 31, exponent = random >> 29 & 3, mantissa = random & 0x7fffff;
     if (dtype == "F16") return sign << 15 | (9 + exponent) << 10 | mantissa >> 13;
     if (dtype == "BF16") return sign << 15 | (121 + exponent) << 7 | mantissa >> 16;
     return sign << 31 | (121 + exponent) << 23 | mantissa;
@@ -97,7 +83,7 @@ class Tensors {
   // Every code is one of the grid's, so that bits are bits.
   void plane(int columns, int width, std::string* data) {
     const int bytes = (columns * width + 7) / 8, used = columns * width % 8;
-    for (int i = 0; i < bytes; i++) put(data, random_.bits() & (i + 1 == bytes && used ? (1u << used) - 1 : 255), 1);
+    for (int i = 0; i < bytes; i++) put(data, draw() & (i + 1 == bytes && used ? (1u << used) - 1 : 255), 1);
   }
 
   void packed(const std::string& name, int rows, int columns) {
@@ -109,11 +95,11 @@ class Tensors {
       for (int width = first; width < bits; width++) plane(columns, 1, &codes);
       for (int i = 0; i < groups; i++) {
         if (model_.e8m0)
-          put(&scales, 120 + (random_.bits() & 3), 1);
+          put(&scales, 120 + (draw() & 3), 1);
         else
-          put(&scales, 0x2000 | (random_.bits() & 0x7ff), 2);  // 2^-7 to 2^-5
+          put(&scales, 0x2000 | (draw() & 0x7ff), 2);  // 2^-7 to 2^-5
       }
-      put(&row_scales, 0x3800 | (random_.bits() & 0x7ff), 2);  // 0.5 to 2
+      put(&row_scales, 0x3800 | (draw() & 0x7ff), 2);  // 0.5 to 2
     }
     add(name + ".weight_packed", "U8", {rows, int(codes.size()) / rows}, codes);
     add(name + ".weight_scale", model_.e8m0 ? "U8" : "F16", {rows, groups}, scales);
@@ -129,8 +115,10 @@ class Tensors {
     data_ += data;
   }
 
+  uint32_t draw() { return uint32_t(random_.next() >> 32); }
+
   const Model& model_;
-  Random random_;
+  SplitMix random_;
   std::string header_, data_;
 };
 

@@ -110,8 +110,8 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float(((found - expected).abs().amax(-1) / expected.abs().amax(-1)).max())
 
 
-def reference(model: Any, ids: Tensor, activations: str = "float") -> Tensor:
-    kernels.set_activations(model, activations)  # type: ignore[arg-type]
+def reference(model: Any, ids: Tensor, activations: kernels.Activations = "float") -> Tensor:
+    kernels.set_activations(model, activations)
     with torch.inference_mode():
         return model(ids[None], use_cache=True).logits[0].float()
 
