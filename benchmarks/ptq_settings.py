@@ -8,6 +8,8 @@ kind, as everywhere in the literature.
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -112,15 +114,26 @@ def settings(data: Path) -> dict[str, Setting]:
     }
 
 
-def quantized(setting: Setting, scheme: str, effort: str | Effort) -> tuple[Any, float]:
-    """The model with its linears in ``scheme``, and their bits per weight; embedding and head stay in full precision."""
-    model = potq.load(setting.source)
+def quantized(setting: Setting, scheme: str, effort: str | Effort, work: Path | None = None) -> tuple[Any, float]:
+    """The model with its linears in ``scheme``, and their bits per weight; embedding and head stay in full precision.
+
+    With a ``work`` folder a killed run goes on where it stopped, and a finished one is loaded (not asymmetric ones).
+    """
     chosen = EFFORTS[effort] if isinstance(effort, str) else effort
+    folder = None if work is None else work / re.sub(r"\W+", "-", f"{setting.model} {scheme} {effort}").strip("-")
+    if folder is not None and (folder / "model").is_dir():
+        model = potq.load(folder / "model", dtype="float32")
+        set_activations(model, "float")
+        return model, model.quant_report.bits_per_weight
+    model = potq.load(setting.source)
     batches = setting.batches() if chosen.calibrated else None
     if scheme in ASYMMETRIC:
         return model, _asymmetric(model, ASYMMETRIC[scheme], chosen, setting.batches())
     config = potq.PoTConfig(scheme=SCHEMES[scheme], effort=chosen, embedding=None)
-    report = potq.quantize(model, config, batches, seed=SEED)
+    report = potq.quantize(model, config, batches, seed=SEED, work_folder=folder and folder / "blocks")
+    if folder is not None:
+        potq.save(model, folder / "model")
+        shutil.rmtree(folder / "blocks", ignore_errors=True)
     set_activations(model, "float")  # what the weights cost, and nothing else
     return model, report.bits_per_weight
 

@@ -3,9 +3,9 @@
 ``python benchmarks/ptq_table.py [--model tinystories] [--data DIR]``. The linears are quantized, embedding and head stay in
 full precision; groups of 64 and float16 scales unless a name says otherwise; bits per weight count all that is stored.
 ``--data`` (or the environment variable POTQ_DATA) is a folder with ``wikitext2/``, ``tinystories/`` and
-``tinystories-656k/``. Rows are measured side by side, one process a core, and kept as they come; a killed run resumes. Their
-``seconds`` are those of a busy machine (``ptq_cost.py`` measures time). Peers need packages of their own
-(``benchmarks/README.md``); those that are missing are named.
+``tinystories-656k/``. Rows are measured side by side, one process a core, and kept as they come; a killed run resumes, with
+``--work DIR`` within a row too. Their ``seconds`` are those of a busy machine (``ptq_cost.py`` measures time). The whole
+test set comes last. Peers need packages of their own (``benchmarks/README.md``); those that are missing are named.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import argparse
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -56,14 +57,14 @@ ORDER = ("fast", "gptq", "best", "balanced")  # what the goals need comes first
 WHOLE = {(FULL, "-"), ("pot4", "best"), ("apot4", "best"), ("pot3", "best"), ("apot3", "best"), ("pot2", "best")}
 """What is measured on the whole of WikiText-2's test set as well."""
 
-_DECIDED = {*PURE[2], *INTEGERS[2], *PURE[3], "apot3", *INTEGERS[3], "pot4", "apot4"}
-SLOW = {  # what SmolLM2 gets of the algorithms that take minutes a row
-    "gptq": {*_DECIDED, "int4", "int4_asym", "nf4"},
-    "balanced": {"pot2", "pot3", "apot3", "pot4", "apot4"},
-    "best": _DECIDED - {"pot2 {1,2}"},
+_OURS = {"pot2", "pot3", "apot3", "pot4", "apot4"}
+SLOW = {  # what SmolLM2 gets of the algorithms that take minutes a row; best: the integers that won with gptq
+    "gptq": {*_OURS, *PURE[2], *INTEGERS[2], *PURE[3], *INTEGERS[3], "int4", "int4_asym", "nf4"},
+    "balanced": _OURS,
+    "best": {*_OURS, "int2_asym", "int3", "int3_asym"},
 }
 
-Cell = tuple[Setting, str, str]
+Cell = tuple[Setting, str, str, Path | None]
 
 
 def cells(setting: Setting) -> list[tuple[str, str]]:
@@ -75,33 +76,44 @@ def cells(setting: Setting) -> list[tuple[str, str]]:
     return [(FULL, "-"), *own, *((name, "peer") for name in PEERS if name not in missing)]
 
 
-def in_processes(todo: list[Cell], workers: int) -> Iterator[Row]:
+def in_processes(measuring: Callable[..., Row], todo: list[Cell], workers: int) -> Iterator[Row]:
     """Rows as they are ready, of ``workers`` processes that share the processor's cores."""
     threads = max(1, (os.cpu_count() or 1) // workers)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         try:
-            for done in as_completed([pool.submit(row, *cell) for cell in todo]):
+            for done in as_completed([pool.submit(measuring, *cell) for cell in todo]):
                 yield done.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def row(setting: Setting, scheme: str, algorithm: str) -> Row:
+def row(setting: Setting, scheme: str, algorithm: str, work: Path | None) -> Row:
     began = time.perf_counter()
-    if scheme == FULL:
-        model, bits = potq.load(setting.source), 32.0
-    elif algorithm == "peer":
-        model = potq.load(setting.source)
-        bits = PEERS[scheme].apply(model, setting.batches())
-    else:
-        model, bits = quantized(setting, scheme, algorithm)
+    model, bits = contestant(setting, scheme, algorithm, work)
     seconds = time.perf_counter() - began
-    result = measure(setting, model).to_dict()
-    if (scheme, algorithm) in WHOLE and setting.model == SMOLLM2:
-        result["whole"] = measure(setting, model, whole=True).to_dict()
     named = {"model": setting.model, "scheme": scheme, "algorithm": algorithm, "bits_per_weight": bits}
-    return {**named, **result, "seconds": seconds, "threads": torch.get_num_threads()}
+    return {**named, **measure(setting, model).to_dict(), "seconds": seconds, "threads": torch.get_num_threads()}
+
+
+def whole(setting: Setting, scheme: str, algorithm: str, work: Path | None) -> Row:
+    model, _ = contestant(setting, scheme, algorithm, work)
+    found = measure(setting, model, whole=True).to_dict()
+    return {"model": setting.model, "scheme": scheme, "algorithm": algorithm, "whole": found}
+
+
+def contestant(setting: Setting, scheme: str, algorithm: str, work: Path | None) -> tuple[Any, float]:
+    """The model of a row, and its bits per weight."""
+    if scheme == FULL:
+        return potq.load(setting.source), 32.0
+    if algorithm == "peer":
+        model = potq.load(setting.source)
+        return model, PEERS[scheme].apply(model, setting.batches())
+    return quantized(setting, scheme, algorithm, work)
+
+
+def identity(row: Row) -> tuple[str, str, str]:
+    return row["model"], row["scheme"], row["algorithm"]
 
 
 def main() -> None:
@@ -111,25 +123,32 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="schemes to measure; default: all")
     parser.add_argument("--algorithm", action="append", help="algorithms to run; default: all")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rows at a time; default: one a core")
+    parser.add_argument("--work", type=Path, help="where rows leave finished blocks and models; default: nowhere")
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data DIR or set POTQ_DATA")
     rows = load_rows(NAME, PROTOCOL)
     known = settings(Path(options.data))
     chosen = [known[name] for name in options.model or known]
-    measured = {(row["model"], row["scheme"], row["algorithm"]) for row in rows}
-    todo = [
-        (setting, scheme, algorithm)
+    asked = [
+        (setting, scheme, algorithm, options.work)
         for setting in chosen
         for scheme, algorithm in cells(setting)
-        if (setting.model, scheme, algorithm) not in measured
-        and (options.only is None or scheme in (FULL, *options.only))
+        if (options.only is None or scheme in (FULL, *options.only))
         and (options.algorithm is None or algorithm in ("-", *options.algorithm))
     ]
-    for found in in_processes(todo, options.workers):
-        rows.append(found)
-        print("{model} {scheme} {algorithm}: {perplexity:.3f} in {seconds:.0f} s".format(**found), flush=True)
-        write_results(NAME, PROTOCOL, rows, goals(rows), packages=PACKAGES)
+
+    def left(wanted: str) -> list[Cell]:
+        have = {identity(row) for row in rows if wanted in row}
+        return [cell for cell in asked if (cell[0].model, *cell[1:3]) not in have]
+
+    for_whole = [cell for cell in left("whole") if cell[1:3] in WHOLE and cell[0].model == SMOLLM2]
+    for measuring, todo in ((row, left("perplexity")), (whole, for_whole)):
+        for found in in_processes(measuring, todo, options.workers):
+            old = next((row for row in rows if identity(row) == identity(found)), {})
+            rows = [*(row for row in rows if row is not old), old | found]
+            print(*identity(found), f"{found.get('whole', found)['perplexity']:.3f}", flush=True)
+            write_results(NAME, PROTOCOL, rows, goals(rows), packages=PACKAGES)
     for setting in chosen:
         show(rows, setting.model)
     for name, reason in unavailable().items():
