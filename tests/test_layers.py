@@ -45,6 +45,7 @@ ORDER = [
     "engine",
     "evaluate",
     "qat",
+    "export",
     "cli",
 ]
 

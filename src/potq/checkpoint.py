@@ -88,7 +88,7 @@ def write(
         CheckpointError: ``path`` exists (and ``force`` is not given, or it is no model folder), or the disk is full.
     """
     target = check_destination(path, force=force)
-    with _disk_errors(target, tensor_bytes(model)), _replacing(target) as folder:
+    with disk_errors(target, tensor_bytes(model)), _replacing(target) as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -262,7 +262,7 @@ def _replacing(target: Path) -> Iterator[Path]:
         if target.exists():
             target.rename(replaced)
         partial.rename(target)
-        _flush_path(target.parent)
+        flush_path(target.parent)
         if replaced.exists():
             replaced.rename(partial)  # a half-deleted folder must not pass for the old checkpoint
             shutil.rmtree(partial, ignore_errors=True)
@@ -287,7 +287,7 @@ def recover(target: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(target: Path, needed: int) -> Iterator[None]:
+def disk_errors(target: Path, needed: int) -> Iterator[None]:
     """Turn a full disk into an error that names the folder and both sizes, if possible before anything is written."""
     free = shutil.disk_usage(next(parent for parent in target.parents if parent.exists())).free
     full = f"no room for {target}: it needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; nothing was changed"
@@ -304,10 +304,11 @@ def _disk_errors(target: Path, needed: int) -> Iterator[None]:
 def _flush(folder: Path) -> None:
     """Push the files to the disk before they are renamed, so that a power cut cannot leave an empty checkpoint."""
     for path in [*folder.rglob("*"), folder]:
-        _flush_path(path)
+        flush_path(path)
 
 
-def _flush_path(path: Path) -> None:
+def flush_path(path: Path) -> None:
+    """Push a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

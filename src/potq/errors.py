@@ -21,6 +21,10 @@ class DataError(PotqError, ValueError):
     """Text or token input that cannot be used as asked."""
 
 
+class ExportError(PotqError, ValueError):
+    """A model that a foreign format cannot hold exactly, or that its engines would not understand."""
+
+
 class EngineError(PotqError, ValueError):
     """What the decode engine cannot open, or cannot do as asked or in its state."""
 

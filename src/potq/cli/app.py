@@ -10,6 +10,7 @@ import potq
 from potq.cli.compare import compare
 from potq.cli.console import stderr
 from potq.cli.evaluate import evaluate
+from potq.cli.export import export
 from potq.cli.generate import generate
 from potq.cli.inspect import inspect
 from potq.cli.quantize import quantize
@@ -31,6 +32,7 @@ app.command("generate")(generate)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("compare")(compare)
+app.command("export")(export)
 
 
 def _version(value: bool) -> None:

@@ -1,0 +1,102 @@
+"""``potq export``: a packed checkpoint as a file of another engine."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from potq.cli import console
+from potq.cli.recipe import parse_schemes
+from potq.errors import ConfigError, ExportError
+from potq.scheme import PRESETS, QuantScheme
+
+
+class Format(StrEnum):
+    """What can be written; the targets of ``potq.export.targets``, whose import would make ``--help`` wait for torch."""
+
+    gguf = "gguf"
+
+
+def export(
+    model: Annotated[str | None, typer.Argument(help="A packed checkpoint folder.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Argument(help="The file to write.", show_default=False)] = None,
+    to: Annotated[Format | None, typer.Option(help="The file's format.", show_default=False)] = None,
+    allow_8bit: Annotated[
+        bool, typer.Option("--allow-8bit", help="Also write schemes that only 8-bit types hold exactly.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    list_forms: Annotated[
+        bool, typer.Option("--list", help="Show which schemes each format holds exactly, and in what size.")
+    ] = False,
+    schemes: Annotated[
+        str | None, typer.Option(help="For --list: these schemes, like pot2z:group_size=row,pot3. Default: the presets.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """Write a packed checkpoint for llama.cpp (GGUF), every weight equal.
+
+    potq export out out.gguf --to gguf
+
+    potq export --list
+    """
+    if list_forms:
+        if model is not None:
+            raise ConfigError("--list shows what is possible and takes no model; leave one of them out")
+        _list(parse_schemes(schemes) if schemes is not None else tuple(PRESETS.values()), as_json=as_json)
+        return
+    if schemes is not None:
+        raise ConfigError("--schemes is for --list")
+    if model is None or output is None or to is None:
+        raise ConfigError("give a model, an output and a format: potq export MODEL OUTPUT --to gguf; or --list")
+    _write(model, output, allow_8bit=allow_8bit, force=force, as_json=as_json)
+
+
+def _list(schemes: tuple[QuantScheme, ...], *, as_json: bool) -> None:
+    from potq.export.targets import TARGETS
+
+    forms = {scheme.name: {name: _described(target.form(scheme)) for name, target in TARGETS.items()} for scheme in schemes}
+    if as_json:
+        console.emit_json(forms)
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="exact forms: type, bits per weight", title_justify="left", box=box.SIMPLE)
+    for heading in ("scheme", *TARGETS):
+        table.add_column(heading)
+    for scheme, by_target in forms.items():
+        cells = [f"{form['type']:8}{form['bits_per_weight']:g}" if form else "-" for form in by_target.values()]
+        table.add_row(scheme, *cells)
+    console.stdout().print(table)
+
+
+def _described(form: Any) -> dict[str, Any] | None:
+    return {"type": form.name, "bits_per_weight": form.bits_per_weight} if form is not None else None
+
+
+def _write(model: str, output: Path, *, allow_8bit: bool, force: bool, as_json: bool) -> None:
+    from potq.export.gguf.write import export_gguf
+    from potq.export.output import check_file
+    from potq.loading import load, load_tokenizer
+    from potq.model import packed_modules
+
+    check_file(output, force=force)
+    console.quiet_libraries()
+    with console.status(f"loading {model}"):
+        loaded, tokenizer = load(model), load_tokenizer(model)
+    if not packed_modules(loaded):
+        raise ExportError(f"{model} is not quantized by potq; potq quantize {model} OUTPUT makes a checkpoint of it")
+    with console.status(f"writing {output}"):
+        name = Path(model).resolve().name
+        report = export_gguf(loaded, output, tokenizer, name=name, allow_8bit=allow_8bit, force=force)
+    for note in report.notes:
+        console.note(note)
+    if as_json:
+        console.emit_json({**report.model_dump(mode="json"), "bits_per_weight": report.bits_per_weight})
+        return
+    out = console.stdout()
+    out.print(report.table())
+    out.print(f"wrote {report.path}; read back, every weight is equal", highlight=False, markup=False, soft_wrap=True)

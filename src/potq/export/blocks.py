@@ -1,0 +1,156 @@
+"""Block types of other engines: which schemes they hold exactly, and a weight's codes and scales in them.
+
+A block is some consecutive weights of a row that share a scale ``d``: ``w = d * level[code]``, with integer levels. Ours
+is ``w = s * L / reference``. So a block holds our weights if for some ``shift`` every ``L / 2**shift`` is one of its levels
+and ``d = s / reference * 2**shift`` is one of its scales. Only powers of two leave the significant bits of a float16 scale
+alone. Levels and groups are a matter of the scheme (:func:`obstacle`), the range of a scale one of the weights
+(:func:`encode`): most float16 scales near 2**-10 are none any more when they are divided by 64. Where a block does not use
+all levels, another shift may help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from potq.functional import decode_scale
+from potq.grid import Grid
+from potq.packing import unpack
+from potq.scheme import QuantScheme
+from potq.tensor import QuantizedWeight
+
+_ROWS_AT_ONCE = 1 << 20  # weights; what is computed for one is some 20 bytes
+E8M0_UNIT = 128  # an E8M0 byte b under E2M1's levels, in units of one half, is the scale 2**(b - 128)
+E8M0_LARGEST = 254  # 255 is NaN
+
+
+@dataclass(frozen=True)
+class BlockType:
+    """A block format.
+
+    Attributes:
+        name: what its engine calls it.
+        weights: how many weights share a scale.
+        levels: the level of every code.
+        scale: what a scale can be: ``"float16"``; or ``"e8m0"``, ``2**(byte - 128)``.
+        bits_per_weight: stored bits, scales included.
+    """
+
+    name: str
+    weights: int
+    levels: tuple[int, ...]
+    scale: Literal["float16", "e8m0"]
+    bits_per_weight: float
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows of a weight as codes and scales of a block type.
+
+    Attributes:
+        codes: uint8 ``(rows, blocks, weights of a block)``.
+        scales: ``(rows, blocks)``: float16, or uint8 for E8M0.
+    """
+
+    codes: Tensor
+    scales: Tensor
+
+
+def obstacle(scheme: QuantScheme, kind: BlockType, columns: int) -> str | None:
+    """Why ``kind`` cannot hold rows of ``columns`` weights in ``scheme`` exactly; None: it can, given the range."""
+    if not _shifts(scheme.grid, kind):
+        return "its levels are not among the type's"
+    if kind.scale == "e8m0" and (scheme.scale_dtype != "e8m0" or scheme.row_scale):
+        return "its scales are not powers of two"
+    if columns % kind.weights:
+        return f"rows of {columns} weights do not divide into blocks of {kind.weights}"
+    if scheme.group(columns) % kind.weights:
+        return f"its groups of {scheme.group(columns)} do not divide into blocks of {kind.weights}"
+    return None
+
+
+def encode(weight: QuantizedWeight, kind: BlockType) -> list[Blocks] | None:
+    """``weight`` ``(out, in)``, which :func:`obstacle` has no objection to, in blocks; some rows at a time.
+
+    None: a scale is beyond the range of the type's.
+    """
+    step = max(1, _ROWS_AT_ONCE // weight.shape[1])
+    found = []
+    for start in range(0, weight.shape[0], step):
+        blocks = _encode_rows(weight, kind, slice(start, start + step))
+        if blocks is None:
+            return None
+        found.append(blocks)
+    return found
+
+
+def _encode_rows(weight: QuantizedWeight, kind: BlockType, rows: slice) -> Blocks | None:
+    scheme, columns = weight.scheme, weight.shape[1]
+    ours = unpack(weight.packed[rows], scheme.grid.bits, columns).unflatten(1, (-1, kind.weights)).int()
+    scale = _block_scales(weight, kind, rows)
+    codes = torch.empty(ours.shape, dtype=torch.uint8)
+    stored = torch.empty(scale.shape, dtype=torch.float16 if kind.scale == "float16" else torch.uint8)
+    missing = torch.ones(scale.shape, dtype=torch.bool)
+    for shift in _shifts(scheme.grid, kind):
+        code, known = _translation(scheme.grid, kind, shift)
+        fitting, exact = _stored_scale(scale * 2.0**shift, kind)
+        taken = missing & exact & known[ours].all(dim=2)
+        codes[taken] = code[ours[taken]]
+        stored[taken] = fitting[taken]
+        missing &= ~taken
+        if not missing.any():
+            return Blocks(codes, stored)
+    return None
+
+
+def _block_scales(weight: QuantizedWeight, kind: BlockType, rows: slice) -> Tensor:
+    """What one level of each block is worth, float64 ``(rows, blocks)``, exact."""
+    scheme, columns = weight.scheme, weight.shape[1]
+    count = weight.packed[rows].shape[0]
+    row = None if weight.row_scale is None else weight.row_scale[rows]
+    scale = decode_scale(weight.scale[rows] if len(weight.scale) > 1 else weight.scale, row).double()
+    per_group = scheme.group(columns) // kind.weights
+    return scale.expand(count, -1).repeat_interleave(per_group, dim=1)[:, : columns // kind.weights] / scheme.grid.reference
+
+
+def _stored_scale(scale: Tensor, kind: BlockType) -> tuple[Tensor, Tensor]:
+    """Float64 scales as the type stores them, and which of them it stores exactly."""
+    if kind.scale == "float16":
+        half = scale.to(torch.float16)
+        return half, half.double() == scale
+    mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2**exponent, and a power of two has the mantissa 1/2
+    byte = exponent - 1 + E8M0_UNIT
+    return byte.clamp(0, E8M0_LARGEST).to(torch.uint8), (mantissa == 0.5) & (byte >= 0) & (byte <= E8M0_LARGEST)
+
+
+@cache
+def _shifts(grid: Grid, kind: BlockType) -> tuple[int, ...]:
+    """Shifts to try: one under which the type has every level of the grid, then others that serve blocks without some levels.
+
+    Empty: there is none under which it has them all.
+    """
+    possible = range(-max(map(abs, kind.levels)).bit_length(), max(map(abs, grid.levels)).bit_length() + 1)
+    whole = [shift for shift in possible if bool(_translation(grid, kind, shift)[1].all())]
+    if not whole:
+        return ()
+    best = max(whole)  # the largest scale, farthest from float16's subnormal numbers
+    return tuple(sorted(possible, key=lambda shift: abs(shift - best)))
+
+
+@cache
+def _translation(grid: Grid, kind: BlockType, shift: int) -> tuple[Tensor, Tensor]:
+    """By our code: the type's code (uint8) of ``level / 2**shift``, and whether there is one (bool)."""
+    code_of: dict[int | None, int] = {level: code for code, level in reversed(list(enumerate(kind.levels)))}
+    found = [code_of.get(_shifted(level, shift)) for level in grid.levels]
+    return torch.tensor([code or 0 for code in found], dtype=torch.uint8), torch.tensor([code is not None for code in found])
+
+
+def _shifted(level: int, shift: int) -> int | None:
+    """``level / 2**shift`` if it is an integer."""
+    if shift <= 0:
+        return level << -shift
+    return None if level % (1 << shift) else level >> shift

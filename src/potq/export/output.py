@@ -1,0 +1,47 @@
+"""A file that is written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from potq.checkpoint import disk_errors, flush_path
+from potq.errors import CheckpointError
+
+
+def check_file(path: str | os.PathLike[str], *, force: bool) -> Path:
+    """The file to write, links and ``~`` resolved; refused if something is in the way. Called before any work is done.
+
+    Raises:
+        CheckpointError: says what is in the way and what to do.
+    """
+    target = Path(path).expanduser().resolve()
+    blocked = next((parent for parent in target.parents if parent.exists() and not parent.is_dir()), None)
+    if blocked is not None:
+        raise CheckpointError(f"{blocked} is a file; choose another output than {path}")
+    if target.is_dir():
+        raise CheckpointError(f"{path} is a folder; name a file")
+    if target.exists() and not force:
+        raise CheckpointError(f"{path} exists; choose another output, or pass --force (force=True) to replace it")
+    return target
+
+
+@contextmanager
+def replacing_file(target: Path, needed: int) -> Iterator[Path]:
+    """A temporary file that takes ``target``'s place if the block succeeds and vanishes if it fails.
+
+    Raises:
+        CheckpointError: ``needed`` bytes are not free, or the disk is full nevertheless.
+    """
+    with disk_errors(target, needed):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            yield partial
+            flush_path(partial)
+            os.replace(partial, target)
+            flush_path(target.parent)
+        finally:
+            partial.unlink(missing_ok=True)
