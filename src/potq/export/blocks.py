@@ -129,7 +129,7 @@ def _stored_scale(scale: Tensor, kind: BlockType) -> tuple[Tensor, Tensor]:
 
 @cache
 def _shifts(grid: Grid, kind: BlockType) -> tuple[int, ...]:
-    """Shifts to try: one under which the type has every level of the grid, then others that serve blocks without some levels.
+    """Shifts to try: one under which the type has every level of the grid, then others for blocks that lack some levels.
 
     Empty: there is none under which it has them all.
     """
