@@ -70,9 +70,7 @@ def test_small_forms_pass(name: str) -> None:
     check_schemes([PRESETS[name]], GGUF, allow_8bit=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "instead"), [("pot4", "mxpot"), ("apot4", "mxfp4"), ("apot3", "int3"), ("nf4", "iq4nl")]
-)
+@pytest.mark.parametrize(("name", "instead"), [("pot4", "mxpot"), ("apot4", "mxfp4"), ("apot3", "int3"), ("nf4", "iq4nl")])
 def test_eight_bits_want_the_flag(name: str, instead: str) -> None:
     with pytest.raises(ExportError) as error:
         check_schemes([PRESETS["int8"], PRESETS[name]], GGUF, allow_8bit=False)

@@ -1,0 +1,84 @@
+"""``potq export``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+
+import potq
+from cli_helpers import invoke, refused, succeed
+from potq.errors import CheckpointError, ConfigError, ExportError
+
+
+@pytest.fixture
+def mxpot_folder(tiny_folder: Path) -> Path:
+    folder = tiny_folder.with_name("small")
+    potq.save(potq.load(tiny_folder, potq.PoTConfig("mxpot")), folder, potq.load_tokenizer(tiny_folder))
+    return folder
+
+
+def test_a_file(mxpot_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out.gguf"
+    out = succeed("export", mxpot_folder, path, "--to", "gguf")
+    assert "15 quantized weights at 4.939 bits per weight" in out
+    assert f"wrote {path}; read back, every weight is equal" in out
+    reader = gguf.GGUFReader(path)
+    assert reader.fields["general.name"].contents() == "small"
+    tensor = next(tensor for tensor in reader.tensors if tensor.name == "blk.1.ffn_up.weight")
+    expected = potq.load(mxpot_folder).model.layers[1].mlp.up_proj.weight
+    assert torch.equal(torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy()), expected)
+
+
+def test_json(packed_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out.gguf"
+    found = json.loads(succeed("export", packed_folder, path, "--to", "gguf", "--allow-8bit", "--json"))
+    assert (found["path"], found["nbytes"], found["bits_per_weight"]) == (str(path), path.stat().st_size, 8.5)
+    head = next(tensor for tensor in found["tensors"] if tensor["name"] == "token_embd.weight")
+    assert head == {
+        "name": "token_embd.weight",
+        "module": "model.embed_tokens.weight",
+        "type": "Q8_0",
+        "scheme": "int8-g64",
+        "weights": 260 * 64,
+        "nbytes": 260 * 68,
+        "note": "",
+    }
+
+
+def test_list() -> None:
+    out = succeed("export", "--list")
+    lines = {words[0]: words[1:] for line in out.splitlines() if len(words := line.split()) > 1}
+    assert lines["mxpot-g32-e8m0"] == ["MXFP4", "4.25"]
+    assert lines["pot3-g64"] == ["Q4_0", "4.5"]
+    assert lines["pot5-g64"] == ["-"]
+    found = json.loads(succeed("export", "--list", "--schemes", "pot2z:group_size=row,pot7", "--json"))
+    assert found == {"pot2z-row": {"gguf": {"type": "TQ2_0", "bits_per_weight": 2.0625}}, "pot7-g64": {"gguf": None}}
+
+
+def test_refusals(packed_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out.gguf"
+    assert "--allow-8bit" in refused(ExportError, "export", packed_folder, path, "--to", "gguf")
+    assert "potq quantize" in refused(ExportError, "export", tiny_folder, path, "--to", "gguf")
+    assert "give a model, an output and a format" in refused(ConfigError, "export", packed_folder, path)
+    assert "takes no model" in refused(ConfigError, "export", packed_folder, "--list")
+    assert "--schemes is for --list" in refused(ConfigError, "export", packed_folder, path, "--schemes", "pot3")
+    assert not path.exists()
+    path.write_text("mine")
+    assert "--force" in refused(CheckpointError, "export", packed_folder, path, "--to", "gguf", "--allow-8bit")
+    assert path.read_text() == "mine"
+    assert invoke("export", packed_folder, path, "--to", "onnx").exit_code == 2
+
+
+def test_notes_are_on_stderr(tiny_folder: Path, tmp_path: Path) -> None:
+    model = potq.load(tiny_folder)
+    model.model.layers[0].mlp.up_proj.weight.data.mul_(1e-5)
+    potq.quantize(model, potq.PoTConfig("pot3"))
+    potq.save(model, tmp_path / "packed", potq.load_tokenizer(tiny_folder))
+    result = invoke("export", tmp_path / "packed", tmp_path / "out.gguf", "--to", "gguf", "--json")
+    assert "model.layers.0.mlp.up_proj.weight as BF16: a scale is beyond the range of Q4_0's" in result.stderr
+    notes = [tensor["note"] for tensor in json.loads(result.stdout)["tensors"]]
+    assert sum(map(bool, notes)) == 1
