@@ -21,6 +21,7 @@ from potq.scheme import QuantScheme
 from potq.tensor import QuantizedWeight
 
 if TYPE_CHECKING:
+    import gguf
     from numpy.typing import NDArray
 
 _FLOATS = (("F16", torch.float16), ("BF16", torch.bfloat16), ("F32", torch.float32))
@@ -66,11 +67,13 @@ def gguf_tensors(model: Any, family: Family) -> Iterator[GgufTensor]:
     """
     for name, values in family.extra(model.config).items():
         yield _float_tensor(name, name, values, None)
+    places = _places(family, model.config.num_hidden_layers)
     for module, source in _sources(model):
-        name = _place(module, family, model.config.num_hidden_layers)
+        name = places.get_name(module, (".weight", ".bias"))
+        if name is None:
+            raise ExportError(f"llama.cpp has no place for {module} in a model of its family {family.architecture}")
         heads = family.rows(module, model.config)
-        rows = source.shape[0]
-        order = interleaved(rows, heads) if heads is not None else None
+        order = interleaved(source.shape[0], heads) if heads is not None else None
         if isinstance(source, QuantizedWeight):
             yield _packed_tensor(name, module, source, order)
         else:
@@ -87,14 +90,12 @@ def _sources(model: nn.Module) -> Iterator[tuple[str, QuantizedWeight | Tensor]]
         yield name, as_matrix(owner, parameter.detach()) if name.endswith(".weight") else parameter.detach()
 
 
-def _place(module: str, family: Family, layers: int) -> str:
+def _places(family: Family, layers: int) -> gguf.TensorNameMap:
+    """llama.cpp's names by transformers'."""
     import gguf
 
     architecture = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family.architecture)
-    found: str | None = gguf.get_tensor_name_map(architecture, layers).get_name(module, (".weight", ".bias"))
-    if found is None:
-        raise ExportError(f"llama.cpp has no place for {module} in a model of its family {family.architecture}")
-    return found
+    return gguf.get_tensor_name_map(architecture, layers)
 
 
 def _packed_tensor(name: str, module: str, weight: QuantizedWeight, order: Tensor | None) -> GgufTensor:
