@@ -88,13 +88,13 @@ def write(
         CheckpointError: ``path`` exists (and ``force`` is not given, or it is no model folder), or the disk is full.
     """
     target = check_destination(path, force=force)
-    with disk_errors(target, tensor_bytes(model)), _replacing(target) as folder:
+    with disk_errors(target, tensor_bytes(model)), replacing(target) as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if (report := getattr(model, "quant_report", None)) is not None:
             (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
-        _flush(folder)
+        flush(folder)
 
 
 def check_destination(path: str | os.PathLike[str], *, force: bool) -> Path:
@@ -251,7 +251,7 @@ def _check_tensor(stored: dict[str, StoredTensor], key: str, shape: tuple[int, .
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path) -> Iterator[Path]:
     """A temporary folder that takes ``target``'s place if the block succeeds and vanishes if it fails."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, replaced = target.with_name(f".{target.name}.partial"), replaced_folder(target)
@@ -301,7 +301,7 @@ def disk_errors(target: Path, needed: int) -> Iterator[None]:
         raise CheckpointError(f"writing {target} failed ({error}); nothing was changed") from error
 
 
-def _flush(folder: Path) -> None:
+def flush(folder: Path) -> None:
     """Push the files to the disk before they are renamed, so that a power cut cannot leave an empty checkpoint."""
     for path in [*folder.rglob("*"), folder]:
         flush_path(path)

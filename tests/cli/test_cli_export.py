@@ -11,7 +11,9 @@ import torch
 
 import potq
 from cli_helpers import invoke, refused, succeed
+from potq.cli.export import Format
 from potq.errors import CheckpointError, ConfigError, ExportError
+from potq.export.targets import TARGETS
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def test_a_file(mxpot_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "out.gguf"
     out = succeed("export", mxpot_folder, path, "--to", "gguf")
     assert "15 quantized weights at 4.939 bits per weight" in out
-    assert f"wrote {path}; read back, every weight is equal" in out
+    assert f"wrote {path}; every weight is equal" in out
     reader = gguf.GGUFReader(path)
     assert reader.fields["general.name"].contents() == "small"
     tensor = next(tensor for tensor in reader.tensors if tensor.name == "blk.1.ffn_up.weight")
@@ -52,11 +54,29 @@ def test_json(packed_folder: Path, tmp_path: Path) -> None:
 def test_list() -> None:
     out = succeed("export", "--list")
     lines = {words[0]: words[1:] for line in out.splitlines() if len(words := line.split()) > 1}
-    assert lines["mxpot-g32-e8m0"] == ["MXFP4", "4.25"]
-    assert lines["pot3-g64"] == ["Q4_0", "4.5"]
-    assert lines["pot5-g64"] == ["-"]
+    assert lines["mxpot-g32-e8m0"] == ["MXFP4", "4.25", "mxfp4-pack-quantized", "4.25"]
+    assert lines["pot3-g64"] == ["Q4_0", "4.5", "-"]
+    assert lines["pot5-g64"] == ["-", "-"]
     found = json.loads(succeed("export", "--list", "--schemes", "pot2z:group_size=row,pot7", "--json"))
-    assert found == {"pot2z-row": {"gguf": {"type": "TQ2_0", "bits_per_weight": 2.0625}}, "pot7-g64": {"gguf": None}}
+    assert found == {
+        "pot2z-row": {"gguf": {"type": "TQ2_0", "bits_per_weight": 2.0625}, "compressed-tensors": None},
+        "pot7-g64": {"gguf": None, "compressed-tensors": None},
+    }
+
+
+def test_a_folder(mxpot_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    assert f"wrote {path}; every weight is equal" in succeed("export", mxpot_folder, path, "--to", "compressed-tensors")
+    config = json.loads((path / "config.json").read_text())
+    assert config["quantization_config"]["format"] == "mxfp4-pack-quantized"
+    assert (path / "tokenizer.json").exists()
+    assert "--force" in refused(CheckpointError, "export", mxpot_folder, path, "--to", "compressed-tensors")
+    words = ["export", mxpot_folder, tmp_path / "new", "--to", "compressed-tensors", "--allow-8bit"]
+    assert "--allow-8bit is for gguf" in refused(ConfigError, *words)
+
+
+def test_every_target_can_be_named() -> None:
+    assert {kind.value for kind in Format} == TARGETS.keys()
 
 
 def test_refusals(packed_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""``potq export``: a packed checkpoint as a file of another engine."""
+"""``potq export``: a packed checkpoint for other engines."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,21 +13,27 @@ from potq.cli.recipe import parse_schemes
 from potq.errors import ConfigError, ExportError
 from potq.scheme import PRESETS, QuantScheme
 
+if TYPE_CHECKING:
+    from potq.export.report import ExportReport
+
 
 class Format(StrEnum):
     """What can be written; the targets of ``potq.export.targets``, whose import would make ``--help`` wait for torch."""
 
     gguf = "gguf"
+    compressed_tensors = "compressed-tensors"
 
 
 def export(
     model: Annotated[str | None, typer.Argument(help="A packed checkpoint folder.", show_default=False)] = None,
-    output: Annotated[Path | None, typer.Argument(help="The file to write.", show_default=False)] = None,
-    to: Annotated[Format | None, typer.Option(help="The file's format.", show_default=False)] = None,
+    output: Annotated[
+        Path | None, typer.Argument(help="The file to write; for compressed-tensors, the folder.", show_default=False)
+    ] = None,
+    to: Annotated[Format | None, typer.Option(help="The format.", show_default=False)] = None,
     allow_8bit: Annotated[
         bool, typer.Option("--allow-8bit", help="Also write schemes that only 8-bit types hold exactly.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     list_forms: Annotated[
         bool, typer.Option("--list", help="Show which schemes each format holds exactly, and in what size.")
     ] = False,
@@ -36,9 +42,11 @@ def export(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
-    """Write a packed checkpoint for llama.cpp (GGUF), every weight equal.
+    """Write a packed checkpoint for other engines, every weight equal: GGUF for llama.cpp, compressed-tensors for vLLM.
 
     potq export out out.gguf --to gguf
+
+    potq export out out-mxfp4 --to compressed-tensors
 
     potq export --list
     """
@@ -51,7 +59,9 @@ def export(
         raise ConfigError("--schemes is for --list")
     if model is None or output is None or to is None:
         raise ConfigError("give a model, an output and a format: potq export MODEL OUTPUT --to gguf; or --list")
-    _write(model, output, allow_8bit=allow_8bit, force=force, as_json=as_json)
+    if allow_8bit and to is not Format.gguf:
+        raise ConfigError(f"--allow-8bit is for gguf; {to.value} has no 8-bit types here")
+    _write(model, output, to, allow_8bit=allow_8bit, force=force, as_json=as_json)
 
 
 def _list(schemes: tuple[QuantScheme, ...], *, as_json: bool) -> None:
@@ -68,7 +78,7 @@ def _list(schemes: tuple[QuantScheme, ...], *, as_json: bool) -> None:
     for heading in ("scheme", *TARGETS):
         table.add_column(heading)
     for scheme, by_target in forms.items():
-        cells = [f"{form['type']:8}{form['bits_per_weight']:g}" if form else "-" for form in by_target.values()]
+        cells = [f"{form['type']:7} {form['bits_per_weight']:g}" if form else "-" for form in by_target.values()]
         table.add_row(scheme, *cells)
     console.stdout().print(table)
 
@@ -77,21 +87,30 @@ def _described(form: Any) -> dict[str, Any] | None:
     return {"type": form.name, "bits_per_weight": form.bits_per_weight} if form is not None else None
 
 
-def _write(model: str, output: Path, *, allow_8bit: bool, force: bool, as_json: bool) -> None:
+def _write(model: str, output: Path, to: Format, *, allow_8bit: bool, force: bool, as_json: bool) -> None:
+    from potq.checkpoint import check_destination
+    from potq.export.compressed_tensors import export_compressed_tensors
     from potq.export.gguf.write import export_gguf
     from potq.export.output import check_file
     from potq.loading import load, load_tokenizer
     from potq.model import packed_modules
 
-    check_file(output, force=force)
+    (check_file if to is Format.gguf else check_destination)(output, force=force)
     console.quiet_libraries()
     with console.status(f"loading {model}"):
         loaded, tokenizer = load(model), load_tokenizer(model)
     if not packed_modules(loaded):
         raise ExportError(f"{model} is not quantized by potq; potq quantize {model} OUTPUT makes a checkpoint of it")
     with console.status(f"writing {output}"):
-        name = Path(model).resolve().name
-        report = export_gguf(loaded, output, tokenizer, name=name, allow_8bit=allow_8bit, force=force)
+        if to is Format.gguf:
+            name = Path(model).resolve().name
+            report = export_gguf(loaded, output, tokenizer, name=name, allow_8bit=allow_8bit, force=force)
+        else:
+            report = export_compressed_tensors(loaded, output, tokenizer, force=force)
+    _show(report, as_json=as_json)
+
+
+def _show(report: ExportReport, *, as_json: bool) -> None:
     for note in report.notes:
         console.note(note)
     if as_json:
@@ -99,4 +118,4 @@ def _write(model: str, output: Path, *, allow_8bit: bool, force: bool, as_json: 
         return
     out = console.stdout()
     out.print(report.table())
-    out.print(f"wrote {report.path}; read back, every weight is equal", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"wrote {report.path}; every weight is equal", highlight=False, markup=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from potq.errors import ExportError
 from potq.export.blocks import BlockType, obstacle
 from potq.export.gguf.types import GGML_TYPES
+from potq.grid import E2M1
 from potq.scheme import PRESETS, QuantScheme
 
 _COLUMNS = 4096  # of a row, where a scheme is judged without a model: blocks of every size divide it
@@ -27,7 +28,8 @@ class Target:
 
 
 GGUF = Target("gguf", tuple(kind.block for kind in GGML_TYPES.values()))
-TARGETS = {target.name: target for target in (GGUF,)}
+COMPRESSED_TENSORS = Target("compressed-tensors", (BlockType("mxfp4-pack-quantized", 32, E2M1.levels, "e8m0", 4.25),))
+TARGETS = {target.name: target for target in (GGUF, COMPRESSED_TENSORS)}
 """By name."""
 
 

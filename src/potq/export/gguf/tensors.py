@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from potq.errors import ExportError
 from potq.export.blocks import encode, obstacle
+from potq.export.floats import exact_floats
 from potq.export.gguf.families import Family, interleaved
 from potq.export.gguf.types import GGML_TYPES, block_bytes
 from potq.export.targets import GGUF
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import gguf
     from numpy.typing import NDArray
 
-_FLOATS = (("F16", torch.float16), ("BF16", torch.bfloat16), ("F32", torch.float32))
+_FLOATS = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,21 +117,16 @@ def _why_floats(scheme: QuantScheme, columns: int) -> str:
 
 
 def _float_tensor(name: str, module: str, values: Tensor, order: Tensor | None) -> GgufTensor:
-    """The first float type that holds it; vectors are float32, as ggml's operations want them.
+    """The smallest float type that holds it; vectors are float32, as ggml's operations want them.
 
     Raises:
         ExportError: float64 values that float32 does not hold.
     """
+    stored = _ordered(exact_floats(values, module), order)
     if values.ndim == 1:
-        if not torch.equal(values.float().to(values.dtype), values):
-            raise ExportError(f"{module} has values that float32 does not hold exactly")
-        return GgufTensor(name, module, values, order, "F32", _ordered(values.float(), order).numpy())
-    for kind, dtype in _FLOATS:
-        stored = values.to(dtype)
-        if torch.equal(stored.to(values.dtype), values):
-            data = _ordered(stored, order).contiguous().view(torch.uint8).numpy()
-            return GgufTensor(name, module, values, order, kind, np.ascontiguousarray(data))
-    raise ExportError(f"{module} has values that float32 does not hold exactly")
+        return GgufTensor(name, module, values, order, "F32", stored.float().numpy())
+    data = stored.contiguous().view(torch.uint8).numpy()
+    return GgufTensor(name, module, values, order, _FLOATS[stored.dtype], data)
 
 
 def _ordered(data: Tensor, order: Tensor | None) -> Tensor:

@@ -1,0 +1,117 @@
+"""Folders for compressed-tensors: every weight equal, by its own reader where it is installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+import potq
+from potq.errors import CheckpointError, ExportError
+from potq.export.compressed_tensors import export_compressed_tensors
+from potq.kernels import set_activations
+from potq.model import packed_modules
+from potq.scheme import PoTConfig, QuantScheme
+
+from .models import tiny
+
+E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+E2M1 = torch.cat([E2M1, -E2M1])
+SCHEMES = [
+    QuantScheme("mxfp4"),
+    QuantScheme("mxpot"),
+    QuantScheme("mxpot", group_size="row"),
+    QuantScheme("pot3", scale_dtype="e8m0"),
+    QuantScheme("pot2", scale_dtype="e8m0"),
+    QuantScheme("int3", scale_dtype="e8m0"),
+]
+
+
+def packed(name: str = "llama", **config: Any) -> Any:
+    model = tiny(name)
+    potq.quantize(model, PoTConfig(**({"scheme": QuantScheme("mxpot")} | config)))
+    set_activations(model, "float")
+    return model
+
+
+def decoded(state: dict[str, Tensor], name: str) -> Tensor:
+    """A weight by the format's definition."""
+    if f"{name}.weight" in state:
+        return state[f"{name}.weight"].float()
+    codes = state[f"{name}.weight_packed"].int()
+    values = E2M1[torch.stack([codes & 15, codes >> 4], dim=2).flatten(1)]
+    scale = 2.0 ** (state[f"{name}.weight_scale"].float() - 127)
+    return values * scale.repeat_interleave(32, dim=1)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "llama-biased"])
+def test_every_weight_is_equal(
+    name: str, scheme: QuantScheme, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = packed(name, scheme=scheme, ignore=["layers.0.mlp.up_proj"])
+    report = export_compressed_tensors(model, tmp_path / "out", byte_tokenizer)
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    for module_name, module in packed_modules(model).items():
+        if module.tied_to is None:
+            assert torch.equal(decoded(state, module_name), module.quantized.dequantize()), module_name
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["ignore"] == ["model.layers.0.mlp.up_proj", "lm_head"]
+    assert torch.equal(state["model.layers.0.mlp.up_proj.weight"], model.model.layers[0].mlp.up_proj.weight)
+    types = {tensor.module: (tensor.type, tensor.bits_per_weight) for tensor in report.tensors}
+    assert types["model.layers.1.mlp.up_proj.weight"] == ("mxfp4-pack-quantized", 4.25)
+    assert types["model.embed_tokens.weight"] == ("float32", 32)
+    assert len(report.notes) == 1 + ("lm_head.weight" in types)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "llama-biased", "mistral"])
+@pytest.mark.usefixtures("reference_backend")
+def test_stock_transformers_gives_equal_logits(
+    name: str, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast, tokens: Tensor
+) -> None:
+    pytest.importorskip("compressed_tensors")
+    model = packed(name)
+    export_compressed_tensors(model, tmp_path / "out", byte_tokenizer)
+    potq.save(model, tmp_path / "ours")
+    ours = potq.load(tmp_path / "ours", dtype="bfloat16")
+    set_activations(ours, "float")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert stock.dtype == torch.bfloat16
+    with torch.no_grad():
+        assert torch.equal(stock(tokens).logits, ours(tokens).logits)
+    assert torch.equal(stock.model.layers[1].mlp.up_proj.weight, ours.model.layers[1].mlp.up_proj.weight)
+
+
+def test_a_head_that_fits_is_packed(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    model = packed(embedding=QuantScheme("mxpot"))
+    export_compressed_tensors(model, tmp_path / "out", byte_tokenizer)
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert "lm_head.weight_packed" in state
+    assert torch.equal(decoded(state, "lm_head"), model.lm_head.quantized.dequantize())
+
+
+def test_refusals(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    path = tmp_path / "out"
+    with pytest.raises(ExportError, match="no type that holds pot3-g64 exactly; the nearest scheme that it holds is mxpot"):
+        export_compressed_tensors(packed(scheme=QuantScheme("pot3")), path, byte_tokenizer)
+    with pytest.raises(ExportError, match=r"is a Conv1D; compressed-tensors only knows nn.Linear"):
+        export_compressed_tensors(packed("gpt2"), path, byte_tokenizer)
+    with pytest.raises(ExportError, match="no linear that potq quantized"):
+        export_compressed_tensors(tiny("llama"), path, byte_tokenizer)
+    model = packed()
+    model.model.layers[0].mlp.up_proj.weight_scale[3] = 0
+    with pytest.raises(ExportError, match=r"up_proj does not fit mxfp4-pack-quantized: a scale is beyond its range"):
+        export_compressed_tensors(model, path, byte_tokenizer)
+    assert list(tmp_path.iterdir()) == []
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="--force"):
+        export_compressed_tensors(packed(), path, byte_tokenizer)
+    export_compressed_tensors(packed(), path, byte_tokenizer, force=True)
+    assert (path / "model.safetensors").exists()
