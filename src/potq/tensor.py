@@ -64,6 +64,12 @@ class QuantizedWeight:
         named = {"packed": self.packed, "scale": self.scale, "row_scale": self.row_scale}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
+    def rows(self, rows: slice | Tensor) -> QuantizedWeight:
+        """Some of the rows: a slice (which shares storage), or int64 indices."""
+        packed, row_scale = self.packed[rows], None if self.row_scale is None else self.row_scale[rows]
+        scale = self.scale[rows] if len(self.scale) > 1 else self.scale
+        return QuantizedWeight(packed, scale, (len(packed), self.shape[1]), self.scheme, row_scale)
+
     def codes(self) -> Tensor:
         """Unpacked codes, uint8 ``(out, in)``."""
         return unpack(self.packed, self.scheme.grid.bits, self.shape[1])
@@ -74,12 +80,9 @@ class QuantizedWeight:
 
     def energies(self, weight: Tensor) -> tuple[float, float]:
         """Sum of the squares of ``weight`` ``(out, in)``, and of the differences from it, without a copy as large as it."""
-        bits, columns = self.scheme.grid.bits, self.shape[1]
         signal = noise = 0.0
         for rows in _row_blocks(weight.shape):
-            codes = unpack(self.packed[rows], bits, columns)
-            row = None if self.row_scale is None else self.row_scale[rows]
-            error = functional.dequantize(codes, _rows_of(self.scale, rows), self.scheme, row).sub_(weight[rows])
+            error = self.rows(rows).dequantize().sub_(weight[rows])
             signal += float(torch.linalg.vector_norm(weight[rows], dtype=torch.float64)) ** 2
             noise += float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
         return signal, noise

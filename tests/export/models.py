@@ -37,6 +37,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-linear-rope": ("Llama", {**LLAMA, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}}),
     "llama-llama3-rope": ("Llama", {**LLAMA, "rope_parameters": LLAMA3}),
     "mistral": ("Mistral", {**LLAMA, "sliding_window": 96}),
+    "qwen2": ("Qwen2", LLAMA),
+    "qwen2-tied": ("Qwen2", {**LLAMA, "tie_word_embeddings": True}),
+    "qwen2-window": ("Qwen2", {**LLAMA, "use_sliding_window": True, "sliding_window": 96, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {**LLAMA, "head_dim": 32}),
+    "qwen3-tied": ("Qwen3", {**LLAMA, "head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3-linear-rope": (
+        "Qwen3",
+        {**LLAMA, "head_dim": 16, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}},
+    ),
     "gpt2": ("GPT2", GPT2),
     "gpt2-untied": ("GPT2", {**GPT2, "tie_word_embeddings": False, "n_inner": 96}),
 }

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from potq.export.blocks import Blocks, BlockType, encode, obstacle
+from potq.errors import ExportError
+from potq.export.blocks import Blocks, BlockType, encode, misfit, obstacle
 from potq.grid import Grid
 from potq.scheme import PRESETS, QuantScheme
 from potq.tensor import QuantizedWeight
@@ -65,6 +66,17 @@ def test_obstacle(scheme: QuantScheme, kind: BlockType, columns: int, reason: st
     assert obstacle(scheme, kind, columns) == reason
 
 
+def encoded(weight: QuantizedWeight, kind: BlockType) -> list[Blocks] | None:
+    """The blocks, or None where ``misfit`` and ``encode`` agree that there are none."""
+    why = misfit(weight, kind)
+    if why is None:
+        return list(encode(weight, kind))
+    with pytest.raises(ExportError, match="a scale is beyond the range"):
+        list(encode(weight, kind))
+    assert why == f"a scale is beyond the range of {kind.name}'s"
+    return None
+
+
 KINDS = (FOUR, EIGHT, FP4, THREE)
 VARIANTS: list[QuantScheme] = [
     *PRESETS.values(),
@@ -91,7 +103,7 @@ def test_there_is_something_to_test() -> None:
 @pytest.mark.parametrize(("scheme", "kind", "columns"), EXACT, ids=lambda value: getattr(value, "name", value))
 def test_what_no_obstacle_stands_against_is_exact(scheme: QuantScheme, kind: BlockType, columns: int) -> None:
     weight = quantized(scheme, 0.0371 if scheme.scale_dtype == "float16" else 122.0, columns)
-    blocks = encode(weight, kind)
+    blocks = encoded(weight, kind)
     assert blocks is not None
     assert torch.equal(decode(blocks, kind), weight.dequantize().double())
 
@@ -99,9 +111,9 @@ def test_what_no_obstacle_stands_against_is_exact(scheme: QuantScheme, kind: Blo
 def test_a_scale_out_of_range_is_none() -> None:
     least = 2.0**-14 * 64  # of float16's normal numbers, times pot4's reference
     scheme = QuantScheme("pot4")
-    assert encode(quantized(scheme, torch.tensor(least).half().float() * (1 + 2**-10)), EIGHT) is not None
-    assert encode(quantized(scheme, least / 2 * (1 + 2**-10)), EIGHT) is None  # one bit too many for a subnormal number
-    assert encode(quantized(scheme, least / 2), EIGHT) is not None  # a power of two
+    assert encoded(quantized(scheme, torch.tensor(least).half().float() * (1 + 2**-10)), EIGHT) is not None
+    assert encoded(quantized(scheme, least / 2 * (1 + 2**-10)), EIGHT) is None  # one bit too many for a subnormal number
+    assert encoded(quantized(scheme, least / 2), EIGHT) is not None  # a power of two
 
 
 def test_blocks_that_lack_levels_take_another_shift() -> None:
@@ -110,17 +122,17 @@ def test_blocks_that_lack_levels_take_another_shift() -> None:
     weight = torch.tensor([[0.0, 1.0] * 16, [0.0, -0.25] * 16])
     found = QuantizedWeight.from_scale(weight, torch.ones(2, 1, dtype=torch.float16), scheme)
     weak = QuantizedWeight(found.packed[:1], torch.tensor([[small]], dtype=torch.float16), (1, 32), scheme)
-    blocks = encode(weak, FOUR)
+    blocks = encoded(weak, FOUR)
     assert blocks is not None
     assert torch.equal(decode(blocks, FOUR), weak.dequantize().double())
     least = QuantizedWeight(found.packed[1:], weak.scale, (1, 32), scheme)  # a quarter of the scale itself
-    assert encode(least, FOUR) is None
+    assert encoded(least, FOUR) is None
 
 
 @pytest.mark.parametrize(("byte", "fits"), [(0, False), (1, False), (2, True), (254, True)])
 def test_e8m0_bytes(byte: int, fits: bool) -> None:
     weight = quantized(PRESETS["mxfp4"], float(byte))
-    blocks = encode(weight, FP4)
+    blocks = encoded(weight, FP4)
     assert (blocks is not None) == fits
     if blocks is not None:
         assert torch.equal(decode(blocks, FP4), weight.dequantize().double())
@@ -132,22 +144,22 @@ def test_zero_groups() -> None:
     for name, kind, least in (("pot3", FOUR, torch.float16), ("mxfp4", FP4, torch.uint8)):
         scheme = PRESETS[name]
         weight = QuantizedWeight.from_scale(zero, torch.zeros(scheme.scale_shape(2, 64), dtype=least), scheme)
-        blocks = encode(weight, kind)
+        blocks = encoded(weight, kind)
         assert blocks is not None
         assert not decode(blocks, kind).any()
 
 
 def test_a_zero_scale_zeroes_a_grid_without_zero() -> None:
     weight = quantized(QuantScheme("pot2"), 0.0)
-    blocks = encode(weight, FOUR)
+    blocks = encoded(weight, FOUR)
     assert blocks is not None
     assert not decode(blocks, FOUR).any()
 
 
 def test_many_rows_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = quantized(PRESETS["pot3"], 0.05, rows=7)
-    monkeypatch.setattr("potq.export.blocks._ROWS_AT_ONCE", 2 * 64)
-    blocks = encode(weight, FOUR)
+    monkeypatch.setattr("potq.export.blocks._WEIGHTS_AT_ONCE", 2 * 64)
+    blocks = encoded(weight, FOUR)
     assert blocks is not None
     assert [len(part.codes) for part in blocks] == [2, 2, 2, 1]
     assert torch.equal(decode(blocks, FOUR), weight.dequantize().double())

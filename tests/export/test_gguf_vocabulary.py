@@ -18,6 +18,7 @@ LLAMA3 = (
 )
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 DIGITS = {"type": "Digits", "individual_digits": True}
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 SPLIT = {"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": False}
 METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
@@ -96,6 +97,7 @@ def test_byte_level(byte_tokenizer: PreTrainedTokenizerFast) -> None:
         ([BYTE_LEVEL], "gpt-2"),
         ([DIGITS, BYTE_LEVEL], "smollm"),
         ([SPLIT, {**BYTE_LEVEL, "use_regex": False}], "llama-bpe"),
+        ([{**SPLIT, "pattern": {"Regex": QWEN2}}, {**BYTE_LEVEL, "use_regex": False}], "qwen2"),
     ],
 )
 def test_names_of_the_rules(byte_tokenizer: PreTrainedTokenizerFast, parts: list[Any], name: str) -> None:

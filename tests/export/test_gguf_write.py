@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import shutil
 from collections import namedtuple
@@ -17,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 import potq
 from potq.errors import CheckpointError, ExportError
-from potq.export.gguf import write
 from potq.export.gguf.families import interleaved
+from potq.export.gguf.tensors import GgufTensor
 from potq.export.gguf.write import export_gguf
 from potq.export.targets import GGUF
 from potq.scheme import PRESETS, PoTConfig, QuantScheme
@@ -52,7 +51,11 @@ def expected(model: Any) -> dict[str, Tensor]:
         for ours, theirs in _NAMES.items():
             short = short.replace(ours, theirs)
         heads = {"attn_q": 4, "attn_k": 2}.get(short.rpartition(".")[0].rpartition(".")[2])
-        found[short] = values if heads is None else values.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        found[short] = (
+            values
+            if heads is None or model.config.model_type.startswith("qwen")
+            else values.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        )
     return found
 
 
@@ -66,6 +69,8 @@ _NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
     "embed_tokens": "token_embd",
@@ -249,7 +254,11 @@ def test_an_unquantized_model_is_refused(tmp_path: Path, byte_tokenizer: PreTrai
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("llama", {"model_type": "opt"}, "models of type 'opt' cannot be exported to gguf yet, only llama, mistral, gpt2"),
+        (
+            "llama",
+            {"model_type": "opt"},
+            "of type 'opt' cannot be exported to gguf yet, only llama, mistral, qwen2, qwen3, gpt2",
+        ),
         ("llama", {"hidden_act": "gelu"}, "hidden_act 'silu' or 'swish' only, this one has 'gelu'"),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope scaling of type 'yarn'"),
         (
@@ -257,6 +266,7 @@ def test_an_unquantized_model_is_refused(tmp_path: Path, byte_tokenizer: PreTrai
             {"activation_function": "gelu"},
             "activation_function 'gelu_new' or 'gelu_pytorch_tanh' only, this one has 'gelu'",
         ),
+        ("qwen3", {"attention_bias": True}, "attention_bias False only, this one has True"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx False only, this one has True"),
     ],
 )
@@ -308,10 +318,10 @@ def test_a_full_disk_leaves_nothing(
         with pytest.raises(CheckpointError, match="no room for"):
             export_gguf(model, path, byte_tokenizer, force=True)
 
-    def full(self: Any, **options: Any) -> None:
+    def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
     with pytest.raises(CheckpointError, match="no room for"):
         export_gguf(model, path, byte_tokenizer, force=True)
     assert [found.name for found in tmp_path.iterdir()] == ["out.gguf"]
@@ -321,18 +331,15 @@ def test_a_full_disk_leaves_nothing(
 def test_a_file_that_reads_back_otherwise_gets_no_name(
     tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tensors = write.gguf_tensors
+    whole = GgufTensor.data
 
-    def damaged(*arguments: Any) -> Any:
-        for tensor in tensors(*arguments):
-            if tensor.name == "blk.1.ffn_up.weight":
-                data = tensor.data.copy()
-                data[3, 5] ^= 16
-                yield dataclasses.replace(tensor, data=data)
-            else:
-                yield tensor
+    def damaged(tensor: GgufTensor) -> Any:
+        data = whole(tensor)
+        if tensor.name == "blk.1.ffn_up.weight":
+            data[3, 5] ^= 16
+        return data
 
-    monkeypatch.setattr(write, "gguf_tensors", damaged)
+    monkeypatch.setattr(GgufTensor, "data", damaged)
     with pytest.raises(ExportError, match=r"blk.1.ffn_up.weight does not read back as model.layers.1.mlp.up_proj.weight"):
         export_gguf(packed(), tmp_path / "out.gguf", byte_tokenizer)
     assert list(tmp_path.iterdir()) == []

@@ -4,12 +4,13 @@ A block is some consecutive weights of a row that share a scale ``d``: ``w = d *
 is ``w = s * L / reference``. So a block holds our weights if for some ``shift`` every ``L / 2**shift`` is one of its levels
 and ``d = s / reference * 2**shift`` is one of its scales. Only powers of two leave the significant bits of a float16 scale
 alone. Levels and groups are a matter of the scheme (:func:`obstacle`), the range of a scale one of the weights
-(:func:`encode`): most float16 scales near 2**-10 are none any more when they are divided by 64. Where a block does not use
+(:func:`misfit`): most float16 scales near 2**-10 are none any more when they are divided by 64. Where a block does not use
 all levels, another shift may help.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -17,13 +18,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from potq.errors import ExportError
 from potq.functional import decode_scale
 from potq.grid import Grid
-from potq.packing import unpack
 from potq.scheme import QuantScheme
 from potq.tensor import QuantizedWeight
 
-_ROWS_AT_ONCE = 1 << 20  # weights; what is computed for one is some 20 bytes
+_WEIGHTS_AT_ONCE = 1 << 20  # what is computed for one is some 20 bytes
 E8M0_UNIT = 128  # an E8M0 byte b under E2M1's levels, in units of one half, is the scale 2**(b - 128)
 E8M0_LARGEST = 254  # 255 is NaN
 
@@ -73,25 +74,42 @@ def obstacle(scheme: QuantScheme, kind: BlockType, columns: int) -> str | None:
     return None
 
 
-def encode(weight: QuantizedWeight, kind: BlockType) -> list[Blocks] | None:
-    """``weight`` ``(out, in)``, which :func:`obstacle` has no objection to, in blocks; some rows at a time.
+def misfit(weight: QuantizedWeight, kind: BlockType) -> str | None:
+    """Why ``kind`` cannot hold ``weight`` ``(out, in)`` exactly; None: it can."""
+    why = obstacle(weight.scheme, kind, weight.shape[1])
+    if why is None and not all(_holds(part, kind) for part in _parts(weight)):
+        why = f"a scale is beyond the range of {kind.name}'s"
+    return why
 
-    None: a scale is beyond the range of the type's.
+
+def encode(weight: QuantizedWeight, kind: BlockType) -> Iterator[Blocks]:
+    """``weight`` ``(out, in)`` in blocks, some rows at a time.
+
+    Raises:
+        ExportError: ``kind`` cannot hold it, which :func:`misfit` says beforehand.
     """
-    step = max(1, _ROWS_AT_ONCE // weight.shape[1])
-    found = []
-    for start in range(0, weight.shape[0], step):
-        blocks = _encode_rows(weight, kind, slice(start, start + step))
+    for part in _parts(weight):
+        blocks = _encoded(part, kind)
         if blocks is None:
-            return None
-        found.append(blocks)
-    return found
+            raise ExportError(f"a scale is beyond the range of {kind.name}'s")
+        yield blocks
 
 
-def _encode_rows(weight: QuantizedWeight, kind: BlockType, rows: slice) -> Blocks | None:
-    scheme, columns = weight.scheme, weight.shape[1]
-    ours = unpack(weight.packed[rows], scheme.grid.bits, columns).unflatten(1, (-1, kind.weights)).int()
-    scale = _block_scales(weight, kind, rows)
+def _parts(weight: QuantizedWeight) -> Iterator[QuantizedWeight]:
+    step = max(1, _WEIGHTS_AT_ONCE // weight.shape[1])
+    return (weight.rows(slice(start, start + step)) for start in range(0, weight.shape[0], step))
+
+
+def _holds(weight: QuantizedWeight, kind: BlockType) -> bool:
+    first = _shifts(weight.scheme.grid, kind)[0]  # under it every level has a code; mostly the scales fit, too
+    _, exact = _stored_scale(_block_scales(weight, kind) * 2.0**first, kind)
+    return bool(exact.all()) or _encoded(weight, kind) is not None
+
+
+def _encoded(weight: QuantizedWeight, kind: BlockType) -> Blocks | None:
+    scheme = weight.scheme
+    ours = weight.codes().unflatten(1, (-1, kind.weights)).int()
+    scale = _block_scales(weight, kind)
     codes = torch.empty(ours.shape, dtype=torch.uint8)
     stored = torch.empty(scale.shape, dtype=torch.float16 if kind.scale == "float16" else torch.uint8)
     missing = torch.ones(scale.shape, dtype=torch.bool)
@@ -107,14 +125,12 @@ def _encode_rows(weight: QuantizedWeight, kind: BlockType, rows: slice) -> Block
     return None
 
 
-def _block_scales(weight: QuantizedWeight, kind: BlockType, rows: slice) -> Tensor:
+def _block_scales(weight: QuantizedWeight, kind: BlockType) -> Tensor:
     """What one level of each block is worth, float64 ``(rows, blocks)``, exact."""
-    scheme, columns = weight.scheme, weight.shape[1]
-    count = weight.packed[rows].shape[0]
-    row = None if weight.row_scale is None else weight.row_scale[rows]
-    scale = decode_scale(weight.scale[rows] if len(weight.scale) > 1 else weight.scale, row).double()
+    scheme, (rows, columns) = weight.scheme, weight.shape
+    scale = decode_scale(weight.scale, weight.row_scale).double().expand(rows, -1)
     per_group = scheme.group(columns) // kind.weights
-    return scale.expand(count, -1).repeat_interleave(per_group, dim=1)[:, : columns // kind.weights] / scheme.grid.reference
+    return scale.repeat_interleave(per_group, dim=1)[:, : columns // kind.weights] / scheme.grid.reference
 
 
 def _stored_scale(scale: Tensor, kind: BlockType) -> tuple[Tensor, Tensor]:

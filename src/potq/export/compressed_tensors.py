@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from potq.checkpoint import check_destination, disk_errors, flush, replacing
 from potq.errors import ExportError
-from potq.export.blocks import encode, obstacle
+from potq.export.blocks import encode, misfit, obstacle
 from potq.export.floats import exact_floats
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import COMPRESSED_TENSORS, check_schemes
@@ -106,12 +106,9 @@ def _linears(model: PreTrainedModel, hollow: nn.Module) -> dict[str, PackedModul
 
 def _packed(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
     """The stored tensors of one linear."""
-    why = obstacle(weight.scheme, _FORMAT, weight.shape[1])
-    blocks = encode(weight, _FORMAT) if why is None else None
-    if blocks is None:
-        raise ExportError(
-            f"{name} does not fit {_FORMAT.name}: {why or 'a scale is beyond its range'}; leave it out (ignore)"
-        )
+    if (why := misfit(weight, _FORMAT)) is not None:
+        raise ExportError(f"{name} does not fit {_FORMAT.name}: {why}; leave it out (ignore)")
+    blocks = list(encode(weight, _FORMAT))
     codes = torch.cat([part.codes.flatten(1) for part in blocks])
     scale = torch.cat([part.scales for part in blocks])
     return {"weight_packed": codes[:, ::2] | codes[:, 1::2] << 4, "weight_scale": scale}

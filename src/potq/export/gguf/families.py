@@ -1,7 +1,8 @@
 """Model families as llama.cpp knows them: hyperparameters, tensor names, the order of rows.
 
 In the family ``llama``, llama.cpp rotates neighbouring pairs of a head's outputs, transformers its first half with the
-second. The rows of query and key projections are therefore interleaved there, as llama.cpp's own converter does.
+second. The rows of query and key projections are therefore interleaved there, as llama.cpp's own converter does. Qwen2 and
+Qwen3 are families of their own there, which rotate as transformers does.
 """
 
 from __future__ import annotations
@@ -76,6 +77,11 @@ def _check_llama(config: Any) -> None:
         raise ExportError(f"rope scaling of type {rope!r} cannot be exported to gguf yet, only {', '.join(_WRITTEN_ROPES)}")
 
 
+def _check_qwen3(config: Any) -> None:
+    _check_llama(config)
+    _require(config, {"attention_bias": (False,)})
+
+
 def _check_gpt2(config: Any) -> None:
     wanted = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,)}
     _require(config, wanted | {"scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)})
@@ -86,7 +92,7 @@ def _head_dim(config: Any) -> int:
 
 
 def _llama_metadata(writer: GGUFWriter, config: Any) -> None:
-    # llama.cpp has no window for this family; within one window the model is the same
+    # llama.cpp has no window for these families; within one window the model is the same
     window = getattr(config, "sliding_window", None) or config.max_position_embeddings
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(min(config.max_position_embeddings, window))
@@ -111,6 +117,10 @@ def _llama_rows(name: str, config: Any) -> int | None:
     if ".q_proj." in name:
         return int(config.num_attention_heads)
     return int(config.num_key_value_heads) if ".k_proj." in name else None
+
+
+def _as_they_stand(name: str, config: Any) -> None:
+    return None
 
 
 def _llama_extra(config: Any) -> dict[str, Tensor]:
@@ -139,5 +149,7 @@ _LLAMA = Family("llama", _check_llama, _llama_metadata, _llama_rows, _llama_extr
 _FAMILIES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
-    "gpt2": Family("gpt2", _check_gpt2, _gpt2_metadata, lambda name, config: None, lambda config: {}),
+    "qwen2": Family("qwen2", _check_llama, _llama_metadata, _as_they_stand, _llama_extra),
+    "qwen3": Family("qwen3", _check_qwen3, _llama_metadata, _as_they_stand, _llama_extra),
+    "gpt2": Family("gpt2", _check_gpt2, _gpt2_metadata, _as_they_stand, lambda config: {}),
 }

@@ -5,31 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from potq.errors import ExportError
-from potq.export.blocks import encode, obstacle
+from potq.export.blocks import encode, misfit
 from potq.export.floats import exact_floats
 from potq.export.gguf.families import Family, interleaved
 from potq.export.gguf.types import GGML_TYPES, block_bytes
 from potq.export.targets import GGUF
 from potq.model import as_matrix, packed_modules
-from potq.scheme import QuantScheme
 from potq.tensor import QuantizedWeight
 
 if TYPE_CHECKING:
     import gguf
     from numpy.typing import NDArray
 
-_FLOATS = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 @dataclass(frozen=True, eq=False)
 class GgufTensor:
-    """One tensor of the file.
+    """One tensor of the file. What it holds is computed when it is asked for: no copy of the model is kept.
 
     Attributes:
         name: in the file.
@@ -37,7 +36,6 @@ class GgufTensor:
         source: the packed weight ``(out, in)``, or a float tensor of one or two dimensions.
         order: int64 ``(out,)``, where each row of the file comes from; None: as they stand.
         kind: ggml's name of its type.
-        data: bytes ``(out, bytes of a row)``, uint8; float32 ``(n,)`` of a vector.
         note: why a packed weight is stored as floats, or nothing.
     """
 
@@ -46,17 +44,32 @@ class GgufTensor:
     source: QuantizedWeight | Tensor
     order: Tensor | None
     kind: str
-    data: NDArray[Any]
     note: str = ""
 
     @property
-    def weights(self) -> int:
-        return math.prod(self.source.shape)
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.source.shape)
 
-    def values(self) -> Tensor:
-        """What the file must say: float32, rows in its order."""
-        found = self.source.dequantize() if isinstance(self.source, QuantizedWeight) else self.source.float()
-        return found if self.order is None else found[self.order]
+    @property
+    def nbytes(self) -> int:
+        bits = GGML_TYPES[self.kind].block.bits_per_weight if self.kind in GGML_TYPES else 8 * _FLOATS[self.kind].itemsize
+        return round(math.prod(self.shape) * bits / 8)
+
+    def data(self) -> NDArray[Any]:
+        """What the file holds: uint8 ``(out, bytes of a row)``; float32 ``(n,)`` of a vector."""
+        if self.kind in _FLOATS:
+            stored = self.values(slice(None)).to(_FLOATS[self.kind])
+            return (stored if stored.ndim == 1 else stored.view(torch.uint8)).numpy()
+        weight, kind = cast(QuantizedWeight, self.source), GGML_TYPES[self.kind]
+        data = torch.cat([block_bytes(part, kind) for part in encode(weight, kind.block)])
+        return (data if self.order is None else data[self.order]).numpy()
+
+    def values(self, rows: slice) -> Tensor:
+        """What ``rows`` of the file say, float32."""
+        places = rows if self.order is None else self.order[rows]
+        if isinstance(self.source, QuantizedWeight):
+            return self.source.rows(places).dequantize()
+        return self.source[places].float().contiguous()
 
 
 def gguf_tensors(model: Any, family: Family) -> Iterator[GgufTensor]:
@@ -66,7 +79,7 @@ def gguf_tensors(model: Any, family: Family) -> Iterator[GgufTensor]:
         ExportError: a tensor that llama.cpp has no place for, or that no type of ggml's holds exactly.
     """
     for name, values in family.extra(model.config).items():
-        yield _float_tensor(name, name, values, None)
+        yield GgufTensor(name, name, values, None, "F32")
     places = _places(family, model.config.num_hidden_layers)
     for module, source in _sources(model):
         name = places.get_name(module, (".weight", ".bias"))
@@ -77,7 +90,7 @@ def gguf_tensors(model: Any, family: Family) -> Iterator[GgufTensor]:
         if isinstance(source, QuantizedWeight):
             yield _packed_tensor(name, module, source, order)
         else:
-            yield _float_tensor(name, module, source, order)
+            yield GgufTensor(name, module, source, order, _float_kind(source, module))
 
 
 def _sources(model: nn.Module) -> Iterator[tuple[str, QuantizedWeight | Tensor]]:
@@ -100,34 +113,19 @@ def _places(family: Family, layers: int) -> gguf.TensorNameMap:
 
 def _packed_tensor(name: str, module: str, weight: QuantizedWeight, order: Tensor | None) -> GgufTensor:
     """The smallest type that holds it; floats, with a note, if its rows or its scales fit none that holds its scheme."""
-    columns = weight.shape[1]
     for kind, ggml_type in GGML_TYPES.items():
-        blocks = encode(weight, ggml_type.block) if obstacle(weight.scheme, ggml_type.block, columns) is None else None
-        if blocks is not None:
-            data = torch.cat([block_bytes(part, ggml_type) for part in blocks])
-            return GgufTensor(name, module, weight, order, kind, _ordered(data, order).numpy())
-    floats = _float_tensor(name, module, weight.dequantize(), order)
-    return GgufTensor(name, module, weight, order, floats.kind, floats.data, _why_floats(weight.scheme, columns))
+        if misfit(weight, ggml_type.block) is None:
+            return GgufTensor(name, module, weight, order, kind)
+    form = GGUF.form(weight.scheme)
+    why = misfit(weight, form) if form is not None else "no type holds its scheme"
+    return GgufTensor(name, module, weight, order, _float_kind(weight.dequantize(), module), why or "")
 
 
-def _why_floats(scheme: QuantScheme, columns: int) -> str:
-    if (form := GGUF.form(scheme)) is None:
-        return "no type holds its scheme"
-    return obstacle(scheme, form, columns) or f"a scale is beyond the range of {form.name}'s"
-
-
-def _float_tensor(name: str, module: str, values: Tensor, order: Tensor | None) -> GgufTensor:
-    """The smallest float type that holds it; vectors are float32, as ggml's operations want them.
+def _float_kind(values: Tensor, module: str) -> str:
+    """The smallest float type that holds them; vectors are float32, as ggml's operations want them.
 
     Raises:
         ExportError: float64 values that float32 does not hold.
     """
-    stored = _ordered(exact_floats(values, module), order)
-    if values.ndim == 1:
-        return GgufTensor(name, module, values, order, "F32", stored.float().numpy())
-    data = stored.contiguous().view(torch.uint8).numpy()
-    return GgufTensor(name, module, values, order, _FLOATS[stored.dtype], data)
-
-
-def _ordered(data: Tensor, order: Tensor | None) -> Tensor:
-    return data if order is None else data[order]
+    exact = exact_floats(values, module).dtype
+    return "F32" if values.ndim == 1 else next(kind for kind, dtype in _FLOATS.items() if dtype == exact)

@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import PreTrainedTokenizerBase
 
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _BYTE_LEVEL = ("ByteLevel", True)
 _PRE_TOKENIZERS: dict[tuple[Any, ...], str] = {
     (_BYTE_LEVEL,): "gpt-2",
     (("Digits", True), _BYTE_LEVEL): "smollm",
-    (("Split", _LLAMA3), ("ByteLevel", False)): "llama-bpe",
+    (("Split", _WORDS % r"\p{N}{1,3}"), ("ByteLevel", False)): "llama-bpe",
+    (("Split", _WORDS % r"\p{N}"), ("ByteLevel", False)): "qwen2",
 }
+# llama.cpp never normalizes a text. Its own converter takes Qwen's tokenizers all the same: most text is in that form
+_NORMALIZERS = {"qwen2": {"type": "NFC"}}
 
 
 def add_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
@@ -77,7 +78,7 @@ def _is_byte(text: str) -> bool:
 
 def _add_byte_level(writer: GGUFWriter, parts: dict[str, Any]) -> None:
     name = _PRE_TOKENIZERS.get(_rules(parts["pre_tokenizer"]))
-    if name is None or parts["normalizer"] is not None:
+    if name is None or parts["normalizer"] not in (None, _NORMALIZERS.get(name)):
         found = {key: parts[key] for key in ("normalizer", "pre_tokenizer")}
         raise ExportError(f"llama.cpp has no name that potq knows for how this tokenizer cuts text: {json.dumps(found)}")
     writer.add_tokenizer_model("gpt2")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from potq.errors import ExportError
 from potq.export.gguf.families import Family, family
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _HEADER = 1 << 20  # bytes, beside the vocabulary's, that a file needs for other things than tensors
+_ROWS_AT_ONCE = 1024  # that are compared
 
 
 def export_gguf(
@@ -36,10 +38,11 @@ def export_gguf(
 ) -> ExportReport:
     """Write a packed ``model`` and its ``tokenizer`` as one GGUF file whose weights equal the model's, every one.
 
-    The file is read back by ``gguf`` and compared before it gets its name. Memory holds the model and the file's tensors.
+    The file is read back by ``gguf`` and compared before it gets its name. Memory holds the model and one of the file's
+    tensors.
 
     Args:
-        model: quantized by potq; of the families ``llama``, ``mistral`` and ``gpt2``.
+        model: quantized by potq; of the families ``llama``, ``mistral``, ``qwen2``, ``qwen3`` and ``gpt2``.
         path: the file.
         tokenizer: byte-level BPE, or SentencePiece's kind of BPE.
         name: what the file says the model is called.
@@ -58,7 +61,7 @@ def export_gguf(
     check_schemes(schemes, GGUF, allow_8bit=allow_8bit)
     kind = family(model.config)
     tensors = list(gguf_tensors(model, kind))
-    needed = sum(tensor.data.nbytes for tensor in tensors) + _HEADER
+    needed = sum(tensor.nbytes for tensor in tensors) + _HEADER
     with replacing_file(target, needed) as partial:
         _write(partial, tensors, kind, model.config, tokenizer, name)
         _check(partial, tensors)
@@ -80,10 +83,13 @@ def _write(
         kind.metadata(writer, config)
         add_vocabulary(writer, tokenizer, config.vocab_size)
         for tensor in tensors:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=gguf.GGMLQuantizationType[tensor.kind])
+            number, width = gguf.GGMLQuantizationType[tensor.kind], np.dtype(np.float32)  # names no type: ``number`` does
+            writer.add_tensor_info(tensor.name, tensor.shape, width, tensor.nbytes, raw_dtype=number)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in tensors:
+            writer.write_tensor_data(tensor.data())
     finally:
         writer.close()
 
@@ -94,7 +100,7 @@ def _file_type(tensors: list[GgufTensor]) -> int:
 
     weights: Counter[str] = Counter()
     for tensor in tensors:
-        weights[tensor.kind] += tensor.weights if tensor.data.ndim > 1 else 0
+        weights[tensor.kind] += math.prod(tensor.shape) if len(tensor.shape) > 1 else 0
     common = weights.most_common(1)[0][0]
     names = {"MXFP4": "MOSTLY_MXFP4_MOE", "F32": "ALL_F32"}
     return int(gguf.LlamaFileType[names.get(common, f"MOSTLY_{common}")])
@@ -111,9 +117,11 @@ def _check(path: Path, tensors: list[GgufTensor]) -> None:
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     for tensor in tensors:
         stored = found[tensor.name]
-        values = torch.from_numpy(gguf.quants.dequantize(stored.data, stored.tensor_type).copy())
-        if not torch.equal(values, tensor.values()):
-            raise ExportError(f"{tensor.name} does not read back as {tensor.module}; nothing was written")
+        for start in range(0, tensor.shape[0], _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            values = gguf.quants.dequantize(stored.data[rows], stored.tensor_type)
+            if not np.array_equal(values, tensor.values(rows).numpy()):
+                raise ExportError(f"{tensor.name} does not read back as {tensor.module}; nothing was written")
 
 
 def _report(target: Path, tensors: list[GgufTensor]) -> ExportReport:
@@ -123,8 +131,8 @@ def _report(target: Path, tensors: list[GgufTensor]) -> ExportReport:
             module=tensor.module,
             type=tensor.kind,
             scheme=tensor.source.scheme.name if isinstance(tensor.source, QuantizedWeight) else None,
-            weights=tensor.weights,
-            nbytes=tensor.data.nbytes,
+            weights=math.prod(tensor.shape),
+            nbytes=tensor.nbytes,
             note=tensor.note,
         )
         for tensor in tensors
