@@ -82,6 +82,18 @@ class HuggingFace:
         return {"runs_on": f"torch {self._torch.__version__}"}
 
 
+class StockFolder(HuggingFace):
+    """A model folder in stock transformers (compressed-tensors' format, say), in bfloat16."""
+
+    def __init__(self, path: str) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(THREADS)
+        self._torch = torch
+        self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+
+
 class NativeLlamaCpp:
     """llama.cpp as the package llama-cpp-python builds it for this machine, through its C interface."""
 
@@ -189,6 +201,7 @@ def seconds(work: Callable[[], object]) -> float:
 KINDS: dict[str, Callable[[str], Contestant]] = {
     "engine": Engine,
     "huggingface": HuggingFace,
+    "stock": StockFolder,
     "llama.cpp native": NativeLlamaCpp,
     "llama.cpp": PackagedLlamaCpp,
     "bandwidth": ReadBandwidth,

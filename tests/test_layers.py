@@ -37,6 +37,7 @@ ORDER = [
     "estimate",
     "ptq",
     "allocation",
+    "card",
     "checkpoint",
     "integrations",
     "loading",

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from potq.card import packed_card, write_card
 from potq.errors import CheckpointError, ConfigError, ModelError
 from potq.model import Target, packed_modules, plan, tensor_bytes
 from potq.scheme import PoTConfig
@@ -57,10 +58,11 @@ def save(
     force: bool = False,
     max_shard_size: str | int = "5GB",
 ) -> None:
-    """Write ``model`` (and ``tokenizer``, and the quantization report) as a checkpoint folder.
+    """Write ``model`` (and ``tokenizer``, the quantization report and a model card) as a checkpoint folder.
 
     Everything is written under a temporary name beside ``path`` and renamed when complete: an interrupted or failed save
-    leaves no trace in ``path``, and what stood there before stays whole.
+    leaves no trace in ``path``, and what stood there before stays whole. A ``README.md`` there that potq did not
+    write is kept.
 
     Raises:
         CheckpointError: ``path`` exists (and ``force`` is not given, or it is no model folder), or the disk is full.
@@ -94,6 +96,8 @@ def write(
             tokenizer.save_pretrained(folder)
         if (report := getattr(model, "quant_report", None)) is not None:
             (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+        if (card := packed_card(model, target.name)) is not None:
+            write_card(folder, card, replaces=target)
         flush(folder)
 
 

@@ -297,7 +297,7 @@ def test_an_existing_file_wants_force(tmp_path: Path, byte_tokenizer: PreTrained
     assert path.read_text() == "mine"
     export_gguf(model, path, byte_tokenizer, force=True)
     check(model, path)
-    assert [found.name for found in tmp_path.iterdir()] == ["out.gguf"]
+    assert {found.name for found in tmp_path.iterdir()} == {"out.gguf", "README.md"}
 
 
 def test_folders_and_files_in_the_way(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:

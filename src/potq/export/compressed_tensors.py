@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from potq.checkpoint import check_destination, disk_errors, flush, replacing
 from potq.errors import ExportError
 from potq.export.blocks import encode, misfit, obstacle
+from potq.export.card import write_export_card
 from potq.export.floats import exact_floats
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import COMPRESSED_TENSORS, check_schemes
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
 
     from potq.nn import PackedModule
 
+_USE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer  # and: pip install compressed-tensors
+
+model, tokenizer = AutoModelForCausalLM.from_pretrained("{path}"), AutoTokenizer.from_pretrained("{path}")
+```
+
+or `vllm serve {path}`. Every linear weight equals the checkpoint's; the model computes in bfloat16."""
 _FORMAT = COMPRESSED_TENSORS.types[0]
 
 
@@ -44,7 +52,7 @@ def export_compressed_tensors(
         model: quantized by potq, its linears in schemes that E2M1 with E8M0 scales holds (``mxfp4``, ``mxpot``, ...).
         path: the folder.
         tokenizer: any.
-        force: replace an existing model folder.
+        force: replace an existing model folder; a ``README.md`` in it that potq did not write is kept.
 
     Raises:
         ExportError: a scheme without exact form, linears that are no ``nn.Linear`` (GPT-2's), no packed weight, a scale or
@@ -67,8 +75,13 @@ def export_compressed_tensors(
     with disk_errors(target, needed), replacing(target) as folder:
         hollow.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
+        report = ExportReport(path=str(target), nbytes=_folder_bytes(folder), tensors=tensors)
+        use = _USE.format(path=target.name)
+        write_export_card(
+            folder, model, report, library="transformers", use=use, tag=COMPRESSED_TENSORS.name, replaces=target
+        )
         flush(folder)
-    return ExportReport(path=str(target), nbytes=_folder_bytes(target), tensors=tensors)
+    return report
 
 
 def _hollow(model: PreTrainedModel) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from potq.errors import ExportError
+from potq.export.card import write_export_card
 from potq.export.gguf.families import Family, family
 from potq.export.gguf.tensors import GgufTensor, gguf_tensors
 from potq.export.gguf.vocabulary import add_vocabulary
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _HEADER = 1 << 20  # bytes, beside the vocabulary's, that a file needs for other things than tensors
+_USE = """`llama-cli -m {file} -p "Once upon a time"`, or anything else that is built on llama.cpp. Every weight equals the
+checkpoint's; llama.cpp rounds the inputs of products to 8 bits."""
 _ROWS_AT_ONCE = 1024  # that are compared
 
 
@@ -37,6 +40,8 @@ def export_gguf(
     force: bool = False,
 ) -> ExportReport:
     """Write a packed ``model`` and its ``tokenizer`` as one GGUF file whose weights equal the model's, every one.
+
+    A model card is written as ``README.md`` beside it, unless there is one that potq did not write.
 
     The file is read back by ``gguf`` and compared before it gets its name. Memory holds the model and one of the file's
     tensors.
@@ -65,7 +70,9 @@ def export_gguf(
     with replacing_file(target, needed) as partial:
         _write(partial, tensors, kind, model.config, tokenizer, name)
         _check(partial, tensors)
-    return _report(target, tensors)
+        report = _report(target, partial.stat().st_size, tensors)
+        write_export_card(target.parent, model, report, library="gguf", use=_USE.format(file=target.name), tag="gguf")
+    return report
 
 
 def _write(
@@ -124,7 +131,7 @@ def _check(path: Path, tensors: list[GgufTensor]) -> None:
                 raise ExportError(f"{tensor.name} does not read back as {tensor.module}; nothing was written")
 
 
-def _report(target: Path, tensors: list[GgufTensor]) -> ExportReport:
+def _report(target: Path, nbytes: int, tensors: list[GgufTensor]) -> ExportReport:
     rows = [
         ExportedTensor(
             name=tensor.name,
@@ -137,4 +144,4 @@ def _report(target: Path, tensors: list[GgufTensor]) -> ExportReport:
         )
         for tensor in tensors
     ]
-    return ExportReport(path=str(target), nbytes=target.stat().st_size, tensors=rows)
+    return ExportReport(path=str(target), nbytes=nbytes, tensors=rows)

@@ -1,0 +1,93 @@
+"""What ``export.py`` asks of a written file: llama.cpp's texts and perplexity, stock transformers' logits, beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import potq
+from export_llama import Scorer, Writer, perplexity, round_activations
+from export_models import PROMPT_TOKENS, Subject
+from export_targets import stock
+from potq.kernels import registry, set_activations
+from results_io import Row
+
+NEW_TOKENS = 32
+WAYS = ("float", "int8", "rounded alike")
+"""How our modules treat the inputs of products: exact, in their own blocks of 64, as llama.cpp does."""
+
+
+def text_row(subject: Subject, folder: Path, path: Path) -> Row:
+    """Equal texts and perplexities of the GGUF file ``path`` and the checkpoint in ``folder``.
+
+    ``own_texts``: how many of its texts llama.cpp would write itself, given them in one pass instead of token by token.
+    """
+    threads = torch.get_num_threads()
+    writer = Writer(str(path), threads)
+    texts = [(prompt, writer.text(prompt.tolist(), NEW_TOKENS)) for prompt in subject.prompts()]
+    scorer = Scorer(str(path), subject.window, threads)
+    windows, bos = subject.scored(), _bos(folder)
+    row: Row = {"own_texts": _equal(scorer.logits, texts), "perplexity": perplexity(scorer.logits, windows, bos)}
+    scorer.close()
+    model = potq.load(folder, dtype="float32").eval()
+    logits = _logits_of(model)
+    for way in WAYS:
+        set_activations(model, "int8" if way == "int8" else "float")
+        with round_activations(model) if way == "rounded alike" else nullcontext():
+            ours = perplexity(logits, windows, bos)
+            row[way] = {"equal_texts": _equal(logits, texts), "perplexity": ours, "difference": row["perplexity"] / ours - 1}
+    return row
+
+
+def logits_row(subject: Subject, folder: Path, path: Path) -> Row:
+    """Largest difference of the logits of stock transformers and ours in bfloat16, on some of the text."""
+    ids = subject.scored()[:2, :128]
+    found = stock(path, ids.tolist(), torch.get_num_threads())["logits"]
+    with _reference():
+        model = potq.load(folder, dtype="bfloat16").eval()
+        set_activations(model, "float")
+        with torch.inference_mode():
+            ours = model(ids).logits
+    return {"dtype": str(found.dtype), "logits": found.numel(), "largest_difference": float((found - ours).abs().max())}
+
+
+@contextmanager
+def _reference() -> Iterator[None]:
+    """Packed modules compute with torch's own products, whose order of summation is the other side's too."""
+    compiled = registry.BACKENDS.pop("cpu")
+    registry.choose.cache_clear()
+    try:
+        yield
+    finally:
+        registry.BACKENDS["cpu"] = compiled
+        registry.choose.cache_clear()
+
+
+def _bos(folder: Path) -> int | None:
+    """The token that a text begins with, if the tokenizer adds one."""
+    tokenizer = potq.load_tokenizer(folder)
+    plain, special = (len(tokenizer("a", add_special_tokens=flag)["input_ids"]) for flag in (False, True))
+    return tokenizer.bos_token_id if special > plain else None
+
+
+def _logits_of(model: Any) -> Callable[[Tensor], Tensor]:
+    def logits(ids: Tensor) -> Tensor:
+        with torch.inference_mode():
+            found: Tensor = model(ids[None]).logits[0].float()
+        return found
+
+    return logits
+
+
+def _equal(logits: Callable[[Tensor], Tensor], texts: list[tuple[Tensor, list[int]]]) -> int:
+    """How many texts are those that ``logits`` would write: every token is the likeliest."""
+    equal = 0
+    for prompt, text in texts:
+        found = logits(torch.cat([prompt, torch.tensor(text)])).argmax(-1)
+        equal += found[PROMPT_TOKENS - 1 : -1].tolist() == text
+    return equal

@@ -1,0 +1,153 @@
+"""The model card: ``README.md`` with the metadata that model hubs read, written beside every saved model.
+
+It says only what is known here: schemes, bits, sizes, how to load it; base model and licence where the source tells them.
+A ``README.md`` that somebody else wrote, or a card whose mark was deleted, is never replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from potq.model import packed_modules, tensor_bytes
+
+CARD_FILE = "README.md"
+_MARK = "<!-- potq wrote this card and will write it again; delete this line to keep your own text -->"
+_INHERITED = ("base_model", "license", "license_name", "license_link", "language")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_PACKED_USE = """```python
+import potq  # before from_pretrained, which would else leave the weights random
+
+model, tokenizer = potq.load("{path}"), potq.load_tokenizer("{path}")
+```
+
+or `potq generate {path} "Once upon a time"`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Weights that are stored alike.
+
+    Attributes:
+        scheme: potq's name of their scheme.
+        form: how they are stored.
+        weights: how many.
+        nbytes: what they take, scales included.
+    """
+
+    scheme: str
+    form: str
+    weights: int
+    nbytes: int
+
+
+def packed_card(model: nn.Module, name: str) -> str | None:
+    """The card of a packed checkpoint called ``name``; None: the model is not packed."""
+    owners = [module.quantized for module in packed_modules(model).values() if module.tied_to is None]
+    if not owners:
+        return None
+    parts = [Part(weight.scheme.name, "packed", weight.shape[0] * weight.shape[1], weight.nbytes) for weight in owners]
+    use = _PACKED_USE.format(path=name)
+    return model_card(model, name, parts, nbytes=tensor_bytes(model), library="potq", use=use)
+
+
+def model_card(
+    model: Any, name: str, parts: Iterable[Part], *, nbytes: int, library: str, use: str, tags: Sequence[str] = ()
+) -> str:
+    """The card's text.
+
+    Args:
+        model: what was saved; its config says where it came from.
+        name: the title.
+        parts: the quantized weights; those alike share a line.
+        nbytes: of everything.
+        library: what loads it, in the hubs' words.
+        use: how to load it, Markdown.
+        tags: further ones.
+    """
+    from huggingface_hub import ModelCardData
+
+    known = _inherited(model)
+    data = ModelCardData(
+        library_name=library,
+        tags=["potq", "power-of-two", *tags],
+        pipeline_tag="text-generation",
+        ignore_metadata_errors=True,
+    )
+    for key, value in known.items():
+        setattr(data, key, value)
+    base = f" from {known['base_model']}" if "base_model" in known else ""
+    sections = [
+        f"---\n{data.to_yaml()}\n---\n{_MARK}\n\n# {name}",
+        f"Quantized{base} by potq {version('potq')}: {nbytes / 1e6:.1f} MB.",
+        _table(parts),
+        f"## Use\n\n{use}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _table(parts: Iterable[Part]) -> str:
+    alike: dict[tuple[str, str], list[Part]] = {}
+    for part in parts:
+        alike.setdefault((part.scheme, part.form), []).append(part)
+    lines = ["| scheme | stored as | tensors | weights | bits per weight |", "|---|---|---:|---:|---:|"]
+    whole = {("all", ""): [part for group in alike.values() for part in group]} if len(alike) > 1 else {}
+    for (scheme, form), group in (alike | whole).items():
+        weights, nbytes = sum(part.weights for part in group), sum(part.nbytes for part in group)
+        lines.append(f"| {scheme} | {form} | {len(group)} | {weights:,} | {8 * nbytes / weights:.4g} |")
+    return "\n".join(lines)
+
+
+def _inherited(model: Any) -> dict[str, Any]:
+    """What the card of the model's source says that holds of its descendants; its name if it is a hub's."""
+    source = str(getattr(model.config, "name_or_path", ""))
+    if not source:
+        return {}
+    card = Path(source) / CARD_FILE
+    if not card.is_file():
+        is_hub_name = not Path(source).exists() and _HUB_NAME.fullmatch(source) is not None
+        return {"base_model": source} if is_hub_name else {}
+    found = _metadata(card)
+    if not _is_ours(card):
+        found.pop("base_model", None)  # its base model, not ours
+    return {key: found[key] for key in _INHERITED if key in found}
+
+
+def _metadata(card: Path) -> dict[str, Any]:
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        return metadata_load(card) or {}
+    except Exception:  # YAML of any kind of brokenness: the source's card is not ours to judge
+        return {}
+
+
+def write_card(folder: Path, text: str, *, replaces: Path | None = None) -> bool:
+    """Put a card into ``folder``, unless the ``README.md`` in ``replaces`` (by default ``folder``) is somebody else's.
+
+    That one is kept, and copied if ``folder`` is to take the place of ``replaces``. Returns whether the card was written.
+    """
+    target, before = folder / CARD_FILE, (replaces or folder) / CARD_FILE
+    if before.is_file() and not _is_ours(before):
+        if before != target:
+            shutil.copy2(before, target)
+        return False
+    partial = folder / f".{CARD_FILE}.partial"
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def _is_ours(card: Path) -> bool:
+    return _MARK in card.read_text(encoding="utf-8", errors="replace")

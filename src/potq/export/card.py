@@ -1,0 +1,34 @@
+"""Model cards of exported files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from potq.card import Part, model_card, write_card
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from potq.export.report import ExportReport
+
+
+def write_export_card(
+    folder: Path,
+    model: PreTrainedModel,
+    report: ExportReport,
+    *,
+    library: str,
+    use: str,
+    tag: str,
+    replaces: Path | None = None,
+) -> bool:
+    """Write into ``folder`` the card of what ``report`` says of an export of ``model``; see :func:`potq.card.write_card`."""
+    parts = [
+        Part(tensor.scheme, tensor.type, tensor.weights, tensor.nbytes)
+        for tensor in report.tensors
+        if tensor.scheme is not None
+    ]
+    name = Path(report.path).name
+    text = model_card(model, name, parts, nbytes=report.nbytes, library=library, use=use, tags=[tag])
+    return write_card(folder, text, replaces=replaces)
