@@ -109,7 +109,8 @@ def _tokenizer(text: str) -> Any:
 
 def _train(tokens: Tensor) -> Any:
     torch.manual_seed(SEED)
-    config = GPT2Config(vocab_size=512, n_embd=128, n_layer=2, n_head=4, n_positions=256, bos_token_id=0, eos_token_id=0)
+    # 1024 positions, the default: transformers' GGUF reader expects no other number
+    config = GPT2Config(vocab_size=512, n_embd=128, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
     model = GPT2LMHeadModel(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(STEPS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedTokenizerFast
 
 import potq
-from potq.card import write_card
+from potq.card import _MARK, write_card
 from potq.export.compressed_tensors import export_compressed_tensors
 from potq.export.gguf.write import export_gguf
 
+MARKED = f"{_MARK}\nours\n"
 OWN = "---\nlicense: mit\nbase_model: some/parent\n---\nMy own words.\n"
 
 
@@ -92,7 +94,13 @@ def test_a_model_in_full_precision_gets_none(tiny_model: Any, tmp_path: Path) ->
     assert not (tmp_path / "out" / "README.md").exists()
 
 
-def test_write_card_says_whether_it_did(tmp_path: Path) -> None:
-    assert write_card(tmp_path, "text")
-    assert not write_card(tmp_path, "other")  # the text has no mark, so it is not potq's
-    assert (tmp_path / "README.md").read_text() == "text"
+def test_a_full_disk_leaves_the_old_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "README.md").write_text(MARKED)
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        write_card(tmp_path, "other")
+    assert [found.name for found in tmp_path.iterdir()] == ["README.md"]
+    assert (tmp_path / "README.md").read_text() == MARKED

@@ -130,23 +130,22 @@ def _metadata(card: Path) -> dict[str, Any]:
         return {}
 
 
-def write_card(folder: Path, text: str, *, replaces: Path | None = None) -> bool:
+def write_card(folder: Path, text: str, *, replaces: Path | None = None) -> None:
     """Put a card into ``folder``, unless the ``README.md`` in ``replaces`` (by default ``folder``) is somebody else's.
 
-    That one is kept, and copied if ``folder`` is to take the place of ``replaces``. Returns whether the card was written.
+    That one is kept, and copied if ``folder`` is to take the place of ``replaces``.
     """
     target, before = folder / CARD_FILE, (replaces or folder) / CARD_FILE
     if before.is_file() and not _is_ours(before):
         if before != target:
             shutil.copy2(before, target)
-        return False
+        return
     partial = folder / f".{CARD_FILE}.partial"
     try:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
-    return True
 
 
 def _is_ours(card: Path) -> bool:

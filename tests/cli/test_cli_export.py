@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -73,6 +74,14 @@ def test_a_folder(mxpot_folder: Path, tmp_path: Path) -> None:
     assert "--force" in refused(CheckpointError, "export", mxpot_folder, path, "--to", "compressed-tensors")
     words = ["export", mxpot_folder, tmp_path / "new", "--to", "compressed-tensors", "--allow-8bit"]
     assert "--allow-8bit is for gguf" in refused(ConfigError, *words)
+
+
+def test_a_reader_that_is_missing_is_named(mxpot_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    words = ["export", mxpot_folder, tmp_path / "out", "--to", "compressed-tensors"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if "compressed" in name else find(name, *rest))
+    assert "pip install 'potq[compressed-tensors]'" in invoke(*words).stderr
+    assert (tmp_path / "out" / "config.json").exists()
 
 
 def test_every_target_can_be_named() -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +76,7 @@ def test_every_weight_is_equal(
     assert len(report.notes) == 1 + ("lm_head.weight" in types)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "llama-biased", "mistral"])
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "llama-biased", "mistral", "qwen2", "qwen3-tied"])
 @pytest.mark.usefixtures("reference_backend")
 def test_stock_transformers_gives_equal_logits(
     name: str, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast, tokens: Tensor
@@ -115,3 +121,57 @@ def test_refusals(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> No
         export_compressed_tensors(packed(), path, byte_tokenizer)
     export_compressed_tensors(packed(), path, byte_tokenizer, force=True)
     assert (path / "model.safetensors").exists()
+
+
+def test_a_full_disk_leaves_what_was_there(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, model = tmp_path / "out", packed()
+    export_compressed_tensors(model, path, byte_tokenizer)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(10**9, 10**9, 1000))
+        with pytest.raises(CheckpointError, match="no room for"):
+            export_compressed_tensors(model, path, byte_tokenizer, force=True)
+    for where, method in ((type(byte_tokenizer), "save_pretrained"), (Path, "write_text")):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, method, full)
+            with pytest.raises(CheckpointError, match="no room for"):
+                export_compressed_tensors(model, path, byte_tokenizer, force=True)
+    assert [found.name for found in tmp_path.iterdir()] == ["out"]
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+
+
+def test_files_in_the_way(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("mine")
+    with pytest.raises(CheckpointError, match="no model folder"):
+        export_compressed_tensors(packed(), tmp_path / "mine", byte_tokenizer, force=True)
+    with pytest.raises(CheckpointError, match="is a file"):
+        export_compressed_tensors(packed(), tmp_path / "mine" / "notes", byte_tokenizer, force=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("reference_backend", "one_thread")
+def test_a_process_without_potq(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast, tokens: Tensor) -> None:
+    pytest.importorskip("compressed_tensors")
+    model = packed("qwen2-tied")
+    export_compressed_tensors(model, tmp_path / "out", byte_tokenizer)
+    script = (
+        "import sys, torch; from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "torch.save(model(torch.load(sys.argv[2])).logits.detach(), sys.argv[3])\n"
+        "assert 'potq' not in sys.modules"
+    )
+    torch.save(tokens, tmp_path / "ids")
+    words = [sys.executable, "-c", script, *(str(tmp_path / name) for name in ("out", "ids", "logits"))]
+    subprocess.run(words, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    potq.save(model, tmp_path / "ours")
+    ours = potq.load(tmp_path / "ours", dtype="bfloat16")
+    set_activations(ours, "float")
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "logits"), ours(tokens).logits)

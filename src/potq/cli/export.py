@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -107,6 +108,8 @@ def _write(model: str, output: Path, to: Format, *, allow_8bit: bool, force: boo
             report = export_gguf(loaded, output, tokenizer, name=name, allow_8bit=allow_8bit, force=force)
         else:
             report = export_compressed_tensors(loaded, output, tokenizer, force=force)
+            if importlib.util.find_spec("compressed_tensors") is None:
+                console.note("its reader: pip install 'potq[compressed-tensors]'")
     _show(report, as_json=as_json)
 
 

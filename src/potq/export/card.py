@@ -22,7 +22,7 @@ def write_export_card(
     use: str,
     tag: str,
     replaces: Path | None = None,
-) -> bool:
+) -> None:
     """Write into ``folder`` the card of what ``report`` says of an export of ``model``; see :func:`potq.card.write_card`."""
     parts = [
         Part(tensor.scheme, tensor.type, tensor.weights, tensor.nbytes)
@@ -31,4 +31,4 @@ def write_export_card(
     ]
     name = Path(report.path).name
     text = model_card(model, name, parts, nbytes=report.nbytes, library=library, use=use, tags=[tag])
-    return write_card(folder, text, replaces=replaces)
+    write_card(folder, text, replaces=replaces)

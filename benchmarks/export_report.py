@@ -1,0 +1,78 @@
+"""Writes the tables of ``docs/export.md``: exact forms as the code computes them, and the results of ``export.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from decode_goals import medians, rounds
+from decode_report import goals_table
+from document import put, results
+from potq.export.targets import TARGETS
+from potq.scheme import PRESETS
+from results_io import Row
+
+
+def forms_table() -> str:
+    """A line a preset; presets that fit alike share one."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for name, scheme in PRESETS.items():
+        forms = [target.form(scheme) for target in TARGETS.values()]
+        cells = tuple(f"{form.name}, {form.bits_per_weight:g}" if form else "-" for form in forms)
+        lines.setdefault(cells, []).append(f"`{name}`")
+    head = [f"| scheme | {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
+    return "\n".join([*head, *(f"| {', '.join(names)} | {' | '.join(cells)} |" for cells, names in lines.items())])
+
+
+def files_table(rows: Sequence[Row]) -> str:
+    lines = ["| model | scheme | target | types | bits per weight | MB | checkpoint, MB | tensors | weights that differ |"]
+    lines.append("|---|---|---|---|" + "---:|" * 5)
+    for row in (row for row in rows if row["what"] == "file"):
+        sizes = f"{row['bits_per_weight']:.3f} | {row['bytes'] / 1e6:.2f} | {row['checkpoint_bytes'] / 1e6:.2f}"
+        names = f"{row['model']} | `{row['scheme']}` | {row['target']} | {', '.join(row['types'])}"
+        lines.append(f"| {names} | {sizes} | {row['tensors']} | {row['unequal_weights']} |")
+    return "\n".join(lines)
+
+
+def llama_table(rows: Sequence[Row]) -> str:
+    lines = ["| model | scheme | file | equal texts of 20 | perplexity | ours | difference | ours, inputs rounded alike |"]
+    lines.append("|---|---|---|" + "---:|" * 5)
+    for row in (row for row in rows if row["what"] == "agreement" and "perplexity" in row):
+        exact, alike = row["float"], row["rounded alike"]
+        figures = f"{row['perplexity']:.3f} | {exact['perplexity']:.3f} | {exact['difference']:+.3%}"
+        rounded = f"{alike['perplexity']:.3f} ({alike['difference']:+.3%})" if row["file"] == "as exported" else ""
+        names = f"{row['model']} | `{row['scheme']}` | {row['file']}"
+        lines.append(f"| {names} | {exact['equal_texts']} | {figures} | {rounded} |")
+    return "\n".join(lines)
+
+
+def stock_table(rows: Sequence[Row]) -> str:
+    lines = ["| model | scheme | logits compared | largest difference |", "|---|---|---:|---:|"]
+    for row in (row for row in rows if "largest_difference" in row):
+        lines.append(f"| {row['model']} | `{row['scheme']}` | {row['logits']:,} | {row['largest_difference']:g} |")
+    return "\n".join(lines)
+
+
+def speed_table(rows: Sequence[Row]) -> str:
+    """Medians, and the median of each round's ratio to potq's engine."""
+    decode, prefill = medians(rows, "decode"), medians(rows, "prefill")
+    lines = ["| scheme | runs | decode, tokens/s | of potq's | prefill, tokens/s | of potq's |", "|---|---|" + "---:|" * 4]
+    for name in decode:
+        scheme, _, target = name.partition(": ")
+        ratios = [
+            median(found[name] / found[f"{scheme}: potq"] for found in rounds(rows, what)) for what in ("decode", "prefill")
+        ]
+        cells = f"{decode[name]:.0f} | {ratios[0]:.2f} | {prefill[name]:.0f} | {ratios[1]:.2f}"
+        lines.append(f"| `{scheme}` | {target} | {cells} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    found = results("export")
+    rows = found["rows"]
+    tables = {"forms": forms_table(), "files": files_table(rows), "llama": llama_table(rows), "stock": stock_table(rows)}
+    put("export", tables | {"speed": speed_table(rows), "goals": goals_table(found["goals"])})
+
+
+if __name__ == "__main__":
+    main()
