@@ -59,12 +59,14 @@ def logits_row(subject: Subject, folder: Path, path: Path) -> Row:
 @contextmanager
 def _reference() -> Iterator[None]:
     """Packed modules compute with torch's own products, whose order of summation is the other side's too."""
-    compiled = registry.BACKENDS.pop("cpu")
+    before = dict(registry.BACKENDS)
+    del registry.BACKENDS["cpu"]
     registry.choose.cache_clear()
     try:
         yield
     finally:
-        registry.BACKENDS["cpu"] = compiled
+        registry.BACKENDS.clear()
+        registry.BACKENDS.update(before)  # in their order, which is that of preference
         registry.choose.cache_clear()
 
 

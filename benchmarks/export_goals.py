@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from results_io import Goal, Row
 
 TEXTS, PERPLEXITY = 18, 0.005
+MODELS = ("TinyStories-656K", "nano GPT-2", "SmolLM2-135M")
 
 
 def goals(rows: Sequence[Row]) -> list[Goal]:
@@ -21,30 +22,23 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
         ),
     ]
     for file in ("as exported", "float32 control"):
-        of_file = [row for row in agreement if row.get("file") == file]
-        for model in dict.fromkeys(row["model"] for row in of_file):
-            found += _llama_goals(f"llama.cpp, {file}, {model}", [row for row in of_file if row["model"] == model])
+        for model in MODELS:
+            of_model = [row for row in agreement if (row.get("file"), row["model"]) == (file, model)]
+            found += _llama_goals(f"llama.cpp, {file}, {model}", of_model)
     return found
 
 
 def _llama_goals(name: str, rows: list[Row]) -> list[Goal]:
-    texts = min(row["float"]["equal_texts"] for row in rows)
-    alike = [abs(row["rounded alike"]["difference"]) for row in rows]
+    texts = min((row["float"]["equal_texts"] for row in rows), default=None)
+    label = "equal greedy texts of 20, fewest of the schemes, at least"
     found: list[Goal] = [
-        {
-            "name": f"{name}: equal greedy texts of 20, fewest of the schemes",
-            "target": TEXTS,
-            "measured": texts,
-            "met": texts >= TEXTS,
-        },
-        _goal(
-            f"{name}: relative difference of perplexity, largest, at most",
-            PERPLEXITY,
-            [abs(row["float"]["difference"]) for row in rows],
-        ),
+        {"name": f"{name}: {label}", "target": TEXTS, "measured": texts, "met": texts is not None and texts >= TEXTS}
     ]
+    ways = {"float": "relative difference of perplexity, largest, at most"}
     if "as exported" in name:
-        found.append(_goal(f"{name}: the same, our inputs rounded alike, at most", PERPLEXITY, alike))
+        ways["rounded alike"] = "the same, our inputs rounded alike, at most"
+    for way, what in ways.items():
+        found.append(_goal(f"{name}: {what}", PERPLEXITY, [abs(row[way]["difference"]) for row in rows]))
     return found
 
 

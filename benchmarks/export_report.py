@@ -56,6 +56,8 @@ def stock_table(rows: Sequence[Row]) -> str:
 def speed_table(rows: Sequence[Row]) -> str:
     """Medians, and the median of each round's ratio to potq's engine."""
     decode, prefill = medians(rows, "decode"), medians(rows, "prefill")
+    if not decode:
+        return "Not measured yet: it wants a machine that does nothing else."
     lines = ["| scheme | runs | decode, tokens/s | of potq's | prefill, tokens/s | of potq's |", "|---|---|" + "---:|" * 4]
     for name in decode:
         scheme, _, target = name.partition(": ")

@@ -76,14 +76,8 @@ def model_card(
     from huggingface_hub import ModelCardData
 
     known = _inherited(model)
-    data = ModelCardData(
-        library_name=library,
-        tags=["potq", "power-of-two", *tags],
-        pipeline_tag="text-generation",
-        ignore_metadata_errors=True,
-    )
-    for key, value in known.items():
-        setattr(data, key, value)
+    tags = ["potq", "power-of-two", *tags]
+    data = ModelCardData(library_name=library, tags=tags, pipeline_tag="text-generation", **known)
     base = f" from {known['base_model']}" if "base_model" in known else ""
     sections = [
         f"---\n{data.to_yaml()}\n---\n{_MARK}\n\n# {name}",
