@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from export_targets import stock
 from potq.kernels import registry, set_activations
 from results_io import Row
 
-NEW_TOKENS = 32
+NEW_TOKENS, SINGLE = 32, 64
 WAYS = ("float", "int8", "rounded alike")
 """How our modules treat the inputs of products: exact, in their own blocks of 64, as llama.cpp does."""
 
@@ -26,6 +27,8 @@ def text_row(subject: Subject, folder: Path, path: Path) -> Row:
     """Equal texts and perplexities of the GGUF file ``path`` and the checkpoint in ``folder``.
 
     ``own_texts``: how many of its texts llama.cpp would write itself, given them in one pass instead of token by token.
+    ``one_token_error``: relative difference of logits after a text of one token, median; in so few products, inputs that are
+    rounded alike rarely come to lie on two sides of a boundary.
     """
     threads = torch.get_num_threads()
     writer = Writer(str(path), threads)
@@ -33,6 +36,7 @@ def text_row(subject: Subject, folder: Path, path: Path) -> Row:
     scorer = Scorer(str(path), subject.window, threads)
     windows, bos = subject.scored(), _bos(folder)
     row: Row = {"own_texts": _equal(scorer.logits, texts), "perplexity": perplexity(scorer.logits, windows, bos)}
+    single = [(ids, scorer.logits(ids)) for ids in windows.flatten()[:SINGLE].split(1)]
     scorer.close()
     model = potq.load(folder, dtype="float32").eval()
     logits = _logits_of(model)
@@ -41,6 +45,7 @@ def text_row(subject: Subject, folder: Path, path: Path) -> Row:
         with round_activations(model) if way == "rounded alike" else nullcontext():
             ours = perplexity(logits, windows, bos)
             row[way] = {"equal_texts": _equal(logits, texts), "perplexity": ours, "difference": row["perplexity"] / ours - 1}
+            row[way]["one_token_error"] = median(_error(logits(ids), theirs) for ids, theirs in single)
     return row
 
 
@@ -84,6 +89,10 @@ def _logits_of(model: Any) -> Callable[[Tensor], Tensor]:
         return found
 
     return logits
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
 
 
 def _equal(logits: Callable[[Tensor], Tensor], texts: list[tuple[Tensor, list[int]]]) -> int:

@@ -35,14 +35,16 @@ def files_table(rows: Sequence[Row]) -> str:
 
 
 def llama_table(rows: Sequence[Row]) -> str:
-    lines = ["| model | scheme | file | equal texts of 20 | perplexity | ours | difference | ours, inputs rounded alike |"]
-    lines.append("|---|---|---|" + "---:|" * 5)
+    head = "| model | scheme | file | equal texts of 20 | perplexity | ours | difference | ours, inputs rounded alike "
+    lines = [head + "| one token: error | rounded alike |"]
+    lines.append("|---|---|---|" + "---:|" * 7)
     for row in (row for row in rows if row["what"] == "agreement" and "perplexity" in row):
         exact, alike = row["float"], row["rounded alike"]
         figures = f"{row['perplexity']:.3f} | {exact['perplexity']:.3f} | {exact['difference']:+.3%}"
         rounded = f"{alike['perplexity']:.3f} ({alike['difference']:+.3%})" if row["file"] == "as exported" else ""
         names = f"{row['model']} | `{row['scheme']}` | {row['file']}"
-        lines.append(f"| {names} | {exact['equal_texts']} | {figures} | {rounded} |")
+        errors = f"{exact['one_token_error']:.0e} | " + (f"{alike['one_token_error']:.0e}" if rounded else "")
+        lines.append(f"| {names} | {exact['equal_texts']} | {figures} | {rounded} | {errors} |")
     return "\n".join(lines)
 
 
