@@ -23,12 +23,13 @@ class Format(StrEnum):
 
     gguf = "gguf"
     compressed_tensors = "compressed-tensors"
+    onnx = "onnx"
 
 
 def export(
     model: Annotated[str | None, typer.Argument(help="A packed checkpoint folder.", show_default=False)] = None,
     output: Annotated[
-        Path | None, typer.Argument(help="The file to write; for compressed-tensors, the folder.", show_default=False)
+        Path | None, typer.Argument(help="What to write: a file for gguf, a folder for the others.", show_default=False)
     ] = None,
     to: Annotated[Format | None, typer.Option(help="The format.", show_default=False)] = None,
     allow_8bit: Annotated[
@@ -43,11 +44,13 @@ def export(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
-    """Write a packed checkpoint for other engines, every weight equal: GGUF for llama.cpp, compressed-tensors for vLLM.
+    """Write a packed checkpoint for other engines, every weight equal: llama.cpp, vLLM, ONNX Runtime.
 
     potq export out out.gguf --to gguf
 
     potq export out out-mxfp4 --to compressed-tensors
+
+    potq export out out-onnx --to onnx
 
     potq export --list
     """
@@ -60,8 +63,8 @@ def export(
         raise ConfigError("--schemes is for --list")
     if model is None or output is None or to is None:
         raise ConfigError("give a model, an output and a format: potq export MODEL OUTPUT --to gguf; or --list")
-    if allow_8bit and to is not Format.gguf:
-        raise ConfigError(f"--allow-8bit is for gguf; {to.value} has no 8-bit types here")
+    if allow_8bit and to is Format.compressed_tensors:
+        raise ConfigError(f"--allow-8bit is for other formats; {to.value} has no 8-bit types here")
     _write(model, output, to, allow_8bit=allow_8bit, force=force, as_json=as_json)
 
 
@@ -92,11 +95,14 @@ def _write(model: str, output: Path, to: Format, *, allow_8bit: bool, force: boo
     from potq.checkpoint import check_destination
     from potq.export.compressed_tensors import export_compressed_tensors
     from potq.export.gguf.write import export_gguf
+    from potq.export.onnx.write import export_onnx, require_packages
     from potq.export.output import check_file
     from potq.loading import load, load_tokenizer
     from potq.model import packed_modules
 
     (check_file if to is Format.gguf else check_destination)(output, force=force)
+    if to is Format.onnx:
+        require_packages()
     console.quiet_libraries()
     with console.status(f"loading {model}"):
         loaded, tokenizer = load(model), load_tokenizer(model)
@@ -106,6 +112,8 @@ def _write(model: str, output: Path, to: Format, *, allow_8bit: bool, force: boo
         if to is Format.gguf:
             name = Path(model).resolve().name
             report = export_gguf(loaded, output, tokenizer, name=name, allow_8bit=allow_8bit, force=force)
+        elif to is Format.onnx:
+            report = export_onnx(loaded, output, tokenizer, allow_8bit=allow_8bit, force=force)
         else:
             report = export_compressed_tensors(loaded, output, tokenizer, force=force)
             if importlib.util.find_spec("compressed_tensors") is None:

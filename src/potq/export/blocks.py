@@ -10,6 +10,7 @@ all levels, another shift may help.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +28,8 @@ from potq.tensor import QuantizedWeight
 _WEIGHTS_AT_ONCE = 1 << 20  # what is computed for one is some 20 bytes
 E8M0_UNIT = 128  # an E8M0 byte b under E2M1's levels, in units of one half, is the scale 2**(b - 128)
 E8M0_LARGEST = 254  # 255 is NaN
+_NORMAL = torch.finfo(torch.float32).tiny  # a processor may be told to take what is smaller for zero
+_STORED = {"float16": torch.float16, "float32": torch.float32, "e8m0": torch.uint8}
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,21 @@ class BlockType:
         name: what its engine calls it.
         weights: how many weights share a scale.
         levels: the level of every code.
-        scale: what a scale can be: ``"float16"``; or ``"e8m0"``, ``2**(byte - 128)``.
+        scale: what a scale can be: ``"float16"`` or ``"float32"``; or ``"e8m0"``, ``2**(byte - 128)``.
         bits_per_weight: stored bits, scales included.
+        padded: whether a row may end within a block, which is filled up.
     """
 
     name: str
     weights: int
     levels: tuple[int, ...]
-    scale: Literal["float16", "e8m0"]
+    scale: Literal["float16", "float32", "e8m0"]
     bits_per_weight: float
+    padded: bool = False
+
+    def bits(self, columns: int) -> float:
+        """Stored bits per weight of rows of ``columns`` weights, padding included."""
+        return self.bits_per_weight * math.ceil(columns / self.weights) * self.weights / columns
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Blocks:
 
     Attributes:
         codes: uint8 ``(rows, blocks, weights of a block)``.
-        scales: ``(rows, blocks)``: float16, or uint8 for E8M0.
+        scales: ``(rows, blocks)``: float16, float32, or uint8 for E8M0.
     """
 
     codes: Tensor
@@ -67,9 +76,9 @@ def obstacle(scheme: QuantScheme, kind: BlockType, columns: int) -> str | None:
         return "its levels are not among the type's"
     if kind.scale == "e8m0" and (scheme.scale_dtype != "e8m0" or scheme.row_scale):
         return "its scales are not powers of two"
-    if columns % kind.weights:
+    if columns % kind.weights and not kind.padded:
         return f"rows of {columns} weights do not divide into blocks of {kind.weights}"
-    if scheme.group(columns) % kind.weights:
+    if scheme.group(columns) % kind.weights and not (kind.padded and scheme.group(columns) == columns):
         return f"its groups of {scheme.group(columns)} do not divide into blocks of {kind.weights}"
     return None
 
@@ -108,10 +117,12 @@ def _holds(weight: QuantizedWeight, kind: BlockType) -> bool:
 
 def _encoded(weight: QuantizedWeight, kind: BlockType) -> Blocks | None:
     scheme = weight.scheme
-    ours = weight.codes().unflatten(1, (-1, kind.weights)).int()
+    ours = weight.codes()
+    filling = ours[:, -1:].expand(-1, -weight.shape[1] % kind.weights)  # a code that the block has anyway
+    ours = torch.cat([ours, filling], dim=1).unflatten(1, (-1, kind.weights)).int()
     scale = _block_scales(weight, kind)
     codes = torch.empty(ours.shape, dtype=torch.uint8)
-    stored = torch.empty(scale.shape, dtype=torch.float16 if kind.scale == "float16" else torch.uint8)
+    stored = torch.empty(scale.shape, dtype=_STORED[kind.scale])
     missing = torch.ones(scale.shape, dtype=torch.bool)
     for shift in _shifts(scheme.grid, kind):
         code, known = _translation(scheme.grid, kind, shift)
@@ -129,8 +140,8 @@ def _block_scales(weight: QuantizedWeight, kind: BlockType) -> Tensor:
     """What one level of each block is worth, float64 ``(rows, blocks)``, exact."""
     scheme, (rows, columns) = weight.scheme, weight.shape
     scale = decode_scale(weight.scale, weight.row_scale).double().expand(rows, -1)
-    per_group = scheme.group(columns) // kind.weights
-    return scale.repeat_interleave(per_group, dim=1)[:, : columns // kind.weights] / scheme.grid.reference
+    per_group, blocks = math.ceil(scheme.group(columns) / kind.weights), math.ceil(columns / kind.weights)
+    return scale.repeat_interleave(per_group, dim=1)[:, :blocks] / scheme.grid.reference
 
 
 def _stored_scale(scale: Tensor, kind: BlockType) -> tuple[Tensor, Tensor]:
@@ -138,6 +149,9 @@ def _stored_scale(scale: Tensor, kind: BlockType) -> tuple[Tensor, Tensor]:
     if kind.scale == "float16":
         half = scale.to(torch.float16)
         return half, half.double() == scale
+    if kind.scale == "float32":
+        single = scale.to(torch.float32)
+        return single, (single.double() == scale) & ((single == 0) | (single >= _NORMAL))
     mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2**exponent, and a power of two has the mantissa 1/2
     byte = exponent - 1 + E8M0_UNIT
     return byte.clamp(0, E8M0_LARGEST).to(torch.uint8), (mantissa == 0.5) & (byte >= 0) & (byte <= E8M0_LARGEST)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from potq.errors import ExportError
 from potq.export.blocks import BlockType, obstacle
 from potq.export.gguf.types import GGML_TYPES
+from potq.export.onnx.types import NBITS_TYPES
 from potq.grid import E2M1
 from potq.scheme import PRESETS, QuantScheme
 
@@ -24,12 +25,14 @@ class Target:
 
     def form(self, scheme: QuantScheme, columns: int = _COLUMNS) -> BlockType | None:
         """The smallest type that holds ``scheme`` exactly in rows of ``columns`` weights, if any does."""
-        return next((kind for kind in self.types if obstacle(scheme, kind, columns) is None), None)
+        exact = [kind for kind in self.types if obstacle(scheme, kind, columns) is None]
+        return min(exact, key=lambda kind: kind.bits(columns), default=None)
 
 
 GGUF = Target("gguf", tuple(kind.block for kind in GGML_TYPES.values()))
 COMPRESSED_TENSORS = Target("compressed-tensors", (BlockType("mxfp4-pack-quantized", 32, E2M1.levels, "e8m0", 4.25),))
-TARGETS = {target.name: target for target in (GGUF, COMPRESSED_TENSORS)}
+ONNX = Target("onnx", NBITS_TYPES)
+TARGETS = {target.name: target for target in (GGUF, COMPRESSED_TENSORS, ONNX)}
 """By name."""
 
 

@@ -1,0 +1,120 @@
+"""Writing a folder with an ONNX model, and reading it back before it gets its name."""
+
+from __future__ import annotations
+
+import copy
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from potq.checkpoint import check_destination, disk_errors, flush, replacing
+from potq.errors import ExportError, MissingDependencyError
+from potq.export.blocks import BlockType
+from potq.export.onnx.check import check_logits, check_weights
+from potq.export.onnx.decoder import probe
+from potq.export.onnx.modules import to_nbits
+from potq.export.onnx.trace import trace
+from potq.export.report import ExportedTensor, ExportReport
+from potq.export.targets import ONNX, check_schemes
+from potq.kernels import set_activations
+from potq.model import packed_modules, tensor_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MODEL_FILE = "model.onnx"
+_DATA_FILE = "model.onnx_data"
+_PACKAGES = ("onnx", "onnx_ir", "onnxruntime", "onnxscript")
+
+
+def export_onnx(
+    model: PreTrainedModel,
+    path: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    allow_8bit: bool = False,
+    force: bool = False,
+) -> ExportReport:
+    """Write a packed ``model`` and its ``tokenizer`` as a folder that ONNX Runtime runs, every packed weight equal.
+
+    The folder holds ``model.onnx``, its weights in ``model.onnx_data``, configs and tokenizer. Inputs are ``input_ids``,
+    ``attention_mask``, ``position_ids`` and ``past_key_values.{i}.key`` / ``.value``, outputs ``logits`` and
+    ``present.{i}.key`` / ``.value``. Everything is computed in float32. ONNX Runtime reads every weight back, and runs a few
+    tokens, before the folder gets its name. Memory holds the model, the file's tensors and ONNX Runtime's.
+
+    Args:
+        model: quantized by potq; any that keeps keys and values and that torch can trace.
+        path: the folder.
+        tokenizer: any.
+        allow_8bit: also write schemes that only fit 8 bits.
+        force: replace an existing model folder.
+
+    Raises:
+        MissingDependencyError: a package of ``potq[onnx]`` is not installed.
+        ExportError: a scheme without exact form, a model that cannot be traced or computes something else then, no packed
+            weight.
+        CheckpointError: something is in the way at ``path``, or the disk is full.
+    """
+    require_packages()
+    target = check_destination(path, force=force)
+    schemes = [module.scheme for module in packed_modules(model).values()]
+    if not schemes:
+        raise ExportError("the model is not quantized by potq; quantize it first")
+    check_schemes(schemes, ONNX, allow_8bit=allow_8bit)
+    decoder: Any = copy.deepcopy(model).cpu().float().eval()
+    set_activations(decoder, "float")
+    tried = probe(decoder)
+    kinds = to_nbits(decoder)
+    graph = trace(decoder, tried)
+    with disk_errors(target, tensor_bytes(decoder)), replacing(target) as folder:
+        import onnx_ir
+
+        onnx_ir.save(graph, folder / MODEL_FILE, external_data=_DATA_FILE)
+        check_weights(folder / MODEL_FILE, model, kinds)
+        check_logits(folder / MODEL_FILE, tried)
+        _save_configs(decoder, folder)
+        tokenizer.save_pretrained(folder)
+        flush(folder)
+    return _report(target, model, kinds)
+
+
+def require_packages() -> None:
+    """Look for what the export needs, before any work is done.
+
+    Raises:
+        MissingDependencyError: names what is missing.
+    """
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"the onnx export needs {', '.join(missing)}: pip install 'potq[onnx]'")
+
+
+def _save_configs(decoder: PreTrainedModel, folder: Path) -> None:
+    """``config.json`` of the model in float32, and ``generation_config.json``."""
+    config = copy.deepcopy(decoder.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype, config.architectures = "float32", [type(decoder).__name__]
+    config.save_pretrained(folder)
+    if decoder.generation_config is not None:
+        decoder.generation_config.save_pretrained(folder)
+
+
+def _report(target: Path, model: Any, kinds: dict[str, BlockType]) -> ExportReport:
+    rows = []
+    for name, kind in kinds.items():
+        module = model.get_submodule(name)
+        weights = module.quantized.shape[0] * module.quantized.shape[1]
+        rows.append(
+            ExportedTensor(
+                name=f"{name}.weight_codes",
+                module=f"{name}.weight",
+                type=kind.name,
+                scheme=module.scheme.name,
+                weights=weights,
+                nbytes=round(weights * kind.bits(module.quantized.shape[1]) / 8),
+            )
+        )
+    nbytes = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    return ExportReport(path=str(target), nbytes=nbytes, tensors=rows)
