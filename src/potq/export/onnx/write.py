@@ -8,6 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from potq.checkpoint import check_destination, disk_errors, flush, replacing
 from potq.errors import ExportError, MissingDependencyError
 from potq.export.blocks import BlockType
@@ -62,15 +65,14 @@ def export_onnx(
     if not schemes:
         raise ExportError("the model is not quantized by potq; quantize it first")
     check_schemes(schemes, ONNX, allow_8bit=allow_8bit)
-    decoder: Any = copy.deepcopy(model).cpu().float().eval()
+    decoder: Any = nn.Module.to(copy.deepcopy(model).eval(), "cpu", torch.float32)  # transformers' own refuses to cast
     set_activations(decoder, "float")
     tried = probe(decoder)
     kinds = to_nbits(decoder)
-    graph = trace(decoder, tried)
     with disk_errors(target, tensor_bytes(decoder)), replacing(target) as folder:
         import onnx_ir
 
-        onnx_ir.save(graph, folder / MODEL_FILE, external_data=_DATA_FILE)
+        onnx_ir.save(trace(decoder, tried), folder / MODEL_FILE, external_data=_DATA_FILE)
         check_weights(folder / MODEL_FILE, model, kinds)
         check_logits(folder / MODEL_FILE, tried)
         _save_configs(decoder, folder)
