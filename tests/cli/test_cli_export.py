@@ -55,13 +55,17 @@ def test_json(packed_folder: Path, tmp_path: Path) -> None:
 def test_list() -> None:
     out = succeed("export", "--list")
     lines = {words[0]: words[1:] for line in out.splitlines() if len(words := line.split()) > 1}
-    assert lines["mxpot-g32-e8m0"] == ["MXFP4", "4.25", "mxfp4-pack-quantized", "4.25"]
-    assert lines["pot3-g64"] == ["Q4_0", "4.5", "-"]
-    assert lines["pot5-g64"] == ["-", "-"]
+    assert lines["mxpot-g32-e8m0"] == ["MXFP4", "4.25", "mxfp4-pack-quantized", "4.25", "8-bit/32", "9"]
+    assert lines["pot3-g64"] == ["Q4_0", "4.5", "-", "4-bit/64", "4.5"]
+    assert lines["pot5-g64"] == ["-", "-", "-"]
     found = json.loads(succeed("export", "--list", "--schemes", "pot2z:group_size=row,pot7", "--json"))
     assert found == {
-        "pot2z-row": {"gguf": {"type": "TQ2_0", "bits_per_weight": 2.0625}, "compressed-tensors": None},
-        "pot7-g64": {"gguf": None, "compressed-tensors": None},
+        "pot2z-row": {
+            "gguf": {"type": "TQ2_0", "bits_per_weight": 2.0625},
+            "compressed-tensors": None,
+            "onnx": {"type": "2-bit/256", "bits_per_weight": 2.125},
+        },
+        "pot7-g64": {"gguf": None, "compressed-tensors": None, "onnx": None},
     }
 
 
@@ -73,7 +77,19 @@ def test_a_folder(mxpot_folder: Path, tmp_path: Path) -> None:
     assert (path / "tokenizer.json").exists()
     assert "--force" in refused(CheckpointError, "export", mxpot_folder, path, "--to", "compressed-tensors")
     words = ["export", mxpot_folder, tmp_path / "new", "--to", "compressed-tensors", "--allow-8bit"]
-    assert "--allow-8bit is for gguf" in refused(ConfigError, *words)
+    assert "--allow-8bit is for other formats" in refused(ConfigError, *words)
+
+
+def test_an_onnx_folder(tiny_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    packed, path = tmp_path / "packed", tmp_path / "out"
+    potq.save(potq.load(tiny_folder, potq.PoTConfig("pot4")), packed, potq.load_tokenizer(tiny_folder))
+    assert "--allow-8bit" in refused(ExportError, "export", packed, path, "--to", "onnx")
+    out = succeed("export", packed, path, "--to", "onnx", "--allow-8bit")
+    assert "15 quantized weights at 9.081 bits per weight" in out  # rows of 160 end within their third block
+    assert f"wrote {path}; every weight is equal" in out
+    assert (path / "model.onnx_data").exists()
+    assert "--force" in refused(CheckpointError, "export", packed, path, "--to", "onnx", "--allow-8bit")
 
 
 def test_a_reader_that_is_missing_is_named(mxpot_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +115,7 @@ def test_refusals(packed_folder: Path, tiny_folder: Path, tmp_path: Path) -> Non
     path.write_text("mine")
     assert "--force" in refused(CheckpointError, "export", packed_folder, path, "--to", "gguf", "--allow-8bit")
     assert path.read_text() == "mine"
-    assert invoke("export", packed_folder, path, "--to", "onnx").exit_code == 2
+    assert invoke("export", packed_folder, path, "--to", "onxx").exit_code == 2
 
 
 def test_notes_are_on_stderr(tiny_folder: Path, tmp_path: Path) -> None:
