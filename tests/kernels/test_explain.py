@@ -15,6 +15,7 @@ from potq.kernels import Explanation, explain, set_activations
 from potq.nn import pack_module
 from potq.scheme import PRESETS, QuantScheme
 
+NO_GPU = {"triton": "it computes on CUDA GPUs, the weight is on cpu"}
 compiled_library = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 
 
@@ -55,8 +56,11 @@ def test_a_tied_head() -> None:
 def test_the_reference_and_why_not_the_kernels() -> None:
     found = explain(_linear(QuantScheme("pot4", group_size=7)))
     assert (found.backend, found.detail, found.activations) == ("reference", "", "float")
-    assert found.rejected == {"cpu": "the group size is not a multiple of 16"}
-    assert str(found) == "reference, float activations; not cpu: the group size is not a multiple of 16"
+    assert found.rejected == {"cpu": "the group size is not a multiple of 16", **NO_GPU}
+    assert str(found) == (
+        "reference, float activations; not cpu: the group size is not a multiple of 16; "
+        "not triton: it computes on CUDA GPUs, the weight is on cpu"
+    )
 
 
 @compiled_library
@@ -71,7 +75,7 @@ def test_it_follows_the_module() -> None:
 
 @pytest.mark.usefixtures("reference_backend")
 def test_the_reference_alone() -> None:
-    assert explain(_linear()) == Explanation("reference", "", "float", {})
+    assert explain(_linear()) == Explanation("reference", "", "float", NO_GPU)
 
 
 @pytest.mark.parametrize(

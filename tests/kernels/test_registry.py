@@ -72,14 +72,14 @@ def _embedding() -> Any:
 
 
 def test_cpu_is_asked_before_the_reference() -> None:
-    assert list(registry.BACKENDS) == ["cpu", "reference"]
+    assert list(registry.BACKENDS) == ["cpu", "triton", "reference"]
 
 
 def test_a_registered_backend_is_asked_first_and_used() -> None:
     fake = _Fake()
     register_kernel(fake)
     linear, x = _linear(), torch.ones(2, 70)
-    assert list(registry.BACKENDS) == ["fake", "cpu", "reference"]
+    assert list(registry.BACKENDS) == ["fake", "cpu", "triton", "reference"]
     assert torch.equal(linear(x), torch.full((2, 11), 7.0))
     assert torch.equal(_embedding()(torch.tensor([1])), torch.full((1, 70), 7.0))
     assert fake.asked[0] == (PRESETS["pot4"], (11, 70), CPU, torch.float32)
@@ -111,7 +111,7 @@ def test_a_backend_replaces_one_of_its_name() -> None:
     linear(x)
     register_kernel(_Fake(NAME="other", reason="no"))
     register_kernel(_Fake(value=2.0))
-    assert list(registry.BACKENDS) == ["fake", "other", "cpu", "reference"]
+    assert list(registry.BACKENDS) == ["fake", "other", "cpu", "triton", "reference"]
     assert torch.equal(linear(x), torch.full((2, 11), 2.0))
 
 

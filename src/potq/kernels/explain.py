@@ -18,7 +18,7 @@ class Explanation:
     """How the products of one packed module are computed.
 
     Attributes:
-        backend: "cpu" or "reference".
+        backend: "cpu", "triton" or "reference".
         detail: the instruction set, for the cpu backend.
         activations: "int8" or "float": whether the inputs of a product are rounded.
         rejected: the reason for every backend that was asked first and cannot.

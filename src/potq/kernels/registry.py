@@ -17,6 +17,7 @@ from torch import Tensor
 from potq import native
 from potq.kernels import reference
 from potq.kernels.cpu import backend as cpu
+from potq.kernels.triton import backend as triton
 from potq.scheme import QuantScheme
 
 Activations = Literal["int8", "float"]
@@ -55,7 +56,7 @@ class Backend(Protocol):
         """Rows ``ids`` of the weight in ``dtype``."""
 
 
-BACKENDS: dict[str, Backend] = {backend.NAME: backend for backend in (cpu, reference)}
+BACKENDS: dict[str, Backend] = {backend.NAME: backend for backend in (cpu, triton, reference)}
 
 
 def register_kernel(backend: Backend) -> None:

@@ -1,0 +1,50 @@
+"""Several rows of activations times a packed weight, on the tensor cores.
+
+``y[m, n] = sum over groups g of scale[n, g] * (x level^T over the columns of g)[m, n]``.
+
+A program takes ``BLOCK_M x BLOCK_N`` outputs and one of several parts of the columns. Each step decodes a block of levels,
+``BLOCK_N x BLOCK_K``, in registers, exact in the type of ``x``. ``BLOCK_K`` divides the group size, so a step's products,
+which the tensor cores sum in float32, are scaled by one number for each row of the weight. A level is decoded once for
+``BLOCK_M`` rows of activations.
+
+Rejected: scaling the levels before the product, which rounds them, and costs a multiplication a weight.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from potq.kernels.triton.codes import fields, load_scale, load_words, top_shift
+from potq.kernels.triton.levels import half_levels
+
+
+@triton.jit
+def gemm_kernel(
+    x_ptr, low_ptr, top_ptr, scale_ptr, table_ptr, partial_ptr, count, rows, words, scale_stride, steps, steps_per_split,
+    BITS: tl.constexpr, PAIRS: tl.constexpr, GROUP: tl.constexpr, E8M0: tl.constexpr,
+    KIND: tl.constexpr, STRIDE: tl.constexpr, HAS_ZERO: tl.constexpr, DTYPE: tl.constexpr, MANTISSA: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``partial[split, m, n]`` in float32; ``x`` is ``DTYPE`` ``(count, columns)``, contiguous."""
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    split = tl.program_id(1)
+    token = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+    at, columns = row.to(tl.int64)[:, None], words * (2 * PAIRS)
+    width: tl.constexpr = BLOCK_K // (2 * PAIRS)
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for step in range(split * steps_per_split, min(steps, (split + 1) * steps_per_split)):
+        word = (step * width + tl.arange(0, width))[None, :]
+        mask = (row < rows)[:, None] & (word < words)
+        low, top = load_words(low_ptr + at * words, top_ptr + at * (words // 2), word, mask, BITS)
+        shift = top_shift(tl.broadcast_to(word, [BLOCK_N, width]), PAIRS, BITS)
+        index, sign = fields(low, top, shift, BITS, PAIRS)
+        level = half_levels(index, sign, table_ptr, KIND, BITS, STRIDE, HAS_ZERO, DTYPE, MANTISSA)
+        level = tl.reshape(level, [BLOCK_N, BLOCK_K])
+        column = step * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+        inside = (token < count)[:, None] & (column < columns)
+        x = tl.load(x_ptr + token.to(tl.int64)[:, None] * columns + column, mask=inside, other=0.0)
+        scale = load_scale(scale_ptr + row.to(tl.int64) * scale_stride, step * BLOCK_K // GROUP, row < rows, E8M0)
+        total += tl.dot(x, tl.trans(level)) * scale[None, :]
+    place = (split * count + token).to(tl.int64)[:, None] * rows + row[None, :]
+    tl.store(partial_ptr + place, total, mask=(token < count)[:, None] & (row < rows)[None, :])

@@ -1,0 +1,92 @@
+"""Fused products: which kernel and which blocks, by shape.
+
+Nothing is tuned at run time: a first call compiles two kernels and no more. One row of activations is bound by reading the
+weight, so many small programs read it; several rows go to the tensor cores, in blocks of 16 to 64 of them. Columns are split
+until there are some four programs a multiprocessor.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import gcd
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from potq.kernels.triton.dequantize import MANTISSA, TYPES
+from potq.kernels.triton.finish import finish_kernel
+from potq.kernels.triton.gemm import gemm_kernel
+from potq.kernels.triton.gemv import gemv_kernel
+from potq.kernels.triton.launch import Launch
+from potq.kernels.triton.weight import GpuWeight
+
+_PROGRAMS = 4  # a multiprocessor
+_MULTIPROCESSORS = 132  # of an H100: what is assumed where there is no GPU to ask
+
+
+@lru_cache(maxsize=64)
+def _programs(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _PROGRAMS * _MULTIPROCESSORS
+    return _PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _splits(programs: int, steps: int, device: torch.device) -> tuple[int, int]:
+    """Into how many parts ``steps`` are split, and the steps of each, if every part has ``programs`` programs."""
+    each = triton.cdiv(steps, max(1, min(16, steps, _programs(device) // programs)))
+    return triton.cdiv(steps, each), each
+
+
+def _constants(weight: GpuWeight) -> dict[str, Any]:
+    constants, form = weight.constants(None), weight.form
+    del constants["ROW_SCALE"]
+    return constants | {"KIND": form.kind, "STRIDE": form.stride, "HAS_ZERO": form.has_zero}
+
+
+def _gemv(x: Tensor, weight: GpuWeight) -> tuple[Launch, Tensor]:
+    words, block_n = weight.words.low.shape[1], 4
+    block = min(128 if weight.pairs == 4 else 64, triton.next_power_of_2(words))
+    programs = triton.cdiv(weight.rows, block_n)
+    splits, steps = _splits(programs, triton.cdiv(words, block), x.device)
+    partial = torch.empty(splits, weight.rows, dtype=torch.float32, device=x.device)
+    sources = x, *weight.words, weight.scale, weight.table, partial
+    constants = _constants(weight) | {"BLOCK_N": block_n, "BLOCK_WORDS": block}
+    arguments = *sources, weight.rows, words, weight.scale_stride, steps * block
+    return Launch(gemv_kernel, (programs, splits), arguments, constants), partial
+
+
+def _gemm(x: Tensor, weight: GpuWeight) -> tuple[Launch, Tensor]:
+    count = len(x)
+    block_m, block_n = min(64, max(16, triton.next_power_of_2(count))), 64
+    block_k = gcd(64, weight.group)
+    steps = triton.cdiv(weight.columns, block_k)
+    tiles = triton.cdiv(weight.rows, block_n), triton.cdiv(count, block_m)
+    splits, each = _splits(tiles[0] * tiles[1], steps, x.device)
+    partial = torch.empty(splits, count, weight.rows, dtype=torch.float32, device=x.device)
+    sources = x, *weight.words, weight.scale, weight.table, partial
+    sizes = count, weight.rows, weight.words.low.shape[1], weight.scale_stride, steps, each
+    constants = _constants(weight) | {"DTYPE": TYPES[x.dtype], "MANTISSA": MANTISSA[x.dtype]}
+    constants |= {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
+    return Launch(gemm_kernel, (tiles[0], splits, tiles[1]), (*sources, *sizes), constants), partial
+
+
+def launches(x: Tensor, weight: GpuWeight, bias: Tensor | None, row_scale: Tensor | None, out: Tensor) -> list[Launch]:
+    """The calls that write ``x W^T + bias`` to ``out``: ``x`` is ``(count, columns)``, contiguous, float16 or bfloat16."""
+    product, partial = _gemv(x, weight) if len(x) == 1 else _gemm(x, weight)
+    constants = {"SPLITS": len(partial), "ROW_SCALE": row_scale is not None, "BIAS": bias is not None, "BLOCK": 1024}
+    parts = partial, partial if row_scale is None else row_scale, partial if bias is None else bias
+    finish = Launch(finish_kernel, (triton.cdiv(out.numel(), 1024),), (*parts, out, out.numel(), weight.rows), constants)
+    return [product, finish]
+
+
+def linear(x: Tensor, weight: GpuWeight, bias: Tensor | None, row_scale: Tensor | None = None) -> Tensor:
+    """``x (..., columns) W^T + bias -> (..., rows)`` in the dtype of ``x``, float16 or bfloat16; sums in float32."""
+    flat = x.reshape(-1, weight.columns).contiguous()
+    out = torch.empty(len(flat), weight.rows, dtype=x.dtype, device=x.device)
+    if out.numel():
+        bias = None if bias is None else bias.contiguous()
+        for launch in launches(flat, weight, bias, row_scale, out):
+            launch.run()
+    return out.view(*x.shape[:-1], weight.rows)

@@ -1,0 +1,126 @@
+"""Dequantization under Triton's interpreter: the reference's numbers, for every code and every scale."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
+
+from potq import functional
+from potq.errors import ConfigError
+from potq.grid import pot
+from potq.kernels.triton.dequantize import dequantize
+from potq.kernels.triton.weight import GpuWeight
+from potq.packing import pack
+from potq.scheme import PRESETS, QuantScheme
+from potq.tensor import QuantizedWeight
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+POT = {"pot2": PRESETS["pot2"].grid, "pot2z": pot(2), "pot3": pot(3), "pot3nz": pot(3, zero=False), "pot4": pot(4)}
+POT |= {"pot4nz": pot(4, zero=False), "pot3s2": pot(3, stride=2)}
+PRESETS_HERE = sorted(name for name, scheme in PRESETS.items() if scheme.grid.bits <= 4)
+
+
+def _scheme(name: str, **changes: object) -> QuantScheme:
+    return QuantScheme(grid=POT[name] if name in POT else PRESETS[name].grid, **{"group_size": 32, **changes})
+
+
+def _every_code(scheme: QuantScheme, scale: Tensor) -> QuantizedWeight:
+    """Each scale of ``scale`` ``(rows, groups)`` over 32 columns in which every code stands."""
+    codes = torch.arange(32, dtype=torch.uint8) % 2**scheme.grid.bits
+    packed = pack(codes.repeat(scale.shape), scheme.grid.bits)
+    return QuantizedWeight(packed, scale, (len(scale), 32 * scale.shape[1]), scheme)
+
+
+def _found(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    arranged = GpuWeight.of(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, weight.shape[1])
+    row_scale = None if weight.row_scale is None else weight.row_scale.to(DEVICE)
+    return dequantize(arranged, dtype, row_scale).cpu()
+
+
+def _check(weight: QuantizedWeight, dtype: torch.dtype) -> None:
+    expected, found = weight.dequantize().to(dtype), _found(weight, dtype)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    written = ~expected.isnan() & ((expected != 0) | ~_minus_zero(weight))  # the code of -0 may keep its sign
+    assert torch.equal(found.view(bits)[written], expected.view(bits)[written])
+
+
+def _minus_zero(weight: QuantizedWeight) -> Tensor:
+    grid = weight.scheme.grid
+    never = 2 ** (grid.bits - 1) if grid.encoding == "sign-magnitude" and not grid.magnitudes[0] else -1
+    return weight.codes() == never
+
+
+def _scales(patterns: Tensor, per_row: int = 4) -> Tensor:
+    return patterns.to(torch.int16).view(torch.float16).view(-1, per_row)
+
+
+# ---- every code, many scales ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", sorted({*POT, *PRESETS_HERE}))
+def test_every_code_under_scales_of_every_kind(name: str, dtype: torch.dtype) -> None:
+    exponents = torch.arange(32)[:, None] << 10
+    patterns = (exponents + torch.tensor([0, 1, 0x155, 0x3FF])).flatten()  # 0, subnormals, every octave, infinity, NaN
+    _check(_every_code(_scheme(name), _scales(patterns)), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [*POT, "int4", "apot4", "mxpot"])
+def test_every_code_under_every_e8m0_scale(name: str, dtype: torch.dtype) -> None:
+    scale = torch.arange(255, dtype=torch.uint8).view(-1, 3)
+    _check(_every_code(_scheme(name, scale_dtype="e8m0"), scale), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "deep", reason="takes minutes: make check-deep")
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("name", POT)
+def test_every_code_under_every_float16_scale(name: str, dtype: torch.dtype) -> None:
+    """A block has 32 neighbouring scales, all of one octave: each takes the path that is its own."""
+    _check(_every_code(_scheme(name), _scales(torch.arange(1 << 15), per_row=32)), dtype)
+
+
+def test_a_block_with_one_irregular_scale() -> None:
+    scale = torch.ones(2, 8, dtype=torch.float16)
+    scale[1, 5] = 2.0**-24
+    _check(_every_code(_scheme("pot4"), scale), torch.float16)
+
+
+# ---- shapes, groups, scale formats ---------------------------------------------------------------------------------
+
+
+def _random(scheme: QuantScheme, rows: int, columns: int) -> QuantizedWeight:
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    scale = functional.encode_scale(torch.rand(scheme.scale_shape(rows, columns)) + 0.5, scheme.scale_dtype)
+    row_scale = torch.rand(rows, 1).half() if scheme.row_scale else None
+    return QuantizedWeight.from_scale(weight, scale, scheme, row_scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("group", [16, 48, 64, "row", "tensor"])
+@pytest.mark.parametrize("name", ["pot2", "pot3", "pot4", "int3", "apot4"])
+def test_groups(name: str, group: int | str, dtype: torch.dtype) -> None:
+    _check(_random(_scheme(name, group_size=group), 3, 160), dtype)  # 160: a shorter last group
+
+
+@pytest.mark.parametrize("name", ["pot3", "pot4", "int4"])
+def test_row_scales(name: str) -> None:
+    _check(_random(_scheme(name, scale_dtype="e8m0", row_scale=True), 3, 96), torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["pot2", "pot3", "pot4", "int4"])
+def test_rows_longer_than_a_block(name: str) -> None:
+    _check(_random(_scheme(name, group_size=64), 2, 256 * 16 + 32), torch.float16)
+
+
+def test_other_dtypes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="float16, bfloat16 or float32, not float64"):
+        _found(_random(_scheme("pot4"), 2, 32), torch.float64)

@@ -1,0 +1,85 @@
+"""Fused products under Triton's interpreter, against float64 sums over the reference's weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
+
+from potq import functional
+from potq.kernels.triton.product import linear
+from potq.kernels.triton.weight import GpuWeight
+from potq.scheme import PRESETS, QuantScheme
+from potq.tensor import QuantizedWeight
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float16, torch.bfloat16]
+GRIDS = ["pot2", "pot2z", "pot3", "pot3nz", "pot4", "int2", "int3", "int4", "apot4", "nf4", "mxpot"]
+
+
+def _rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _weight(scheme: QuantScheme, rows: int, columns: int) -> QuantizedWeight:
+    scale = functional.encode_scale(_rand(*scheme.scale_shape(rows, columns), seed=1).abs() + 0.5, scheme.scale_dtype)
+    row_scale = _rand(rows, 1, seed=2).abs().half() if scheme.row_scale else None
+    return QuantizedWeight.from_scale(_rand(rows, columns), scale, scheme, row_scale)
+
+
+def _check(weight: QuantizedWeight, m: int, dtype: torch.dtype, bias: bool = False) -> None:
+    rows, columns = weight.shape
+    x, b = _rand(m, columns, seed=3).to(dtype), _rand(rows, seed=4).to(dtype) if bias else None
+    dense, exact = weight.dequantize().double(), x.double()
+    expected = exact @ dense.T + (0 if b is None else b.double())
+    arranged = GpuWeight.of(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, columns)
+    row_scale = None if weight.row_scale is None else weight.row_scale.to(DEVICE)
+    found = linear(x.to(DEVICE), arranged, None if b is None else b.to(DEVICE), row_scale).cpu()
+    assert found.dtype == dtype
+    sums = exact.abs() @ dense.abs().T  # float32 additions err by 2**-24 of what they add, columns of them at most
+    rounding = expected.abs() * torch.finfo(dtype).eps / 2
+    assert ((found.double() - expected).abs() <= rounding + sums * columns * 2.0**-24).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("m", [1, 2, 17])
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids(name: str, m: int, dtype: torch.dtype) -> None:
+    _check(_weight(QuantScheme(name, group_size=32), 9, 96), m, dtype, bias=True)
+
+
+@pytest.mark.parametrize("m", [1, 3])
+@pytest.mark.parametrize("group", [16, 48, 64, 128, "row", "tensor"])
+@pytest.mark.parametrize("name", ["pot2", "pot3", "pot4"])
+def test_groups(name: str, group: int | str, m: int) -> None:
+    _check(_weight(QuantScheme(name, group_size=group), 5, 160), m, torch.float16)  # 160: a shorter last group
+
+
+@pytest.mark.parametrize("m", [1, 3])
+@pytest.mark.parametrize("row_scale", [False, True])
+def test_e8m0_and_row_scales(row_scale: bool, m: int) -> None:
+    scheme = QuantScheme("pot3", group_size=32, scale_dtype="e8m0", row_scale=row_scale)
+    _check(_weight(scheme, 5, 96), m, torch.bfloat16, bias=True)
+
+
+@pytest.mark.parametrize("name", ["pot2", "pot3", "pot4"])
+@pytest.mark.parametrize(("m", "rows", "columns"), [(1, 3, 4128), (1, 300, 64), (70, 70, 64), (16, 5, 1056)])
+def test_shapes_of_several_blocks_and_parts(name: str, m: int, rows: int, columns: int) -> None:
+    _check(_weight(PRESETS[name], rows, columns), m, torch.float16)
+
+
+def test_batches_and_no_rows() -> None:
+    weight = _weight(PRESETS["pot4"], 5, 64)
+    arranged = GpuWeight.of(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, 64)
+    x = _rand(2, 3, 64).half().to(DEVICE)
+    assert torch.equal(linear(x, arranged, None), linear(x.view(6, 64), arranged, None).view(2, 3, 5))
+    assert linear(x[:, :0], arranged, None).shape == (2, 0, 5)
+
+
+def test_the_same_bits_every_time() -> None:
+    weight = _weight(PRESETS["pot4"], 5, 2048)
+    arranged = GpuWeight.of(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, 2048)
+    x = _rand(1, 2048).half().to(DEVICE)
+    assert torch.equal(linear(x, arranged, None), linear(x, arranged, None))
