@@ -1,6 +1,6 @@
 """One row of activations times a packed weight: ``y[n] = sum_k x[k] * scale[n, k / group] * level[n, k]``.
 
-A program takes ``BLOCK_N`` rows of the weight and a part of their columns, ``BLOCK_WORDS`` words that lie together at a time.
+A program takes ``BLOCK_N`` rows of the weight and a part of their columns, ``BLOCK_WORDS`` neighbouring words at a time.
 Weights are exact in float32. Every column of a block has a sum of its own, so that threads exchange nothing before the end
 (summing words first, to scale them once, took a shuffle for every three weights). Parts are added
 by :mod:`potq.kernels.triton.finish`, in their order: the

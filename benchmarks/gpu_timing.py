@@ -1,0 +1,45 @@
+"""Times on a GPU: of the work alone, from CUDA graphs with a cold second-level cache, and of the calls that launch it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+_FLUSH = 2**28  # bytes written between repetitions: several times any second-level cache
+
+
+def microseconds(call: Callable[[], object], repetitions: int = 30) -> list[float]:
+    """Time on the GPU of every repetition of ``call``, replayed from a graph; the cache is flushed before each."""
+    call()  # compiles, arranges
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    trash = torch.empty(_FLUSH, dtype=torch.uint8, device="cuda")
+    events = [(_event(), _event()) for _ in range(repetitions)]
+    for start, end in events:
+        trash.zero_()
+        start.record()
+        graph.replay()
+        end.record()
+    torch.cuda.synchronize()
+    return [1e3 * start.elapsed_time(end) for start, end in events]
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def launch_microseconds(call: Callable[[], object], calls: int = 100) -> float:
+    """Time on the CPU of one call, which does not wait for the GPU: median of ``calls``."""
+    times = []
+    for _ in range(calls):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        times.append(1e6 * (time.perf_counter() - start))
+    torch.cuda.synchronize()
+    return statistics.median(times)
