@@ -1,8 +1,8 @@
 """Dequantization and products on a GPU: ``python benchmarks/gpu_kernels.py`` (one GPU, ``pip install 'potq[gpu]'``).
 
-Dequantization of 2, 3 and 4 bits to bfloat16 and float16: power-of-two against uniform grids (the kernel with a conversion;
-at 2 and 4 bits also the one with magic numbers, ``gpu_uniform.py``) and n-term ones, beside a copy of a matrix of that size:
-time, GB/s of everything read and written. Products with 1 to 256 rows of activations against cuBLAS and torch's int4 product.
+Dequantization of 2, 3 and 4 bits to bfloat16 and float16: power-of-two against uniform grids (with a conversion; at
+2 and 4 bits also with magic numbers, ``gpu_uniform.py``) and n-term ones, beside a copy of a matrix of that size:
+time, GB/s of everything read and written. Products with 1 to 256 rows of activations against cuBLAS and torch's int4 one.
 The second-level cache is flushed between repetitions; what a call costs the CPU is a column apart.
 """
 
