@@ -16,6 +16,7 @@ from potq.algorithms.rtn import rtn
 from potq.errors import ConfigError
 from potq.kernels import explain, set_activations
 from potq.kernels.cpu import backend
+from potq.kernels.prepared import Prepared
 from potq.nn import PackedModule, PoTLinear, pack_module
 from potq.scheme import PRESETS, QuantScheme
 
@@ -355,20 +356,20 @@ def test_a_model_that_ran_can_be_pickled_and_grows_by_no_tiles() -> None:
 def test_tiles_are_made_once_and_go_with_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     made = _count_kernels(monkeypatch)
     gc.collect()
-    before = len(backend._kernels)
+    before = len(backend.kernels)
     model = nn.Sequential(_linear(), _linear(seed=1))
     for part in model:
         for _ in range(3):
             part(_rand(2, IN))
-    assert (len(made), len(backend._kernels)) == (2, before + 2)
+    assert (len(made), len(backend.kernels)) == (2, before + 2)
     del model, part
     gc.collect()
-    assert len(backend._kernels) == before
+    assert len(backend.kernels) == before
 
 
 def test_old_tiles_go_when_a_weight_changes() -> None:
     gc.collect()
-    before, linear = len(backend._kernels), _linear()
+    before, linear = len(backend.kernels), _linear()
     for value in range(5):
         linear(_rand(2, IN))
         linear.weight_packed.fill_(value)
@@ -376,7 +377,7 @@ def test_old_tiles_go_when_a_weight_changes() -> None:
         linear(_rand(2, IN))
         linear.weight_packed = torch.full_like(linear.weight_packed, value)
     gc.collect()
-    assert len(backend._kernels) <= before + 1
+    assert len(backend.kernels) <= before + 1
 
 
 def test_a_tied_pair_has_one_set_of_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,7 +395,7 @@ def _count_kernels(monkeypatch: pytest.MonkeyPatch) -> list[None]:
             made.append(None)
             super().__init__(*arguments)
 
-    monkeypatch.setattr(backend, "Kernel", Counted)
+    monkeypatch.setattr(backend, "kernels", Prepared(Counted))
     return made
 
 

@@ -9,10 +9,10 @@ import torch
 from potq.algorithms.rtn import rtn
 from potq.kernels.triton import dequantize, product
 from potq.kernels.triton.launch import Launch
-from potq.kernels.triton.weight import GpuWeight
+from potq.kernels.triton.weight import TYPES, GpuWeight
 from potq.scheme import PRESETS, QuantScheme
 
-SCHEMES = [PRESETS[name] for name in ("pot2", "pot3", "pot4", "int3", "apot4", "mxpot")]
+SCHEMES = [PRESETS[name] for name in ("pot2", "pot3", "pot4", "int3", "apot4", "int8")]
 SCHEMES.append(QuantScheme("pot4", group_size=16, scale_dtype="e8m0", row_scale=True))
 
 
@@ -20,8 +20,8 @@ def launches(scheme: QuantScheme) -> list[Launch]:
     """Dequantization to every type, and products of one row and of several."""
     weight = rtn(torch.ones(64, 512), scheme, method="absmax")
     arranged = GpuWeight.of(weight.packed, weight.scale, scheme, 512)
-    found = [dequantize.launch(arranged, torch.empty(64, 512, dtype=dtype), weight.row_scale) for dtype in dequantize.TYPES]
-    for dtype in (torch.float16, torch.bfloat16):
+    found = [dequantize.launch(arranged, torch.empty(64, 512, dtype=dtype), weight.row_scale) for dtype in TYPES]
+    for dtype in TYPES:
         for m in (1, 16):
             x, out = torch.empty(m, 512, dtype=dtype), torch.empty(m, 64, dtype=dtype)
             found += product.launches(x, arranged, out[0], weight.row_scale, out)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
 
 from potq.algorithms.rtn import rtn
-from potq.grid import Grid
+from potq.grid import Grid, pot
 from potq.kernels import explain, ops, register_kernel, registry
 from potq.kernels.triton import backend
 from potq.nn import pack_module
@@ -58,10 +58,11 @@ def _linear(scheme: QuantScheme = PRESETS["pot4"]) -> Any:
     ("scheme", "shape", "dtype", "reason"),
     [
         (PRESETS["pot4"], (8, 64), torch.float32, "it computes in float16 and bfloat16, not float32"),
-        (PRESETS["int8"], (8, 64), HALF, "it handles 2 to 4 bits, not 8"),
+        (PRESETS["int8"], (8, 64), HALF, None),
+        (QuantScheme(grid=pot(6)), (8, 64), HALF, "it handles 2, 3, 4 and 8 bits, not 6"),
         (QuantScheme(grid=Grid(bits=2, magnitudes=(1, 256))), (8, 64), HALF, "levels of -256..256 exceed int8"),
         (QuantScheme("pot4", group_size=24), (8, 96), HALF, "the group size is not a multiple of 16"),
-        (PRESETS["pot4"], (8, 80), HALF, "80 columns are not a multiple of 32"),
+        (PRESETS["pot4"], (8, 76), HALF, "76 columns are not a multiple of 8"),
         (PRESETS["pot4"], (8, 64), torch.bfloat16, None),
         (QuantScheme("pot2", group_size="row"), (8, 64), HALF, None),
     ],
@@ -113,19 +114,18 @@ def test_embedding_is_the_dequantized_rows() -> None:
 def test_a_weight_is_arranged_once_and_anew_after_a_write() -> None:
     weight = rtn(_rand(OUT, IN), PRESETS["pot4"], method="absmax")
     arguments = weight.packed, weight.scale, weight.scheme, IN
-    first = backend.weight_of(*arguments)
-    assert backend.weight_of(*arguments) is first
+    first = backend.weights.of(*arguments)
+    assert backend.weights.of(*arguments) is first
     weight.packed.fill_(0x21)
-    assert not torch.equal(backend.weight_of(*arguments).words.low, first.words.low)
+    assert not torch.equal(backend.weights.of(*arguments).words.low, first.words.low)
 
 
 def test_an_arranged_weight_goes_with_its_tensor() -> None:
     weight = rtn(_rand(OUT, IN), PRESETS["pot4"], method="absmax")
-    backend.weight_of(weight.packed, weight.scale, weight.scheme, IN)
-    key = id(weight.packed)
-    assert key in backend._arranged
+    backend.weights.of(weight.packed, weight.scale, weight.scheme, IN)
+    before = len(backend.weights)
     del weight
-    assert key not in backend._arranged
+    assert len(backend.weights) == before - 1
 
 
 def test_tensors_of_another_weight_are_refused() -> None:

@@ -1,21 +1,19 @@
 """Products and look-ups by the compiled kernels, for modules and for the registered ops.
 
-The canonical codes are repacked into the kernels' tiles (``csrc/layout.h``) at the first product. The tiles are kept as
-long as the packed tensor lives, and made again if somebody writes into it (through ``.data``, or into an inference tensor,
-nobody can see that); state dicts never see them. The kernels know no row scales: these multiply the kernels' outputs here.
+The canonical codes are repacked into the kernels' tiles (``csrc/layout.h``) at the first product
+(:mod:`potq.kernels.prepared` keeps them). The kernels know no row scales: these multiply the kernels' outputs here.
 """
 
 from __future__ import annotations
 
 import ctypes
-import weakref
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from potq import native as lib
-from potq.tensor import storage
+from potq.kernels.prepared import Prepared, check_storage
 
 if TYPE_CHECKING:
     from potq.kernels.registry import Activations
@@ -68,11 +66,8 @@ class Kernel:
     """One weight, ready for products."""
 
     def __init__(self, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> None:
-        _check_storage(packed, scale, scheme, columns)
-        self.scheme, self.columns = scheme, columns
-        self.rows = len(packed)
-        self._weak = weakref.ref(packed), weakref.ref(scale)
-        self._state = _state(packed), _state(scale)
+        check_storage(packed, scale, scheme, columns, "cpu")
+        self.rows, self.columns = len(packed), columns
         self._format = format_of(scheme, (self.rows, columns))
         self._library = lib.library()
         self._isa = lib.usable_isas()[lib.isa()]
@@ -82,12 +77,6 @@ class Kernel:
             self._format, packed.data_ptr(), scale.data_ptr(), self._tiles.data_ptr(), torch.get_num_threads()
         )
         self._format_at, self._tiles_at = ctypes.addressof(self._format), self._tiles.data_ptr()
-
-    def current(self, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> bool:
-        """Whether the tiles still are those of this weight."""
-        weak = self._weak
-        same = weak[0]() is packed and weak[1]() is scale and self._state == (_state(packed), _state(scale))
-        return same and self.columns == columns and (self.scheme is scheme or self.scheme == scheme)
 
     def __call__(self, input: Tensor, bias: Tensor | None, activations: Activations) -> Tensor:
         """``input (..., columns) -> (..., rows)`` in the dtype of ``input``."""
@@ -114,23 +103,6 @@ class Kernel:
         return output
 
 
-def _state(tensor: Tensor) -> tuple[int, int]:
-    """Changes when the tensor is written to or given other memory. Inference tensors do not count writes."""
-    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
-
-
-def _check_storage(packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> None:
-    """Raise RuntimeError if the tensors are smaller or larger than the library will read."""
-    stored = storage((len(packed), columns), scheme)
-    expected = stored["packed"], stored["scale"]
-    found = (tuple(packed.shape), packed.dtype), (tuple(scale.shape), scale.dtype)
-    if found != expected or packed.device.type != "cpu" or scale.device.type != "cpu":
-        raise RuntimeError(
-            f"a weight of shape {(len(packed), columns)} in {scheme.name} has codes and scales {expected} on the CPU, "
-            f"found {found} on {packed.device}"
-        )
-
-
 def _row_factors(row_scale: Tensor | None, rows: int, scheme: QuantScheme) -> Tensor:
     """Float32 ``(rows, 1)``. Raises RuntimeError if the row scales are not those of such a weight."""
     if not scheme.row_scale or row_scale is None:
@@ -141,22 +113,7 @@ def _row_factors(row_scale: Tensor | None, rows: int, scheme: QuantScheme) -> Te
     return row_scale.float()
 
 
-_kernels: dict[int, Kernel] = {}  # by the id of the packed tensor; an entry goes when its tensor does
-
-
-def kernel_of(packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> Kernel:
-    """The kernel of this weight, made at first use."""
-    key = id(packed)
-    kernel = _kernels.get(key)
-    if kernel is None or not kernel.current(packed, scale, scheme, columns):
-        kernel = _kernels[key] = Kernel(packed, scale, scheme, columns)
-        weakref.finalize(packed, _forget, key, weakref.ref(kernel))
-    return kernel
-
-
-def _forget(key: int, kernel: weakref.ref[Kernel]) -> None:
-    if _kernels.get(key) is kernel():
-        _kernels.pop(key, None)
+kernels = Prepared(Kernel)
 
 
 def linear(
@@ -169,7 +126,7 @@ def linear(
     row_scale: Tensor | None = None,
 ) -> Tensor:
     """``input W^T + bias``."""
-    kernel = kernel_of(packed, scale, scheme, input.shape[-1])
+    kernel = kernels.of(packed, scale, scheme, input.shape[-1])
     if row_scale is None and not scheme.row_scale:
         return kernel(input, bias, activations)
     factors = _row_factors(row_scale, kernel.rows, scheme)
@@ -202,7 +159,7 @@ def embedding(
 def _look_up(ids: Tensor, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int, dtype: torch.dtype) -> Tensor:
     """Rows ``ids`` without row scales, in float32 or bfloat16."""
     indices = ids.long().contiguous()
-    _check_storage(packed, scale, scheme, columns)
+    check_storage(packed, scale, scheme, columns, "cpu")
     packed, scale = packed.contiguous(), scale.contiguous()
     output = torch.empty((*ids.shape, columns), dtype=dtype)
     bad = lib.library().potq_lookup_all(

@@ -1,14 +1,13 @@
 """Products on CUDA GPUs by Triton kernels, for modules and for the registered ops.
 
-The canonical codes are arranged for the GPU (:mod:`potq.kernels.triton.layout`) at the first product, on the device, and
-kept as long as the packed tensor lives; writing into it makes them anew. A captured CUDA graph must so be preceded by one
-ordinary call, which compiling a kernel needs anyway. Activations are never rounded. Triton is imported at the first product.
+The canonical codes are arranged for the GPU (:mod:`potq.kernels.triton.layout`) at the first product, on the device
+(:mod:`potq.kernels.prepared` keeps them), which waits for it once. A captured CUDA graph must so be preceded by one ordinary
+call, which compiling a kernel needs anyway. Activations are never rounded. Triton is imported at the first product.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import weakref
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor
 
 from potq.kernels import reference
-from potq.kernels.triton.layout import COLUMNS
-from potq.tensor import storage
+from potq.kernels.prepared import Prepared, check_storage
+from potq.kernels.triton.layout import OCTET, WIDTHS
 
 if TYPE_CHECKING:
     from potq.kernels.registry import Activations
@@ -49,67 +48,25 @@ def format_reason(scheme: QuantScheme, shape: tuple[int, int], dtype: torch.dtyp
     grid, group = scheme.grid, scheme.group(shape[1])
     if dtype not in (torch.float16, torch.bfloat16):
         return f"it computes in float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-    if grid.bits > 4:
-        return f"it handles 2 to 4 bits, not {grid.bits}"
+    if grid.bits not in WIDTHS:
+        return f"it handles 2, 3, 4 and 8 bits, not {grid.bits}"
     if not grid.fits_int8:
         return f"levels of {min(grid.levels)}..{max(grid.levels)} exceed int8"
     if group % 16:
         return "the group size is not a multiple of 16"
-    if shape[1] % COLUMNS:
-        return f"{shape[1]} columns are not a multiple of {COLUMNS}"
+    if shape[1] % OCTET:
+        return f"{shape[1]} columns are not a multiple of {OCTET}"
     return None
 
 
-class _Arranged:
-    """A weight in the GPU's layout, and what it was made from."""
+def _arrange(packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> GpuWeight:
+    from potq.kernels.triton.weight import GpuWeight
 
-    def __init__(self, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> None:
-        from potq.kernels.triton.weight import GpuWeight
-
-        _check_storage(packed, scale, scheme, columns)
-        self.weight = GpuWeight.of(packed, scale, scheme, columns)
-        self._sources = weakref.ref(packed), weakref.ref(scale)
-        self._state = _state(packed), _state(scale)
-
-    def current(self, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> bool:
-        """Whether it still is that of these tensors."""
-        same = self._sources[0]() is packed and self._sources[1]() is scale
-        same = same and self._state == (_state(packed), _state(scale)) and self.weight.columns == columns
-        return same and (self.weight.scheme is scheme or self.weight.scheme == scheme)
+    check_storage(packed, scale, scheme, columns, packed.device.type)
+    return GpuWeight.of(packed, scale, scheme, columns)
 
 
-def _state(tensor: Tensor) -> tuple[int, int]:
-    """Changes when the tensor is written to or given other memory. Inference tensors do not count writes."""
-    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
-
-
-def _check_storage(packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> None:
-    """Raise RuntimeError if the kernels would read past the tensors."""
-    stored = storage((len(packed), columns), scheme)
-    found = (tuple(packed.shape), packed.dtype), (tuple(scale.shape), scale.dtype)
-    if found != (stored["packed"], stored["scale"]) or packed.device != scale.device:
-        raise RuntimeError(
-            f"a weight of shape {(len(packed), columns)} in {scheme.name} has codes and scales "
-            f"{(stored['packed'], stored['scale'])} on one device, found {found} on {packed.device} and {scale.device}"
-        )
-
-
-_arranged: dict[int, _Arranged] = {}  # by the id of the packed tensor; an entry goes when its tensor does
-
-
-def weight_of(packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> GpuWeight:
-    """This weight in the GPU's layout, arranged at first use."""
-    key = id(packed)
-    found = _arranged.get(key)
-    if found is None or not found.current(packed, scale, scheme, columns):
-        found = _arranged[key] = _Arranged(packed, scale, scheme, columns)
-        weakref.finalize(packed, _forget, key, weakref.ref(found))
-    return found.weight
-
-
-def _forget(key: int, arranged: weakref.ref[_Arranged]) -> None:
-    if _arranged.get(key) is arranged():
-        _arranged.pop(key, None)
+weights = Prepared(_arrange)
 
 
 def linear(
@@ -128,7 +85,7 @@ def linear(
     """
     from potq.kernels.triton import product
 
-    weight = weight_of(packed, scale, scheme, input.shape[-1])
+    weight = weights.of(packed, scale, scheme, input.shape[-1])
     expected = (weight.rows, 1) if scheme.row_scale else None
     found = None if row_scale is None else tuple(row_scale.shape)
     if found != expected:

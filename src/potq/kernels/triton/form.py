@@ -9,7 +9,8 @@ from typing import Literal
 
 from potq.grid import Grid
 
-Kind = Literal["exponent", "integer", "table"]
+Kind = Literal["powers", "integer", "table"]
+BIAS = {10: 15, 7: 127}  # of the exponent, by bits of the mantissa: float16 and bfloat16
 
 
 @dataclass(frozen=True)
@@ -17,17 +18,25 @@ class Form:
     """The decoding of one grid.
 
     Attributes:
-        kind: "exponent" for magnitudes that are evenly spaced powers of two (and zero), "integer" for two's complement,
+        kind: "powers" for magnitudes that are evenly spaced powers of two (and zero), "integer" for two's complement,
             "table" for the rest: n-term grids, E2M1, tables.
-        stride: the exponents' distance, for the kind "exponent".
-        has_zero: whether index 0 is zero, for the kind "exponent".
-        reach: octaves from the largest level down to the least nonzero one, for the kind "exponent".
+        stride: the exponents' distance, for the kind "powers".
+        last: the largest index's exponent above index 0, for the kind "powers".
+        has_zero: whether index 0 is zero, for the kind "powers".
     """
 
     kind: Kind
     stride: int = 0
+    last: int = 0
     has_zero: bool = False
-    reach: int = 0
+
+    def base(self, mantissa: int) -> int:
+        """The exponent field of index 0 in a float with so many bits of mantissa."""
+        return 0 if self.has_zero or self.kind != "powers" else BIAS[mantissa] - self.last
+
+    def lift(self, mantissa: int) -> float:
+        """A level of ``level / reference`` over the float that its bits make: a power of two."""
+        return 2.0 ** (BIAS[mantissa] - self.last) if self.has_zero else 1.0
 
 
 @lru_cache(maxsize=256)
@@ -40,4 +49,5 @@ def form_of(grid: Grid) -> Form:
     zeros = len(grid.magnitudes) - len(powers)
     if grid.encoding == "table" or not grid.is_power_of_two or len(steps) > 1 or 0 in steps or zeros > 1:
         return Form("table")
-    return Form("exponent", steps.pop(), bool(zeros), powers[-1] - powers[0])
+    stride = steps.pop()
+    return Form("powers", stride, stride * (len(grid.magnitudes) - 1), bool(zeros))

@@ -13,11 +13,17 @@ from triton.compiler import ASTSource
 
 _POINTERS = {
     torch.uint8: "*u8",
+    torch.int16: "*i16",
     torch.int32: "*i32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
 }
+
+
+def packed_arithmetic() -> bool:
+    """Whether kernels may use instructions that Triton's interpreter does not know."""
+    return not triton.knobs.runtime.interpret
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,29 @@
 """Fused products: which kernel and which blocks, by shape.
 
 Nothing is tuned at run time: a first call compiles two kernels and no more. One row of activations is bound by reading the
-weight, so many small programs read it; several rows go to the tensor cores, in blocks of 16 to 64 of them. Columns are split
-until there are some four programs a multiprocessor.
+weight, so many small programs read it; several rows go to the tensor cores, in blocks of 16 to 64 of them; from 257 on the
+weight is dequantized, rounded to their type, and the product is torch's. Columns are split until there are some four programs
+a multiprocessor.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 from math import gcd
-from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from potq.kernels.triton.dequantize import MANTISSA, TYPES
+from potq.kernels.triton.dequantize import dequantize
 from potq.kernels.triton.finish import finish_kernel
 from potq.kernels.triton.gemm import gemm_kernel
 from potq.kernels.triton.gemv import gemv_kernel
-from potq.kernels.triton.launch import Launch
-from potq.kernels.triton.weight import GpuWeight
+from potq.kernels.triton.launch import Launch, packed_arithmetic
+from potq.kernels.triton.layout import OCTET
+from potq.kernels.triton.weight import MANTISSA, TYPES, GpuWeight
 
+_MOST_ROWS = 256  # of activations; more of them repay dequantizing the weight for cuBLAS
 _PROGRAMS = 4  # a multiprocessor
 _MULTIPROCESSORS = 132  # of an H100: what is assumed where there is no GPU to ask
 
@@ -39,26 +41,21 @@ def _splits(programs: int, steps: int, device: torch.device) -> tuple[int, int]:
     return triton.cdiv(steps, each), each
 
 
-def _constants(weight: GpuWeight) -> dict[str, Any]:
-    constants, form = weight.constants(None), weight.form
-    del constants["ROW_SCALE"]
-    return constants | {"KIND": form.kind, "STRIDE": form.stride, "HAS_ZERO": form.has_zero}
-
-
 def _gemv(x: Tensor, weight: GpuWeight) -> tuple[Launch, Tensor]:
-    words, block_n = weight.words.low.shape[1], 4
-    block = min(128 if weight.pairs == 4 else 64, triton.next_power_of_2(words))
+    octets, block_n = weight.columns // OCTET, 4
+    block = min(128, triton.next_power_of_2(octets))
     programs = triton.cdiv(weight.rows, block_n)
-    splits, steps = _splits(programs, triton.cdiv(words, block), x.device)
+    splits, steps = _splits(programs, triton.cdiv(octets, block), x.device)
     partial = torch.empty(splits, weight.rows, dtype=torch.float32, device=x.device)
-    sources = x, *weight.words, weight.scale, weight.table, partial
-    constants = _constants(weight) | {"BLOCK_N": block_n, "BLOCK_WORDS": block}
-    arguments = *sources, weight.rows, words, weight.scale_stride, steps * block
+    sources = x.view(torch.int32), *weight.words, weight.scale, weight.table, partial
+    constants = weight.constants(10) | {"KIND": weight.form.kind, "DTYPE": TYPES[x.dtype]}
+    constants |= {"BLOCK_N": block_n, "BLOCK": block}
+    arguments = *sources, weight.rows, octets, weight.scale_stride, steps * block
     return Launch(gemv_kernel, (programs, splits), arguments, constants), partial
 
 
 def _gemm(x: Tensor, weight: GpuWeight) -> tuple[Launch, Tensor]:
-    count = len(x)
+    count, mantissa = len(x), MANTISSA[x.dtype]
     block_m, block_n = min(64, max(16, triton.next_power_of_2(count))), 64
     block_k = gcd(64, weight.group)
     steps = triton.cdiv(weight.columns, block_k)
@@ -66,9 +63,9 @@ def _gemm(x: Tensor, weight: GpuWeight) -> tuple[Launch, Tensor]:
     splits, each = _splits(tiles[0] * tiles[1], steps, x.device)
     partial = torch.empty(splits, count, weight.rows, dtype=torch.float32, device=x.device)
     sources = x, *weight.words, weight.scale, weight.table, partial
-    sizes = count, weight.rows, weight.words.low.shape[1], weight.scale_stride, steps, each
-    constants = _constants(weight) | {"DTYPE": TYPES[x.dtype], "MANTISSA": MANTISSA[x.dtype]}
-    constants |= {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
+    sizes = count, weight.rows, weight.columns // OCTET, weight.scale_stride, steps, each
+    constants = weight.constants(mantissa) | {"KIND": weight.form.kind, "DTYPE": TYPES[x.dtype], "MANTISSA": mantissa}
+    constants |= {"PACKED": packed_arithmetic(), "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
     return Launch(gemm_kernel, (tiles[0], splits, tiles[1]), (*sources, *sizes), constants), partial
 
 
@@ -84,6 +81,8 @@ def launches(x: Tensor, weight: GpuWeight, bias: Tensor | None, row_scale: Tenso
 def linear(x: Tensor, weight: GpuWeight, bias: Tensor | None, row_scale: Tensor | None = None) -> Tensor:
     """``x (..., columns) W^T + bias -> (..., rows)`` in the dtype of ``x``, float16 or bfloat16; sums in float32."""
     flat = x.reshape(-1, weight.columns).contiguous()
+    if len(flat) > _MOST_ROWS:
+        return torch.nn.functional.linear(x, dequantize(weight, x.dtype, row_scale), bias)
     out = torch.empty(len(flat), weight.rows, dtype=x.dtype, device=x.device)
     if out.numel():
         bias = None if bias is None else bias.contiguous()

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
+from potq.functional import decode_scale
 from potq.kernels.triton.form import Form, form_of
-from potq.kernels.triton.layout import Words, arrange, pairs_per_word
+from potq.kernels.triton.layout import Words, arrange
 from potq.scheme import QuantScheme
+
+TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+MANTISSA = {torch.float16: 10, torch.bfloat16: 7}
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +26,7 @@ class GpuWeight:
         words: the codes.
         scale: as stored, contiguous.
         table: float32 ``(2**bits,)``, ``level / reference`` of every code.
+        largest: the largest stored scale; NaN if one is.
     """
 
     words: Words
@@ -29,27 +35,23 @@ class GpuWeight:
     rows: int
     columns: int
     scheme: QuantScheme
+    largest: float
 
     @classmethod
     def of(cls, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> GpuWeight:
-        """Arrange the tensors of a checkpoint (see :class:`potq.tensor.QuantizedWeight`), on their device.
+        """Arrange the tensors of a checkpoint (see :class:`potq.tensor.QuantizedWeight`), on their device; waits for it.
 
         Raises:
             ConfigError: a width or a number of columns that the layout does not have.
         """
         grid = scheme.grid
         levels = torch.tensor([level / grid.reference for level in grid.levels], dtype=torch.float32, device=packed.device)
-        words = arrange(packed, grid.bits, columns)
-        return cls(words, scale.contiguous(), levels, len(packed), columns, scheme)
+        words, largest = arrange(packed, grid.bits, columns), float(decode_scale(scale, None).max())
+        return cls(words, scale.contiguous(), levels, len(packed), columns, scheme, largest)
 
     @property
     def form(self) -> Form:
         return form_of(self.scheme.grid)
-
-    @property
-    def pairs(self) -> int:
-        """Pairs of columns in a word."""
-        return pairs_per_word(self.scheme.grid.bits)
 
     @property
     def group(self) -> int:
@@ -61,12 +63,19 @@ class GpuWeight:
         """Scales from one row to the next; 0 where all rows share one."""
         return self.scale.shape[1] if len(self.scale) > 1 else 0
 
-    def constants(self, row_scale: Tensor | None) -> dict[str, Any]:
-        """What every kernel is compiled for."""
+    def lifts(self, dtype: torch.dtype) -> bool:
+        """Whether weights are powers of two times lifted scales that ``dtype`` holds. (One below its range makes zeros.)"""
+        lift = self.form.lift(MANTISSA[dtype])
+        return self.form.kind == "powers" and self.largest * lift <= torch.finfo(dtype).max
+
+    def constants(self, mantissa: int) -> dict[str, Any]:
+        """What every kernel is compiled for that makes floats with so many bits of mantissa."""
+        form = self.form
         return {
             "BITS": self.scheme.grid.bits,
-            "PAIRS": self.pairs,
             "GROUP": self.group,
             "E8M0": self.scheme.scale_dtype == "e8m0",
-            "ROW_SCALE": row_scale is not None,
+            "STRIDE": form.stride,
+            "BASE": form.base(mantissa),
+            "LIFT": form.lift(mantissa),
         }
