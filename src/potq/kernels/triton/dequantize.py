@@ -21,7 +21,7 @@ from potq.kernels.triton.launch import Launch, packed_arithmetic
 from potq.kernels.triton.levels import float_levels, power_pairs
 from potq.kernels.triton.weight import MANTISSA, TYPES, GpuWeight
 
-_BLOCK = 128  # octets a program: one a thread
+_BLOCK, PARTS = 128, 4  # octets that the threads of a program decode at once, one each, and how often
 
 
 @triton.jit
@@ -29,16 +29,18 @@ def _powers_kernel(
     low_ptr, top_ptr, scale_ptr, out_ptr, octets, scale_stride,
     BITS: tl.constexpr, GROUP: tl.constexpr, E8M0: tl.constexpr, STRIDE: tl.constexpr, BASE: tl.constexpr,
     LIFT: tl.constexpr, DTYPE: tl.constexpr, MANTISSA: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """``out`` is the matrix as pairs."""
     row = tl.program_id(0).to(tl.int64)
-    octet = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[:, None]
-    inside = octet < octets
-    index, top = load_fields(low_ptr, top_ptr, row, octet, octets, inside, BITS)
-    scale = load_scale(scale_ptr, row * scale_stride + octet * 8 // GROUP, inside, E8M0)
-    pairs = power_pairs(index, top, STRIDE, BASE, MANTISSA)
-    weights = multiply_pairs(pairs, twice((scale * LIFT).to(DTYPE)), DTYPE, PACKED)
-    tl.store(out_ptr + row * octets * 4 + octet * 4 + tl.arange(0, 4), weights, mask=inside)
+    for part in tl.static_range(PARTS):
+        octet = ((tl.program_id(1) * PARTS + part) * BLOCK + tl.arange(0, BLOCK))[:, None]
+        inside = octet < octets
+        index, top = load_fields(low_ptr, top_ptr, row, octet, octets, inside, BITS)
+        scale = load_scale(scale_ptr, row * scale_stride + octet * 8 // GROUP, inside, E8M0)
+        pairs = power_pairs(index, top, STRIDE, BASE, MANTISSA)
+        weights = multiply_pairs(pairs, twice((scale * LIFT).to(DTYPE)), DTYPE, PACKED)
+        tl.store(out_ptr + row * octets * 4 + octet * 4 + tl.arange(0, 4), weights, mask=inside)
 
 
 @triton.jit
@@ -46,30 +48,31 @@ def _level_kernel(
     low_ptr, top_ptr, scale_ptr, row_scale_ptr, table_ptr, out_ptr, octets, scale_stride,
     BITS: tl.constexpr, GROUP: tl.constexpr, E8M0: tl.constexpr, STRIDE: tl.constexpr, BASE: tl.constexpr,
     LIFT: tl.constexpr, KIND: tl.constexpr, ROW_SCALE: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """The same from levels in float32."""
     row = tl.program_id(0).to(tl.int64)
-    octet = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[:, None]
-    inside = octet < octets
-    index, top = load_fields(low_ptr, top_ptr, row, octet, octets, inside, BITS)
-    scale = load_scale(scale_ptr, row * scale_stride + octet * 8 // GROUP, inside, E8M0)
-    if ROW_SCALE:
-        scale *= tl.load(row_scale_ptr + row).to(tl.float32)
-    even, odd = float_levels(index, top, table_ptr, KIND, BITS, STRIDE, BASE)
-    weights = paired((even * LIFT * scale).to(DTYPE), (odd * LIFT * scale).to(DTYPE))
-    tl.store(out_ptr + row * octets * 4 + octet * 4 + tl.arange(0, 4), weights, mask=inside)
+    row_scale = tl.load(row_scale_ptr + row).to(tl.float32) if ROW_SCALE else 1.0
+    for part in tl.static_range(PARTS):
+        octet = ((tl.program_id(1) * PARTS + part) * BLOCK + tl.arange(0, BLOCK))[:, None]
+        inside = octet < octets
+        index, top = load_fields(low_ptr, top_ptr, row, octet, octets, inside, BITS)
+        scale = load_scale(scale_ptr, row * scale_stride + octet * 8 // GROUP, inside, E8M0) * row_scale
+        even, odd = float_levels(index, top, table_ptr, KIND, BITS, STRIDE, BASE)
+        weights = paired((even * LIFT * scale).to(DTYPE), (odd * LIFT * scale).to(DTYPE))
+        tl.store(out_ptr + row * octets * 4 + octet * 4 + tl.arange(0, 4), weights, mask=inside)
 
 
 def launch(weight: GpuWeight, out: Tensor, row_scale: Tensor | None = None) -> Launch:
     """The call that writes the matrix to ``out`` ``(rows, columns)``, float16 or bfloat16."""
     octets, mantissa = weight.columns // 8, MANTISSA[out.dtype]
-    grid, pairs = (weight.rows, triton.cdiv(octets, _BLOCK)), out.view(torch.int32)
+    grid, pairs = (weight.rows, triton.cdiv(octets, _BLOCK * PARTS)), out.view(torch.int32)
     sizes = octets, weight.scale_stride
     if weight.lifts(out.dtype) and row_scale is None:
-        constants = weight.constants(mantissa) | {"DTYPE": TYPES[out.dtype], "BLOCK": _BLOCK}
+        constants = weight.constants(mantissa) | {"DTYPE": TYPES[out.dtype], "BLOCK": _BLOCK, "PARTS": PARTS}
         constants |= {"MANTISSA": mantissa, "PACKED": packed_arithmetic()}
         return Launch(_powers_kernel, grid, (*weight.words, weight.scale, pairs, *sizes), constants)
-    constants = weight.constants(10) | {"DTYPE": TYPES[out.dtype], "BLOCK": _BLOCK}
+    constants = weight.constants(10) | {"DTYPE": TYPES[out.dtype], "BLOCK": _BLOCK, "PARTS": PARTS}
     constants |= {"KIND": weight.form.kind, "ROW_SCALE": row_scale is not None}
     scales = weight.scale, weight.scale if row_scale is None else row_scale
     return Launch(_level_kernel, grid, (*weight.words, *scales, weight.table, pairs, *sizes), constants)

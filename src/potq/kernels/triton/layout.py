@@ -58,20 +58,20 @@ def arrange(packed: Tensor, bits: int, columns: int) -> Words:
         pairs = packed.contiguous().view(torch.int16)
         return Words(pairs, pairs)
     codes = torch.nn.functional.pad(unpack(packed, bits, columns), (0, -columns % _PADDED)).int()
-    low, top = _octets(codes & (2 ** (bits - 1) - 1), bits - 1), _octets(codes >> (bits - 1), 1)
+    low, top = octets_of(codes & (2 ** (bits - 1) - 1), bits - 1), octets_of(codes >> (bits - 1), 1)
     if bits == 3:
-        return Words(_words(low, 8), _words(top, 4))
-    words = _words(low | top << 4 * (bits - 1), 4 * bits)
+        return Words(words_of(low, 8), words_of(top, 4))
+    words = words_of(low | top << 4 * (bits - 1), 4 * bits)
     return Words(words, words)
 
 
-def _octets(fields: Tensor, width: int) -> Tensor:
+def octets_of(fields: Tensor, width: int) -> Tensor:
     """Fields of ``width`` bits, int32 ``(rows, columns)``, to the two halves of octets: ``(rows, columns / 8, 2)``."""
     pair = torch.arange(4, dtype=torch.int32, device=fields.device)[:, None]
     return _merged(fields.unflatten(1, (-1, 4, 2)) << pair * width, (2,))
 
 
-def _words(octets: Tensor, width: int) -> Tensor:
+def words_of(octets: Tensor, width: int) -> Tensor:
     """Halves of ``width`` bits, ``(rows, octets, 2)``, to int32 ``(rows, words)``."""
     octet = torch.arange(16 // width, dtype=torch.int32, device=octets.device)[:, None]
     half = torch.arange(2, dtype=torch.int32, device=octets.device)
