@@ -2,14 +2,15 @@
 compare with. All have the outline of potq's kernels (:mod:`potq.kernels.triton.dequantize`): a thread decodes octets.
 
 * ``add``: PoT, index added to the exponent of the scale (PoTPTQ): one addition a pair, zeros by a multiplication of bits.
-* ``magic``: uniform codes ``q = level + 2**(bits - 1)`` ORed into the mantissa of a power of two: 1024 + q in float16, 128 + q
-  in bfloat16 (the "magic number" of lop3 kernels). A fused multiply-add takes magic number and zero point away, exactly, a
-  multiplication scales.
-* ``fused``: the same without the magic number: a subnormal float, ``q`` times the least one. Multiplied by a lifted scale, minus
-  the zero point's weight: one fused multiply-add, rounded once. No published kernel that we know does it.
+* ``magic``: uniform codes ``q = level + 2**(bits - 1)`` ORed into the mantissa of a power of two: 1024 + q in float16,
+  128 + q in bfloat16 (the "magic number" of lop3 kernels). A fused multiply-add takes magic number and zero point away,
+  exactly, a multiplication scales.
+* ``fused``: the same without the magic number: a subnormal float, ``q`` times the least one. Multiplied by a lifted scale,
+  minus the zero point's weight: one fused multiply-add, rounded once. The lifted scale must be finite: 4-bit scales below 1/32 in
+  float16. No published kernel that we know does it.
 * ``none``: nothing decoded, loads and stores alone.
 
-Uniform fields stay where they are if they fit the mantissa there: it is the multiplication that moves them.
+Behind a magic number, fields stay where they are if they fit the mantissa there: the multiply-add moves them for nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from potq.errors import ConfigError
 from potq.kernels.triton.codes import LOW_HALVES, halves, load_fields, load_scale, multiply_pairs, paired, twice
-from potq.kernels.triton.layout import Words, arrange, octets_of, words_of
 from potq.kernels.triton.launch import Launch, packed_arithmetic
+from potq.kernels.triton.layout import Words, arrange, octets_of, words_of
 from potq.kernels.triton.weight import MANTISSA, TYPES, GpuWeight
 from potq.packing import pack, unpack
 from potq.tensor import QuantizedWeight
@@ -35,7 +36,7 @@ BLOCK, PARTS = 128, 4
 def _fma_pairs(a, b, c, DTYPE: tl.constexpr, PACKED: tl.constexpr):
     """``a * b + c`` of pairs, rounded once. Without ``PACKED`` exact only if float32 holds the sum, which it does here."""
     if PACKED:
-        asm: tl.constexpr = "fma.rn.f16x2 $0, $1, $2, $3;" if DTYPE == tl.float16 else "fma.rn.bf16x2 $0, $1, $2, $3;"
+        asm: tl.constexpr = "fma.rn.f16x2 $0, $1, $2, $3;" if tl.float16 == DTYPE else "fma.rn.bf16x2 $0, $1, $2, $3;"
         return tl.inline_asm_elementwise(asm, "=r,r,r,r", [a, b, c], tl.int32, is_pure=True, pack=1)
     a0, a1 = halves(a, DTYPE)
     b0, b1 = halves(b, DTYPE)
@@ -61,15 +62,15 @@ def _add(index, top, scale, BITS: tl.constexpr, STRIDE: tl.constexpr, ZERO: tl.c
 
 
 @triton.jit
-def _field(low_ptr, top_ptr, row, octet, octets, mask, BITS: tl.constexpr, M: tl.constexpr):
-    """Pairs of uniform codes, and how many bits above the lowest they stand."""
+def _field(low_ptr, top_ptr, row, octet, octets, mask, BITS: tl.constexpr, ROOM: tl.constexpr):
+    """Pairs of uniform codes, and how many bits above the lowest they stand: where they are in ``ROOM`` bits, else at 0."""
     pair = tl.arange(0, 4)
     if BITS == 3:  # 2-bit fields with their top bits elsewhere
         index, top = load_fields(low_ptr, top_ptr, row, octet, octets, mask, BITS)
         return index | (top << 2), tl.zeros_like(pair)
     words = tl.cdiv(octets, 4) * BITS
     low = tl.load(low_ptr + row * words + octet * BITS // 4, mask=mask, other=0) >> (octet * (BITS * 4) % 16)
-    place = tl.where(pair * BITS + BITS <= M, pair * BITS, 0) if BITS * 2 <= M else tl.zeros_like(pair)
+    place = tl.where(pair * BITS + BITS <= ROOM, pair * BITS, 0)
     return (low >> (pair * BITS - place)) & (((1 << BITS) - 1) * LOW_HALVES << place), place
 
 
@@ -86,7 +87,7 @@ def _uniform(
         offset = -(2.0**M * down + 2.0 ** (BITS - 1))
         level = _fma_pairs(magic, _constant(down, DTYPE), _constant(offset, DTYPE), DTYPE, PACKED)
         return multiply_pairs(level, _constant(scale * unit, DTYPE), DTYPE, PACKED)
-    lifted = _constant(scale * (unit * 2.0 ** (24 if M == 10 else 133)) * down, DTYPE)
+    lifted = _constant(scale * (unit * 2.0 ** (24 if M == 10 else 120)) * (1.0 if M == 10 else 2.0**13), DTYPE)
     return _fma_pairs(field, lifted, _constant(-scale, DTYPE), DTYPE, PACKED)
 
 
@@ -118,7 +119,7 @@ def form_kernel(
             index, top = load_fields(low_ptr, top_ptr, row, octet, octets, inside, BITS)
             pairs = _add(index, top, _constant(scale, DTYPE), BITS, STRIDE, ZERO, M)
         else:
-            field, place = _field(low_ptr, top_ptr, row, octet, octets, inside, BITS, M)
+            field, place = _field(low_ptr, top_ptr, row, octet, octets, inside, BITS, M if FORM == "magic" else 0)
             pairs = _uniform(field, place, scale, FORM == "magic", BITS, DTYPE, M, PACKED)
         tl.store(out_ptr + row * octets * 4 + octet * 4 + tl.arange(0, 4), pairs, mask=inside)
 

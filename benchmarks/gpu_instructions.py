@@ -1,9 +1,9 @@
 """Machine instructions per weight of every way to dequantize: ``python benchmarks/gpu_instructions.py`` (no GPU needed).
 
-Triton compiles each kernel for the capability asked for, its ``nvdisasm`` prints the machine code (both come with the package
-``triton``), and instructions are counted: each thread runs all of them once, there are no loops. ``none`` is a kernel with the
-same loads and stores that decodes nothing. What a form has more is its decoding; addresses, the loads and the store are
-in the totals only. Padding (NOP) and the idle jump behind EXIT are not counted.
+Triton compiles each kernel for the capability asked for, its ``nvdisasm`` prints the machine code (both come with the
+package ``triton``), and instructions are counted: each thread runs all of them once, there are no loops. ``none`` is a kernel
+with the same loads and stores that decodes nothing. What a form has more is its decoding; addresses, loads and stores are in
+the totals only. Padding (NOP) and the idle jump behind EXIT are not counted.
 """
 
 from __future__ import annotations
@@ -120,12 +120,12 @@ def goals(rows: list[Row]) -> list[Goal]:
     """PoT needs fewer instructions to decode a weight than the best uniform form, published or not, at sm_90."""
     found: list[Goal] = []
     for which, forms in (("published uniform form", ("potq", "magic")), ("uniform form", ("potq", "magic", "fused"))):
-        for bits in POT:
+        for bits, grid in POT.items():
             for dtype in ("float16", "bfloat16"):
                 cell = [row for row in rows if (row["capability"], row["dtype"], row["bits"]) == (90, dtype, bits)]
                 uniform = min(r["decoding_per_weight"] for r in cell if r["grid"] == UNIFORM[bits] and r["form"] in forms)
-                pot = min(r["decoding_per_weight"] for r in cell if r["grid"] == POT[bits] and r["form"] == "potq")
-                name = f"{POT[bits]}, {dtype}: instructions of decoding a weight, below the best {which}"
+                pot = min(r["decoding_per_weight"] for r in cell if r["grid"] == grid and r["form"] == "potq")
+                name = f"{grid}, {dtype}: instructions of decoding a weight, below the best {which}"
                 found.append({"name": name, "target": round(uniform, 3), "measured": round(pot, 3), "met": pot < uniform})
     return found
 

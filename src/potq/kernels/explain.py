@@ -11,6 +11,7 @@ from potq import native
 from potq.errors import ConfigError
 from potq.kernels.cpu import backend as cpu
 from potq.kernels.registry import Activations, choose
+from potq.kernels.triton import backend as triton
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Explanation:
 
     Attributes:
         backend: "cpu", "triton" or "reference".
-        detail: the instruction set, for the cpu backend.
+        detail: the instruction set, for the cpu backend; for embeddings on the triton one, that torch looks them up.
         activations: "int8" or "float": whether the inputs of a product are rounded.
         rejected: the reason for every backend that was asked first and cannot.
     """
@@ -47,8 +48,14 @@ def explain(module: nn.Module) -> Explanation:
     weight = packed.quantized
     chosen = choose(weight.scheme, weight.shape, weight.packed.device, packed.compute_dtype)
     rounds = chosen.backend == cpu.NAME and isinstance(module, nn.Linear)
-    detail = native.isa() if chosen.backend == cpu.NAME else ""
+    detail = _detail(chosen.backend, isinstance(module, nn.Embedding))
     return Explanation(chosen.backend, detail, packed.activations if rounds else "float", chosen.rejected)
+
+
+def _detail(backend: str, embedding: bool) -> str:
+    if backend == cpu.NAME:
+        return native.isa()
+    return "rows by torch" if backend == triton.NAME and embedding else ""
 
 
 def set_activations(model: nn.Module, activations: Activations) -> None:

@@ -101,6 +101,12 @@ def test_modules_use_it_compiled_or_not() -> None:
 
 
 @pytest.mark.usefixtures("_first")
+def test_it_says_that_torch_looks_up_embeddings() -> None:
+    table = pack_module(nn.Embedding(13, IN), rtn(_rand(13, IN), PRESETS["int8"], method="absmax")).to(HALF)
+    assert str(explain(table)) == "triton (rows by torch), float activations"
+
+
+@pytest.mark.usefixtures("_first")
 def test_embedding_is_the_dequantized_rows() -> None:
     weight = rtn(_rand(13, IN), PRESETS["pot3"], method="absmax")
     ids = torch.tensor([[0, 12], [3, 3]])

@@ -68,7 +68,7 @@ def twice(value):
 def multiply_pairs(a, b, DTYPE: tl.constexpr, PACKED: tl.constexpr):
     """Products of pairs of ``DTYPE``, rounded once: one instruction if ``PACKED``, which Triton's interpreter cannot run."""
     if PACKED:
-        if DTYPE == tl.float16:
+        if tl.float16 == DTYPE:
             return tl.inline_asm_elementwise("mul.f16x2 $0, $1, $2;", "=r,r,r", [a, b], tl.int32, is_pure=True, pack=1)
         else:  # bfloat16 has no multiplication before compute capability 9.0; adding -0 keeps the sign of a zero
             asm: tl.constexpr = "{.reg .b32 zeros; mov.b32 zeros, 0x80008000; fma.rn.bf16x2 $0, $1, $2, zeros;}"

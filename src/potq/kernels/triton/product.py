@@ -2,8 +2,8 @@
 
 Nothing is tuned at run time: a first call compiles two kernels and no more. One row of activations is bound by reading the
 weight, so many small programs read it; several rows go to the tensor cores, in blocks of 16 to 64 of them; from 257 on the
-weight is dequantized, rounded to their type, and the product is torch's. Columns are split until there are some four programs
-a multiprocessor.
+weight is dequantized, rounded to their type, and the product is torch's. Columns are split until there are some four
+programs a multiprocessor.
 """
 
 from __future__ import annotations
