@@ -6,8 +6,8 @@ compare with. All have the outline of potq's kernels (:mod:`potq.kernels.triton.
   128 + q in bfloat16 (the "magic number" of lop3 kernels). A fused multiply-add takes magic number and zero point away,
   exactly, a multiplication scales.
 * ``fused``: the same without the magic number: a subnormal float, ``q`` times the least one. Multiplied by a lifted scale,
-  minus the zero point's weight: one fused multiply-add, rounded once. The lifted scale must be finite: 4-bit scales below 1/32 in
-  float16. No published kernel that we know does it.
+  minus the zero point's weight: one fused multiply-add, rounded once. The lifted scale must be finite: 4-bit scales below
+  1/32 in float16. No published kernel that we know does it.
 * ``none``: nothing decoded, loads and stores alone.
 
 Behind a magic number, fields stay where they are if they fit the mantissa there: the multiply-add moves them for nothing.

@@ -1,9 +1,9 @@
 """Machine instructions per weight of every way to dequantize: ``python benchmarks/gpu_instructions.py`` (no GPU needed).
 
 Triton compiles each kernel for the capability asked for, its ``nvdisasm`` prints the machine code (both come with the
-package ``triton``), and instructions are counted: each thread runs all of them once, there are no loops. ``none`` is a kernel
-with the same loads and stores that decodes nothing. What a form has more is its decoding; addresses, loads and stores are in
-the totals only. Padding (NOP) and the idle jump behind EXIT are not counted.
+package ``triton``), and instructions are counted: each thread runs all of them once, there are no loops. ``none`` is a
+kernel with the same loads and stores that decodes nothing. What a form has more is its decoding; addresses, loads and stores
+are in the totals only. Padding (NOP) and the idle jump behind EXIT are not counted.
 """
 
 from __future__ import annotations

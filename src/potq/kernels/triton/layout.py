@@ -12,9 +12,9 @@ two halves of a register (two float16 or bfloat16) want them. Four pairs are an 
 
 Octets of a row are contiguous, padded with zeros to four of them. A scale belongs to whole octets.
 
-Rejected: places from which one rotation brings sign and magnitude to where a float has them. It would save a shift and a mask
-of five instructions a pair, but float16 and bfloat16 want different places, and such places tile a word at 2 bits only. (For
-``pot2`` in float16 they are these.)
+Rejected: places from which one rotation brings sign and magnitude to where a float has them. That would save a shift and a
+mask of five instructions a pair, but float16 and bfloat16 want different places, and such places tile a word at 2 bits only.
+(For ``pot2`` in float16 they are these.)
 """
 
 from __future__ import annotations
