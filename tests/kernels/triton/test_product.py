@@ -78,6 +78,14 @@ def test_batches_and_no_rows() -> None:
     assert linear(x[:, :0], arranged, None).shape == (2, 0, 5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_rows_multiply_with_the_dequantized_weight(dtype: torch.dtype) -> None:
+    weight, x, bias = _weight(PRESETS["pot4"], 5, 64), _rand(257, 64).to(DEVICE, dtype), _rand(5).to(DEVICE, dtype)
+    arranged = GpuWeight.of(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, 64)
+    expected = torch.nn.functional.linear(x, weight.dequantize().to(DEVICE, dtype), bias)
+    assert torch.equal(linear(x, arranged, bias), expected)
+
+
 def test_the_same_bits_every_time() -> None:
     weight = _weight(PRESETS["pot4"], 5, 2048)
     arranged = GpuWeight.of(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, 2048)
