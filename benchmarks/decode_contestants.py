@@ -94,6 +94,33 @@ class StockFolder(HuggingFace):
         self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
 
 
+class OnnxFolder:
+    """A folder of ``potq export --to onnx`` in ONNX Runtime."""
+
+    def __init__(self, path: str) -> None:
+        from pathlib import Path
+
+        from export_onnx import OnnxDecoder
+
+        self._model = OnnxDecoder(Path(path), THREADS)
+
+    def prefill(self, ids: list[int]) -> float:
+        self._model.reset()
+        return seconds(lambda: self._model(ids))
+
+    def decode(self, first: int, count: int) -> float:
+        def run() -> None:
+            token = first
+            for _ in range(count):
+                token = int(self._model([token])[-1].argmax())
+
+        self._model.reset()
+        return seconds(run)
+
+    def facts(self) -> dict[str, Any]:
+        return {"runs_on": f"onnxruntime {optional('onnxruntime', 'onnxruntime').__version__}"}
+
+
 class NativeLlamaCpp:
     """llama.cpp as the package llama-cpp-python builds it for this machine, through its C interface."""
 
@@ -202,6 +229,7 @@ KINDS: dict[str, Callable[[str], Contestant]] = {
     "engine": Engine,
     "huggingface": HuggingFace,
     "stock": StockFolder,
+    "onnx": OnnxFolder,
     "llama.cpp native": NativeLlamaCpp,
     "llama.cpp": PackagedLlamaCpp,
     "bandwidth": ReadBandwidth,

@@ -1,11 +1,12 @@
 """Do exported files hold the very weights, and do their engines say what potq says? ``benchmarks/export.py --work DIR``
 
 Three models (SmolLM2-135M, TinyStories-656K and a nano GPT-2 that is trained here), rounded to nearest, embedding and head
-``int8``. Per scheme and target: bytes, bits per weight, and how many weights differ when the target's own reader reads them.
-GGUF files go through llama.cpp: greedy texts and perplexity by its own protocol, beside ours on the checkpoint. llama.cpp
-rounds the inputs of quantized products to int8 in blocks of 32, so texts part ways where two tokens are about as likely. Two
-things tell that from a wrong weight: the same file with its tensors as float32 (the control), whose inputs are not rounded,
-and our modules with inputs rounded the same way. compressed-tensors folders: logits of stock transformers in bfloat16.
+``int8``. Per scheme and target: bytes, bits per weight, and how many weights differ when the target's own reader reads
+them. GGUF files go through llama.cpp: greedy texts and perplexity by its own protocol, beside ours on the checkpoint.
+llama.cpp rounds the inputs of quantized products to int8 in blocks of 32, so texts part ways where two tokens are about as
+likely. Two things tell that from a wrong weight: the same file with its tensors as float32 (the control), whose inputs are
+not rounded, and our modules with inputs rounded the same way. compressed-tensors folders: logits of stock transformers in
+bfloat16. ONNX folders: ONNX Runtime's logits.
 
 Tokens per second (``--speed``, SmolLM2, two threads, a machine that does nothing else): interleaved rounds, each contestant
 in a process of its own; medians, ratios are medians of each round's ratio. Rows are kept as they come; a killed run resumes.
@@ -24,6 +25,7 @@ import torch
 from export_agreement import logits_row, text_row
 from export_goals import goals
 from export_models import Subject, subjects
+from export_onnx import differences
 from export_speed import speed_rows
 from export_targets import TARGETS, Target, control, named_weights
 from peers.peer import UnavailableError
@@ -41,6 +43,7 @@ PROTOCOL = {
     "second half scored",
     "rounded alike": "our modules, inputs of packed linears rounded to int8 in blocks of 32 with float16 scales",
     "one token": "relative difference of logits after each of 64 texts of one token, median",
+    "onnx": "logits of 64 tokens, largest difference relative to the largest logit, by ONNX Runtime alone",
     "speed": "2 threads; decode: 64 tokens after one; prefill: 128 tokens",
 }
 
@@ -82,6 +85,9 @@ def agreement_rows(subject: Subject, scheme: str, target: Target, work: Path) ->
         yield key | {"file": "float32 control"}, lambda: _control_row(subject, folder, path)
     elif target.name == "compressed-tensors":
         yield key, lambda: logits_row(subject, folder, path)
+    elif target.name == "onnx":
+        ids = subject.scored()[0, :64]
+        yield key, lambda: {"logits": len(ids), **differences(folder, path, ids, torch.get_num_threads())}
 
 
 def _control_row(subject: Subject, folder: Path, path: Path) -> Row:

@@ -21,6 +21,9 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
             [row["largest_difference"] for row in agreement if "largest_difference" in row],
         ),
     ]
+    for way, words in (("at_once", "of a text at once"), ("token_by_token", "token by token, through the cache")):
+        differences = [row[way] for row in agreement if way in row]
+        found.append(_goal(f"ONNX Runtime: relative difference of logits {words}, at most", 1e-4, differences))
     for file in ("as exported", "float32 control"):
         for model in MODELS:
             of_model = [row for row in agreement if (row.get("file"), row["model"]) == (file, model)]

@@ -55,6 +55,13 @@ def stock_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def onnx_table(rows: Sequence[Row]) -> str:
+    lines = ["| model | scheme | at once | token by token |", "|---|---|---:|---:|"]
+    for row in (row for row in rows if "at_once" in row):
+        lines.append(f"| {row['model']} | `{row['scheme']}` | {row['at_once']:.1e} | {row['token_by_token']:.1e} |")
+    return "\n".join(lines)
+
+
 def speed_table(rows: Sequence[Row]) -> str:
     """Medians, and the median of each round's ratio to potq's engine."""
     decode, prefill = medians(rows, "decode"), medians(rows, "prefill")
@@ -75,7 +82,7 @@ def main() -> None:
     found = results("export")
     rows = found["rows"]
     tables = {"forms": forms_table(), "files": files_table(rows), "llama": llama_table(rows), "stock": stock_table(rows)}
-    put("export", tables | {"speed": speed_table(rows), "goals": goals_table(found["goals"])})
+    put("export", tables | {"onnx": onnx_table(rows), "speed": speed_table(rows), "goals": goals_table(found["goals"])})
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def _entries(subject: Subject, work: Path) -> list[Entry]:
             Entry(f"{scheme}: potq", "engine", str(work / file)),
             Entry(f"{scheme}: gguf", "llama.cpp", str(work / "gguf" / f"{file}.gguf")),
             Entry(f"{scheme}: compressed-tensors", "stock", str(work / "compressed-tensors" / file)),
+            Entry(f"{scheme}: onnx", "onnx", str(work / "onnx" / file)),
         )
         found += [entry for entry in candidates if Path(entry.argument).exists()]
     return found

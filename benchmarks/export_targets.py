@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import export_onnx
 import potq
 from peers.peer import UnavailableError
 from potq.export.compressed_tensors import export_compressed_tensors
@@ -52,7 +53,7 @@ class Target:
         name: the word of ``--to``.
         write: a packed folder to files at a path; what was written.
         read: every weight of the files by the target's own reader, linears as ``(out, in)``.
-        schemes: those it is measured with; None: all.
+        schemes: those it is measured with, of models whose linears are ``nn.Linear``; None: all.
         suffix: of the path.
     """
 
@@ -140,4 +141,5 @@ def control(path: Path, output: Path) -> Path:
 TARGETS = (
     Target("gguf", _write_gguf, _read_gguf, suffix=".gguf"),
     Target("compressed-tensors", _write_compressed, _read_compressed, schemes=("mxpot", "mxfp4")),
+    Target("onnx", export_onnx.write, export_onnx.read),
 )
