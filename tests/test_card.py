@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 import potq
 from potq.card import _MARK, write_card
+from potq.errors import CheckpointError
 from potq.export.compressed_tensors import export_compressed_tensors
 from potq.export.gguf.write import export_gguf
 
-MARKED = f"{_MARK}\nours\n"
+MARKED = f"{_MARK}\n\n# a\nours\n"
 OWN = "---\nlicense: mit\nbase_model: some/parent\n---\nMy own words.\n"
 
 
@@ -78,7 +79,7 @@ def test_somebody_elses_words_are_kept(tiny_model: Any, tmp_path: Path, byte_tok
         export_compressed_tensors(model, tmp_path / "ct", byte_tokenizer, force=True)
         export_gguf(model, tmp_path / "out.gguf", byte_tokenizer, force=True)
     for folder in (tmp_path, tmp_path / "out", tmp_path / "ct"):
-        assert "written" not in (folder / "README.md").read_text()
+        assert (folder / "README.md").read_text().count(_MARK) == 1
         (folder / "README.md").write_text(OWN)
     potq.save(model, tmp_path / "out", force=True)
     export_compressed_tensors(model, tmp_path / "ct", byte_tokenizer, force=True)
@@ -92,6 +93,32 @@ def test_a_model_in_full_precision_gets_none(tiny_model: Any, tmp_path: Path) ->
 
     write(tiny_model, tmp_path / "out")
     assert not (tmp_path / "out" / "README.md").exists()
+    (tmp_path / "out" / "README.md").write_text(OWN)
+    write(tiny_model, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "README.md").read_text() == OWN
+
+
+def test_files_in_one_folder(tiny_model: Any, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    model = quantized(tiny_model)
+    potq.save(model, tmp_path / "out")
+    before = (tmp_path / "out" / "README.md").read_text()
+    export_gguf(model, tmp_path / "out" / "a.gguf", byte_tokenizer)
+    assert (tmp_path / "out" / "README.md").read_text() == before
+    for name in ("a", "b", "a"):
+        export_gguf(model, tmp_path / "two" / f"{name}.gguf", byte_tokenizer, force=True)
+        assert "# a.gguf\n" in (tmp_path / "two" / "README.md").read_text()
+
+
+def test_a_file_is_kept_where_its_card_fails(
+    tiny_model: Any, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(CheckpointError, match=r"a\.gguf is written, whole"):
+        export_gguf(quantized(tiny_model), tmp_path / "a.gguf", byte_tokenizer)
+    assert [found.name for found in tmp_path.iterdir()] == ["a.gguf"]
 
 
 def test_a_full_disk_leaves_the_old_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +128,6 @@ def test_a_full_disk_leaves_the_old_card(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "README.md").write_text(MARKED)
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space"):
-        write_card(tmp_path, "other")
+        write_card(tmp_path, "# a\nother")
     assert [found.name for found in tmp_path.iterdir()] == ["README.md"]
     assert (tmp_path / "README.md").read_text() == MARKED

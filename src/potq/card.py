@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from torch import nn
 
@@ -124,17 +125,23 @@ def _metadata(card: Path) -> dict[str, Any]:
         return {}
 
 
-def write_card(folder: Path, text: str, *, replaces: Path | None = None) -> None:
-    """Put a card into ``folder``, unless the ``README.md`` in ``replaces`` (by default ``folder``) is somebody else's.
+def write_card(folder: Path, text: str | None, *, replaces: Path | None = None) -> None:
+    """Put a card into ``folder``, if there is one to be written.
 
-    That one is kept, and copied if ``folder`` is to take the place of ``replaces``.
+    Args:
+        replaces: what ``folder`` will take the place of: a ``README.md`` there that is somebody else's is copied instead.
+            None: the folder is there to stay, and may hold other models: only a card of the same title is written over.
     """
-    target, before = folder / CARD_FILE, (replaces or folder) / CARD_FILE
-    if before.is_file() and not _is_ours(before):
-        if before != target:
-            shutil.copy2(before, target)
+    target = folder / CARD_FILE
+    if replaces is None:
+        if os.path.lexists(target) and not (_is_ours(target) and text is not None and _title(text) in _lines(target)):
+            return
+    elif os.path.lexists(replaces / CARD_FILE) and not _is_ours(replaces / CARD_FILE):
+        shutil.copy2(replaces / CARD_FILE, target, follow_symlinks=False)
         return
-    partial = folder / f".{CARD_FILE}.partial"
+    if text is None:
+        return
+    partial = folder / f".{CARD_FILE}.{uuid4().hex}"  # exports of several files may run side by side
     try:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, target)
@@ -143,4 +150,12 @@ def write_card(folder: Path, text: str, *, replaces: Path | None = None) -> None
 
 
 def _is_ours(card: Path) -> bool:
-    return _MARK in card.read_text(encoding="utf-8", errors="replace")
+    return _MARK in _lines(card)
+
+
+def _title(text: str) -> str:
+    return next((line for line in text.splitlines() if line.startswith("# ")), "")
+
+
+def _lines(card: Path) -> list[str]:
+    return card.read_text(encoding="utf-8", errors="replace").splitlines() if card.is_file() else []

@@ -96,8 +96,7 @@ def write(
             tokenizer.save_pretrained(folder)
         if (report := getattr(model, "quant_report", None)) is not None:
             (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
-        if (card := packed_card(model, target.name)) is not None:
-            write_card(folder, card, replaces=target)
+        write_card(folder, packed_card(model, target.name), replaces=target)
         flush(folder)
 
 

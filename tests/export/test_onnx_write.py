@@ -200,6 +200,12 @@ def test_the_folder(exported: tuple[Any, Path], byte_tokenizer: PreTrainedTokeni
     subprocess.run([sys.executable, "-c", script, folder / "model.onnx"], check=True)
 
 
+def test_the_card(exported: tuple[Any, Path]) -> None:
+    card = (exported[1] / "README.md").read_text()
+    assert "library_name: onnx" in card
+    assert f"# {exported[1].name}" in card
+
+
 def test_a_changed_file_is_noticed(exported: tuple[Any, Path]) -> None:
     model, folder = exported
     changed = float_path(model)

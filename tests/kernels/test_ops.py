@@ -12,7 +12,8 @@ from potq import native
 from potq.algorithms.rtn import rtn
 from potq.kernels import ops, set_activations
 from potq.kernels.cpu import backend
-from potq.nn import PoTLinear, pack_module
+from potq.kernels.prepared import Prepared
+from potq.nn import pack_module
 from potq.scheme import PRESETS, QuantScheme
 from potq.tensor import QuantizedWeight
 
@@ -193,14 +194,13 @@ def test_compiled_gradients_equal_the_eager_ones() -> None:
 
 @pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 def test_compiled_calls_reuse_the_tiles_and_notice_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[PoTLinear] = []
-    kernel = backend.Kernel
+    made: list[Tensor] = []
 
-    def counted(*arguments: Any) -> backend.Kernel:
-        made.append(arguments[0])
-        return kernel(*arguments)
+    def counted(packed: Tensor, *others: Any) -> backend.Kernel:
+        made.append(packed)
+        return backend.Kernel(packed, *others)
 
-    monkeypatch.setattr(backend, "Kernel", counted)
+    monkeypatch.setattr(backend, "kernels", Prepared(counted))
     linear, x = _linear(), _rand(3, IN)
     compiled = _compiled(linear)
     for _ in range(4):

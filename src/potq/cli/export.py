@@ -100,6 +100,8 @@ def _write(model: str, output: Path, to: Format, *, allow_8bit: bool, force: boo
     from potq.loading import load, load_tokenizer
     from potq.model import packed_modules
 
+    if output.expanduser().resolve() == Path(model).expanduser().resolve():
+        raise ConfigError(f"{output} is the model itself, which an export cannot replace; choose another output")
     (check_file if to is Format.gguf else check_destination)(output, force=force)
     if to is Format.onnx:
         require_packages()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +22,7 @@ from potq.errors import ExportError
 from potq.export.blocks import encode, misfit, obstacle
 from potq.export.card import write_export_card
 from potq.export.floats import exact_floats
+from potq.export.output import check_on_cpu, folder_bytes
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import COMPRESSED_TENSORS, check_schemes
 from potq.model import packed_modules
@@ -39,7 +39,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # and: pip install
 model, tokenizer = AutoModelForCausalLM.from_pretrained("{path}"), AutoTokenizer.from_pretrained("{path}")
 ```
 
-or `vllm serve {path}`. Every linear weight equals the checkpoint's; the model computes in bfloat16."""
+or `vllm serve {path}`. Packed weights equal the checkpoint's. The model computes in bfloat16: what is stored as floats (the
+embedding, perhaps the head) is rounded to that when it is loaded."""
 _FORMAT = COMPRESSED_TENSORS.types[0]
 
 
@@ -60,11 +61,13 @@ def export_compressed_tensors(
         CheckpointError: something is in the way at ``path``, or the disk is full.
     """
     target = check_destination(path, force=force)
-    hollow = _hollow(model)
+    check_on_cpu(model)
+    hollow, packed = _hollow(model), packed_modules(model)
     linears = _linears(model, hollow)
-    state = {key: value for key, value in model.state_dict().items() if not _is_packed(model, key)}
+    codes = {f"{name}.weight_{key}" for name, module in packed.items() for key in module.quantized.tensors()}
+    state = {key: value for key, value in model.state_dict().items() if key not in codes}
     tensors = []
-    for name, module in packed_modules(model).items():
+    for name, module in packed.items():
         if module.tied_to is None:
             weight = module.quantized
             stored = _packed(name, weight) if name in linears else {"weight": exact_floats(weight.dequantize(), name)}
@@ -75,7 +78,7 @@ def export_compressed_tensors(
     with disk_errors(target, needed), replacing(target) as folder:
         hollow.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
-        report = ExportReport(path=str(target), nbytes=_folder_bytes(folder), tensors=tensors)
+        report = ExportReport(path=str(target), nbytes=folder_bytes(folder), tensors=tensors)
         use = _USE.format(path=target.name)
         write_export_card(
             folder, model, report, library="transformers", use=use, tag=COMPRESSED_TENSORS.name, replaces=target
@@ -127,11 +130,6 @@ def _packed(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
     return {"weight_packed": codes[:, ::2] | codes[:, 1::2] << 4, "weight_scale": scale}
 
 
-def _is_packed(model: nn.Module, key: str) -> bool:
-    name, _, tensor = key.rpartition(".")
-    return tensor.startswith("weight_") and name in packed_modules(model)
-
-
 def _config(hollow: nn.Module, packed: set[str]) -> dict[str, Any]:
     """``quantization_config``: every linear is packed but those named."""
     weights = {
@@ -165,7 +163,3 @@ def _described(name: str, weight: QuantizedWeight, stored: dict[str, Tensor]) ->
         nbytes=sum(tensor.nbytes for tensor in stored.values()),
         note="" if floats is None else "compressed-tensors packs linears only, and only in MXFP4",
     )
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

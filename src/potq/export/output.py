@@ -1,4 +1,4 @@
-"""A file that is written whole or not at all."""
+"""What all exports check beforehand, and a file that is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch import nn
+
 from potq.checkpoint import disk_errors, flush_path
-from potq.errors import CheckpointError
+from potq.errors import CheckpointError, ExportError
 
 
 def check_file(path: str | os.PathLike[str], *, force: bool) -> Path:
@@ -26,6 +28,21 @@ def check_file(path: str | os.PathLike[str], *, force: bool) -> Path:
     if target.exists() and not force:
         raise CheckpointError(f"{path} exists; choose another output, or pass --force (force=True) to replace it")
     return target
+
+
+def check_on_cpu(model: nn.Module) -> None:
+    """Refuse a model whose weights are elsewhere.
+
+    Raises:
+        ExportError: says what to do.
+    """
+    if any(tensor.device.type != "cpu" for tensor in model.state_dict().values()):
+        raise ExportError("exports read weights in the CPU's memory; call model.cpu() first")
+
+
+def folder_bytes(folder: Path) -> int:
+    """What the files of ``folder`` take."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 @contextmanager

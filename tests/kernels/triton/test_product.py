@@ -51,6 +51,14 @@ def test_grids(name: str, m: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("m", [1, 3])
+def test_inputs_that_start_at_an_odd_place(m: int) -> None:
+    weight = _weight(QuantScheme("pot3"), 5, 64)
+    arranged = GpuWeight.of(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, 64)
+    x = torch.cat([torch.zeros(1), _rand(m, 64).flatten()]).half().to(DEVICE)[1:].view(m, 64)
+    assert torch.equal(linear(x, arranged, None), linear(x.clone(), arranged, None))
+
+
+@pytest.mark.parametrize("m", [1, 3])
 @pytest.mark.parametrize("group", [16, 48, 64, 128, "row", "tensor"])
 @pytest.mark.parametrize("name", ["pot2", "pot3", "pot4"])
 def test_groups(name: str, group: int | str, m: int) -> None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from potq.errors import ExportError
+from potq.errors import CheckpointError, ExportError
 from potq.export.card import write_export_card
 from potq.export.gguf.families import Family, family
 from potq.export.gguf.tensors import GgufTensor, gguf_tensors
 from potq.export.gguf.vocabulary import add_vocabulary
-from potq.export.output import check_file, replacing_file
+from potq.export.output import check_file, check_on_cpu, replacing_file
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import GGUF, check_schemes
 from potq.model import packed_modules
@@ -41,7 +41,7 @@ def export_gguf(
 ) -> ExportReport:
     """Write a packed ``model`` and its ``tokenizer`` as one GGUF file whose weights equal the model's, every one.
 
-    A model card is written as ``README.md`` beside it, unless there is one that potq did not write.
+    A model card is written as ``README.md`` beside it, unless there is one of something else.
 
     The file is read back by ``gguf`` and compared before it gets its name. Memory holds the model and one of the file's
     tensors.
@@ -60,6 +60,7 @@ def export_gguf(
         CheckpointError: ``path`` exists and ``force`` is not given, or the disk is full.
     """
     target = check_file(path, force=force)
+    check_on_cpu(model)
     schemes = [module.scheme for module in packed_modules(model).values()]
     if not schemes:
         raise ExportError("the model is not quantized by potq; quantize it first")
@@ -71,7 +72,10 @@ def export_gguf(
         _write(partial, tensors, kind, model.config, tokenizer, name)
         _check(partial, tensors)
         report = _report(target, partial.stat().st_size, tensors)
+    try:
         write_export_card(target.parent, model, report, library="gguf", use=_USE.format(file=target.name), tag="gguf")
+    except OSError as error:
+        raise CheckpointError(f"{target} is written, whole; its model card beside it could not be: {error}") from error
     return report
 
 

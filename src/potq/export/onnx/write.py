@@ -14,10 +14,12 @@ from torch import nn
 from potq.checkpoint import check_destination, disk_errors, flush, replacing
 from potq.errors import ExportError, MissingDependencyError
 from potq.export.blocks import BlockType
+from potq.export.card import write_export_card
 from potq.export.onnx.check import check_logits, check_weights
 from potq.export.onnx.decoder import probe
 from potq.export.onnx.modules import to_nbits
 from potq.export.onnx.trace import trace
+from potq.export.output import check_on_cpu, folder_bytes
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import ONNX, check_schemes
 from potq.kernels import set_activations
@@ -28,6 +30,15 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.onnx"
 _DATA_FILE = "model.onnx_data"
+_USE = """```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+```
+
+Inputs: `input_ids`, `attention_mask` (cache and new tokens), `position_ids`, `past_key_values.{i}.key` / `.value` (of length
+0 at first). Outputs: `logits`, `present.{i}.key` / `.value`. Every packed weight equals the checkpoint's; everything is
+computed in float32."""
 _PACKAGES = ("onnx", "onnx_ir", "onnxruntime", "onnxscript")
 
 
@@ -51,7 +62,7 @@ def export_onnx(
         path: the folder.
         tokenizer: any.
         allow_8bit: also write schemes that only fit 8 bits.
-        force: replace an existing model folder.
+        force: replace an existing model folder; a ``README.md`` in it that potq did not write is kept.
 
     Raises:
         MissingDependencyError: a package of ``potq[onnx]`` is not installed.
@@ -61,6 +72,7 @@ def export_onnx(
     """
     require_packages()
     target = check_destination(path, force=force)
+    check_on_cpu(model)
     schemes = [module.scheme for module in packed_modules(model).values()]
     if not schemes:
         raise ExportError("the model is not quantized by potq; quantize it first")
@@ -77,8 +89,10 @@ def export_onnx(
         check_logits(folder / MODEL_FILE, tried)
         _save_configs(decoder, folder)
         tokenizer.save_pretrained(folder)
+        report = _report(target, folder_bytes(folder), model, kinds)
+        write_export_card(folder, model, report, library="onnx", use=_USE, tag="onnxruntime", replaces=target)
         flush(folder)
-    return _report(target, model, kinds)
+    return report
 
 
 def require_packages() -> None:
@@ -103,7 +117,7 @@ def _save_configs(decoder: PreTrainedModel, folder: Path) -> None:
         decoder.generation_config.save_pretrained(folder)
 
 
-def _report(target: Path, model: Any, kinds: dict[str, BlockType]) -> ExportReport:
+def _report(target: Path, nbytes: int, model: Any, kinds: dict[str, BlockType]) -> ExportReport:
     rows = []
     for name, kind in kinds.items():
         module = model.get_submodule(name)
@@ -118,5 +132,4 @@ def _report(target: Path, model: Any, kinds: dict[str, BlockType]) -> ExportRepo
                 nbytes=round(weights * kind.bits(module.quantized.shape[1]) / 8),
             )
         )
-    nbytes = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     return ExportReport(path=str(target), nbytes=nbytes, tensors=rows)

@@ -35,7 +35,11 @@ def supports(scheme: QuantScheme, shape: tuple[int, int], device: torch.device, 
 
 @cache
 def _missing() -> str | None:
-    return None if importlib.util.find_spec("triton") else "triton is not installed; pip install 'potq[gpu]'"
+    if torch.version.hip is not None:
+        return "its kernels are for NVIDIA GPUs"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; pip install 'potq[gpu]'"
+    return None if importlib.util.find_spec("triton.knobs") else "the installed triton is too old; pip install 'potq[gpu]'"
 
 
 def _hardware_reason(device: torch.device) -> str | None:
