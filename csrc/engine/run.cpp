@@ -172,15 +172,17 @@ double seconds(std::chrono::steady_clock::time_point from, std::chrono::steady_c
   return std::chrono::duration<double>(to - from).count();
 }
 
-// In KiB, from /proc; 0 elsewhere.
-long peak_memory() {
+// From /proc: getrusage would count what the program that started this one had.
+std::string peak_memory() {
   long kilobytes = 0;
   if (FILE* status = std::fopen("/proc/self/status", "r")) {
     char line[256];
     while (std::fgets(line, sizeof line, status)) std::sscanf(line, "VmHWM: %ld", &kilobytes);
     std::fclose(status);
   }
-  return kilobytes;
+  char text[32] = "unknown";
+  if (kilobytes) std::snprintf(text, sizeof text, "%.1f MB", double(kilobytes) * 1024 / 1e6);
+  return text;
 }
 
 }  // namespace
@@ -221,10 +223,10 @@ int main(int count, char** arguments) {
     potq_engine_describe(engine, &facts);
     std::fprintf(stderr,
                  "load %.1f ms, prompt of %zu tokens %.1f ms, %d tokens at %.1f tokens/s; %d threads (%s), weights %.1f MB, "
-                 "peak memory %.1f MB\n",
+                 "peak memory %s\n",
                  1e3 * seconds(start, loaded), prompt.size(), writer.tokens ? 1e3 * seconds(loaded, writer.first) : 0.0,
                  writer.tokens, writer.tokens > 1 ? (writer.tokens - 1) / seconds(writer.first, finish) : 0.0, facts.threads,
-                 potq_isa_name(facts.isa), double(facts.weight_bytes) / 1e6, double(peak_memory()) * 1024 / 1e6);
+                 potq_isa_name(facts.isa), double(facts.weight_bytes) / 1e6, peak_memory().c_str());
   }
   potq_engine_close(engine);
   potq_tokenizer_close(tokenizer);
