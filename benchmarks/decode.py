@@ -98,6 +98,7 @@ def entries(work: Path, calibration: list[torch.Tensor] | None = None) -> list[E
 
 @contextmanager
 def workers(listed: list[Entry]) -> Iterator[list[Worker]]:
+    """The entries that can be measured here, started; the others are named."""
     started: list[Worker] = []
     try:
         for entry in listed:
@@ -107,23 +108,26 @@ def workers(listed: list[Entry]) -> Iterator[list[Worker]]:
                 worker.close()
             else:
                 started.append(worker)
-        largest = max(worker.facts["weight_bytes"] for worker in started if worker.entry.name == "potq pot4")
-        started.append(Worker(Entry("memory read", "bandwidth", str(largest))))
         yield started
     finally:
         for worker in started:
             worker.close()
 
 
+def memory_read(started: list[Worker]) -> Entry:
+    """The roof: reading as many bytes as our 4-bit model has."""
+    size = max(worker.facts["weight_bytes"] for worker in started if worker.entry.name == "potq pot4")
+    return Entry("memory read", "bandwidth", str(size))
+
+
 def speed_round(number: int, started: list[Worker]) -> Iterator[Row]:
     """One measurement of each; who comes first changes from round to round."""
     shift = number % len(started)
     for worker in [*started[shift:], *started[:shift]]:
-        name, memory = worker.entry.name, worker.entry.kind == "bandwidth"
-        row: Row = {"what": "speed", "name": name, "round": number, **worker.facts}
+        row: Row = {"what": "speed", "name": worker.entry.name, "round": number, **worker.facts}
         worker.ask("decode", 1, 8)  # wakes threads, and brings its own weights where they would be
         row["decode"] = NEW_TOKENS / worker.ask("decode", 1, NEW_TOKENS)
-        if not memory:
+        if worker.entry.kind != "bandwidth":  # which has no prompt
             row["prefill"] = PROMPT_TOKENS / worker.ask("prefill", list(range(100, 100 + PROMPT_TOKENS)))
         yield row
         time.sleep(0.2)  # threads that still spin fall asleep
@@ -157,9 +161,9 @@ def time_all(listed: list[Entry], rows: list[Row], rounds: int, keep: Callable[.
     """The rounds and the starts that are not among ``rows`` yet."""
     left = set(range(rounds)) - {row["round"] for row in rows if row["what"] == "speed"}
     if left:
-        with workers(listed) as started:
+        with workers(listed) as started, workers([memory_read(started)]) as roof:
             for number in sorted(left):
-                keep(*speed_round(number, started))  # a round that was cut off does not count
+                keep(*speed_round(number, [*started, *roof]))  # a round that was cut off does not count
                 print(f"round {number + 1} of {rounds}", flush=True)
     for entry in (entry for entry in listed if entry.kind == "engine"):
         for _ in range(STARTS - sum(row["what"] == "first token" and row["name"] == entry.name for row in rows)):

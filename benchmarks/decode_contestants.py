@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from peers.llama_cpp import Context, server
 from peers.peer import THREADS, UnavailableError, optional
 
 CONTEXT = 1024
@@ -125,34 +126,24 @@ class NativeLlamaCpp:
     """llama.cpp as the package llama-cpp-python builds it for this machine, through its C interface."""
 
     def __init__(self, path: str) -> None:
-        self._lib = lib = optional("llama_cpp", "llama-cpp-python")
-        self._silent = lib.llama_log_callback(lambda level, text, data: None)  # kept alive: llama.cpp goes on calling it
-        lib.llama_log_set(self._silent, None)
-        lib.llama_backend_init()
-        self._model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
-        params = lib.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = CONTEXT, CONTEXT, 512
-        params.n_threads = params.n_threads_batch = THREADS
-        self._context = lib.llama_init_from_model(self._model, params)
-        if not self._context:
-            raise UnavailableError(f"llama.cpp cannot load {path}")
-        self._size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))
+        self._context = Context(path, THREADS, CONTEXT, batch=512)
 
     def _run(self, ids: list[int]) -> int:
         import numpy as np
 
-        tokens = (self._lib.llama_token * len(ids))(*ids)  # a batch only points at them
-        if self._lib.llama_decode(self._context, self._lib.llama_batch_get_one(tokens, len(ids))):
+        lib, context = self._context.lib, self._context
+        tokens = (lib.llama_token * len(ids))(*ids)  # a batch only points at them
+        if lib.llama_decode(context.handle, lib.llama_batch_get_one(tokens, len(ids))):
             raise RuntimeError("llama_decode failed")
-        logits = self._lib.llama_get_logits_ith(self._context, -1)
-        return int(np.ctypeslib.as_array(logits, (self._size,)).argmax())
+        logits = lib.llama_get_logits_ith(context.handle, -1)
+        return int(np.ctypeslib.as_array(logits, (context.vocabulary,)).argmax())
 
     def prefill(self, ids: list[int]) -> float:
-        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+        self._context.clear()
         return seconds(lambda: self._run(ids))
 
     def decode(self, first: int, count: int) -> float:
-        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+        self._context.clear()
 
         def run() -> None:
             token = first
@@ -162,20 +153,14 @@ class NativeLlamaCpp:
         return seconds(run)
 
     def facts(self) -> dict[str, Any]:
-        return {"runs_on": self._lib.llama_print_system_info().decode().strip()}
+        return {"runs_on": self._context.lib.llama_print_system_info().decode().strip()}
 
 
 class PackagedLlamaCpp:
     """llama.cpp as the package xllamacpp ships it, by its own timings."""
 
     def __init__(self, path: str) -> None:
-        self._lib = lib = optional("xllamacpp", "xllamacpp")
-        params = lib.CommonParams()
-        params.model.path, params.n_ctx, params.n_parallel = path, CONTEXT, 1
-        params.n_gpu_layers, params.verbosity, params.cache_ram_mib = 0, -1, 0
-        for threads in (params.cpuparams, params.cpuparams_batch):
-            threads.n_threads = THREADS
-        self._server = lib.Server(params)
+        self._server = server(path, THREADS, CONTEXT)
 
     def _timings(self, ids: list[int], count: int) -> dict[str, Any]:
         request = {"prompt": ids, "n_predict": count, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
@@ -189,7 +174,7 @@ class PackagedLlamaCpp:
         return float(self._timings([first], count + 1)["predicted_ms"]) / 1e3
 
     def facts(self) -> dict[str, Any]:
-        return {"runs_on": self._lib.get_system_info()}
+        return {"runs_on": optional("xllamacpp", "xllamacpp").get_system_info()}
 
 
 class ReadBandwidth:

@@ -15,26 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peers.peer import UnavailableError, optional
+from peers.llama_cpp import Context, server
 from potq.model import packed_modules
 
 CONTEXT = 1024
-_F32 = "GGML_TYPE_F32"
 
 
 class Writer:
     """Texts by xllamacpp: likeliest tokens only, keys and values in float32, attention unfused."""
 
     def __init__(self, path: str, threads: int) -> None:
-        lib = optional("xllamacpp", "xllamacpp")
-        params = lib.CommonParams()
-        params.model.path, params.n_ctx, params.n_parallel = path, CONTEXT, 1
-        params.n_gpu_layers, params.verbosity, params.cache_ram_mib = 0, -1, 0
-        params.cache_type_k = params.cache_type_v = getattr(lib.ggml_type, _F32)
-        params.flash_attn_type = lib.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        for each in (params.cpuparams, params.cpuparams_batch):
-            each.n_threads = threads
-        self._server = lib.Server(params)
+        self._server = server(path, threads, CONTEXT, exact=True)
 
     def text(self, prompt: list[int], count: int) -> list[int]:
         """The ``count`` tokens after ``prompt``."""
@@ -48,40 +39,27 @@ class Scorer:
     """Logits by llama-cpp-python's C interface, keys and values in float32."""
 
     def __init__(self, path: str, window: int, threads: int) -> None:
-        self._lib = lib = optional("llama_cpp", "llama-cpp-python")
-        self._silent = lib.llama_log_callback(lambda level, text, data: None)  # kept alive: llama.cpp goes on calling it
-        lib.llama_log_set(self._silent, None)
-        lib.llama_backend_init()
-        self._model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
-        params = lib.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = window
-        params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = getattr(lib, _F32)
-        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self._context = lib.llama_init_from_model(self._model, params)
-        if not self._context:
-            raise UnavailableError(f"llama.cpp cannot load {path}")
-        self._size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))
+        self._context = Context(path, threads, window, batch=window, exact=True)
 
     def logits(self, ids: Tensor) -> Tensor:
         """Of every position: float32 ``(tokens, vocabulary)``."""
-        lib, count = self._lib, len(ids)
-        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
+        lib, count = self._context.lib, len(ids)
+        self._context.clear()
         batch = lib.llama_batch_init(count, 0, 1)
         batch.n_tokens = count
         for place, token in enumerate(ids.tolist()):
             batch.token[place], batch.pos[place], batch.logits[place] = token, place, 1
             batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
-        failed = lib.llama_decode(self._context, batch)
+        failed = lib.llama_decode(self._context.handle, batch)
         lib.llama_batch_free(batch)
         if failed:
             raise RuntimeError("llama_decode failed")
-        rows = np.ctypeslib.as_array(lib.llama_get_logits(self._context), (count, self._size))
+        found = lib.llama_get_logits(self._context.handle)
+        rows = np.ctypeslib.as_array(found, (count, self._context.vocabulary))
         return torch.from_numpy(rows.copy())
 
     def close(self) -> None:
-        self._lib.llama_free(self._context)
-        self._lib.llama_model_free(self._model)
+        self._context.close()
 
 
 def perplexity(logits: Callable[[Tensor], Tensor], windows: Tensor, bos: int | None) -> float:

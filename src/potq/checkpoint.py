@@ -100,16 +100,26 @@ def write(
         flush(folder)
 
 
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """The output that ``path`` names, links and ``~`` resolved.
+
+    Raises:
+        CheckpointError: it lies below a file, which is named.
+    """
+    target = Path(path).expanduser().resolve()
+    blocked = next((parent for parent in target.parents if parent.exists() and not parent.is_dir()), None)
+    if blocked is not None:
+        raise CheckpointError(f"{blocked} is a file; choose another output than {path}")
+    return target
+
+
 def check_destination(path: str | os.PathLike[str], *, force: bool) -> Path:
     """The folder to write, links and ``~`` resolved; refused if something is in the way. Called before any work is done.
 
     Raises:
         CheckpointError: says what is in the way and what to do.
     """
-    target = Path(path).expanduser().resolve()
-    blocked = next((parent for parent in target.parents if parent.exists() and not parent.is_dir()), None)
-    if blocked is not None:
-        raise CheckpointError(f"{blocked} is a file; choose another output folder than {path}")
+    target = resolved(path)
     if target == Path.cwd() or target in Path.cwd().parents:
         raise CheckpointError(f"{target} holds the current directory; choose a folder of its own for the checkpoint")
     recover(target)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from potq.checkpoint import disk_errors, flush_path
+from potq.checkpoint import disk_errors, flush_path, resolved
 from potq.errors import CheckpointError, ExportError
 
 
@@ -19,10 +19,7 @@ def check_file(path: str | os.PathLike[str], *, force: bool) -> Path:
     Raises:
         CheckpointError: says what is in the way and what to do.
     """
-    target = Path(path).expanduser().resolve()
-    blocked = next((parent for parent in target.parents if parent.exists() and not parent.is_dir()), None)
-    if blocked is not None:
-        raise CheckpointError(f"{blocked} is a file; choose another output than {path}")
+    target = resolved(path)
     if target.is_dir():
         raise CheckpointError(f"{path} is a folder; name a file")
     if target.exists() and not force:
