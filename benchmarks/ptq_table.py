@@ -58,10 +58,18 @@ WHOLE = {(FULL, "-"), ("pot4", "best"), ("apot4", "best"), ("pot3", "best"), ("a
 """What is measured on the whole of WikiText-2's test set as well."""
 
 _OURS = {"pot2", "pot3", "apot3", "pot4", "apot4"}
-SLOW = {  # what SmolLM2 gets of the algorithms that take minutes a row; best: the integers that won with gptq
+SLOW = {  # what SmolLM2 gets where a row takes minutes; best: the integers that won with gptq
     "gptq": {*_OURS, *PURE[2], *INTEGERS[2], *PURE[3], *INTEGERS[3], "int4", "int4_asym", "nf4"},
     "balanced": _OURS,
     "best": {*_OURS, "int2_asym", "int3", "int3_asym"},
+    "peer": {  # of every library the settings that did best on TinyStories
+        *(f"llama.cpp {kind} imatrix" for kind in ("IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K")),
+        *(f"llama.cpp {kind} imatrix" for kind in ("Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K")),
+        *("llama.cpp MXFP4", "bitsandbytes NF4 g64", "torchao int2 g64 HQQ scale", "torchao int3 g64", "torchao int4 g64"),
+        *(f"HQQ {bits}-bit g64" for bits in (2, 3, 4)),
+        *(f"{library} {bits}-bit g64 mse" for library in ("GPTQModel", "llm-compressor GPTQ") for bits in (2, 3, 4)),
+        *(f"AutoRound {bits}-bit g64 light" for bits in (2, 3, 4)),  # 200 steps a layer take two hours a row
+    },
 }
 
 Cell = tuple[Setting, str, str, Path | None]
@@ -69,11 +77,12 @@ Cell = tuple[Setting, str, str, Path | None]
 
 def cells(setting: Setting) -> list[tuple[str, str]]:
     """Scheme and algorithm of every row, full precision first, then peers."""
-    own = [(name, algorithm) for algorithm in ORDER for name in (*SCHEMES, *ASYMMETRIC)]
-    if setting.model == SMOLLM2:
-        own = [(name, algorithm) for name, algorithm in own if name in SLOW.get(algorithm, {name})]
     missing = unavailable()
-    return [(FULL, "-"), *own, *((name, "peer") for name in PEERS if name not in missing)]
+    found = [(name, algorithm) for algorithm in ORDER for name in (*SCHEMES, *ASYMMETRIC)]
+    found += [(name, "peer") for name in PEERS if name not in missing]
+    if setting.model == SMOLLM2:
+        found = [(name, algorithm) for name, algorithm in found if name in SLOW.get(algorithm, {name})]
+    return [(FULL, "-"), *found]
 
 
 def in_processes(measuring: Callable[..., Row], todo: list[Cell], workers: int) -> Iterator[Row]:
