@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from results_io import Goal, Row
+from results_io import Goal, Row, at_least
 
 FOUR = ("potq apot4", "potq pot4", "potq mxfp4")
 LLAMA_FOUR = ("Q4_0", "IQ4_NL", "MXFP4")
@@ -49,22 +49,21 @@ def _ratio(rows: Sequence[Row], what: str, name: str, ours: Sequence[str], their
     typical = medians(rows, what)
     ours, theirs = [each for each in ours if each in typical], [each for each in theirs if each in typical]
     if not ours or not theirs:
-        return _goal(f"{what}: {name}, at least", target, None, False)
+        return at_least(f"{what}: {name}", target, None)
     one, other = min(ours, key=lambda each: typical[each]), max(theirs, key=lambda each: typical[each])
     measured = median(found[one] / found[other] for found in rounds(rows, what))
-    goal = _goal(f"{what}: {name}, at least", target, measured, measured >= target)
-    return goal | {"rows": [one, other]}
+    return at_least(f"{what}: {name}", target, measured) | {"rows": [one, other]}
 
 
 def _bandwidth(rows: Sequence[Row]) -> Goal:
     """Bytes of weights a second over bytes that are merely read a second."""
-    name, target = "decode: pot4, share of what read bandwidth allows, at least", 0.75
+    name, target = "decode: pot4, share of what read bandwidth allows", 0.75
     size = {row["name"]: row["weight_bytes"] for row in rows if row["what"] == "speed" and "weight_bytes" in row}
     ours, memory = "potq pot4", "memory read"
     if ours not in size or memory not in size:
-        return _goal(name, target, None, False)
+        return at_least(name, target, None)
     shares = [found[ours] * size[ours] / (found[memory] * size[memory]) for found in rounds(rows, "decode")]
-    return _goal(name, target, median(shares), median(shares) >= target)
+    return at_least(name, target, median(shares))
 
 
 def _first_token(rows: Sequence[Row]) -> list[Goal]:

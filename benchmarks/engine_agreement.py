@@ -26,7 +26,7 @@ import potq
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import Activations, set_activations
 from ptq_settings import Setting, settings
-from results_io import Goal, Row, load_rows, print_goals, write_results
+from results_io import Goal, Row, at_least, at_most, load_rows, print_goals, write_results
 
 NAME = "engine_agreement"
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS, STRIDE = 100, 32, 64, 400
@@ -109,13 +109,8 @@ def goals(rows: list[Row]) -> list[Goal]:
         texts, relative = row["equal_texts"], abs(row["perplexity"] / row["modules_perplexity"] - 1)
         name = f"{row['activations']} activations"
         found += [
-            {"name": f"{name}: equal greedy texts, at least", "target": 0.95, "measured": texts, "met": texts >= 0.95},
-            {
-                "name": f"{name}: relative difference of perplexity, at most",
-                "target": 0.002,
-                "measured": relative,
-                "met": relative <= 0.002,
-            },
+            at_least(f"{name}: equal greedy texts", 0.95, texts),
+            at_most(f"{name}: relative difference of perplexity", 0.002, relative),
         ]
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from results_io import Goal, Row
+from results_io import Goal, Row, at_least
 
 LARGEST = "8192x28672"
 COPY = 0.85  # of the bandwidth of a copy
@@ -27,10 +27,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
     for m, shape, target in AGAINST_CUBLAS:
         found.append((f"m={m}, pot4, times faster than cuBLAS, {shape}", target, faster(m, shape, "pot4", "cuBLAS")))
     found.append((f"m=1, pot3, times faster than pot4, {LARGEST}", 1.0, faster(1, LARGEST, "pot3", "pot4")))
-    return [
-        {"name": name, "target": target, "measured": part, "met": part is not None and part >= target}
-        for name, target, part in found
-    ]
+    return [at_least(*each) for each in found]
 
 
 def _key(row: Row) -> tuple[str, int | None, str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from results_io import Goal, Row
+from results_io import Goal, Row, at_most
 
 FULL = "fp32"
 TARGETS = {4: 0.03, 3: 0.06, 2: 0.15}
@@ -46,8 +46,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
         for bits, target in TARGETS.items():
             values = excess(rows, kind="QAT", family="PoT", bits=bits, group=group, tables=tables)
             mean = statistics.mean(values) if values else None
-            name = f"QAT, {bits}-bit PoT, {words}: nats above fp32 of as many steps, mean over seeds, at most"
-            goal = Goal(name=name, target=target, measured=mean, met=mean is not None and mean <= target)
+            goal = at_most(f"QAT, {bits}-bit PoT, {words}: nats above fp32 of as many steps, mean over seeds", target, mean)
             if len(values) > 1:
                 goal["interval"] = interval(values)
             found.append(goal)

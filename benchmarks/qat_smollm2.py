@@ -20,7 +20,7 @@ from potq.kernels import set_activations
 from potq.qat.recipe import DataRecipe, LossRecipe, OptimizationRecipe, TrainRecipe
 from potq.qat.train import TrainingRun
 from ptq_settings import Setting, measure, settings
-from results_io import Goal, Row, load_rows, print_goals, write_results
+from results_io import Goal, Row, at_least, load_rows, print_goals, write_results
 
 NAME = "qat_smollm2"
 TOKENS, LENGTH = 250_000, 512
@@ -117,10 +117,10 @@ def goals(rows: list[Row]) -> list[Goal]:
         if exact and rounded and best and distilled:
             closed = (rounded - distilled) / (rounded - exact)
             left = (best - distilled) / (best - exact)
-        found.append(_goal(f"gap between rounding to nearest and full precision closed, {scheme}, at least", target, closed))
-        found.append(_goal(f"of what the best post-training quantization left, closed, {scheme}, at least", 0.5, left))
-        name = f"BERTScore with the true continuations, {scheme} after distillation / full precision, at least"
-        found.append(_goal(name, 0.99, _score_ratio(rows, scheme)))
+        found.append(at_least(f"gap between rounding to nearest and full precision closed, {scheme}", target, closed))
+        found.append(at_least(f"of what the best post-training quantization left, closed, {scheme}", 0.5, left))
+        name = f"BERTScore with the true continuations, {scheme} after distillation / full precision"
+        found.append(at_least(name, 0.99, _score_ratio(rows, scheme)))
     return found
 
 
@@ -128,10 +128,6 @@ def _score_ratio(rows: list[Row], scheme: str) -> float | None:
     scores = [row.get("bertscore") for row in rows if (row["scheme"], row["step"]) == (scheme, "distillation")]
     found = scores[0] if scores else None
     return None if found is None else float(found["model_true"]["mean"] / found["reference_true"]["mean"])
-
-
-def _goal(name: str, target: float, measured: float | None) -> Goal:
-    return {"name": name, "target": target, "measured": measured, "met": measured is not None and measured >= target}
 
 
 def main() -> None:

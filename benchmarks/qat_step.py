@@ -21,7 +21,7 @@ from torch import Tensor
 
 import potq
 from potq.qat import QATSettings, outdate_scales, prepare
-from results_io import Goal, Row, load_rows, print_goals, write_results
+from results_io import Goal, Row, at_most, load_rows, print_goals, write_results
 
 NAME = "qat_step"
 CELLS = [*((scheme, "learned") for scheme in ("pot4", "pot3", "pot2", "apot4")), ("pot4", "searched"), ("pot4", "fixed")]
@@ -102,9 +102,7 @@ def goals(rows: list[Row]) -> list[Goal]:
     for row in rows:
         name = f"{row['model']}, {row['dtype']}, {row['scheme']}, {row['scales']} scales"
         for what, target in (("time", TIME), ("memory", MEMORY)):
-            measured = row[f"{what}_ratio"]
-            label = f"{what} of a step / full precision, {name}, at most"
-            found.append({"name": label, "target": target, "measured": measured, "met": measured <= target})
+            found.append(at_most(f"{what} of a step / full precision, {name}", target, row[f"{what}_ratio"]))
     return found
 
 

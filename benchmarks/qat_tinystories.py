@@ -32,7 +32,7 @@ from potq.qat.recipe import LossRecipe, OptimizationRecipe
 from potq.qat.text import written_by
 from potq.qat.trainer import QATTrainer
 from ptq_settings import WINDOWS, Setting, measure, settings
-from results_io import Goal, Row, load_rows, print_goals, write_results
+from results_io import Goal, Row, at_least, load_rows, print_goals, write_results
 
 NAME = "qat_tinystories"
 FULL = "none"
@@ -144,13 +144,9 @@ def row(setting: Setting, cell: Cell) -> Row:
 def goals(rows: list[Row]) -> list[Goal]:
     found: list[Goal] = []
     for scheme, target in TARGETS.items():
-        found.append(_goal(f"gap closed by distillation, {scheme}, at least", target, _closed(rows, scheme, "recovery")))
-    found.append(_goal("gap closed without data, pot4, at least", 0.75, _closed(rows, "pot4", "free")))
+        found.append(at_least(f"gap closed by distillation, {scheme}", target, _closed(rows, scheme, "recovery")))
+    found.append(at_least("gap closed without data, pot4", 0.75, _closed(rows, "pot4", "free")))
     return found
-
-
-def _goal(name: str, target: float, measured: float | None) -> Goal:
-    return {"name": name, "target": target, "measured": measured, "met": measured is not None and measured >= target}
 
 
 def _closed(rows: list[Row], scheme: str, part: str) -> float | None:

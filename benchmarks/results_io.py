@@ -50,6 +50,18 @@ def write_results(
     return path
 
 
+def at_least(name: str, target: float, measured: float | None) -> Goal:
+    """The goal that ``name`` is ``target`` or more; None is not measured yet, and not met."""
+    met = measured is not None and measured >= target
+    return {"name": f"{name}, at least", "target": target, "measured": measured, "met": met}
+
+
+def at_most(name: str, target: float, measured: float | None) -> Goal:
+    """The same, ``target`` or less."""
+    met = measured is not None and measured <= target
+    return {"name": f"{name}, at most", "target": target, "measured": measured, "met": met}
+
+
 def print_goals(goals: Sequence[Goal]) -> None:
     """One line per goal: met or missed, measured, target."""
     for goal in goals:
