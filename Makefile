@@ -53,7 +53,15 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/cpu_kernels.py
 	$(BIN)/python benchmarks/ptq_cost.py
 	$(BIN)/python benchmarks/potptq_ablation.py
-	$(BIN)/python benchmarks/ptq_table.py
+	$(BIN)/python benchmarks/ptq_table.py --work build/bench/ptq
+	$(BIN)/python benchmarks/gpu_instructions.py
+	$(BIN)/python benchmarks/qat_step.py
+	$(BIN)/python benchmarks/qat_tinystories.py
+	$(BIN)/python benchmarks/qat_nanogpt.py
+	$(BIN)/python benchmarks/qat_smollm2.py --work build/bench/qat
+	$(BIN)/python benchmarks/decode.py --work build/bench/decode
+	$(BIN)/python benchmarks/engine_agreement.py
+	$(BIN)/python benchmarks/export.py --work build/bench/export --speed 5
 
 # the engine as one static program, build/potq-run-ARCHITECTURE, for this machine and, where its compiler is, for aarch64
 potq-run: $(VENV)/.ready
