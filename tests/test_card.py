@@ -72,6 +72,16 @@ def test_exports_inherit_what_the_checkpoint_knows(
     assert card(tmp_path / "ct").data.to_dict()["library_name"] == "transformers"
 
 
+def test_an_edited_card_still_says_the_base_model(
+    tiny_model: Any, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    potq.save(quantized(tiny_model, "some/model"), tmp_path / "packed")
+    own = tmp_path / "packed" / "README.md"
+    own.write_text(own.read_text().replace(_MARK, "My own words."))
+    export_compressed_tensors(potq.load(tmp_path / "packed"), tmp_path / "ct", byte_tokenizer)
+    assert card(tmp_path / "ct").data.to_dict()["base_model"] == "some/model"
+
+
 def test_somebody_elses_words_are_kept(tiny_model: Any, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
     model = quantized(tiny_model)
     for _ in range(2):

@@ -111,9 +111,14 @@ def _inherited(model: Any) -> dict[str, Any]:
         is_hub_name = not Path(source).exists() and _HUB_NAME.fullmatch(source) is not None
         return {"base_model": source} if is_hub_name else {}
     found = _metadata(card)
-    if not _is_ours(card):
+    if not (_is_ours(card) or _was_packed(model)):
         found.pop("base_model", None)  # its base model, not ours
     return {key: found[key] for key in _INHERITED if key in found}
+
+
+def _was_packed(model: Any) -> bool:
+    """Whether the model's source was packed already, so that both have one base, whoever wrote the source's card."""
+    return bool(getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False))
 
 
 def _metadata(card: Path) -> dict[str, Any]:
