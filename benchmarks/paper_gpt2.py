@@ -33,7 +33,9 @@ import potq
 from paper_gpt2_report import FULL, SETTINGS, Setting, goals, show
 from potq.data.text import read_text
 from potq.data.tokens import choose_window, tokenize
-from potq.evaluate.bertscore import NEW_TOKENS, PROMPT_TOKENS, Encoder, continuation_score, load_encoder, prompts_of
+from potq.evaluate.bertscore import continuation_score
+from potq.evaluate.continuations import NEW_TOKENS, PROMPT_TOKENS, prompts_of
+from potq.evaluate.encoder import Encoder, load_encoder
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import set_activations
 from potq.model import evaluation_mode

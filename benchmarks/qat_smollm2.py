@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import potq
-from potq.evaluate.bertscore import continuation_score, load_encoder, prompts_of
+from potq.evaluate.bertscore import continuation_score
+from potq.evaluate.continuations import prompts_of
+from potq.evaluate.encoder import load_encoder
 from potq.kernels import set_activations
 from potq.qat.recipe import DataRecipe, LossRecipe, OptimizationRecipe, TrainRecipe
 from potq.qat.train import TrainingRun

@@ -15,7 +15,9 @@ import potq
 from cli_helpers import refused, succeed
 from potq.data.tokens import tokenize
 from potq.errors import CheckpointError, ConfigError, DataError, MissingDependencyError
-from potq.evaluate.bertscore import continuation_score, load_encoder, prompts_of
+from potq.evaluate.bertscore import continuation_score
+from potq.evaluate.continuations import prompts_of
+from potq.evaluate.encoder import load_encoder
 from potq.kernels import set_activations
 
 pytest.importorskip("bert_score")

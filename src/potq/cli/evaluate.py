@@ -102,7 +102,9 @@ def _prepare(
     new_tokens: int,
 ) -> Callable[[], ContinuationScore]:
     """What measures BERTScore, with all that it needs: what is missing shows before anything is measured."""
-    from potq.evaluate.bertscore import continuation_score, load_encoder, prompts_of
+    from potq.evaluate.bertscore import continuation_score
+    from potq.evaluate.continuations import prompts_of
+    from potq.evaluate.encoder import load_encoder
 
     with console.status(f"loading {encoder}"):
         places = prompts_of(tokens, prompts, new_tokens=new_tokens)
