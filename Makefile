@@ -48,6 +48,7 @@ format: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/quantize_speed.py
 	$(BIN)/python benchmarks/apot_search.py --perplexity
+	$(BIN)/python benchmarks/signed_tables.py
 	$(BIN)/python benchmarks/rtn_table.py
 	$(BIN)/python benchmarks/activations.py
 	$(BIN)/python benchmarks/cpu_kernels.py

@@ -37,8 +37,9 @@ FULL = "full precision"  # the scheme of a row that nothing was quantized for
 
 SCHEMES = {
     **{name: potq.PRESETS[name] for name in ("pot2", "pot2z", "int2", "int2_midrise")},
-    **{name: potq.PRESETS[name] for name in ("pot3", "pot3nz", "apot3", "int3", "int3_midrise")},
+    **{name: potq.PRESETS[name] for name in ("pot3", "pot3nz", "pot3s", "apot3", "apot3s", "int3", "int3_midrise")},
     **{name: potq.PRESETS[name] for name in ("pot4", "apot4", "int4", "int4_midrise", "nf4")},
+    "int3 signed": potq.QuantScheme("int3", signed_scale=True),
     "pot2 {1,2}": potq.QuantScheme(grid=additive((1, 2))),
     "2-term {1,3,5,9}": potq.QuantScheme(grid=additive((1, 3, 5, 9))),
     "2-term {3,9,16,24}": potq.QuantScheme(grid=additive((3, 9, 16, 24))),
@@ -56,11 +57,12 @@ SCHEMES = {
     },
 }
 ASYMMETRIC = {f"int{bits}_asym": bits for bits in (2, 3, 4)}
-INTEGERS = {bits: (f"int{bits}", f"int{bits}_midrise", f"int{bits}_asym") for bits in (2, 3, 4)}
+INTEGERS: dict[int, tuple[str, ...]] = {bits: (f"int{bits}", f"int{bits}_midrise", f"int{bits}_asym") for bits in (2, 3, 4)}
+INTEGERS[3] += ("int3 signed",)  # as our tables of 3 bits
 # a ternary grid is an integer grid, so pot2z counts as neither
-PURE = {2: ("pot2", "pot2 {1,2}"), 3: ("pot3", "pot3nz"), 4: ("pot4",)}
+PURE = {2: ("pot2", "pot2 {1,2}"), 3: ("pot3", "pot3nz", "pot3s"), 4: ("pot4",)}
 TWO_TERM = {
-    3: ("apot3", "2-term {1,3,5,9}", "2-term {3,9,16,24}"),
+    3: ("apot3", "apot3s", "2-term {1,3,5,9}", "2-term {3,9,16,24}"),
     4: ("apot4", "2-term {1,2,3,5,7,9,12,16}", "2-term {3,8,14,20,28,36,48,63}"),
 }
 

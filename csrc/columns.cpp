@@ -30,7 +30,7 @@ float nearest(const potq_columns& c, float x) {
 float round_to_grid(const potq_columns& c, int64_t row, int32_t column, float weight) {
   const int64_t at = row * c.groups + c.group[column];
   const float scale = c.scale[at], shift = c.shift ? c.shift[at] : 0.0f;
-  return scale > 0.0f ? scale * (nearest(c, weight / scale - shift) + shift) : 0.0f;
+  return scale != 0.0f ? scale * (nearest(c, weight / scale - shift) + shift) : 0.0f;
 }
 
 void compensate_row(const potq_columns& c, int64_t row, float* weights, const float* factor, float* values, float* errors) {

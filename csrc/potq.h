@@ -103,11 +103,13 @@ POTQ_API int64_t potq_lookup_all(const potq_format* format, const uint8_t* packe
 /* The stored scales of least squared error, over all that scale_format has (search.cpp): out[g] (float16 bits, or E8M0 bytes)
  * minimizes sum_i importance[g][i] (weights[g][i] - scale level)^2, level being the nearest. `levels` (2..256 of them,
  * ascending, in units of the scale) is the table; weights and importance (NULL: all 1; not negative) are groups x size and
- * finite. Of equally good scales the largest is taken; a group that is zero, or that no scale brings closer than zeros are,
- * gets 0. A group whose importance is zero wherever its weights are not is searched without. Returns 0, or 1 if memory cannot
- * be had (half a megabyte a thread). */
+ * finite. With `signed_scales` (float16 only) a scale may be negative, which turns the levels around. Of equally good scales
+ * the largest is taken, a positive one first; a group that is zero, or that no scale brings closer than zeros are, gets 0. A
+ * group whose importance is zero wherever its weights are not is searched without. Returns 0, or 1 if memory cannot be had
+ * (half a megabyte a thread). */
 POTQ_API int32_t potq_best_scales(const float* levels, int32_t n_levels, const float* weights, const float* importance,
-                                  int64_t groups, int64_t size, int32_t scale_format, void* out, int32_t threads);
+                                  int64_t groups, int64_t size, int32_t scale_format, int32_t signed_scales, void* out,
+                                  int32_t threads);
 POTQ_API int32_t potq_has_openmp(void);
 
 /* A block of columns to be rounded one after another (columns.cpp): `rows` rows of `columns` columns, the matrices of the calls

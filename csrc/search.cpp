@@ -16,6 +16,8 @@
 // Integer grids have an octave and a half between the bounds; under PoT grids, which are much the same an octave on, it is six.
 // E8M0 has one value an octave: there E is summed directly, within the same bounds.
 //
+// A negative scale is a positive one under the table's mirror image: where scales have a sign, both are searched.
+//
 // Rejected: sorting the breakpoints w / t themselves. It takes longer than all of the above and memory for every breakpoint.
 // The torch reference (scale_search.py) does it, so that each checks the other. Also rejected: E at each of the 1024 stored
 // scales of an octave, which needs no vertices, but a group of 64 weights has no more than some hundred pieces.
@@ -373,19 +375,39 @@ int search_e8m0(const Group& group) {
   return high >= low ? high : 0;
 }
 
+// The levels of negative scales, which turn the table around.
+void mirror(const float* levels, int count, float* out) {
+  for (int j = 0; j < count; j++) out[j] = -levels[count - 1 - j];
+}
+
 // The best scale's bits; `books` is null for E8M0, which needs none.
 int search(const Group& group, Books* books) {
   if (group.energy > 0) return books ? Search16(group, *books).run() : search_e8m0(group);
   return group.importance ? search({group.table, group.weights, nullptr, group.size, group.block}, books) : 0;
 }
 
+// The better one of the best positive scale and the best negative one, `up` and `down` being one group under the table and
+// under its mirror image. Of equally good ones it is the positive.
+int search_signed(const Group& up, const Group& down, Books& books) {
+  if (!(up.energy > 0)) {
+    if (!up.importance) return 0;
+    return search_signed({up.table, up.weights, nullptr, up.size, up.block},
+                         {down.table, down.weights, nullptr, down.size, down.block}, books);
+  }
+  const int positive = Search16(up, books).run(), negative = Search16(down, books).run();
+  const double above = positive ? up.gain(scale16(positive)) : 0, below = negative ? down.gain(scale16(negative)) : 0;
+  return below * (1 - kEqual) > above ? negative | 0x8000 : positive;
+}
+
 }  // namespace
 }  // namespace potq
 
 int32_t potq_best_scales(const float* levels, int32_t n_levels, const float* weights, const float* importance, int64_t groups,
-                         int64_t size, int32_t scale_format, void* out, int32_t threads) {
+                         int64_t size, int32_t scale_format, int32_t signed_scales, void* out, int32_t threads) {
   using namespace potq;
-  const Table table(levels, n_levels);
+  float mirrored[kMaxLevels];
+  mirror(levels, n_levels, mirrored);
+  const Table table(levels, n_levels), opposite(mirrored, n_levels);
   const bool wide = scale_format == POTQ_SCALE_FLOAT16;
   int32_t failed = 0;
   const int team = groups * size < kSerialWeights ? 1 : threads;
@@ -402,7 +424,9 @@ int32_t potq_best_scales(const float* levels, int32_t n_levels, const float* wei
     for (int64_t g = 0; g < groups; g++) {
       if (!ready) continue;
       const float* own = importance ? importance + g * size : nullptr;
-      const int best = search({table, weights + g * size, own, size, block}, books);
+      const Group group(table, weights + g * size, own, size, block);
+      const int best = signed_scales && wide ? search_signed(group, {opposite, weights + g * size, own, size, block}, *books)
+                                             : search(group, books);
       if (wide) {
         static_cast<uint16_t*>(out)[g] = uint16_t(best);
       } else {

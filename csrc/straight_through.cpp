@@ -60,7 +60,7 @@ POTQ_CLONES void round_to_integers(const potq_columns& c, float step, int32_t co
 
 POTQ_CLONES void round_chunk(const potq_columns& c, const float* latent, int32_t count, float scale, float shift, float step,
                              Chunk& out) {
-  const float divisor = scale > 0.0f ? scale : INFINITY;
+  const float divisor = scale != 0.0f ? scale : INFINITY;
   for (int32_t i = 0; i < count; ++i) out.x[i] = latent[i] / divisor - shift;
   if (step > 0.0f) return round_to_integers(c, step, count, out);
   if (c.n_levels > kCounted) {
@@ -136,7 +136,7 @@ void backward(const potq_columns& c, const float* latent, const float* edges, co
       const float scale = c.scale[own], shift = c.shift ? c.shift[own] : 0.0f;
       round_chunk(c, latent + at, count, scale, shift, step, chunk);
       for (int32_t i = 0; i < count; ++i) chunk.gradient[i] = load(gradient, at + i);
-      if (!(scale > 0.0f)) std::fill_n(chunk.level, count, -shift);
+      if (scale == 0.0f) std::fill_n(chunk.level, count, -shift);
       to_scale[own] += chunk_gradients(low, high, shift, count, to_latent + at, chunk);
     });
   }

@@ -15,7 +15,7 @@ from potq import native, scale_search
 from potq.errors import ConfigError, ModelError
 from potq.functional import codebook, decode_scale, dequantize, quantize, split_groups
 from potq.scale_search import best_scale, choose_scale, is_exact
-from potq.scheme import PRESETS, QuantScheme, ScaleDtype
+from potq.scheme import PRESETS, GroupSize, QuantScheme, ScaleDtype
 
 CPU = torch.device("cpu")
 EXACT = sorted(name for name in PRESETS if PRESETS[name].grid.bits <= 4)
@@ -32,7 +32,7 @@ TABLES = {name: codebook(PRESETS[name], CPU)[0] for name in EXACT} | {
     "of many magnitudes": torch.tensor([-1e9, -1e-20, 1e-30, 7.0]),
 }
 
-Search = Callable[[Tensor, Tensor, Tensor | None, ScaleDtype], Tensor]
+Search = Callable[..., Tensor]
 SEARCHES: dict[str, Search] = {"torch": scale_search._best_scale_torch}
 if native.missing() is None:
     SEARCHES["compiled"] = scale_search._best_scale_compiled
@@ -46,6 +46,11 @@ def _normal(*shape: int, seed: int = 0) -> Tensor:
 
 def _uniform(*shape: int, seed: int = 1) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _scheme(name: str, scale_dtype: ScaleDtype, group_size: GroupSize = 64) -> QuantScheme:
+    signed = PRESETS[name].signed_scale and scale_dtype == "float16"
+    return QuantScheme(name, group_size=group_size, scale_dtype=scale_dtype, signed_scale=signed)
 
 
 def _code(stored: Tensor) -> Tensor:
@@ -136,6 +141,49 @@ def test_any_table(search: Search, scale_dtype: ScaleDtype, levels: list[float])
     _check(search, _normal(6, seed=len(levels)), table, None, scale_dtype)
 
 
+# ---- scales that have a sign
+
+
+def _check_signed(search: Search, weights: Tensor, levels: Tensor, importance: Tensor | None) -> None:
+    """The better one of the best scale and of the best one under the mirrored table, which is then negative."""
+    given = None if importance is None else importance[None]
+    mirrored = -levels.flip(0)
+    scale = search(weights[None], levels, given, "float16", True)
+    up, down = (search(weights[None], table, given, "float16") for table in (levels, mirrored))
+    assert torch.equal(_code(scale), _code(up)) or torch.equal(_code(scale), _code(-down))
+    counts = torch.ones_like(weights) if importance is None else importance
+    if not (counts.double() * weights.double().square()).any():
+        counts = torch.ones_like(weights)
+    gains = {}
+    for sign, table, found in ((1, levels, up), (-1, mirrored, down)):
+        each, noise = _gains(weights, table, counts, "float16")
+        gains[sign] = float(each[int(_code(found))]), float(noise[int(_code(found))])
+    (above, slack), (below, more) = gains[1], gains[-1]
+    if _code(scale) < 0:
+        assert below * (1 - EQUAL / 2) >= above - slack - more
+    else:
+        assert above >= below * (1 - 2 * EQUAL) - slack - more
+
+
+@both
+@given(group=_groups(), table=st.sampled_from(sorted(TABLES)))
+def test_no_stored_scale_of_either_sign_is_better(search: Search, group: tuple[Tensor, Tensor | None], table: str) -> None:
+    _check_signed(search, group[0], TABLES[table], group[1])
+
+
+@both
+def test_a_mirrored_group_gets_the_mirrored_scale(search: Search) -> None:
+    block, levels = _normal(50, 64), TABLES["pot3s"]
+    scale = search(block, levels, None, "float16", True)
+    assert 10 < int((scale < 0).sum()) < 40
+    assert torch.equal(search(-block, levels, None, "float16", True), -scale)
+
+
+@both
+def test_a_symmetric_table_needs_no_sign(search: Search) -> None:
+    assert bool((search(_normal(50, 64), TABLES["pot4"], None, "float16", True) > 0).all())
+
+
 # ---- the two implementations, threads, blocks ----------------------------------------------------------------------
 
 
@@ -194,7 +242,7 @@ def _errors(weight: Tensor, scale: Tensor, scheme: QuantScheme, importance: Tens
 @pytest.mark.parametrize("group_size", [32, 64, "row", "tensor"])
 @pytest.mark.parametrize("name", EXACT)
 def test_no_group_is_worse_than_with_candidates(name: str, group_size: Any, scale_dtype: ScaleDtype) -> None:
-    scheme, weight = QuantScheme(name, group_size=group_size, scale_dtype=scale_dtype), _normal(8, 150)
+    scheme, weight = _scheme(name, scale_dtype, group_size), _normal(8, 150)
     for importance in (None, _uniform(150) ** 4, _uniform(8, 150) ** 4):
         method: Any = "mse" if importance is None else "weighted"
         exact = _errors(weight, choose_scale(weight, scheme, method, None, importance), scheme, importance)
@@ -222,7 +270,7 @@ def test_exact_is_the_default_of_narrow_grids_only() -> None:
 @pytest.mark.parametrize("scale_dtype", FORMATS)
 @pytest.mark.parametrize("name", EXACT)
 def test_importance_by_weight_is_importance_by_row(name: str, scale_dtype: ScaleDtype) -> None:
-    scheme, weight, importance = QuantScheme(name, scale_dtype=scale_dtype), _normal(4, 150), _uniform(4, 150) ** 4
+    scheme, weight, importance = _scheme(name, scale_dtype), _normal(4, 150), _uniform(4, 150) ** 4
     whole = choose_scale(weight, scheme, "weighted", importance=importance)
     rows = [choose_scale(weight[i : i + 1], scheme, "weighted", importance=importance[i]) for i in range(4)]
     assert torch.equal(whole, torch.cat(rows))
@@ -280,7 +328,7 @@ def test_a_weight_on_the_grid_is_kept(search: Search, name: str) -> None:
     scheme, weight = QuantScheme(name, group_size=64, scale_dtype="float16"), _normal(8, 64)
     scale = choose_scale(weight, scheme)
     on_grid = dequantize(quantize(weight, scale, scheme), scale, scheme)
-    again = search(on_grid, codebook(scheme, CPU)[0], None, "float16")[:, None]
+    again = search(on_grid, codebook(scheme, CPU)[0], None, "float16", scheme.signed_scale)[:, None]
     assert torch.equal(dequantize(quantize(on_grid, again, scheme), again, scheme), on_grid)
 
 

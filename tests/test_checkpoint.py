@@ -23,7 +23,7 @@ from potq.errors import CheckpointError, ModelError
 from potq.report import QuantReport
 
 GOLDEN = Path(__file__).parent / "golden"
-VARIANTS = ["apot4_g64", "int8_row", "pot2_e8m0", "pot3_g32", "pot4_g64", "pot4_row_scale"]
+VARIANTS = ["apot4_g64", "int8_row", "pot2_e8m0", "pot3_g32", "pot3s_g32", "pot4_g64", "pot4_row_scale"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -389,6 +389,8 @@ def decoded_level(code: int, grid: dict[str, Any]) -> int:
     bits = grid["bits"]
     if grid["encoding"] == "twos-complement":
         return code - 2**bits if code >= 2 ** (bits - 1) else code
+    if grid["encoding"] == "table":
+        return int(grid["table"][code])
     sign, index = divmod(code, 2 ** (bits - 1))
     magnitude = int(grid["magnitudes"][index])
     return -magnitude if sign else magnitude
@@ -420,7 +422,7 @@ def decoded(raw: Raw, name: str, scheme: dict[str, Any], columns: int) -> np.nda
 
 
 def scheme_of(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    for suffix, scheme in config["targets"].items():
+    for suffix, scheme in dict(config["targets"]).items():  # a mapping in older folders, pairs in newer ones
         if name.endswith(f".{suffix}"):
             return dict(scheme)
     return dict(config["embedding"] if name.endswith("embed_tokens") else config["scheme"])

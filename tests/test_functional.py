@@ -339,7 +339,7 @@ def test_a_saturated_float16_scale_clips_to_the_largest_level() -> None:
 @pytest.mark.parametrize("scale_dtype", ["float16", "e8m0"])
 @pytest.mark.parametrize("name", [name for name in NAMES if PRESETS[name].grid.has_zero])
 def test_a_zero_group_stays_zero_and_leaves_its_neighbours_alone(name: str, scale_dtype: str) -> None:
-    scheme = QuantScheme(name, group_size=4, scale_dtype=scale_dtype)
+    scheme = QuantScheme(name, group_size=4, scale_dtype=scale_dtype, signed_scale=False)
     weight = _weight(2, 12)
     weight[:, 4:8] = 0
     scale = _absmax(weight, scheme)
@@ -447,7 +447,7 @@ def test_quantizing_a_dequantized_weight_gives_the_same_codes(name: str, data: s
 
 
 def _row_scaled(name: str, group_size: Any = 32) -> QuantScheme:
-    return QuantScheme(name, group_size=group_size, scale_dtype="e8m0", row_scale=True)
+    return QuantScheme(name, group_size=group_size, scale_dtype="e8m0", signed_scale=False, row_scale=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -34,7 +34,7 @@ def _importance(*shape: int) -> Tensor:
 
 
 def _scheme(name: str = "pot4", group_size: Any = 32, *, row_scale: bool = True) -> QuantScheme:
-    return QuantScheme(name, group_size=group_size, scale_dtype="e8m0", row_scale=row_scale)
+    return QuantScheme(name, group_size=group_size, scale_dtype="e8m0", signed_scale=False, row_scale=row_scale)
 
 
 def _errors(weight: Tensor, scheme: QuantScheme, scale: Tensor, row: Tensor | None, importance: Tensor | None) -> Tensor:

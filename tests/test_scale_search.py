@@ -39,6 +39,11 @@ def _errors(weight: Tensor, scale: Tensor, scheme: QuantScheme, importance: Tens
     return torch.cat([part.sum(-1) for part in split_groups(difference, scheme)], dim=1)
 
 
+def _top(scheme: QuantScheme) -> int:
+    """The level that absmax scales put the largest weight on."""
+    return max(map(abs, scheme.grid.levels)) if scheme.signed_scale else max(scheme.grid.levels)
+
+
 @pytest.mark.parametrize("group_size", [16, 64, "row", "tensor"])
 @pytest.mark.parametrize("name", NAMES)
 def test_searching_is_no_worse_than_absmax_in_any_group(name: str, group_size: Any) -> None:
@@ -61,10 +66,11 @@ def test_the_kept_scale_is_the_best_of_its_candidates(name: str) -> None:
     absmax = decode_scale(choose_scale(weight, scheme, "absmax")).double()
     best = _errors(weight, choose_scale(weight, scheme, "mse", 5), scheme)
     largest = torch.cat([part.abs().amax(-1) for part in split_groups(weight, scheme)], dim=1)
-    base = largest * (scheme.grid.reference / max(scheme.grid.levels))
+    base = largest * (scheme.grid.reference / _top(scheme))
     for multiplier in scale_multipliers(scheme, 5):
-        stored = scale_search.encode_scale(base * torch.tensor(multiplier), scheme.scale_dtype)
-        assert (best <= _errors(weight, stored, scheme) * (1 + TOLERANCE)).all(), multiplier
+        for sign in (1, -1) if scheme.signed_scale else (1,):
+            stored = scale_search.encode_scale(base * torch.tensor(sign * multiplier), scheme.scale_dtype)
+            assert (best <= _errors(weight, stored, scheme) * (1 + TOLERANCE)).all(), sign * multiplier
     assert absmax.shape == best.shape
 
 
@@ -73,7 +79,13 @@ def test_absmax_maps_the_largest_weight_to_the_largest_level(name: str) -> None:
     scheme, weight = QuantScheme(name, scale_dtype="float16"), _weight()
     scale = decode_scale(choose_scale(weight, scheme, "absmax"))
     largest = torch.cat([part.abs().amax(-1) for part in split_groups(weight, scheme)], dim=1)
-    torch.testing.assert_close(scale * max(scheme.grid.levels) / scheme.grid.reference, largest, rtol=1e-3, atol=0)
+    torch.testing.assert_close(scale.abs() * _top(scheme) / scheme.grid.reference, largest, rtol=1e-3, atol=0)
+
+
+def test_signed_absmax_puts_the_largest_weight_on_the_longer_side() -> None:
+    scheme, weight = PRESETS["apot3s"], torch.tensor([[-5.0, 1.0, 2.0, 3.0], [5.0, 1.0, -2.0, -3.0]])  # levels -96..127
+    scale = choose_scale(weight, scheme, "absmax")
+    assert scale[0] == -scale[1] < 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -308,3 +308,17 @@ def test_plane_widths_sum_to_the_bits(bits: int, widths: tuple[int, ...]) -> Non
 )
 def test_short_name(scheme: QuantScheme, name: str) -> None:
     assert scheme.name == name
+
+
+def test_signed_scales_are_for_float16_and_tables_with_two_sides() -> None:
+    assert QuantScheme("int3", signed_scale=True).name == "int3-g64-signed"
+    assert (QuantScheme("pot3s").name, QuantScheme("pot3s", signed_scale=False).name) == ("pot3s-g64", "pot3s-g64-unsigned")
+    with pytest.raises(ConfigError, match="E8M0 scales have no sign"):
+        QuantScheme("pot3s", scale_dtype="e8m0")
+    with pytest.raises(ConfigError, match="a sign would change nothing"):
+        QuantScheme("pot3", signed_scale=True)
+
+
+def test_other_schemes_keep_the_json_they_had() -> None:
+    assert "signed_scale" not in PoTConfig("pot3").to_dict()["scheme"]
+    assert PoTConfig("pot3s").to_dict()["scheme"]["signed_scale"] is True

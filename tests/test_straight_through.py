@@ -23,6 +23,7 @@ SCHEMES = {
     "tensor": QuantScheme("pot3", group_size="tensor"),
     "log": QuantScheme("pot4", group_size=32, rounding="log"),
     "row_scale": QuantScheme("pot4", group_size=32, scale_dtype="e8m0", row_scale=True),
+    "signed": QuantScheme("pot3s", group_size=32),
 }
 COMPILED = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 
@@ -105,7 +106,7 @@ def test_a_scales_gradient_is_lsqs(name: str) -> None:
     each = scale.repeat_interleave(scheme.group(71), 1)[:, :71].expand_as(weight)
     value = fake_quantize(weight, scale, scheme)
     terms = torch.where(to_weight == slope, value - weight, value) * slope / each
-    terms = torch.where(each > 0, terms, 0.0).double()
+    terms = torch.where(each != 0, terms, 0.0).double()
     expected = torch.stack([part.sum(1) for part in terms.split(scheme.group(71), 1)], 1)
     expected = expected.sum(0, keepdim=True) if scheme.group_size == "tensor" else expected
     torch.testing.assert_close(to_scale.double(), expected, rtol=1e-4, atol=1e-5)

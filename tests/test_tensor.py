@@ -27,7 +27,7 @@ def _quantized(name: str, shape: tuple[int, int] = (5, 71), **overrides: Any) ->
 
 
 def _row_scaled(name: str, group_size: Any = 32, shape: tuple[int, int] = (5, 71)) -> QuantizedWeight:
-    scheme = QuantScheme(name, group_size=group_size, scale_dtype="e8m0", row_scale=True)
+    scheme = QuantScheme(name, group_size=group_size, scale_dtype="e8m0", signed_scale=False, row_scale=True)
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
     scale, row_scale = choose_row_scale(weight, scheme, method="absmax")
     return QuantizedWeight.from_scale(weight, scale, scheme, row_scale)
@@ -108,6 +108,15 @@ def test_validate_reports_a_bad_float16_scale_by_name(value: float) -> None:
     quantized.scale[1, 1] = quantized.scale[2, 0] = value
     with pytest.raises(CheckpointError, match=r"^lm_head: 2 scales are negative, infinite or NaN"):
         quantized.validate("lm_head")
+
+
+def test_signed_scales_may_be_negative_and_nothing_else() -> None:
+    quantized = _quantized("pot3s")
+    quantized.scale[0, 0] = -65504.0
+    quantized.validate("weight")
+    quantized.scale[0, 0] = -math.inf
+    with pytest.raises(CheckpointError, match=r"^weight: 1 scales"):
+        quantized.validate("weight")
 
 
 def test_validate_accepts_zero_and_extreme_scales() -> None:

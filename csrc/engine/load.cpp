@@ -345,7 +345,7 @@ class Loader {
     for (const int64_t level : source.scheme->levels) largest = std::max(largest, std::abs(double(level)) / reference);
     for (size_t i = 0; i < count; i++) {
       const float value = scale_of(source, scale, i);
-      if ((source.scheme->e8m0 && scale[i] == 255) || !std::isfinite(value) || value < 0)
+      if ((source.scheme->e8m0 && scale[i] == 255) || !std::isfinite(value) || (value < 0 && !source.scheme->signed_scale))
         damaged(*source.scale, source.name + ".weight_scale", "has a scale that is negative, infinite or NaN");
       if (!m.row_scale.empty()) {
         const float row = m.row_scale[size_t(first) + i / size_t(source.groups)];

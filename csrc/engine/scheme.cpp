@@ -85,10 +85,14 @@ Scheme read_scheme(const Value& value, const std::string& where) {
     } else if (key == "row_scale") {
       if (!entry.is(Kind::kTrue) && !entry.is(Kind::kFalse)) wrong(where, "row_scale is neither true nor false");
       scheme.row_scale = entry.is(Kind::kTrue);
+    } else if (key == "signed_scale") {
+      if (!entry.is(Kind::kTrue) && !entry.is(Kind::kFalse)) wrong(where, "signed_scale is neither true nor false");
+      scheme.signed_scale = entry.is(Kind::kTrue);
     } else if (key != "rounding") {
       wrong(where, ("a scheme has the unknown key " + quoted(key)).c_str());
     }
   }
+  if (scheme.signed_scale && scheme.e8m0) wrong(where, "signed_scale wants scale_dtype float16");
   if (scheme.row_scale && (!scheme.e8m0 || scheme.grouping == Scheme::kTensor))
     wrong(where, "row_scale wants scale_dtype e8m0, and groups within a row");
   if (scheme.grouping == Scheme::kGroups && !scheme.group) scheme.group = 64;

@@ -22,7 +22,7 @@ struct Scheme {
   int reference_log2 = 0;
   Grouping grouping = kGroups;
   int64_t group = 0;  // kGroups
-  bool e8m0 = false, row_scale = false;
+  bool e8m0 = false, row_scale = false, signed_scale = false;
 
   bool fits_int8() const;
 };

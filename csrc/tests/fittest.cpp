@@ -128,7 +128,7 @@ struct Grid {
     edges = {levels.front() - margin, levels.back() + margin};
     for (int i = 0; i < rows * groups; i++) {
       const float any = exact ? random.power(-3, 3) : 0.1f + random.uniform();
-      scale.push_back(random.one_in(8) ? 0 : any);
+      scale.push_back(random.one_in(8) ? 0 : random.one_in(4) ? -any : any);
       if (shifted) shift.push_back(exact ? float(random.between(-16, 16)) * 0.25f : random.normal() * 3);
     }
   }
@@ -153,17 +153,17 @@ struct Grid {
     for (const float boundary : boundaries) found += x >= boundary;
     return levels[found];
   }
-  double quotient(size_t at, double w) const { return scale_of(at) > 0 ? w / scale_of(at) - shift_of(at) : -shift_of(at); }
+  double quotient(size_t at, double w) const { return scale_of(at) != 0 ? w / scale_of(at) - shift_of(at) : -shift_of(at); }
   double rounded(size_t at, double w) const {
-    return scale_of(at) > 0 ? scale_of(at) * (level(quotient(at, w)) + shift_of(at)) : 0;
+    return scale_of(at) != 0 ? scale_of(at) * (level(quotient(at, w)) + shift_of(at)) : 0;
   }
 
   // `found` must be what a number rounds to that is `target`, give or take `slack`.
   void check(size_t at, double found, double target, double slack, int dtype = POTQ_FLOAT32) const {
     const double expected = rounded(at, target), s = scale_of(at), z = shift_of(at);
     bool good = found == oracle::rounded_to(dtype, float(expected));
-    if (!exact && !good && s > 0) {
-      slack += 1e-6 * s * (std::fmax(-levels.front(), levels.back()) + std::fabs(z));
+    if (!exact && !good && s != 0) {
+      slack += 1e-6 * std::fabs(s) * (std::fmax(-levels.front(), levels.back()) + std::fabs(z));
       if (dtype == POTQ_BFLOAT16) slack += std::fabs(found) * 0x1p-8;
       for (const float each : levels) good |= std::fabs(found - s * (each + z)) <= slack;
       good &= std::fabs(found - target) <= std::fabs(expected - target) + slack;
@@ -184,7 +184,7 @@ struct Grid {
       const double x = exact ? std::floor(any * 8) / 8 : any, s = scale_of(at);
       const auto near = [x](float value) { return std::fabs(x - value) < 1e-4; };
       const bool clear = std::none_of(boundaries.begin(), boundaries.end(), near) && !near(edges[0]) && !near(edges[1]);
-      if (exact || clear) found[at] = float((s > 0 ? s : 1) * (x + shift_of(at))), at++;
+      if (exact || clear) found[at] = float((s != 0 ? s : 1) * (x + shift_of(at))), at++;
     }
     return found;
   }
@@ -311,21 +311,42 @@ void fill_group(Random& random, float* weights, float* importance, int size) {
   }
 }
 
+// What is stored, from the last choice to the first: negative scales (none for E8M0, nor where scales have no sign), then zero
+// and the positive ones, each by magnitude.
+struct Stored {
+  const int format;
+  const bool has_sign;
+
+  size_t magnitudes() const { return format == POTQ_SCALE_FLOAT16 ? 0x7c00 : 255; }
+  size_t count() const { return has_sign ? 2 * magnitudes() : magnitudes(); }
+  bool negative(size_t place) const { return has_sign && place < magnitudes(); }
+  double magnitude(size_t place) const {
+    const size_t key = has_sign ? place % magnitudes() : place;
+    return format == POTQ_SCALE_FLOAT16 ? oracle::from_float16(uint16_t(key)) : std::ldexp(1.0, int(key) - 127);
+  }
+  size_t place(size_t bits) const {
+    if (bits & 0x8000 && has_sign) return bits & 0x7fff;
+    return has_sign ? bits + magnitudes() : bits;
+  }
+};
+
 // `found` must have the largest gain of all stored scales (the squared error of zeros less its own, summed to within 1e-14) and
-// be the largest scale of those whose gains are equal to within 1e-12; zero if none has any.
-void check_best(const Floats& levels, const float* w, const float* importance, size_t size, int format, size_t found) {
-  Floats h(size, 1.0f);
+// be the first choice of those whose gains are equal to within 1e-12; zero if none has any.
+void check_best(const Floats& levels, const float* w, const float* importance, size_t size, Stored stored, size_t bits) {
+  Floats h(size, 1.0f), mirrored(levels.rbegin(), levels.rend());
+  for (float& level : mirrored) level = -level;
   for (size_t i = 0; importance && i < size; i++)
     if (w[i] != 0 && importance[i] > 0) h.assign(importance, importance + size);
-  const size_t stored = format == POTQ_SCALE_FLOAT16 ? 0x7c00 : 255;
-  if (found >= stored) return fail(text("found %zu, which is no finite scale", found));
-  std::vector<double> gains(stored), noise(stored), middle(levels.size() - 1);
-  for (size_t key = 0; key < stored; key++) {
-    const double s = format == POTQ_SCALE_FLOAT16 ? oracle::from_float16(uint16_t(key)) : std::ldexp(1.0, int(key) - 127);
-    for (size_t j = 0; j < middle.size(); j++) middle[j] = s * ((double(levels[j]) + levels[j + 1]) / 2);
+  const size_t found = stored.place(bits), zero = stored.place(0);
+  if (found >= stored.count()) return fail(text("found %zu, which is no finite scale", bits));
+  std::vector<double> gains(stored.count()), noise(gains.size()), middle(levels.size() - 1);
+  for (size_t key = 0; key < gains.size(); key++) {
+    const Floats& own = stored.negative(key) ? mirrored : levels;
+    const double s = stored.magnitude(key);
+    for (size_t j = 0; j < middle.size(); j++) middle[j] = s * ((double(own[j]) + own[j + 1]) / 2);
     for (size_t i = 0; i < size; i++) {
       const size_t nearest = size_t(std::upper_bound(middle.begin(), middle.end(), double(w[i])) - middle.begin());
-      const double value = s * levels[nearest], gain = h[i] * (value * (2 * double(w[i]) - value));
+      const double value = s * own[nearest], gain = h[i] * (value * (2 * double(w[i]) - value));
       gains[key] += gain;
       noise[key] += std::fabs(gain) * 1e-14;
     }
@@ -333,27 +354,27 @@ void check_best(const Floats& levels, const float* w, const float* importance, s
   const size_t best = size_t(std::max_element(gains.begin(), gains.end()) - gains.begin());
   const double most = gains[best];
   if (most <= noise[best]) {
-    if (found && std::fabs(gains[found]) > 2 * noise[found]) fail(text("scale %zu, though none gains", found));
+    if (found != zero && std::fabs(gains[found]) > 2 * noise[found]) fail(text("scale %zu, though none gains", found));
     return;
   }
   if (gains[found] < most * (1 - 2e-12) - noise[found] - noise[best])
     fail(text("scale %zu gains %.17g, %zu gains %.17g", found, gains[found], best, most));
-  for (size_t key = found + 1; key < stored; key++)
+  for (size_t key = found + 1; key < gains.size(); key++)
     if (gains[key] - noise[key] > most * (1 - 0.5e-12)) return fail(text("scale %zu, though %zu is as good", found, key));
 }
 
 void check_best_scales(int format, int number, int groups, int size, int n_levels) {
   Random random{std::mt19937_64(uint64_t(number))};
-  const bool important = random.one_in(2), wide = format == POTQ_SCALE_FLOAT16;
-  announce(text("potq_best_scales, %s: case=%d groups=%d size=%d levels=%d importance=%d", wide ? "float16" : "E8M0", number,
-                groups, size, n_levels, important));
+  const bool important = random.one_in(2), wide = format == POTQ_SCALE_FLOAT16, has_sign = wide && number % 8 == 0;
+  announce(text("potq_best_scales, %s%s: case=%d groups=%d size=%d levels=%d importance=%d", has_sign ? "signed " : "",
+                wide ? "float16" : "E8M0", number, groups, size, n_levels, important));
   const Floats levels = any_table(random, n_levels);
   Floats weights(size_t(groups * size)), importance(weights.size());
   for (int g = 0; g < groups; g++) fill_group(random, &weights[size_t(g * size)], &importance[size_t(g * size)], size);
   const float* counts = important ? importance.data() : nullptr;
   const auto [found] = run_with_threads([&](int threads) {
     Bytes out(size_t(groups * (wide ? 2 : 1)), 0xff);
-    if (potq_best_scales(levels.data(), n_levels, weights.data(), counts, groups, size, format, out.data(), threads))
+    if (potq_best_scales(levels.data(), n_levels, weights.data(), counts, groups, size, format, has_sign, out.data(), threads))
       fail("no memory");
     return std::tuple(out);
   });
@@ -361,7 +382,8 @@ void check_best_scales(int format, int number, int groups, int size, int n_level
   for (int g = groups - 1; g >= 0; g -= step) {
     uint16_t scale = found[size_t(g)];
     if (wide) std::memcpy(&scale, &found[size_t(g) * 2], 2);
-    check_best(levels, &weights[size_t(g * size)], counts ? counts + g * size : nullptr, size_t(size), format, scale);
+    check_best(levels, &weights[size_t(g * size)], counts ? counts + g * size : nullptr, size_t(size), {format, has_sign},
+               scale);
   }
 }
 

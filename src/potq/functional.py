@@ -13,6 +13,9 @@ format *before* the weights are rounded to them.
 With ``scheme.row_scale`` a row has a float16 scale ``r`` of its own and ``s = r * 2**e``, exact as well; a zero ``r`` is a
 zero row.
 
+With ``scheme.signed_scale`` a scale may be negative, which turns its group's levels around: a table with one level more on
+one side has it, group by group, on the side where it serves, at no bits.
+
 Ties go to the larger magnitude (two's complement and tables: to the larger level). A zero scale marks a group that is zero
 or too small for float16: it dequantizes to zeros. E8M0 has no zero; its least scale, 2**-127, stands in (levels of a
 zero-free grid are then some 1e-38). A float16 scale beyond 65504 saturates; :func:`potq.quantize` refuses such a weight.
@@ -34,12 +37,13 @@ _LUT_LIMIT = 1 << 15  # largest magnitude that is looked up; wider grids search 
 
 
 def encode_scale(scale: Tensor, scale_dtype: ScaleDtype) -> Tensor:
-    """Round positive float32 scales to their stored format: float16, or uint8 exponents (E8M0, nearest in the log domain).
+    """Round float32 scales to their stored format: float16, or uint8 exponents (E8M0, positive, nearest in the log domain).
 
     A zero scale is float16 zero, or the smallest E8M0 exponent (2**-127); too large a scale saturates.
     """
     if scale_dtype == "float16":
-        return scale.clamp(max=torch.finfo(torch.float16).max).to(torch.float16)
+        largest = torch.finfo(torch.float16).max
+        return scale.clamp(-largest, largest).to(torch.float16)
     exponent = torch.log2(scale.double()).round().clamp_(-E8M0_BIAS, E8M0_BIAS)
     return (exponent + E8M0_BIAS).to(torch.uint8)
 
@@ -117,7 +121,7 @@ def dequantize(codes: Tensor, scale: Tensor, scheme: QuantScheme, row_scale: Ten
 
 def in_level_units(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     """``weight / scale * reference``, and 0 where the scale is 0."""
-    return (weight / torch.where(scale > 0, scale, torch.inf)).mul_(grid.reference)
+    return (weight / torch.where(scale != 0, scale, torch.inf)).mul_(grid.reference)
 
 
 def nearest_code(x: Tensor, scheme: QuantScheme) -> Tensor:

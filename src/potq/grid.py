@@ -98,6 +98,10 @@ class Grid(Strict):
         return 0 in self.levels
 
     @property
+    def is_symmetric(self) -> bool:
+        return {-level for level in self.levels} == set(self.levels)
+
+    @property
     def fits_int8(self) -> bool:
         """Whether every level fits a signed byte, which is what the integer kernels need."""
         return min(self.levels) >= -128 and max(self.levels) <= 127

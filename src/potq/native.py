@@ -126,7 +126,7 @@ _SIGNATURES = {
     "potq_pack_all": (None, [_FORMAT, c_void_p, c_void_p, c_void_p, c_int32]),
     "potq_best_scales": (
         c_int32,
-        [c_void_p, c_int32, c_void_p, c_void_p, c_int64, c_int64, c_int32, c_void_p, c_int32],
+        [c_void_p, c_int32, c_void_p, c_void_p, c_int64, c_int64, c_int32, c_int32, c_void_p, c_int32],
     ),
     "potq_compensate": (None, [POINTER(Columns)] + [c_void_p] * 4 + [c_int32]),
     "potq_descend": (None, [POINTER(Columns)] + [c_void_p] * 4 + [c_int32]),

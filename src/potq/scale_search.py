@@ -79,7 +79,8 @@ def _search_part(part: Tensor, importance: Tensor | None, scheme: QuantScheme, c
         block = part[start : start + step].reshape(-1, size).float()
         weights = None if importance is None else importance[start : start + step].reshape(-1, size).float()
         if exact:
-            found.append(best_scale(block, codebook(scheme, part.device)[0], weights, scheme.scale_dtype))
+            levels = codebook(scheme, part.device)[0]
+            found.append(best_scale(block, levels, weights, scheme.scale_dtype, signed=scheme.signed_scale))
         else:
             found.append(_search_block(block, weights, scheme, multipliers))
     return torch.cat(found).view(rows, groups)
@@ -88,17 +89,20 @@ def _search_part(part: Tensor, importance: Tensor | None, scheme: QuantScheme, c
 # ---- the exact optimum ---------------------------------------------------------------------------------------------
 
 
-def best_scale(block: Tensor, levels: Tensor, importance: Tensor | None, scale_dtype: ScaleDtype) -> Tensor:
+def best_scale(
+    block: Tensor, levels: Tensor, importance: Tensor | None, scale_dtype: ScaleDtype, *, signed: bool = False
+) -> Tensor:
     """Of all stored scales the one under which rounding to the nearest level has the least squared error, for every group.
 
-    Errors that differ by less than 1e-12 of what the scales gain over none count as equal, and the largest scale is taken. A
-    group that is zero, or that no scale brings closer than zeros are, gets float16 zero or the E8M0 byte 0. A group that has
-    no importance where it has weights is searched without.
+    Errors that differ by less than 1e-12 of what the scales gain over none count as equal, and the largest scale is taken, a
+    positive one if there is one. A group that is zero, or that no scale brings closer than zeros are, gets float16 zero or
+    the E8M0 byte 0. A group that has no importance where it has weights is searched without.
 
     Args:
         block: weights ``(groups, size)``, any float dtype, finite.
         levels: what a weight can become, in units of the scale: 2 to 256 of them, ascending.
         importance: non-negative weights of the errors, ``(size,)`` or ``(groups, size)``.
+        signed: negative scales too, which turn the levels around; float16 only.
 
     Returns:
         Stored scales ``(groups,)``, float16 or uint8.
@@ -120,11 +124,13 @@ def best_scale(block: Tensor, levels: Tensor, importance: Tensor | None, scale_d
         _check_importance_values(importance)
         importance = importance.expand_as(block)
     if native.serves(block.device):
-        return _best_scale_compiled(block, levels, importance, scale_dtype)
-    return _best_scale_torch(block, levels, importance, scale_dtype)
+        return _best_scale_compiled(block, levels, importance, scale_dtype, signed)
+    return _best_scale_torch(block, levels, importance, scale_dtype, signed)
 
 
-def _best_scale_compiled(block: Tensor, levels: Tensor, importance: Tensor | None, scale_dtype: ScaleDtype) -> Tensor:
+def _best_scale_compiled(
+    block: Tensor, levels: Tensor, importance: Tensor | None, scale_dtype: ScaleDtype, signed: bool = False
+) -> Tensor:
     is_half = scale_dtype == "float16"
     found = torch.empty(len(block), dtype=torch.float16 if is_half else torch.uint8)
     block = block.contiguous()
@@ -136,6 +142,7 @@ def _best_scale_compiled(block: Tensor, levels: Tensor, importance: Tensor | Non
         None if importance is None else importance.data_ptr(),
         *block.shape,
         0 if is_half else 1,
+        signed,
         found.data_ptr(),
         torch.get_num_threads(),
     )
@@ -144,8 +151,24 @@ def _best_scale_compiled(block: Tensor, levels: Tensor, importance: Tensor | Non
     return found
 
 
-def _best_scale_torch(block: Tensor, levels: Tensor, importance: Tensor | None, scale_dtype: ScaleDtype) -> Tensor:
-    """The least parabola of all pieces, each taken at the two stored scales around its vertex; see ``csrc/search.cpp``."""
+def _best_scale_torch(
+    block: Tensor, levels: Tensor, importance: Tensor | None, scale_dtype: ScaleDtype, signed: bool = False
+) -> Tensor:
+    """A negative scale is a positive one under the levels' mirror image."""
+    scale, gain = _best_positive_scale(block, levels, importance, scale_dtype)
+    if signed:
+        mirrored, more = _best_positive_scale(block, -levels.flip(0), importance, scale_dtype)
+        scale = torch.where(more * (1 - _EQUAL) > gain, -mirrored, scale)
+    return scale
+
+
+def _best_positive_scale(
+    block: Tensor, levels: Tensor, importance: Tensor | None, scale_dtype: ScaleDtype
+) -> tuple[Tensor, Tensor]:
+    """The least parabola of all pieces, each taken at the two stored scales around its vertex; see ``csrc/search.cpp``.
+
+    Returns the scales, and what they save of the groups' energies (float64).
+    """
     w, levels = block.double(), levels.double()
     h = torch.ones_like(w) if importance is None else importance.double()
     h = torch.where((h * w.square()).sum(1, keepdim=True) > 0, h, 1.0)
@@ -158,7 +181,8 @@ def _best_scale_torch(block: Tensor, levels: Tensor, importance: Tensor | None, 
     most = gain.amax(1, keepdim=True)
     best = torch.where(gain >= most * (1 - _EQUAL), index, 0).amax(1)
     code = torch.where((most > 0).squeeze(1), best + (1 if scale_dtype == "float16" else 0), 0)
-    return code.to(torch.int16).view(torch.float16) if scale_dtype == "float16" else code.to(torch.uint8)
+    found = code.to(torch.int16).view(torch.float16) if scale_dtype == "float16" else code.to(torch.uint8)
+    return found, most.squeeze(1).clamp(min=0)
 
 
 def _pieces(w: Tensor, h: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,10 +240,12 @@ def _search_range(grid: Grid) -> tuple[float, float]:
 
 def _search_block(block: Tensor, importance: Tensor | None, scheme: QuantScheme, multipliers: list[float]) -> Tensor:
     """Stored scales ``(groups,)`` of ``(groups, size)``."""
-    base = absmax_scale(block, scheme.grid)
+    base = absmax_scale(block, scheme)
     best = encode_scale(base, scheme.scale_dtype)
     if len(multipliers) == 1:
         return best.squeeze(1)
+    if scheme.signed_scale:
+        multipliers = [*multipliers, *(-multiplier for multiplier in multipliers)]
     least = _squared_error(block, best, importance, scheme)
     for multiplier in multipliers[1:]:
         stored = encode_scale(base * multiplier, scheme.scale_dtype)
@@ -230,16 +256,22 @@ def _search_block(block: Tensor, importance: Tensor | None, scheme: QuantScheme,
     return best.squeeze(1)
 
 
-def absmax_scale(block: Tensor, grid: Grid) -> Tensor:
+def absmax_scale(block: Tensor, scheme: QuantScheme) -> Tensor:
     """Scale (float32, ``(groups, 1)``) that maps each group's largest magnitude to the grid's largest positive level.
+
+    Scales that have a sign map the weight of largest magnitude to the level of largest magnitude.
 
     Raises:
         ModelError: a weight is NaN or infinite.
     """
+    grid = scheme.grid
     largest = block.abs().amax(dim=1, keepdim=True)
     if not largest.isfinite().all():
         raise ModelError("the weight has NaN or infinite entries")
-    return largest * (grid.reference / max(grid.levels))
+    if not scheme.signed_scale:
+        return largest * (grid.reference / max(grid.levels))
+    extreme = block.gather(1, block.abs().argmax(dim=1, keepdim=True))
+    return extreme * (grid.reference / max(grid.levels, key=lambda level: (abs(level), level)))
 
 
 def _squared_error(block: Tensor, stored: Tensor, importance: Tensor | None, scheme: QuantScheme) -> Tensor:
@@ -250,10 +282,10 @@ def _squared_error(block: Tensor, stored: Tensor, importance: Tensor | None, sch
     if importance is not None:
         error = error * importance
     total = error.sum(1, keepdim=True) * scale.square()
-    if bool((scale > 0).all()):
+    if bool((scale != 0).all()):
         return total
     lost = block.square() if importance is None else block.square() * importance  # a zero scale loses the whole group
-    return torch.where(scale > 0, total, lost.sum(1, keepdim=True))
+    return torch.where(scale != 0, total, lost.sum(1, keepdim=True))
 
 
 def _check_importance(weight: Tensor, method: ScaleMethod, importance: Tensor | None) -> None:

@@ -11,7 +11,14 @@ import re
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from potq.effort import EFFORTS, Effort
 from potq.errors import ConfigError
@@ -37,6 +44,8 @@ _GRIDS: dict[str, Grid] = {
     # QLoRA's quantiles (2305.14314) times 127, rounded for the int8 kernels: a Gaussian's 21.4 dB, scale searched, lose 0.02
     "nf4": table((-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127)),
 }
+# for signed scales (benchmarks/signed_tables.py): {0, 1, 2, 4} with the code of "-0" put to use, and two terms a level
+_POT3S, _APOT3S = table((-8, -4, -2, 0, 1, 2, 4, 8)), table((-96, -56, -28, 0, 24, 48, 80, 127))
 _IQ4_NL = table((-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113))  # llama.cpp's
 
 
@@ -50,6 +59,7 @@ class QuantScheme(Strict):
         group_size: inputs that share a scale; ``"row"`` is one scale per output, ``"tensor"`` one in all.
         scale_dtype: ``"float16"``, or ``"e8m0"``: a power of two in one byte (exponent + 127).
         row_scale: a float16 scale per output beside the scales of its groups, which are then E8M0.
+        signed_scale: float16 scales may be negative, which turns a group's levels around; for grids that are not symmetric.
         rounding: ``"nearest"`` level, or ``"log"``: nearest in the log domain, as 2506.00315 and 2601.02298 round.
     """
 
@@ -57,6 +67,7 @@ class QuantScheme(Strict):
     group_size: GroupSize = 64
     scale_dtype: ScaleDtype = "float16"
     row_scale: bool = False
+    signed_scale: bool = False
     rounding: Rounding = "nearest"
 
     def __init__(self, preset: str | None = None, /, **fields: Any) -> None:
@@ -88,11 +99,30 @@ class QuantScheme(Strict):
             raise ValueError("row_scale=True needs groups within a row; give a group_size or 'row', not 'tensor'")
         return self
 
+    @model_validator(mode="after")
+    def _signed_scale_needs_sides(self) -> QuantScheme:
+        if self.signed_scale and self.scale_dtype != "float16":
+            raise ValueError("signed_scale=True needs scale_dtype='float16'; E8M0 scales have no sign")
+        if self.signed_scale and self.grid.is_symmetric:
+            raise ValueError("signed_scale=True needs a grid that is not symmetric; here a sign would change nothing")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unsigned_scale(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Checkpoints of other schemes keep the JSON they had before scales had signs."""
+        fields: dict[str, Any] = serialize(self)
+        if not self.signed_scale:
+            fields.pop("signed_scale", None)
+        return fields
+
     @property
     def name(self) -> str:
         """A short name for tables: the preset that has this grid (or the bits), the group size, the scale format."""
-        preset = next((name for name, scheme in PRESETS.items() if scheme.grid == self.grid), f"custom{self.grid.bits}")
+        alike = {name: scheme for name, scheme in PRESETS.items() if scheme.grid == self.grid}
+        preset = next(iter(alike), f"custom{self.grid.bits}")
         suffix = f"-{self.scale_dtype}" * (self.scale_dtype != "float16") + "-row" * self.row_scale
+        if self.signed_scale != any(scheme.signed_scale for scheme in alike.values()):
+            suffix += "-signed" if self.signed_scale else "-unsigned"
         suffix += f"-{self.rounding}" * (self.rounding == "log")
         size = f"g{self.group_size}" if isinstance(self.group_size, int) else self.group_size
         return f"{preset}-{size}{suffix}"
@@ -143,6 +173,8 @@ PRESETS.update({name: QuantScheme(grid=grid) for name, grid in _GRIDS.items()})
 PRESETS["mxfp4"] = QuantScheme(grid=E2M1, group_size=32, scale_dtype="e8m0")
 PRESETS["mxpot"] = QuantScheme(grid=Grid(bits=4, magnitudes=(0, 1, 2, 2, 4, 4, 8, 8)), group_size=32, scale_dtype="e8m0")
 PRESETS["iq4nl"] = QuantScheme(grid=_IQ4_NL, group_size=32)
+PRESETS["pot3s"] = QuantScheme(grid=_POT3S, signed_scale=True)
+PRESETS["apot3s"] = QuantScheme(grid=_APOT3S, signed_scale=True)
 
 _SCHEME_KEYS = frozenset(QuantScheme.model_fields)
 

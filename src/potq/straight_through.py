@@ -160,7 +160,7 @@ def nearest(
     """What ``latent`` (float32) rounds to, in torch: in units of the scale, and in full; arguments of :func:`round_op`."""
     columns = latent.shape[1]
     each = spread(scale, group, columns)
-    x = latent / torch.where(each > 0, each, torch.inf)
+    x = latent / torch.where(each != 0, each, torch.inf)
     if shift is not None:
         x = x - spread(shift, group, columns)
     level = levels[torch.bucketize(x.contiguous(), boundaries, right=True, out_int32=True)]
@@ -181,11 +181,11 @@ def _gradients(
 ) -> tuple[Tensor, Tensor]:
     columns = latent.shape[1]
     each = spread(scale, group, columns)
-    x, level = latent / torch.where(each > 0, each, torch.inf), nearest(latent, scale, shift, levels, boundaries, group)[0]
+    x, level = latent / torch.where(each != 0, each, torch.inf), nearest(latent, scale, shift, levels, boundaries, group)[0]
     centre = x if shift is None else x - spread(shift, group, columns)
     inside = (centre >= edges[0]) & (centre <= edges[1])
     # d value / d scale = level - x where the weight follows the scale, level where it is clipped; a zero scale has none
-    slope = gradient * (level - x * inside) * (each > 0)
+    slope = gradient * (level - x * inside) * (each != 0)
     return gradient * inside, sum_groups(slope, group)
 
 

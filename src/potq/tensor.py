@@ -95,11 +95,14 @@ class QuantizedWeight:
         """Check what shapes and dtypes cannot show.
 
         Raises:
-            CheckpointError: a scale that is not finite and non-negative, scales whose product float32 cannot hold, a code
-                outside the grid, or padding that is set.
+            CheckpointError: a scale that is not finite, or negative where scales have no sign; scales whose product float32
+                cannot hold; a code outside the grid; padding that is set.
         """
         damaged = "the file is damaged; copy or quantize it again"
-        bad_scale = self.scale == 255 if self.scale.dtype == torch.uint8 else ~(self.scale.isfinite() & (self.scale >= 0))
+        if self.scale.dtype == torch.uint8:
+            bad_scale = self.scale == 255
+        else:
+            bad_scale = ~(self.scale.isfinite() & ((self.scale >= 0) | self.scheme.signed_scale))
         if bad_scale.any():
             raise CheckpointError(f"{name}: {int(bad_scale.sum())} scales are negative, infinite or NaN; {damaged}")
         if self.row_scale is not None:

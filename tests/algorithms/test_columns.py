@@ -18,11 +18,12 @@ compiled_library = pytest.mark.skipif(native.missing() is not None, reason=nativ
 
 
 def _problem(name: str, rows: int, columns: int, seed: int, *, shift: bool = False) -> tuple[Block, Tensor, Tensor]:
-    """A block with some zero scales, weights (rows, columns), and a positive definite matrix."""
+    """A block with some zero scales and some negative ones, weights (rows, columns), and a positive definite matrix."""
     generator = torch.Generator().manual_seed(seed)
     groups = 3
     scale = torch.rand(rows, groups, generator=generator) + 0.1
     scale[torch.rand(rows, groups, generator=generator) < 0.1] = 0.0
+    scale[torch.rand(rows, groups, generator=generator) < 0.2] *= -1
     shifts = torch.randn(rows, groups, generator=generator) if shift else None
     group = torch.randint(groups, (columns,), generator=generator, dtype=torch.int32)
     weights = torch.randn(rows, columns, generator=generator)

@@ -20,6 +20,7 @@ SCHEMES = {
     **{name: PRESETS[name] for name in ("pot2", "pot2z", "pot3", "int3", "nf4", "apot4", "mxfp4", "pot5")},
     "row": QuantScheme("pot3", group_size="row"),
     "small": QuantScheme("int2", group_size=16),
+    "signed": QuantScheme("pot3s", group_size=32),
     "row_scale": QuantScheme("pot4", group_size=32, scale_dtype="e8m0", row_scale=True),
 }
 

@@ -56,7 +56,7 @@ def test_the_output_error_is_less_than_that_of_rounding_to_nearest(scheme: Quant
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-@pytest.mark.parametrize("name", ["pot4", "mxpot", "nf4", "int8", "row_scale"])
+@pytest.mark.parametrize("name", ["pot4", "pot3s", "mxpot", "nf4", "int8", "row_scale"])
 def test_the_result_is_what_its_packed_form_says(name: str, ordered: bool) -> None:
     scheme = QuantScheme("pot4", scale_dtype="e8m0", row_scale=True) if name == "row_scale" else PRESETS[name]
     weight, hessian = _weight(), _hessian()

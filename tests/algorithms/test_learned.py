@@ -16,6 +16,7 @@ SCHEMES = {
     **{name: QuantScheme(name, group_size=32) for name in ("pot2", "pot3", "int3", "nf4", "apot4", "mxfp4", "int8")},
     "row": QuantScheme("pot3", group_size="row"),
     "tensor": QuantScheme("pot3", group_size="tensor"),
+    "signed": QuantScheme("pot3s", group_size=32),
     "row_scale": QuantScheme("pot4", group_size=32, scale_dtype="e8m0", row_scale=True),
 }
 

@@ -65,6 +65,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "pot4": {"preset": "pot4"},
     "pot3": {"preset": "pot3", "embedding": "pot3"},
     "pot2": {"preset": "pot2", "embedding": "pot4"},
+    "pot3s": {"preset": "pot3s", "embedding": "apot3s"},
     "mxfp4": {"preset": "mxfp4", "embedding": None},
     "mxpot-row": {"preset": "mxpot", "row_scale": True},
     "pot6": {"preset": "pot6", "group_size": 20},

@@ -202,8 +202,9 @@ def test_codes_outside_the_grid(folder: Path) -> None:
         opens(folder)
 
 
-def test_a_float16_scale_that_is_nan(folder: Path) -> None:
-    damage(folder, "model.embed_tokens.weight_scale", -1, 0x7E)
+@pytest.mark.parametrize("high", [0x7E, 0xBC])
+def test_a_float16_scale_that_is_nan_or_negative(folder: Path, high: int) -> None:
+    damage(folder, "model.embed_tokens.weight_scale", -1, high)
     with pytest.raises(EngineError, match="negative, infinite or NaN"):
         opens(folder)
 

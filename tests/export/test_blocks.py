@@ -80,8 +80,8 @@ def encoded(weight: QuantizedWeight, kind: BlockType) -> list[Blocks] | None:
 KINDS = (FOUR, EIGHT, FP4, THREE)
 VARIANTS: list[QuantScheme] = [
     *PRESETS.values(),
-    *(QuantScheme(name, scale_dtype="e8m0") for name in PRESETS),
-    *(QuantScheme(name, scale_dtype="e8m0", row_scale=True) for name in PRESETS),
+    *(QuantScheme(name, scale_dtype="e8m0", signed_scale=False) for name in PRESETS),
+    *(QuantScheme(name, scale_dtype="e8m0", signed_scale=False, row_scale=True) for name in PRESETS),
     *(QuantScheme(name, group_size=size) for name in ("pot2z", "pot3", "pot4") for size in (256, "row", "tensor")),
 ]
 

@@ -23,7 +23,20 @@ from potq.export.onnx.check import dequantize  # noqa: E402
 WIDTHS = {
     2: {"pot2z", "int2"},
     4: {"pot2", "pot3", "int2_midrise", "int3", "int3_midrise", "int4"},
-    8: {"pot3nz", "pot4", "apot3", "apot4", "int4_midrise", "int8", "nf4", "iq4nl", "mxfp4", "mxpot"},  # +8 is none of -8..7
+    8: {
+        "pot3nz",
+        "pot3s",
+        "pot4",
+        "apot3",
+        "apot3s",
+        "apot4",
+        "int4_midrise",
+        "int8",
+        "nf4",
+        "iq4nl",
+        "mxfp4",
+        "mxpot",
+    },  # +8 is none of -8..7
     None: {"pot5", "pot6", "pot7"},
 }
 VARIANTS = [

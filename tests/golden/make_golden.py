@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 CONFIGS = {
     "pot4_g64": PoTConfig("pot4"),
     "pot3_g32": PoTConfig("pot3", group_size=32, embedding="pot3"),
+    "pot3s_g32": PoTConfig("pot3s", group_size=32, embedding="apot3s"),
     "apot4_g64": PoTConfig("apot4", embedding=None, scale_method="absmax"),
     "pot2_e8m0": PoTConfig("pot2", group_size=16, scale_dtype="e8m0", embedding=QuantScheme("mxpot")),
     "pot4_row_scale": PoTConfig(

@@ -74,7 +74,8 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _scheme(name: str, group: Any = 64, scale_dtype: str = "float16") -> QuantScheme:
-    return QuantScheme(name, group_size=group, scale_dtype=scale_dtype)
+    signed = PRESETS[name].signed_scale and scale_dtype == "float16"
+    return QuantScheme(name, group_size=group, scale_dtype=scale_dtype, signed_scale=signed)
 
 
 def _weight(scheme: QuantScheme, rows: int, columns: int, seed: int = 0, scales: dict[str, Any] = PLAIN_SCALES) -> Weight:
@@ -83,6 +84,8 @@ def _weight(scheme: QuantScheme, rows: int, columns: int, seed: int = 0, scales:
     codes = torch.randint(0, 2**scheme.grid.bits, (rows, columns), generator=generator).to(torch.uint8)
     bits = torch.randint(*scales[scheme.scale_dtype], scheme.scale_shape(rows, columns), generator=generator)
     stored = bits.to(torch.uint8) if scheme.scale_dtype == "e8m0" else bits.to(torch.int16).view(torch.float16)
+    if scheme.signed_scale:
+        stored = torch.where(torch.rand(stored.shape, generator=generator) < 0.5, -stored, stored)
     return Weight(codes, stored, scheme)
 
 

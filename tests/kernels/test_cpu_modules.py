@@ -165,7 +165,7 @@ def test_an_embedding_refuses_ids_that_nn_embedding_refuses(dtype: torch.dtype) 
 
 
 def _rows(name: str = "pot4", group_size: Any = 32) -> QuantScheme:
-    return QuantScheme(name, group_size=group_size, scale_dtype="e8m0", row_scale=True)
+    return QuantScheme(name, group_size=group_size, scale_dtype="e8m0", signed_scale=False, row_scale=True)
 
 
 @pytest.mark.parametrize("bias", [True, False])

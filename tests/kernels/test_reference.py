@@ -50,7 +50,7 @@ def test_every_byte_value_decodes(name: str) -> None:
 @pytest.mark.parametrize("group_size", [1, 16, 1000, "row"])
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_row_scales_multiply_the_rows_bitwise(name: str, group_size: Any) -> None:
-    scheme = QuantScheme(name, group_size=group_size, scale_dtype="e8m0", row_scale=True)
+    scheme = QuantScheme(name, group_size=group_size, scale_dtype="e8m0", signed_scale=False, row_scale=True)
     generator = torch.Generator().manual_seed(0)
     empty = QuantizedWeight.empty((7, 71), scheme, "cpu")
     packed = torch.randint(0, 256, empty.packed.shape, generator=generator).to(torch.uint8)

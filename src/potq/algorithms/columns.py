@@ -81,4 +81,4 @@ def _round(block: Block, column: Tensor, j: int) -> Tensor:
     shift = torch.zeros_like(scale) if block.shift is None else block.shift[:, at]
     x = column / scale - shift
     found = torch.bucketize(x.nan_to_num(), block.rounding.boundaries, right=True)
-    return torch.where(scale > 0, scale * (block.rounding.levels[found] + shift), 0.0)
+    return torch.where(scale != 0, scale * (block.rounding.levels[found] + shift), 0.0)

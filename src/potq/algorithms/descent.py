@@ -64,7 +64,7 @@ def _refit_scales(weight: Tensor, hessian: Tensor, rounded: Rounded, rounding: R
             for part in torch.arange(len(weight)).split(rows)
         ]
     )
-    refit = rescale(rounded, rounding.store(torch.where(scale > 0, scale, rounded.scale)), rounding)
+    refit = rescale(rounded, rounding.store(torch.where(scale * rounded.scale > 0, scale, rounded.scale)), rounding)
     better = output_error(weight, refit.values, hessian) < output_error(weight, rounded.values, hessian)
     keep = better[:, None]
     values, scale = torch.where(keep, refit.values, rounded.values), torch.where(keep, refit.scale, rounded.scale)
@@ -76,7 +76,7 @@ def _least_squares(weight: Tensor, hessian: Tensor, values: Tensor, scale: Tenso
     rows, columns = weight.shape
     size, groups = rounding.group(columns), scale.shape[1]
     each = spread(scale, size, columns)
-    levels = values / torch.where(each > 0, each, torch.inf)
+    levels = values / torch.where(each != 0, each, torch.inf)
     system = weight.new_empty(rows, groups, groups)
     for g in range(groups):
         part = slice(g * size, min((g + 1) * size, columns))

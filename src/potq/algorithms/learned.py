@@ -26,7 +26,7 @@ class LearnedWeight(nn.Module):
     @property
     def step(self) -> float:
         """The mean distance between neighbouring levels: the unit of the latent weight's learning rate."""
-        return float(self._start.mean() * self._rounding.levels.diff().mean())
+        return float(self._start.abs().mean() * self._rounding.levels.diff().mean())
 
     def forward(self, dtype: torch.dtype = torch.float32) -> Tensor:
         scale, rounding = self._start * self.log_scale.exp(), self._rounding

@@ -97,7 +97,8 @@ class SchemeRounding:
     def encode(self, scale: Tensor) -> Tensor:
         """Scales as they are stored: float16 or uint8 ``(rows, groups)``."""
         row = self._row()
-        return encode_scale((scale / torch.where(row > 0, row, torch.inf)).clamp(min=0), self.scheme.scale_dtype)
+        scale = scale / torch.where(row > 0, row, torch.inf)
+        return encode_scale(scale if self.scheme.signed_scale else scale.clamp(min=0), self.scheme.scale_dtype)
 
     def pack(self, rounded: Rounded) -> QuantizedWeight:
         """The packed weight."""

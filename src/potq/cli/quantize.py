@@ -57,7 +57,7 @@ def quantize(
         str | None,
         typer.Option(
             help="What each linear's scheme is chosen from, e.g. pot2,pot3,pot4:group_size=32; without --budget, of those "
-            "no larger than --scheme. Default with --budget: pot2,pot3,pot3nz,apot3,pot4,apot4."
+            "no larger than --scheme. Default with --budget: pot2,pot3,pot3s,apot3s,pot4,apot4."
         ),
     ] = None,
     calibration: Annotated[

@@ -16,7 +16,7 @@ _Recipe = TypeVar("_Recipe", bound=Strict)
 
 
 DEFAULT_PRESET = "apot4"
-DEFAULT_CANDIDATES = ("pot2", "pot3", "pot3nz", "apot3", "pot4", "apot4")
+DEFAULT_CANDIDATES = ("pot2", "pot3", "pot3s", "apot3s", "pot4", "apot4")
 
 
 class CalibrationRecipe(Strict):

@@ -151,7 +151,7 @@ def _stored_scale(scale: Tensor, kind: BlockType) -> tuple[Tensor, Tensor]:
         return half, half.double() == scale
     if kind.scale == "float32":
         single = scale.to(torch.float32)
-        return single, (single.double() == scale) & ((single == 0) | (single >= _NORMAL))
+        return single, (single.double() == scale) & ((single == 0) | (single.abs() >= _NORMAL))
     mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2**exponent, and a power of two has the mantissa 1/2
     byte = exponent - 1 + E8M0_UNIT
     return byte.clamp(0, E8M0_LARGEST).to(torch.uint8), (mantissa == 0.5) & (byte >= 0) & (byte <= E8M0_LARGEST)

@@ -28,7 +28,7 @@ def _rows(speed: float) -> list[dict[str, Any]]:
 
 
 def test_goals_are_met_by_their_figures() -> None:
-    found = {goal["name"]: goal for goal in gpu_goals.goals(_rows(2.6))}
+    found = {goal["name"].removesuffix(", at least"): goal for goal in gpu_goals.goals(_rows(2.6))}
     assert found["pot2 dequantization, part of copy bandwidth, worst shape"]["met"]
     assert not found["pot4 dequantization, part of copy bandwidth, worst shape"]["met"]
     assert found["m=1, pot4, times faster than cuBLAS, 11008x4096"]["met"]

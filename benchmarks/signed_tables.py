@@ -1,0 +1,90 @@
+"""Tables of eight levels whose scale has a sign: what the sign is worth, and which two-term table is best.
+
+``python benchmarks/signed_tables.py`` (a minute). Signal to noise in dB over groups of 64 Gaussian weights, every group with
+its own best float16 scale (exact, ``potq.scale_search``). Tables with a zero and at most two signed powers of two a level are
+searched by exchanging one level at a time, from seeded starts: a table without a zero adds noise to inputs of massive
+activation.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import torch
+from torch import Tensor
+
+import potq
+from potq.functional import dequantize, quantize
+from potq.grid import shift_terms, table
+from potq.scale_search import choose_scale
+from results_io import Goal, Row, at_least, print_goals, write_results
+
+NAME = "signed_tables"
+GROUPS, GROUP, STARTS, TRIES, SEED = 4000, 64, 12, 1200, 0
+LEVELS = [sign * level for level in range(1, 128) if shift_terms(level) <= 2 for sign in (1, -1)]
+KNOWN = ("pot3", "pot3nz", "pot3s", "apot3", "apot3s", "int3", "int3_midrise")
+PROTOCOL = f"{GROUPS} groups of {GROUP} Gaussian weights, seed {SEED}; exact float16 scales; decibels over all"
+
+
+def decibels(weight: Tensor, scheme: potq.QuantScheme) -> float:
+    scale = choose_scale(weight, scheme)
+    error = dequantize(quantize(weight, scale, scheme), scale, scheme) - weight
+    return 10 * math.log10(float(weight.square().sum() / error.square().sum()))
+
+
+def signed(levels: list[int]) -> potq.QuantScheme:
+    return potq.QuantScheme(grid=table(tuple(sorted(levels))), signed_scale=True)
+
+
+def search(weight: Tensor, rng: random.Random) -> tuple[float, list[int]]:
+    """The best table of some hundred exchanges; fewer groups are enough to tell tables apart."""
+    few = weight[: GROUPS // 8]
+    levels = [
+        0,
+        *rng.sample([level for level in LEVELS if level < 0], 3),
+        *rng.sample([each for each in LEVELS if each > 0], 4),
+    ]
+    best = decibels(few, signed(levels))
+    for _ in range(TRIES):
+        place, other = rng.randrange(1, 8), rng.choice(LEVELS)
+        if other in levels or (other > 0) != (levels[place] > 0):
+            continue
+        changed = [*levels[:place], other, *levels[place + 1 :]]
+        if {-level for level in changed} == set(changed):
+            continue
+        found = decibels(few, signed(changed))
+        if found > best:
+            best, levels = found, changed
+    return decibels(weight, signed(levels)), sorted(levels)
+
+
+def goals(rows: list[Row]) -> list[Goal]:
+    found = {row["table"]: row["decibels"] for row in rows}
+    best = max(row["decibels"] for row in rows if row["table"].startswith("searched"))
+    return [
+        at_least("pot3s / pot3, decibels gained", 0.5, found["pot3s"] - found["pot3"]),
+        at_least(
+            "apot3s / best integers with a zero and as many bits, decibels gained", 0, found["apot3s"] - found["int3 signed"]
+        ),
+        at_least("apot3s / the best table found, decibels gained", -0.05, found["apot3s"] - best),
+    ]
+
+
+def main() -> None:
+    weight = torch.randn(GROUPS, GROUP, generator=torch.Generator().manual_seed(SEED))
+    schemes = {name: potq.PRESETS[name] for name in KNOWN} | {"int3 signed": potq.QuantScheme("int3", signed_scale=True)}
+    rows: list[Row] = []
+    for name, scheme in schemes.items():
+        rows.append({"table": name, "levels": sorted(set(scheme.grid.levels)), "decibels": decibels(weight, scheme)})
+    for start in range(STARTS):
+        value, levels = search(weight, random.Random(start))
+        rows.append({"table": f"searched, start {start}", "levels": levels, "decibels": value})
+    for row in rows:
+        print(f"{row['decibels']:.2f} dB  {row['table']}: {row['levels']}")
+    write_results(NAME, PROTOCOL, rows, goals(rows))
+    print_goals(goals(rows))
+
+
+if __name__ == "__main__":
+    main()
