@@ -1,8 +1,8 @@
 """Tables of eight levels whose scale has a sign: what the sign is worth, and which two-term table is best.
 
 ``python benchmarks/signed_tables.py`` (a minute). Signal to noise in dB over groups of 64 Gaussian weights, every group with
-its own best float16 scale (exact, ``potq.scale_search``). Tables with a zero and at most two signed powers of two a level are
-searched by exchanging one level at a time, from seeded starts: a table without a zero adds noise to inputs of massive
+its own best float16 scale (exact, ``potq.scale_search``). Tables with a zero, and at most two signed powers of two a level,
+are searched by exchanging one level at a time, from seeded starts; one without a zero adds noise to inputs of massive
 activation.
 """
 
