@@ -75,8 +75,9 @@ def test_prepared_and_converted_models_agree_bit_for_bit(
         PoTConfig("pot4", group_size=24, embedding="apot4"),
         PoTConfig("pot4", group_size=32, scale_dtype="e8m0", row_scale=True),
         PoTConfig("pot4", group_size=32, rounding="log", scale_method="absmax"),
+        PoTConfig("pot3s", group_size=32, embedding="apot3s"),
     ],
-    ids=["tensor", "row", "ragged", "row-scale", "log"],
+    ids=["tensor", "row", "ragged", "row-scale", "log", "signed"],
 )
 def test_they_agree_on_gpt2_under_every_form_of_scale(config: PoTConfig, scales: Any, tokens: Tensor) -> None:
     model = tiny_gpt2()

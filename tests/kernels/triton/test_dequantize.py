@@ -28,6 +28,8 @@ PRESETS_HERE = sorted(name for name, scheme in PRESETS.items() if scheme.grid.bi
 
 
 def _scheme(name: str, **changes: object) -> QuantScheme:
+    if name not in POT and PRESETS[name].signed_scale and "scale_dtype" not in changes:
+        changes["signed_scale"] = True
     return QuantScheme(grid=POT[name] if name in POT else PRESETS[name].grid, **{"group_size": 32, **changes})
 
 
@@ -115,14 +117,17 @@ def test_which_scales_are_lifted(dtype: torch.dtype) -> None:
 
 def _random(scheme: QuantScheme, rows: int, columns: int) -> QuantizedWeight:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
-    scale = functional.encode_scale(torch.rand(scheme.scale_shape(rows, columns)) + 0.5, scheme.scale_dtype)
+    value = torch.rand(scheme.scale_shape(rows, columns)) + 0.5
+    if scheme.signed_scale:
+        value *= torch.randint(0, 2, value.shape) * 2 - 1
+    scale = functional.encode_scale(value, scheme.scale_dtype)
     row_scale = torch.rand(rows, 1).half() if scheme.row_scale else None
     return QuantizedWeight.from_scale(weight, scale, scheme, row_scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("group", [16, 48, 64, "row", "tensor"])
-@pytest.mark.parametrize("name", ["pot2", "pot3", "pot4", "int3", "apot4", "int8"])
+@pytest.mark.parametrize("name", ["pot2", "pot3", "pot3s", "pot4", "int3", "apot4", "int8"])
 def test_groups(name: str, group: int | str, dtype: torch.dtype) -> None:
     _check(_random(_scheme(name, group_size=group), 3, 168), dtype)  # 168: a shorter last group, a row with padding
 
