@@ -102,7 +102,9 @@ class QuantScheme(Strict):
     @model_validator(mode="after")
     def _signed_scale_needs_sides(self) -> QuantScheme:
         if self.signed_scale and self.scale_dtype != "float16":
-            raise ValueError("signed_scale=True needs scale_dtype='float16'; E8M0 scales have no sign")
+            raise ValueError(
+                "signed_scale=True needs scale_dtype='float16': E8M0 scales have no sign; add signed_scale=False"
+            )
         if self.signed_scale and self.grid.is_symmetric:
             raise ValueError("signed_scale=True needs a grid that is not symmetric; here a sign would change nothing")
         return self

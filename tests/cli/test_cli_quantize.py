@@ -269,7 +269,7 @@ def test_a_budget(tiny_folder: Path, out: Path) -> None:
     model = potq.load(tiny_folder)
     batches = load_calibration("self", model, potq.load_tokenizer(tiny_folder), window=64, windows=2)
     config = potq.PoTConfig("apot4", effort="fast")
-    expected = potq.allocate(model, config, ["pot2", "pot3", "pot3nz", "apot3", "pot4", "apot4"], batches, budget=3.3)
+    expected = potq.allocate(model, config, ["pot2", "pot3", "pot3s", "apot3s", "pot4", "apot4"], batches, budget=3.3)
     assert potq.load(out).config.quantization_config.targets == expected.targets
     linears = [module for module in found["modules"] if module["kind"] == "linear"]
     weights = [module["shape"][0] * module["shape"][1] for module in linears]

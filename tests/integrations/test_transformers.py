@@ -90,7 +90,7 @@ def test_round_trip_is_bitwise_exact(family: str, dtype: str, tmp_path: Path) ->
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), after)
 
 
-ROWS: dict[str, Any] = {"group_size": 16, "scale_dtype": "e8m0", "row_scale": True}
+ROWS: dict[str, Any] = {"group_size": 16, "scale_dtype": "e8m0", "row_scale": True, "signed_scale": False}
 
 
 @pytest.mark.parametrize("fields", [{}, ROWS], ids=["preset", "row scales"])
