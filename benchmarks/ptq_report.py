@@ -56,6 +56,15 @@ def steps_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def whole_table(rows: list[Row]) -> str:
+    """Perplexities on the windows of the tables above, and on all of the text."""
+    lines = ["| scheme | bits per weight | algorithm | first windows | whole test set |", "|---|---:|---|---:|---:|"]
+    for row in sorted((row for row in rows if "whole" in row), key=lambda row: (row["bits_per_weight"], row["scheme"])):
+        figures = f"{row['perplexity']:.2f} | {row['whole']['perplexity']:.2f}"
+        lines.append(f"| {row['scheme']} | {row['bits_per_weight']:g} | {row['algorithm']} | {figures} |")
+    return "\n".join(lines)
+
+
 def _lines(rows: list[Row], model: str) -> list[tuple[str, float, dict[str, Row]]]:
     own = [row for row in rows if row["model"] == model and row["scheme"] != FULL]
     found: dict[str, dict[str, Row]] = {}
@@ -81,7 +90,12 @@ def main() -> None:
     table, ablation = results("ptq_table"), results("potptq_ablation")
     models = dict.fromkeys(row["model"] for row in table["rows"])
     tables = {model: markdown(table["rows"], model) for model in models}
-    put("ptq", tables | {"goals": goals_table(table["goals"]), "ablation": steps_table(ablation["rows"])})
+    other = {
+        "goals": goals_table(table["goals"]),
+        "ablation": steps_table(ablation["rows"]),
+        "whole": whole_table(table["rows"]),
+    }
+    put("ptq", tables | other)
 
 
 if __name__ == "__main__":
