@@ -8,29 +8,28 @@ activation.
 
 from __future__ import annotations
 
-import math
 import random
 
 import torch
 from torch import Tensor
 
 import potq
-from potq.functional import dequantize, quantize
-from potq.grid import shift_terms, table
-from potq.scale_search import choose_scale
+from apot_search import POOL
+from potq.algorithms.rtn import rtn
+from potq.grid import table
+from potq.report import decibels
 from results_io import Goal, Row, at_least, print_goals, write_results
 
 NAME = "signed_tables"
 GROUPS, GROUP, STARTS, TRIES, SEED = 4000, 64, 12, 1200, 0
-LEVELS = [sign * level for level in range(1, 128) if shift_terms(level) <= 2 for sign in (1, -1)]
+LEVELS = [sign * level for level in POOL if level for sign in (1, -1)]
 KNOWN = ("pot3", "pot3nz", "pot3s", "apot3", "apot3s", "int3", "int3_midrise")
 PROTOCOL = f"{GROUPS} groups of {GROUP} Gaussian weights, seed {SEED}; exact float16 scales; decibels over all"
 
 
-def decibels(weight: Tensor, scheme: potq.QuantScheme) -> float:
-    scale = choose_scale(weight, scheme)
-    error = dequantize(quantize(weight, scale, scheme), scale, scheme) - weight
-    return 10 * math.log10(float(weight.square().sum() / error.square().sum()))
+def quality(weight: Tensor, scheme: potq.QuantScheme) -> float:
+    """Decibels."""
+    return decibels(*rtn(weight, scheme).energies(weight))
 
 
 def signed(levels: list[int]) -> potq.QuantScheme:
@@ -45,18 +44,16 @@ def search(weight: Tensor, rng: random.Random) -> tuple[float, list[int]]:
         *rng.sample([level for level in LEVELS if level < 0], 3),
         *rng.sample([each for each in LEVELS if each > 0], 4),
     ]
-    best = decibels(few, signed(levels))
+    best = quality(few, signed(levels))
     for _ in range(TRIES):
         place, other = rng.randrange(1, 8), rng.choice(LEVELS)
         if other in levels or (other > 0) != (levels[place] > 0):
             continue
         changed = [*levels[:place], other, *levels[place + 1 :]]
-        if {-level for level in changed} == set(changed):
-            continue
-        found = decibels(few, signed(changed))
+        found = quality(few, signed(changed))
         if found > best:
             best, levels = found, changed
-    return decibels(weight, signed(levels)), sorted(levels)
+    return quality(weight, signed(levels)), sorted(levels)
 
 
 def goals(rows: list[Row]) -> list[Goal]:
@@ -76,7 +73,7 @@ def main() -> None:
     schemes = {name: potq.PRESETS[name] for name in KNOWN} | {"int3 signed": potq.QuantScheme("int3", signed_scale=True)}
     rows: list[Row] = []
     for name, scheme in schemes.items():
-        rows.append({"table": name, "levels": sorted(set(scheme.grid.levels)), "decibels": decibels(weight, scheme)})
+        rows.append({"table": name, "levels": sorted(set(scheme.grid.levels)), "decibels": quality(weight, scheme)})
     for start in range(STARTS):
         value, levels = search(weight, random.Random(start))
         rows.append({"table": f"searched, start {start}", "levels": levels, "decibels": value})
