@@ -59,6 +59,7 @@ FOLDERS: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
         {**LLAMA, "head_dim": 8},
         {"preset": "pot2", "embedding": None, "scale_dtype": "e8m0", "row_scale": True},
     ),
+    "llama-pot3s": ("Llama", LLAMA, {"preset": "pot3s"}),
     "mistral-int8": ("Mistral", {**LLAMA, "sliding_window": 4}, {"preset": "int8", "group_size": "tensor"}),
     "gpt2-int3": ("GPT2", GPT2, {"preset": "int3"}),
     "gpt2-float32": ("GPT2", {**GPT2, "tie_word_embeddings": False}, None),

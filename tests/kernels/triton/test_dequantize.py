@@ -98,9 +98,10 @@ def test_every_code_under_every_e8m0_scale(name: str, dtype: torch.dtype) -> Non
 @pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "deep", reason="takes minutes: make check-deep")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", POT)
+@pytest.mark.parametrize("name", [*POT, "pot3s", "apot4"])
 def test_every_code_under_every_float16_scale(name: str, dtype: torch.dtype) -> None:
-    _check_scales(_scheme(name), torch.arange(1 << 15), dtype, per_row=32)
+    scheme = _scheme(name)
+    _check_scales(scheme, torch.arange(1 << (16 if scheme.signed_scale else 15)), dtype, per_row=32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -80,11 +80,12 @@ def launches(x: Tensor, weight: GpuWeight, bias: Tensor | None, row_scale: Tenso
 
 def linear(x: Tensor, weight: GpuWeight, bias: Tensor | None, row_scale: Tensor | None = None) -> Tensor:
     """``x (..., columns) W^T + bias -> (..., rows)`` in the dtype of ``x``, float16 or bfloat16; sums in float32."""
-    flat = x.reshape(-1, weight.columns).contiguous()
-    if flat.data_ptr() % 4:  # a view that starts at an odd place; kernels read pairs
-        flat = flat.clone()
+    flat = x.reshape(-1, weight.columns)
     if len(flat) > _MOST_ROWS:
         return torch.nn.functional.linear(x, dequantize(weight, x.dtype, row_scale), bias)
+    flat = flat.contiguous()
+    if flat.data_ptr() % 4:  # a view that starts at an odd place; kernels read pairs
+        flat = flat.clone()
     out = torch.empty(len(flat), weight.rows, dtype=x.dtype, device=x.device)
     if out.numel():
         bias = None if bias is None else bias.contiguous()
