@@ -1,12 +1,12 @@
 """Do exported files hold the very weights, and do their engines say what potq says? ``benchmarks/export.py --work DIR``
 
-Three models (SmolLM2-135M, TinyStories-656K and a nano GPT-2 that is trained here), rounded to nearest, embedding and head
-``int8``. Per scheme and target: bytes, bits per weight, and how many weights differ when the target's own reader reads
-them. GGUF files go through llama.cpp: greedy texts and perplexity by its own protocol, beside ours on the checkpoint.
-llama.cpp rounds the inputs of quantized products to int8 in blocks of 32, so texts part ways where two tokens are about as
-likely. Two things tell that from a wrong weight: the same file with its tensors as float32 (the control), whose inputs are
-not rounded, and our modules with inputs rounded the same way. compressed-tensors folders: logits of stock transformers in
-bfloat16. ONNX folders: ONNX Runtime's logits.
+Three models: SmolLM2-135M, calibrated (``balanced``), TinyStories-656K and a nano GPT-2 that is trained here, both rounded
+to nearest; embedding and head ``int8``. Per scheme and target: bytes, bits per weight, and how many weights differ when the
+target's own reader reads them. GGUF files go through llama.cpp: greedy texts and perplexity by its own protocol, beside ours
+on the checkpoint. llama.cpp rounds the inputs of quantized products to int8 in blocks of 32, so texts part ways where two
+tokens are about as likely. Two things tell that from a wrong weight: the same file with its tensors as float32 (the
+control), whose inputs are not rounded, and our modules with inputs rounded the same way. compressed-tensors folders: logits
+of stock transformers in bfloat16. ONNX folders: ONNX Runtime's logits.
 
 Tokens per second (``--speed``, SmolLM2, two threads, a machine that does nothing else): interleaved rounds, each contestant
 in a process of its own; medians, ratios are medians of each round's ratio. Rows are kept as they come; a killed run resumes.
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from decode import NEW_TOKENS, PROMPT_TOKENS
 from export_agreement import logits_row, text_row
 from export_goals import goals
 from export_models import Subject, subjects
@@ -35,7 +36,8 @@ from results_io import Row, load_rows, print_goals, write_results
 NAME = "export"
 PACKAGES = ("gguf", "xllamacpp", "llama-cpp-python", "compressed-tensors", "onnx", "onnxruntime")
 PROTOCOL = {
-    "models": "rounded to nearest (fast), embedding and head int8; nano GPT-2: 2 layers of 128, 512 tokens, 400 steps",
+    "models": "rounded to nearest (fast), SmolLM2-135M balanced (64 windows of 512 tokens of WikiText-2 train); "
+    "embedding and head int8; nano GPT-2: 2 layers of 128, 512 tokens, 400 steps",
     "file": "weights that differ from the checkpoint's dequantized ones, by the target's own reader; tolerance 0",
     "texts": "20 prompts of 32 tokens, 400 apart, 32 tokens greedily or to the end token; "
     "equal: each token is our likeliest",
@@ -44,7 +46,7 @@ PROTOCOL = {
     "rounded alike": "our modules, inputs of packed linears rounded to int8 in blocks of 32 with float16 scales",
     "one token": "relative difference of logits after each of 64 texts of one token, median",
     "onnx": "logits of 64 tokens, largest difference relative to the largest logit, by ONNX Runtime alone",
-    "speed": "2 threads; decode: 64 tokens after one; prefill: 128 tokens",
+    "speed": f"2 threads; decode: {NEW_TOKENS} tokens after one; prefill: {PROMPT_TOKENS} tokens",
 }
 
 

@@ -31,6 +31,7 @@ class Subject:
         tokens: of its text, int64 ``(n,)``.
         schemes: of the linears; embedding and head are ``int8``.
         windows: how many windows of ``window`` tokens are scored.
+        calibration: windows to quantize with (effort ``balanced``); without them weights are rounded to nearest.
     """
 
     name: str
@@ -39,13 +40,15 @@ class Subject:
     schemes: tuple[str, ...]
     window: int
     windows: int
+    calibration: Callable[[], list[Tensor]] | None = None
 
     def folder(self, scheme: str, work: Path) -> Path:
         """The packed checkpoint; made if it is not there."""
         folder = work / f"{self.name}-{scheme}"
         if not folder.exists():  # a folder is written whole or not at all
             model = potq.load(self.source())
-            potq.quantize(model, potq.PoTConfig(scheme))
+            batches = self.calibration and self.calibration()
+            potq.quantize(model, potq.PoTConfig(scheme, effort="balanced" if batches else "fast"), batches)
             potq.save(model, folder, potq.load_tokenizer(self.source()))
         return folder
 
@@ -67,7 +70,9 @@ def subjects(data: Path, work: Path) -> dict[str, Subject]:
     found = (
         Subject("TinyStories-656K", lambda: stories.source, stories.tokens, ("mxpot", "mxfp4", "pot3", "pot4"), 512, 16),
         Subject("nano GPT-2", nano.source, nano.tokens, ("mxpot", "pot3", "pot4"), 128, 32),
-        Subject("SmolLM2-135M", lambda: smollm2.source, smollm2.tokens, ("mxpot", "mxfp4", "pot3"), 512, 8),
+        Subject(
+            "SmolLM2-135M", lambda: smollm2.source, smollm2.tokens, ("mxpot", "mxfp4", "pot3"), 512, 32, smollm2.batches
+        ),
     )
     return {subject.name: subject for subject in found}
 

@@ -36,14 +36,15 @@ def files_table(rows: Sequence[Row]) -> str:
 
 def llama_table(rows: Sequence[Row]) -> str:
     head = "| model | scheme | file | equal texts of 20 | perplexity | ours | difference | ours, inputs rounded alike "
-    lines = [head + "| one token: error | rounded alike |"]
-    lines.append("|---|---|---|" + "---:|" * 7)
+    lines = [head + "| ours, int8 inputs | one token: error | rounded alike |"]
+    lines.append("|---|---|---|" + "---:|" * 8)
     for row in (row for row in rows if row["what"] == "agreement" and "perplexity" in row):
-        exact, alike = row["float"], row["rounded alike"]
+        exact, alike, own = row["float"], row["rounded alike"], row["int8"]
         figures = f"{row['perplexity']:.3f} | {exact['perplexity']:.3f} | {exact['difference']:+.3%}"
-        rounded = f"{alike['perplexity']:.3f} ({alike['difference']:+.3%})" if row["file"] == "as exported" else ""
+        quantized = row["file"] == "as exported"
+        rounded = f"{alike['perplexity']:.3f} ({alike['difference']:+.3%}) | {own['perplexity']:.3f}" if quantized else "|"
         names = f"{row['model']} | `{row['scheme']}` | {row['file']}"
-        errors = f"{exact['one_token_error']:.0e} | " + (f"{alike['one_token_error']:.0e}" if rounded else "")
+        errors = f"{exact['one_token_error']:.0e} | " + (f"{alike['one_token_error']:.0e}" if quantized else "")
         lines.append(f"| {names} | {exact['equal_texts']} | {figures} | {rounded} | {errors} |")
     return "\n".join(lines)
 
