@@ -14,7 +14,7 @@ import potq
 from peers.peer import optional
 from potq.export.onnx.write import MODEL_FILE, export_onnx
 from potq.export.report import ExportReport
-from potq.kernels import set_activations
+from potq.kernels import Activations, set_activations
 
 
 class OnnxDecoder:
@@ -50,8 +50,9 @@ class OnnxDecoder:
         return found
 
 
-def write(folder: Path, path: Path) -> ExportReport:
-    return export_onnx(potq.load(folder), path, potq.load_tokenizer(folder), allow_8bit=True, force=True)
+def write(folder: Path, path: Path, activations: Activations = "float") -> ExportReport:
+    model, tokenizer = potq.load(folder), potq.load_tokenizer(folder)
+    return export_onnx(model, path, tokenizer, activations=activations, allow_8bit=True, force=True)
 
 
 def read(path: Path) -> dict[str, Tensor]:

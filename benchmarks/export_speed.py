@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import export_onnx
 from decode import speed_round, workers
 from decode_contestants import Entry
 from export_models import Subject
@@ -23,12 +24,16 @@ def speed_rows(subject: Subject, work: Path, rounds: int, rows: list[Row], keep:
 def _entries(subject: Subject, work: Path) -> list[Entry]:
     found = []
     for scheme in subject.schemes:
+        rounding = work / "onnx" / f"{subject.name}-{scheme}-int8"
+        if not rounding.exists():
+            export_onnx.write(subject.folder(scheme, work), rounding, "int8")
         file = f"{subject.name}-{scheme}"
         candidates = (
             Entry(f"{scheme}: potq", "engine", str(work / file)),
             Entry(f"{scheme}: gguf", "llama.cpp", str(work / "gguf" / f"{file}.gguf")),
             Entry(f"{scheme}: compressed-tensors", "stock", str(work / "compressed-tensors" / file)),
             Entry(f"{scheme}: onnx", "onnx", str(work / "onnx" / file)),
+            Entry(f"{scheme}: onnx, int8 inputs", "onnx", str(rounding)),
         )
         found += [entry for entry in candidates if Path(entry.argument).exists()]
     return found

@@ -89,6 +89,11 @@ def test_an_onnx_folder(tiny_folder: Path, tmp_path: Path) -> None:
     assert "15 quantized weights at 8.600 bits per weight" in out  # rows of 160 take blocks of 32
     assert f"wrote {path}; every weight is equal" in out
     assert (path / "model.onnx_data").exists()
+    words = ["export", packed, tmp_path / "int8", "--to", "onnx", "--allow-8bit", "--activations", "int8"]
+    assert "every weight is equal" in succeed(*words)
+    assert "accuracy_level" in (tmp_path / "int8" / "README.md").read_text()
+    assert (tmp_path / "int8" / "model.onnx_data").read_bytes() == (path / "model.onnx_data").read_bytes()
+    assert "--activations is for onnx" in refused(ConfigError, *words[:4], "gguf", *words[5:])
     assert "--force" in refused(CheckpointError, "export", packed, path, "--to", "onnx", "--allow-8bit")
 
 

@@ -165,6 +165,20 @@ def test_logits_are_those_of_the_float_path(exported: tuple[Any, Path], tokens: 
     assert_close(Session(folder)(tokens[:1]), expected[:1])
 
 
+def test_inputs_rounded_to_int8(exported: tuple[Any, Path], tokens: Tensor, tmp_path: Path) -> None:
+    _, folder = exported
+    copied = shutil.copytree(folder, tmp_path / "int8")
+    write._round_inputs(copied / "model.onnx")
+    graph = onnx.load(copied / "model.onnx", load_external_data=False).graph
+    levels = [a.i for node in graph.node for a in node.attribute if a.name == "accuracy_level"]
+    assert levels == [4] * sum(node.op_type == "MatMulNBits" for node in graph.node)
+    before, after = initializers(folder), initializers(copied)
+    assert before.keys() == after.keys()
+    assert all((before[name] == after[name]).all() for name in before)
+    exact, rounded = Session(folder)(tokens), Session(copied)(tokens)
+    assert (rounded - exact).abs().max() <= 0.1 * exact.abs().max()
+
+
 def test_prefill_and_steps_are_one_pass(exported: tuple[Any, Path], tokens: Tensor) -> None:
     model, folder = exported
     with torch.no_grad():

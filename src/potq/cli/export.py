@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from potq.cli import console
+from potq.cli.kernels import Activations
 from potq.cli.recipe import parse_schemes
 from potq.errors import ConfigError, ExportError
 from potq.scheme import PRESETS, QuantScheme
@@ -35,6 +36,10 @@ def export(
     allow_8bit: Annotated[
         bool, typer.Option("--allow-8bit", help="Also write schemes that only 8-bit types hold exactly.")
     ] = False,
+    activations: Annotated[
+        Activations | None,
+        typer.Option(help="Of onnx: inputs of products exact (float, the default), or rounded to int8, many times as fast."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     list_forms: Annotated[
         bool, typer.Option("--list", help="Show which schemes each format holds exactly, and in what size.")
@@ -65,7 +70,10 @@ def export(
         raise ConfigError("give a model, an output and a format: potq export MODEL OUTPUT --to gguf; or --list")
     if allow_8bit and to is Format.compressed_tensors:
         raise ConfigError(f"--allow-8bit is for other formats; {to.value} has no 8-bit types here")
-    _write(model, output, to, allow_8bit=allow_8bit, force=force, as_json=as_json)
+    if activations is not None and to is not Format.onnx:
+        raise ConfigError(f"--activations is for onnx; what reads {to.value} decides by itself")
+    rounding = activations or Activations.float
+    _write(model, output, to, activations=rounding, allow_8bit=allow_8bit, force=force, as_json=as_json)
 
 
 def _list(schemes: tuple[QuantScheme, ...], *, as_json: bool) -> None:
@@ -91,7 +99,9 @@ def _described(form: Any) -> dict[str, Any] | None:
     return {"type": form.name, "bits_per_weight": form.bits_per_weight} if form is not None else None
 
 
-def _write(model: str, output: Path, to: Format, *, allow_8bit: bool, force: bool, as_json: bool) -> None:
+def _write(
+    model: str, output: Path, to: Format, *, activations: Activations, allow_8bit: bool, force: bool, as_json: bool
+) -> None:
     from potq.checkpoint import check_destination
     from potq.export.compressed_tensors import export_compressed_tensors
     from potq.export.gguf.write import export_gguf
@@ -115,7 +125,8 @@ def _write(model: str, output: Path, to: Format, *, allow_8bit: bool, force: boo
             name = Path(model).resolve().name
             report = export_gguf(loaded, output, tokenizer, name=name, allow_8bit=allow_8bit, force=force)
         elif to is Format.onnx:
-            report = export_onnx(loaded, output, tokenizer, allow_8bit=allow_8bit, force=force)
+            options = {"allow_8bit": allow_8bit, "force": force}
+            report = export_onnx(loaded, output, tokenizer, activations=activations.value, **options)
         else:
             report = export_compressed_tensors(loaded, output, tokenizer, force=force)
             if importlib.util.find_spec("compressed_tensors") is None:

@@ -18,6 +18,9 @@ from potq.packing import pack
 from potq.tensor import QuantizedWeight
 
 DOMAIN = "com.microsoft"
+ACCURACY, FLOAT32_INPUTS, INT8_INPUTS = "accuracy_level", 1, 4
+"""MatMulNBits' attribute: what it may round its inputs to."""
+
 _WIDTHS = (2, 4, 8)
 _BLOCKS = (256, 128, 64, 32, 16)
 _SCALE_BITS = 32
@@ -46,7 +49,8 @@ def width(kind: BlockType) -> int:
 
 def matmul_attributes(kind: BlockType, shape: tuple[int, int]) -> dict[str, Any]:
     """What MatMulNBits is told of a weight ``(out, in)``: also to compute in float32, not to round its inputs to int8."""
-    return {"N": shape[0], "K": shape[1], "bits": width(kind), "block_size": kind.weights, "accuracy_level": 1}
+    sizes = {"N": shape[0], "K": shape[1], "bits": width(kind), "block_size": kind.weights}
+    return {**sizes, ACCURACY: FLOAT32_INPUTS}
 
 
 def gather_attributes(kind: BlockType) -> dict[str, Any]:
