@@ -63,13 +63,13 @@ def _minus_zero(weight: QuantizedWeight) -> Tensor:
     return weight.codes() == never
 
 
-def _check_scales(scheme: QuantScheme, patterns: Tensor, dtype: torch.dtype, per_row: int = 4) -> None:
+def _check_scales(scheme: QuantScheme, patterns: Tensor, dtype: torch.dtype, per_row: int = 16) -> None:
     """Float16 scales of these bits: those that can be lifted, which is the fast kernel's work, then all of them."""
     scales = patterns.to(torch.int16).view(torch.float16)
     form, mantissa = form_of(scheme.grid), MANTISSA[dtype]
     if form.kind == "powers":
         regular = scales[scales.float() * form.lift(mantissa) <= torch.finfo(dtype).max]
-        regular = regular[: len(regular) // per_row * per_row].view(-1, per_row)
+        regular = torch.cat([regular, regular[-1:].expand(-len(regular) % per_row)]).view(-1, per_row)
         assert _arranged(_every_code(scheme, regular)).lifts(dtype)
         _check(_every_code(scheme, regular), dtype)
     _check(_every_code(scheme, scales.view(-1, per_row)), dtype)
@@ -91,8 +91,8 @@ def test_every_code_under_scales_of_every_kind(name: str, dtype: torch.dtype) ->
 @pytest.mark.parametrize("name", [*POT, "int4", "apot4", "mxpot"])
 def test_every_code_under_every_e8m0_scale(name: str, dtype: torch.dtype) -> None:
     scheme, scales = _scheme(name, scale_dtype="e8m0"), torch.arange(255, dtype=torch.uint8)
-    _check(_every_code(scheme, scales.view(-1, 5)), dtype)
-    _check(_every_code(scheme, scales[:125].view(-1, 5)), dtype)  # below 1/2: lifted
+    _check(_every_code(scheme, scales.view(-1, 17)), dtype)
+    _check(_every_code(scheme, scales[:125].view(-1, 25)), dtype)  # below 1/2: lifted
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_every_code_under_every_e8m0_scale(name: str, dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("name", [*POT, "pot3s", "apot4"])
 def test_every_code_under_every_float16_scale(name: str, dtype: torch.dtype) -> None:
     scheme = _scheme(name)
-    _check_scales(scheme, torch.arange(1 << (16 if scheme.signed_scale else 15)), dtype, per_row=32)
+    _check_scales(scheme, torch.arange(1 << (16 if scheme.signed_scale else 15)), dtype, per_row=256)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
