@@ -24,15 +24,15 @@ def speed_rows(subject: Subject, work: Path, rounds: int, rows: list[Row], keep:
 def _entries(subject: Subject, work: Path) -> list[Entry]:
     found = []
     for scheme in subject.schemes:
-        rounding = work / "onnx" / f"{subject.name}-{scheme}-int8"
-        if not rounding.exists():
-            export_onnx.write(subject.folder(scheme, work), rounding, "int8")
         file = f"{subject.name}-{scheme}"
+        exact, rounding = (work / "onnx" / f"{file}{suffix}" for suffix in ("", "-int8"))
+        if exact.exists() and not rounding.exists():
+            export_onnx.write(work / file, rounding, "int8")
         candidates = (
             Entry(f"{scheme}: potq", "engine", str(work / file)),
             Entry(f"{scheme}: gguf", "llama.cpp", str(work / "gguf" / f"{file}.gguf")),
             Entry(f"{scheme}: compressed-tensors", "stock", str(work / "compressed-tensors" / file)),
-            Entry(f"{scheme}: onnx", "onnx", str(work / "onnx" / file)),
+            Entry(f"{scheme}: onnx", "onnx", str(exact)),
             Entry(f"{scheme}: onnx, int8 inputs", "onnx", str(rounding)),
         )
         found += [entry for entry in candidates if Path(entry.argument).exists()]

@@ -19,7 +19,7 @@ from torch import Tensor
 from potq import native
 from potq.errors import ConfigError, EngineError
 from potq.generation import Chat, End, Generation, Ids, Settings, SettingsFields, encode, token_ids
-from potq.kernels.registry import Activations
+from potq.kernels.registry import Activations, check_activations
 from potq.loading import load_tokenizer, resolve
 from potq.text_stream import TextStream
 
@@ -253,8 +253,7 @@ def _folder(path: str | os.PathLike[str]) -> str:
 
 
 def _options(threads: int | None, context: int | None, activations: Activations) -> native.EngineOptions:
-    if activations not in get_args(Activations):
-        raise ConfigError(f"activations are one of {', '.join(get_args(Activations))}, found {activations!r}")
+    check_activations(activations)
     return native.EngineOptions(
         threads=min(torch.get_num_threads(), _MAX_THREADS) if threads is None else _whole("threads", threads, _MAX_THREADS),
         context=0 if context is None else _whole("context", context, 2**31 - 1),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 import potq
-from potq.errors import CheckpointError, ExportError, MissingDependencyError
+from potq.errors import CheckpointError, ConfigError, ExportError, MissingDependencyError
 from potq.kernels import set_activations
 from potq.model import packed_modules
 from potq.scheme import PoTConfig, QuantScheme
@@ -177,6 +177,11 @@ def test_inputs_rounded_to_int8(exported: tuple[Any, Path], tokens: Tensor, tmp_
     assert all((before[name] == after[name]).all() for name in before)
     exact, rounded = Session(folder)(tokens), Session(copied)(tokens)
     assert (rounded - exact).abs().max() <= 0.1 * exact.abs().max()
+
+
+def test_another_word_for_activations(byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="int8, float, found 'int4'"):
+        export_onnx(tiny("llama"), tmp_path / "out", byte_tokenizer, activations="int4")
 
 
 def test_prefill_and_steps_are_one_pass(exported: tuple[Any, Path], tokens: Tensor) -> None:

@@ -125,8 +125,9 @@ def _write(
             name = Path(model).resolve().name
             report = export_gguf(loaded, output, tokenizer, name=name, allow_8bit=allow_8bit, force=force)
         elif to is Format.onnx:
-            options = {"allow_8bit": allow_8bit, "force": force}
-            report = export_onnx(loaded, output, tokenizer, activations=activations.value, **options)
+            report = export_onnx(
+                loaded, output, tokenizer, activations=activations.value, allow_8bit=allow_8bit, force=force
+            )
         else:
             report = export_compressed_tensors(loaded, output, tokenizer, force=force)
             if importlib.util.find_spec("compressed_tensors") is None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from torch import nn
 
 from potq import native
 from potq.errors import ConfigError
 from potq.kernels.cpu import backend as cpu
-from potq.kernels.registry import Activations, choose
+from potq.kernels.registry import Activations, check_activations, choose
 from potq.kernels.triton import backend as triton
 
 
@@ -64,8 +64,7 @@ def set_activations(model: nn.Module, activations: Activations) -> None:
     Raises:
         ConfigError: another word, or no packed module in ``model``.
     """
-    if activations not in get_args(Activations):
-        raise ConfigError(f"activations are one of {', '.join(get_args(Activations))}, found {activations!r}")
+    check_activations(activations)
     packed: list[Any] = [module for module in model.modules() if _is_packed(module)]
     if not packed:
         raise ConfigError(f"{type(model).__name__} has no packed modules; quantize or load a potq checkpoint first")

@@ -49,8 +49,7 @@ def width(kind: BlockType) -> int:
 
 def matmul_attributes(kind: BlockType, shape: tuple[int, int]) -> dict[str, Any]:
     """What MatMulNBits is told of a weight ``(out, in)``: also to compute in float32, not to round its inputs to int8."""
-    sizes = {"N": shape[0], "K": shape[1], "bits": width(kind), "block_size": kind.weights}
-    return {**sizes, ACCURACY: FLOAT32_INPUTS}
+    return {"N": shape[0], "K": shape[1], "bits": width(kind), "block_size": kind.weights, ACCURACY: FLOAT32_INPUTS}
 
 
 def gather_attributes(kind: BlockType) -> dict[str, Any]:

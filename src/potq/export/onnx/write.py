@@ -24,6 +24,7 @@ from potq.export.output import check_on_cpu, folder_bytes
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import ONNX, check_schemes
 from potq.kernels import Activations, set_activations
+from potq.kernels.registry import check_activations
 from potq.model import packed_modules, tensor_bytes
 
 if TYPE_CHECKING:
@@ -75,9 +76,11 @@ def export_onnx(
         MissingDependencyError: a package of ``potq[onnx]`` is not installed.
         ExportError: a scheme without exact form, a model that cannot be traced or computes something else then, no packed
             weight.
+        ConfigError: other ``activations``.
         CheckpointError: something is in the way at ``path``, or the disk is full.
     """
     require_packages()
+    check_activations(activations)
     target = check_destination(path, force=force)
     check_on_cpu(model)
     schemes = [module.scheme for module in packed_modules(model).values()]
