@@ -1,6 +1,6 @@
 """Time and memory of quantizing and loading: ``python benchmarks/quantize_speed.py`` (five minutes).
 
-SmolLM2-135M, every weight (embedding and head included), squared-error search over 16 scales. Each measurement runs in a
+SmolLM2-135M, every weight (embedding and head included), scales of least squared error. Each measurement runs in a
 process of its own. Memory is what the process holds itself (anonymous pages, sampled) beyond what it held after its imports,
 and its peak resident size, which also counts the pages of the mapped input file; both are read from /proc, so Linux only.
 """
@@ -27,7 +27,7 @@ SHARD = 100_000_000  # bytes of the source folder's shards
 LAYER = 49152 * 576 * 4  # bytes of SmolLM2's largest weight in float32
 MODEL = 134_515_008 * 4  # bytes of SmolLM2's parameters in float32
 RUNS = 3
-PROTOCOL = {"model": "SmolLM2-135M, float32", "scale_candidates": 16, "runs": RUNS, "source_shards_bytes": SHARD}
+PROTOCOL = {"model": "SmolLM2-135M, float32", "effort": "fast", "runs": RUNS, "source_shards_bytes": SHARD}
 
 
 class Memory:
@@ -72,7 +72,7 @@ def stream(source: Path, output: Path, scheme: str, embedding: str) -> dict[str,
     from potq import integrations, loading  # noqa: F401  # counted as imports, not as work
 
     import_transformers()
-    config = potq.PoTConfig(scheme, embedding=embedding, scale_candidates=PROTOCOL["scale_candidates"])
+    config = potq.PoTConfig(scheme, embedding=embedding, effort=PROTOCOL["effort"])
     with Memory() as memory:
         began = time.perf_counter()
         model = potq.load(source, config)
@@ -141,7 +141,7 @@ def goals(rows: list[Row]) -> list[Goal]:
     packed = median("quantize", "file_bytes")
     limit = SHARD + LAYER + packed
     figures = [
-        ("quantize every weight of SmolLM2-135M, 16 scales (s)", 45.0, median("quantize", "seconds")),
+        ("quantize every weight of SmolLM2-135M (s)", 45.0, median("quantize", "seconds")),
         ("4-bit group-64 checkpoint, everything quantized (bytes)", 72.5e6, packed),
         (
             "memory while streaming: packed model + one shard + one layer (bytes)",

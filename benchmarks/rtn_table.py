@@ -39,7 +39,7 @@ WINDOWS = 40
 PROTOCOL = {
     "perplexity": "GPTQ protocol: text tokenized once, non-overlapping windows, exp(total nll / predicted tokens)",
     "windows": WINDOWS,
-    "algorithm": "round to nearest, scale by squared error over 16 candidates",
+    "algorithm": "round to nearest, scales of least squared error (effort fast)",
     "group_size": "preset's own: 64, and 32 for mxfp4",
     "stories": "joined by blank lines",
 }
@@ -102,7 +102,7 @@ def measure(cell: Cell, setting: Setting) -> Row:
     bits, snr = 32.0, None
     if cell.scheme != "full precision":
         scheme = potq.PRESETS[cell.scheme]
-        config = potq.PoTConfig(cell.scheme, embedding=scheme if cell.embedding == "same" else None, scale_candidates=16)
+        config = potq.PoTConfig(cell.scheme, embedding=scheme if cell.embedding == "same" else None, effort="fast")
         report = potq.quantize(model, config)
         set_activations(model, "float")  # what the weights cost, and nothing else
         bits, snr = report.bits_per_weight, sum(m.snr_db or 0 for m in report.modules) / len(report.modules)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from potq.blocks import HiddenStates, find_blocks, merge, record_calls, second_moments, shared_inputs
+from potq.blocks import Call, HiddenStates, Keeper, _in_file, find_blocks, merge, record_calls, second_moments, shared_inputs
 from potq.errors import ModelError
 
 SMALL = {
@@ -102,18 +104,64 @@ def test_a_block_that_the_model_never_runs_is_refused() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_in_files_it_is_the_same(tmp_path: Path) -> None:
+def test_in_files_it_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model("llama")
+    blocks = find_blocks(model)[1]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    memory = HiddenStates(record_calls(model, list(blocks), _tokens()))
+    with ExitStack() as stack:
+        files = memory.copy(Keeper(0, stack))
+        for block in blocks:
+            memory.advance(block)
+            files.advance(block)
+        assert all(torch.equal(a.hidden, b.hidden) for a, b in zip(memory, files, strict=True))
+        assert memory.nbytes == files.nbytes == (24 + 7) * 32 * 4
+        assert sum(file.stat().st_size for file in tmp_path.glob("*/*")) == files.nbytes
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_are_for_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with ExitStack() as stack:
+        keep, tensors = Keeper(100, stack), [torch.randn(1, 2, 10).to(torch.bfloat16) for _ in range(4)]
+        kept = [keep(tensor) for tensor in tensors]
+        assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in zip(kept, tensors, strict=True))
+        assert len(list(tmp_path.glob("*/*"))) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match=r"no room for the hidden states .* in /dev .*; set TMPDIR"):
+        _in_file(torch.zeros(1 << 20), Path("/dev/full"))
+
+
+def test_memory_holds_the_states_once() -> None:
     model = _model("llama")
     blocks = find_blocks(model)[1]
     calls = record_calls(model, list(blocks), _tokens())
-    memory, files = HiddenStates(calls), HiddenStates(calls, tmp_path / "deep" / "states")
-    for block in blocks:
-        memory.advance(block)
-        files.advance(block)
-    assert all(torch.equal(a.hidden, b.hidden) for a, b in zip(memory, files, strict=True))
-    assert memory.nbytes == files.nbytes == (24 + 7) * 32 * 4
-    assert sum(file.stat().st_size for file in (tmp_path / "deep" / "states").iterdir()) == files.nbytes
-    assert torch.equal(calls[0].hidden, record_calls(model, list(blocks), _tokens())[0].hidden)
+    states = HiddenStates(calls)
+    assert all(own.hidden is call.hidden for own, call in zip(states, calls, strict=True))
+
+
+@pytest.mark.parametrize("what", ["halved", "twice"])
+def test_blocks_that_are_no_chain_are_refused(what: str) -> None:
+    """RWKV halves the state now and then; some models run their blocks several times."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(64, 8)
+            self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, ids: Tensor, use_cache: bool) -> Tensor:
+            hidden = self.embedding(ids)
+            for block in [self.blocks[0], *self.blocks] if what == "twice" else self.blocks:
+                hidden = block(hidden / 2 if what == "halved" and block is self.blocks[2] else hidden)
+            return hidden
+
+    model = Model()
+    with pytest.raises(ModelError, match=r"Model does not hand .* \(block [12] of 3\); use effort='fast'"):
+        record_calls(model, list(model.blocks), _tokens())
 
 
 def test_no_cache_grows_from_pass_to_pass() -> None:
@@ -136,7 +184,7 @@ def _first(kind: str) -> tuple[nn.Module, HiddenStates]:
 def test_layers_that_read_the_same_are_found() -> None:
     block, states = _first("llama")
     names = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
-    assert shared_inputs(block, sorted(names), states.calls[0]) == [
+    assert shared_inputs(block, sorted(names), states) == [
         ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
         ["self_attn.o_proj"],
         ["mlp.gate_proj", "mlp.up_proj"],
@@ -144,16 +192,29 @@ def test_layers_that_read_the_same_are_found() -> None:
     ]
     block, states = _first("gpt2")
     names = ["mlp.c_proj", "attn.c_attn", "mlp.c_fc", "attn.c_proj"]
-    found = shared_inputs(block, names, states.calls[0])
+    found = shared_inputs(block, names, states)
     assert found == [["attn.c_attn"], ["attn.c_proj"], ["mlp.c_fc"], ["mlp.c_proj"]]
 
 
-def test_a_layer_that_never_runs_is_named() -> None:
+def test_a_layer_that_never_runs_is_left_out() -> None:
     block, states = _first("llama")
     block.spare = nn.Linear(2, 2)
-    with pytest.raises(ModelError, match=r"never reaches model\.layers\.0\.spare; ignore"):
-        shared_inputs(block, ["mlp.up_proj", "spare"], states.calls[0], "model.layers.0.")
+    assert shared_inputs(block, ["mlp.up_proj", "spare"], states) == [["mlp.up_proj"]]
     assert not any(module._forward_pre_hooks for module in block.modules())
+
+
+def test_a_layer_that_some_text_reaches_is_found() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.often, self.rarely = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            return self.rarely(hidden) if bool((hidden > 2).any()) else self.often(hidden)
+
+    block = Block()
+    calls = [Call(torch.full((1, 3, 4), value), {block: ((), {})}) for value in (1.0, 1.0, 3.0)]
+    assert shared_inputs(block, ["often", "rarely"], calls) == [["often"], ["rarely"]]
 
 
 def test_second_moments_are_those_of_all_tokens() -> None:

@@ -12,8 +12,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import potq
 from potq.algorithms.rtn import rtn
 from potq.calibration import check_batches, input_mean_squares, mean_squared_gradients, output_snr
+from potq.effort import Effort
 from potq.errors import DataError, ModelError
 from potq.report import decibels
+from potq.scheme import QuantScheme
 
 DOWN = "model.layers.1.mlp.down_proj"
 UP = "model.layers.1.mlp.up_proj"
@@ -171,14 +173,27 @@ def test_batches_of_every_integer_kind() -> None:
     assert [batch.dtype for batch in check_batches(batches)] == [torch.int32, torch.int64]
 
 
-@pytest.mark.parametrize("method", ["mse", "weighted"])
-def test_a_layer_that_calibration_never_reaches(tiny_model: Any, tokens: torch.Tensor, method: str) -> None:
+@pytest.mark.parametrize("effort", ["fast", "balanced", "best", Effort(scope="block", codes=False, epochs=1)])
+def test_a_layer_that_calibration_never_reaches_is_rounded(tiny_model: Any, tokens: torch.Tensor, effort: Any) -> None:
+    spare = tiny_model.model.layers[0].mlp.spare = nn.Linear(64, 64)
+    expected = rtn(spare.weight.detach(), QuantScheme("pot4"), method="mse")
+    report = potq.quantize(tiny_model, potq.PoTConfig("pot4", effort=effort), [tokens])
+    entries = {entry.name: entry for entry in report.modules}
+    entry = entries.pop("model.layers.0.mlp.spare")
+    assert entry.algorithm == ("rtn/mse-exact" if effort == "fast" else "rtn/mse (no text reaches it)")
+    assert entry.output_snr_db is None
+    assert all(other.output_snr_db is not None for other in entries.values())
+    assert torch.equal(tiny_model.get_submodule(entry.name).quantized.packed, expected.packed)
+
+
+def test_a_layer_that_calibration_never_reaches(tiny_model: Any, tokens: torch.Tensor) -> None:
     tiny_model.model.layers[0].mlp.spare = nn.Linear(64, 64)
-    config = potq.PoTConfig("pot4", scale_method=method)
+    config = potq.PoTConfig("pot4", scale_method="weighted")
     with pytest.raises(ModelError, match=r"the calibration text never reaches model\.layers\.0\.mlp\.spare; ignore"):
         potq.quantize(tiny_model, config, [tokens])
     assert type(tiny_model.model.layers[0].mlp.up_proj) is nn.Linear
-    report = potq.quantize(tiny_model, potq.PoTConfig("pot4", scale_method=method, ignore=["spare"]), [tokens])  # the remedy
+    remedy = potq.PoTConfig("pot4", scale_method="weighted", ignore=["spare"])
+    report = potq.quantize(tiny_model, remedy, [tokens])
     assert [entry.name for entry in report.skipped] == ["model.layers.0.mlp.spare"]
 
 

@@ -39,6 +39,7 @@ def test_a_checkpoint_says_what_it_is(tiny_model: Any, tmp_path: Path) -> None:
     assert "# out\n" in found.text
     assert "| pot3-g64 | packed | 14 |" in found.text
     assert "| int8-g64 | packed | 1 | 16,640 | 8.25 |" in found.text
+    assert "| not quantized | float32 | 5 | 320 | 32 |" in found.text
     assert 'potq.load("out")' in found.text
 
 

@@ -13,6 +13,7 @@ SOURCE = Path(potq.__file__).parent
 ORDER = [
     "errors",
     "validation",
+    "lazy",
     "native",
     "grid",
     "effort",

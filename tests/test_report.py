@@ -76,6 +76,20 @@ def test_summary(report: QuantReport) -> None:
     assert report.summary() == "4 modules quantized at 6.695 bits per weight, 1 skipped; 0.1 MB -> 0.0 MB"
 
 
+def test_summary_says_how_much_was_skipped(report: QuantReport) -> None:
+    experts = SkippedModule(name="model.layers.0.mlp.experts", reason="not supported", nbytes=20_000)
+    found = report.model_copy(update={"skipped": [*report.skipped, experts]})
+    assert found.skipped_share == 20_512 / found.bytes_before
+    assert ", 2 skipped with 29% of the model; " in found.summary()
+
+
+def test_fallbacks_name_their_modules(report: QuantReport) -> None:
+    fallback = [entry(f"model.layers.{i}.mlp.spare", algorithm="rtn/mse (no text reaches it)") for i in range(5)]
+    text = rendered(report.model_copy(update={"modules": [*report.modules, *fallback]}).tables())
+    names = ", ".join(f"model.layers.{i}.mlp.spare" for i in range(3))
+    assert f"algorithm: rtn/mse-16, rtn/mse (no text reaches it): {names} and 2 more" in " ".join(text.split())
+
+
 def test_table_joins_the_layers(report: QuantReport) -> None:
     lines = rendered(report.tables()).splitlines()
     assert lines[0].startswith("4 modules quantized")

@@ -6,7 +6,8 @@ called with is recorded from the model itself, and layers that read the same ten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,12 @@ class Call:
 
     def __call__(self, block: nn.Module) -> Tensor:
         args, kwargs = self.others[block]
-        output = block(self.hidden, *args, **kwargs)
-        hidden: Tensor = output[0] if isinstance(output, tuple) else output
-        return hidden
+        return _hidden(block(self.hidden, *args, **kwargs))
+
+
+def _hidden(output: Any) -> Tensor:
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
@@ -68,30 +72,47 @@ def merge(batches: Sequence[Tensor]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def record_calls(model: nn.Module, blocks: Sequence[nn.Module], batches: Sequence[Tensor]) -> list[Call]:
+def record_calls(
+    model: nn.Module, blocks: Sequence[nn.Module], batches: Sequence[Tensor], keep: Callable[[Tensor], Tensor] = torch.clone
+) -> list[Call]:
     """What the blocks are called with for every token batch: hidden states of the first, all other arguments of each.
 
+    Args:
+        keep: makes the copy of the hidden states that is returned, e.g. a :class:`Keeper`.
+
     Raises:
-        ModelError: a block does not run.
+        ModelError: a block does not run, runs twice, or gets something else than the block before it puts out.
     """
     calls: list[Call] = []
     states: list[Tensor] = []
     others: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    output: Tensor | None = None
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kept = {name: _without_cache(value) for name, value in kwargs.items()}
         hidden = args[0] if args else kept.pop("hidden_states")
         if module is blocks[0]:
-            states.append(hidden.clone())
+            states.append(keep(hidden))
+        chained = module is blocks[0] or (output is not None and (hidden is output or torch.equal(hidden, output)))
+        if module in others or not chained:
+            raise ModelError(
+                f"{type(model).__name__} does not hand its hidden states from block to block as they are, so that blocks "
+                f"cannot be calibrated one by one (block {len(others)} of {len(blocks)}); use effort='fast'"
+            )
         others[module] = tuple(map(_without_cache, args[1:])), kept
         if module is blocks[-1]:
             raise _Reached
 
+    def put_out(module: nn.Module, args: tuple[Any, ...], found: Any) -> None:
+        nonlocal output
+        output = _hidden(found)
+
     with ExitStack() as stack:
         for block in blocks:
             stack.callback(block.register_forward_pre_hook(record, with_kwargs=True).remove)
+            stack.callback(block.register_forward_hook(put_out).remove)
         for batch in batches:
-            others = {}
+            others, output = {}, None
             with suppress(_Reached):
                 model(batch.to(next(model.parameters()).device), use_cache=False)
             if missed := [index for index, block in enumerate(blocks) if block not in others]:
@@ -109,14 +130,52 @@ class _Reached(Exception):  # noqa: N818  # not an error
     pass
 
 
-class HiddenStates:
-    """The inputs of the current block for every call, advanced in place; in memory, or in files of ``folder``."""
+class Keeper:
+    """Keeps copies of tensors: in memory while they fit in ``cache_bytes``, beyond it in files, until ``stack`` is left."""
 
-    def __init__(self, calls: Sequence[Call], folder: Path | None = None) -> None:
-        self.calls = [Call(_store(call.hidden, folder, index), call.others) for index, call in enumerate(calls)]
+    def __init__(self, cache_bytes: int, stack: ExitStack) -> None:
+        self._left, self._stack, self._files = cache_bytes, stack, 0
+        self._folder: Path | None = None
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The copy.
+
+        Raises:
+            ModelError: the disk is full; names the folder.
+        """
+        if tensor.nbytes <= self._left:
+            self._left -= tensor.nbytes
+            return tensor.clone()
+        if self._folder is None:
+            self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="potq-")))
+        self._files += 1
+        return _in_file(tensor, self._folder / f"{self._files:06}.bin")
+
+
+def _in_file(tensor: Tensor, file: Path) -> Tensor:
+    """A copy that lies in ``file``, mapped. It is written beforehand: a full disk is an error there, and a signal later."""
+    try:
+        tensor.contiguous().view(torch.uint8).numpy().tofile(file)
+    except OSError as error:
+        raise ModelError(
+            f"no room for the hidden states of the calibration text in {file.parent} ({error}); set TMPDIR to a folder on a "
+            "larger disk, or use fewer windows"
+        ) from error
+    return torch.from_file(str(file), shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
+
+
+class HiddenStates:
+    """The inputs of the current block for every call, advanced in place."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self.calls = list(calls)
 
     def __iter__(self) -> Iterator[Call]:
         return iter(self.calls)
+
+    def copy(self, keep: Callable[[Tensor], Tensor]) -> HiddenStates:
+        """Others with the same content, copied by ``keep``."""
+        return HiddenStates([Call(keep(call.hidden), call.others) for call in self.calls])
 
     @torch.no_grad()
     def advance(self, block: nn.Module) -> None:
@@ -130,23 +189,23 @@ class HiddenStates:
         return sum(call.hidden.nbytes for call in self.calls)
 
 
-def _store(hidden: Tensor, folder: Path | None, index: int) -> Tensor:
-    if folder is None:
-        return hidden.clone()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{index:06}.bin"
-    file.unlink(missing_ok=True)
-    stored = torch.from_file(str(file), shared=True, size=hidden.numel(), dtype=hidden.dtype).view(hidden.shape)
-    return stored.copy_(hidden)
-
-
 @torch.no_grad()
-def shared_inputs(block: nn.Module, names: Sequence[str], call: Call, prefix: str = "") -> list[list[str]]:
+def shared_inputs(block: nn.Module, names: Sequence[str], calls: Iterable[Call]) -> list[list[str]]:
     """The named layers of ``block`` in the order they run, those that read the same tensor together.
 
-    Raises:
-        ModelError: a layer does not run; names it, with the ``prefix`` that the block's layers have in the model.
+    Layers that no call reaches are left out: experts that no token is sent to, a matrix that is read without a call.
     """
+    found: list[list[str]] = []
+    missed = list(names)
+    for call in calls:
+        if not missed:
+            break
+        found += _shared_inputs(block, missed, call)
+        missed = [name for name in missed if not any(name in group for group in found)]
+    return found
+
+
+def _shared_inputs(block: nn.Module, names: Sequence[str], call: Call) -> list[list[str]]:
     groups: dict[int, list[str]] = {}
     alive: list[Tensor] = []  # an id is unique while its tensor lives
 
@@ -154,12 +213,8 @@ def shared_inputs(block: nn.Module, names: Sequence[str], call: Call, prefix: st
         alive.append(input)
         groups.setdefault(id(input), []).append(name)
 
-    with _inputs_seen(block, names, note):
+    with _inputs_seen(block, names, note), mixed_precision(call.hidden.device):
         call(block)
-    missed = sorted(set(names) - {name for group in groups.values() for name in group})
-    if missed:
-        shown = ", ".join(prefix + name for name in missed[:5])
-        raise ModelError(f"the calibration text never reaches {shown}; ignore these modules")
     return list(groups.values())
 
 

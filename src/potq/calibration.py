@@ -96,10 +96,10 @@ def output_snr(model: nn.Module, quantized: dict[str, QuantizedWeight], batches:
     """Signal-to-noise ratio (dB) of each layer's output on the text: full precision against quantized, same inputs.
 
     ``model`` is still in full precision; ``quantized`` maps names of its linears and plain embeddings to their weights.
+    Layers that the text never reaches are left out.
     """
-    signal: dict[str, float] = dict.fromkeys(quantized, 0.0)
-    noise: dict[str, float] = dict.fromkeys(quantized, 0.0)
-    counts: dict[str, int] = {}
+    signal: dict[str, float] = {}
+    noise: dict[str, float] = {}
 
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         weight, exact = quantized[name].dequantize(), linear_weight(module).float()
@@ -108,13 +108,11 @@ def output_snr(model: nn.Module, quantized: dict[str, QuantizedWeight], batches:
         else:
             x = args[0].detach().float()
             clean, error = x @ exact.t(), x @ (weight - exact).t()
-        signal[name] += float(clean.square().sum(dtype=torch.float64))
-        noise[name] += float(error.square().sum(dtype=torch.float64))
-        counts[name] = counts.get(name, 0) + 1
+        signal[name] = signal.get(name, 0.0) + float(clean.square().sum(dtype=torch.float64))
+        noise[name] = noise.get(name, 0.0) + float(error.square().sum(dtype=torch.float64))
 
     _run(model, {name: partial(hook, name) for name in quantized}, batches)
-    _require_reached(list(quantized), counts)
-    return {name: decibels(signal[name], noise[name]) for name in quantized}
+    return {name: decibels(signal[name], noise[name]) for name in signal}
 
 
 def _run(model: nn.Module, hooks: dict[str, Any], batches: Sequence[Tensor]) -> None:

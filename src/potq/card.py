@@ -56,6 +56,7 @@ def packed_card(model: nn.Module, name: str) -> str | None:
     if not owners:
         return None
     parts = [Part(weight.scheme.name, "packed", weight.shape[0] * weight.shape[1], weight.nbytes) for weight in owners]
+    parts += [Part("not quantized", str(p.dtype).removeprefix("torch."), p.numel(), p.nbytes) for p in model.parameters()]
     use = _PACKED_USE.format(path=name)
     return model_card(model, name, parts, nbytes=tensor_bytes(model), library="potq", use=use)
 
@@ -68,7 +69,7 @@ def model_card(
     Args:
         model: what was saved; its config says where it came from.
         name: the title.
-        parts: the quantized weights; those alike share a line.
+        parts: the quantized weights, and others; those alike share a line.
         nbytes: of everything.
         library: what loads it, in the hubs' words.
         use: how to load it, Markdown.

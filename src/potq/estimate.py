@@ -89,7 +89,7 @@ def _groups(model: nn.Module, config: PoTConfig | None) -> list[_Layers]:
         return []
     with evaluation_mode(model), torch.no_grad():
         call = record_calls(model, [blocks[0]], [torch.zeros(1, 4, dtype=torch.long)])[0]
-        found = shared_inputs(blocks[0], list(inside), call)
+        found = shared_inputs(blocks[0], list(inside), [call])
     return [_Layers(inside[names[0]][1], tuple(inside[name][0] for name in names)) for names in found]
 
 

@@ -250,8 +250,28 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
+def keep_dtype(model: nn.Module) -> None:
+    """Have a model without a float parameter left (OLMo's norms have none) know its ``dtype`` and ``device``.
+
+    transformers reads both off the first parameter. The class made here stands for the model's own, under its name.
+    """
+    if next(model.parameters(), None) is not None or not hasattr(type(model), "dtype"):
+        return
+    kind = type(model)
+    members = {
+        "__module__": kind.__module__,
+        "dtype": property(lambda self: _first_packed(self).compute_dtype),
+        "device": property(lambda self: _first_packed(self).quantized.packed.device),
+    }
+    model.__class__ = type(kind.__name__, (kind,), members)
+
+
+def _first_packed(model: nn.Module) -> PackedModule:
+    return next(module for module in model.modules() if isinstance(module, PackedModule))
+
+
 def _forget_ties(model: nn.Module) -> None:
-    """Drop transformers' tie bookkeeping for packed modules: the tie is now in the modules, not in a parameter."""
+    """Drop transformers' tie bookkeeping for packed weights: the tie is now in the modules, not in a parameter."""
     for submodule in model.modules():
         for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
             ties = getattr(submodule, attribute, None)
@@ -261,7 +281,8 @@ def _forget_ties(model: nn.Module) -> None:
 
 
 def _names_packed(model: nn.Module, key: str) -> bool:
+    name, _, parameter = key.rpartition(".")
     try:
-        return isinstance(model.get_submodule(key.rpartition(".")[0]), PackedModule)
+        return parameter == "weight" and isinstance(model.get_submodule(name), PackedModule)
     except AttributeError:
         return False

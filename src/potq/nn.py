@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from potq.kernels import Activations, ops, reference
 from potq.kernels.registry import BACKENDS, Backend, choose
+from potq.lazy import LazyTensor
 from potq.scheme import QuantScheme
 from potq.tensor import QuantizedWeight
 
@@ -87,11 +88,16 @@ class PackedModule(ScaledModule):
 
     @property
     def weight(self) -> Tensor:
-        """The dequantized weight ``(out, in)`` in ``compute_dtype``: a fresh tensor, for reading only."""
-        packed, scale, row_scale = self._tensors()
-        weight = reference.rows(None, packed, scale, self.scheme, self._shape[1], self.compute_dtype, row_scale)
+        """The dequantized weight ``(out, in)`` in ``compute_dtype``, for reading only; made by whatever computes with it."""
+        if torch.compiler.is_compiling():
+            return self._dequantized()
+        weight = LazyTensor(self._shape, self.compute_dtype, self._tensors()[0].device, self._dequantized)
         weight._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: not to be initialised
         return weight
+
+    def _dequantized(self) -> Tensor:
+        packed, scale, row_scale = self._tensors()
+        return reference.rows(None, packed, scale, self.scheme, self._shape[1], self.compute_dtype, row_scale)
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Codes and scales, this module's or its owner's; past ``nn.Module.__getattr__``, which costs a microsecond."""

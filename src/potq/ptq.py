@@ -18,7 +18,18 @@ from potq.algorithms.rtn import rtn
 from potq.blocks import find_blocks, merge
 from potq.effort import EFFORTS, Effort
 from potq.errors import ConfigError, ModelError
-from potq.model import Plan, Target, install, is_tied, linear_weight, packed_modules, plan, tensor_bytes, vocabulary
+from potq.model import (
+    Plan,
+    Target,
+    install,
+    is_tied,
+    keep_dtype,
+    linear_weight,
+    packed_modules,
+    plan,
+    tensor_bytes,
+    vocabulary,
+)
 from potq.report import ModuleReport, QuantReport, decibels
 from potq.resume import WorkFolder, fingerprint
 from potq.scale_search import CANDIDATES, is_exact, scale_multipliers
@@ -63,8 +74,9 @@ def quantize(
 
     Raises:
         ConfigError: a pattern that matches nothing, or an effort or scale method that needs calibration without it.
-        ModelError: NaN or infinite weights or activations (named), layers that the text never reaches, a model quantized
-            before, nothing to quantize. The model is unchanged.
+        ModelError: NaN or infinite weights or activations (named), a model quantized before, nothing to quantize, a
+            calibrated effort for a model on a GPU; layers that the text never reaches where ``scale_method`` needs them
+            (otherwise they are rounded to nearest, and the report says so). The model is unchanged.
         DataError: calibration that is not token batches.
     """
     if not hasattr(model, "config"):
@@ -74,6 +86,8 @@ def quantize(
     batches = calib.check_batches(calibration, vocabulary(model)) if calibration is not None else []
     effort = chosen_effort(config, given=bool(batches))
     config = config.model_copy(update={"effort": effort})
+    if effort.calibrated:
+        _require_cpu(model)
     for target in todo.targets:
         check_weight(linear_weight(model.get_submodule(target.name)).detach(), target)
     run = _Run(model, config, effort, todo, batches, seed, cache_bytes, progress)
@@ -110,7 +124,7 @@ class _Run:
 
     def rounded(self, targets: Sequence[Target]) -> Done:
         """Every target by itself, to the nearest level."""
-        importance = _importance(self.model, self.config, self.todo, self.batches)
+        importance = _importance(self.model, self.config, targets, self.batches)
         done: Done = {}
         for index, target in enumerate(targets):
             if self.progress is not None:
@@ -226,20 +240,30 @@ def require_calibration(config: PoTConfig, *, given: bool) -> None:
         )
 
 
+def _require_cpu(model: nn.Module) -> None:
+    elsewhere = sorted({str(p.device) for p in model.parameters() if p.device.type != "cpu"})
+    if elsewhere:
+        raise ModelError(
+            f"calibrated efforts compute on the CPU, the model is on {', '.join(elsewhere)}; quantize model.cpu(), or use "
+            "effort='fast'"
+        )
+
+
 def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
     """Record on the model what saving and loading need."""
     model.quant_report = report  # type: ignore[assignment]  # nn.Module's stub expects tensors and modules
+    keep_dtype(model)
     model_config: Any = model.config
     model_config.quantization_config = config
     if getattr(model_config, "tie_word_embeddings", False) and not is_tied(model):
         model_config.tie_word_embeddings = False  # two weights, whatever the config said; both are saved
 
 
-def _importance(model: nn.Module, config: PoTConfig, todo: Plan, batches: list[Tensor]) -> dict[str, Tensor]:
-    names = [target.name for target in todo.targets if target.kind == "linear"]
-    if config.scale_method == "weighted":
+def _importance(model: nn.Module, config: PoTConfig, targets: Sequence[Target], batches: list[Tensor]) -> dict[str, Tensor]:
+    names = [target.name for target in targets if target.kind == "linear"]
+    if config.scale_method == "weighted" and names:
         return calib.input_mean_squares(model, names, batches)
-    if config.scale_method == "fisher":
+    if config.scale_method == "fisher" and names:
         return calib.mean_squared_gradients(model, names, batches)
     return {}
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_NOTABLE = 0.1  # of a model
+
+
 def decibels(signal: float, noise: float) -> float:
     """``10 log10(signal / noise)`` of two energies, held within +-200 so that exact results stay finite in JSON."""
     if noise == 0:
@@ -65,6 +68,11 @@ class QuantReport(BaseModel):
         return self.bytes_after + sum(module.bytes_before - module.bytes_after for module in self.modules)
 
     @property
+    def skipped_share(self) -> float:
+        """Of the model's bytes before, those of skipped modules."""
+        return sum(module.nbytes for module in self.skipped) / self.bytes_before
+
+    @property
     def bits_per_weight(self) -> float:
         """Stored bits per quantized weight, scales included; a tied weight counts once."""
         weights = sum(math.prod(module.shape) for module in self.modules)
@@ -87,7 +95,7 @@ class QuantReport(BaseModel):
         from rich.table import Table
 
         outputs = any(module.output_snr_db is not None for module in self.modules)
-        caption = f"SNR in dB; algorithm: {', '.join(dict.fromkeys(module.algorithm for module in self.modules))}"
+        caption = f"SNR in dB; algorithm: {', '.join(self._algorithms())}"
         table = Table(title=self.summary(), caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE)
         for heading in ("module", "n", "shape", "scheme", "bits", "SNR", "worst", *(("output", "worst") if outputs else ())):
             left = heading in ("module", "scheme")
@@ -110,10 +118,23 @@ class QuantReport(BaseModel):
 
     def summary(self) -> str:
         """One line: what was quantized, what was not, and the size."""
+        share = f" with {self.skipped_share:.0%} of the model" if self.skipped_share >= _NOTABLE else ""
         return (
             f"{len(self.modules)} modules quantized at {self.bits_per_weight:.3f} bits per weight, "
-            f"{len(self.skipped)} skipped; {self.bytes_before / 1e6:.1f} MB -> {self.bytes_after / 1e6:.1f} MB"
+            f"{len(self.skipped)} skipped{share}; {self.bytes_before / 1e6:.1f} MB -> {self.bytes_after / 1e6:.1f} MB"
         )
+
+    def _algorithms(self) -> list[str]:
+        """Each once; one that is a fallback, with its reason in brackets, with the modules it was for."""
+        names: dict[str, list[str]] = defaultdict(list)
+        for module in self.modules:
+            names[module.algorithm].append(module.name)
+        return [
+            f"{algorithm}: {', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
+            if algorithm.endswith(")")
+            else algorithm
+            for algorithm, found in names.items()
+        ]
 
     def _rows(self, every_module: bool) -> dict[str, list[ModuleReport]]:
         rows: dict[str, list[ModuleReport]] = defaultdict(list)

@@ -6,11 +6,9 @@ computed. Whatever happens, nothing has to be undone.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +19,16 @@ from potq.algorithms.learned import LearnedWeight
 from potq.algorithms.refine import Learning, fit
 from potq.algorithms.rounding import Rounded, SchemeRounding, round_to_nearest
 from potq.algorithms.rtn import rtn
-from potq.blocks import Call, HiddenStates, find_blocks, merge, mixed_precision, record_calls, second_moments, shared_inputs
+from potq.blocks import (
+    HiddenStates,
+    Keeper,
+    find_blocks,
+    merge,
+    mixed_precision,
+    record_calls,
+    second_moments,
+    shared_inputs,
+)
 from potq.effort import Effort
 from potq.losses import divergence, output_loss
 from potq.model import Target, as_matrix, evaluation_mode, linear_weight
@@ -72,7 +79,7 @@ class Walk:
         """Quantize the targets that are in blocks, by name.
 
         Raises:
-            ModelError: no blocks, a layer that the text never reaches, NaN activations, a refinement that diverges.
+            ModelError: no blocks, or not one after another; NaN activations; a refinement that diverges; a full disk.
         """
         with evaluation_mode(self.model), _frozen(self.model), ExitStack() as stack:
             layers = self._blocks(stack)
@@ -82,8 +89,9 @@ class Walk:
 
     def _blocks(self, stack: ExitStack) -> dict[str, Layer]:
         prefix, blocks = find_blocks(self.model)
-        calls = record_calls(self.model, list(blocks), merge(self.batches))
-        seen, exact = self._hidden_states(calls, stack)
+        keep = Keeper(self.cache_bytes, stack)
+        seen = HiddenStates(record_calls(self.model, list(blocks), merge(self.batches), keep))
+        exact = seen.copy(keep) if self.effort.scope == "block" else None  # as the full-precision model has them
         layers: dict[str, Layer] = {}
         total = sum(target.name.startswith(f"{prefix}.") for target in self.targets)
         for index, block in enumerate(blocks):
@@ -104,15 +112,6 @@ class Walk:
             layers |= {start + name: layer for name, layer in done.items()}
         return layers
 
-    def _hidden_states(self, calls: list[Call], stack: ExitStack) -> tuple[HiddenStates, HiddenStates | None]:
-        """Inputs of the blocks as the quantized model has them, and, if a step wants them, as the full-precision one has."""
-        streams = 2 if self.effort.scope == "block" else 1
-        folder = None
-        if streams * sum(call.hidden.nbytes for call in calls) > self.cache_bytes:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="potq-")))
-        seen = HiddenStates(calls, folder and folder / "seen")
-        return seen, HiddenStates(calls, folder and folder / "exact") if streams == 2 else None
-
     def _reporter(self, done: int, total: int, prefix: str) -> Callable[[int, str], None]:
         def report(more: int, name: str) -> None:
             if self.progress is not None:
@@ -129,8 +128,9 @@ class Walk:
             stored = {k: found[f"{name}.{k}"] for k in ("packed", "scale", "row_scale") if f"{name}.{k}" in found}
             label = bytes(found[f"{name}.algorithm"].tolist()).decode()
             weight = QuantizedWeight(shape=target.shape, scheme=target.scheme, **stored)
-            rounding = SchemeRounding(weight.scheme, weight.row_scale) if target.scheme.group_size != "tensor" else None
-            layers[name] = Layer(weight, label, rounding, found.get(f"{name}.latent"))
+            latent = found.get(f"{name}.latent")
+            rounding = None if latent is None else SchemeRounding(weight.scheme, weight.row_scale)
+            layers[name] = Layer(weight, label, rounding, latent)
         return layers
 
     def _save(self, index: int, layers: dict[str, Layer]) -> None:
@@ -190,14 +190,19 @@ class Walk:
         """Layer group by layer group, each seeing the effect of those before it; then the block as a whole, if asked."""
         found: dict[str, tuple[Rounded, SchemeRounding, str]] = {}
         layers: dict[str, Layer] = {}
+        groups = shared_inputs(block, list(inside), seen)
+        unread = set(inside) - {name for group in groups for name in group}
         with _substituted(block, {}) as substitute:
-            for group in shared_inputs(block, list(inside), seen.calls[0], prefix) if inside else []:
+            for name in sorted(unread):
+                layers[name] = _rounded(linear_weight(block.get_submodule(name)), inside[name].scheme, "no text reaches it")
+                substitute(name, layers[name].weight.dequantize())
+            for group in groups:
                 hessian = second_moments(block, group[0], seen, prefix)
                 for name in group:
                     report(len(found) + len(layers), name)
                     weight, scheme = linear_weight(block.get_submodule(name)).detach().float(), inside[name].scheme
                     if scheme.group_size == "tensor":
-                        layers[name] = Layer(rtn(weight, scheme), "rtn/mse (one scale for all rows)")
+                        layers[name] = _rounded(weight, scheme, "one scale for all rows")
                         substitute(name, layers[name].weight.dequantize())
                         continue
                     rounding = self.rounding(weight, scheme, hessian.diagonal())
@@ -206,6 +211,11 @@ class Walk:
             if exact is not None:
                 found = _refine_block(block, found, seen, exact, self.effort, seed)
         return layers | {n: Layer(rounding.pack(r), label, rounding, r.latent) for n, (r, rounding, label) in found.items()}
+
+
+def _rounded(weight: Tensor, scheme: QuantScheme, reason: str) -> Layer:
+    """A layer that calibration does nothing for."""
+    return Layer(rtn(weight.detach().float(), scheme), f"rtn/mse ({reason})")
 
 
 def _quantize_layer(

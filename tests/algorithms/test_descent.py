@@ -120,6 +120,17 @@ def test_hessians_of_all_kinds(kind: str) -> None:
     assert (after <= before * (1 + 1e-5)).all()
 
 
+@pytest.mark.parametrize("name", ["pot3", "signed"])
+def test_scales_are_refit(name: str) -> None:
+    """Negative ones too: GPTQ's first guess of a scale is rarely the least squares one."""
+    weight, hessian = _problem(64, 128)
+    rounding = SchemeRounding(SCHEMES[name])
+    start = gptq(weight, hessian, rounding)
+    found = descent._refit_scales(weight, hessian, start, rounding)
+    assert (found.scale != start.scale).any(1).float().mean() > 0.9
+    assert (output_error(weight, found.values, hessian) <= output_error(weight, start.values, hessian)).all()
+
+
 def test_nothing_given_is_changed() -> None:
     weight, hessian = _problem()
     rounding = SchemeRounding(PRESETS["pot3"])

@@ -50,6 +50,27 @@ def _total(loss: Callable[[int], Tensor]) -> float:
     return sum(float(loss(index).detach()) for index in range(BATCHES))
 
 
+def test_a_forward_of_ones_own_is_kept() -> None:
+    """Routers are linears that return more than a product."""
+
+    class Router(nn.Linear):
+        def forward(self, input: Tensor, scale: float) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            logits = super().forward(input) * scale
+            return logits, logits.softmax(-1)
+
+    scheme, x = PRESETS["pot3"], torch.randn(3, 48)
+    router = Router(48, 16)
+    rounding = SchemeRounding(scheme)
+    learned = LearnedWeight(rounding.unpack(rtn(router.weight.detach(), scheme)), rounding)
+    with Learning({router: learned}):
+        logits, _ = router(x, scale=2.0)
+    assert torch.equal(logits, nn.functional.linear(x, learned(), router.bias) * 2.0)
+    assert isinstance(router.weight, nn.Parameter)
+    logits.sum().backward()
+    assert learned.latent.grad is not None
+    assert router.weight.grad is None
+
+
 @pytest.mark.parametrize("codes", [True, False])
 @pytest.mark.parametrize("name", ["pot2", "pot3", "apot4", "mxfp4"])
 def test_the_loss_goes_down(name: str, codes: bool) -> None:

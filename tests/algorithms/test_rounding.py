@@ -56,6 +56,13 @@ def test_a_fitted_scale_is_one_that_is_stored(name: str) -> None:
     assert torch.equal(rounding.store(scale), scale)
 
 
+@pytest.mark.parametrize("name", sorted(SCHEMES))
+def test_rescaling_to_the_same_scales_changes_nothing(name: str) -> None:
+    rounding = SchemeRounding.of(_weight(), SCHEMES[name], None)
+    start = rounding.unpack(rtn(_weight(), SCHEMES[name]))
+    assert torch.equal(rescale(start, start.scale, rounding).values, start.values)
+
+
 def test_rescaling_keeps_the_codes() -> None:
     rounding = SchemeRounding(SCHEMES["pot4"])
     start = rounding.unpack(rtn(_weight(), rounding.scheme))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import potq
-from potq.data import sequences
+from potq.data import tokens
 from potq.data.sequences import pack
 from potq.errors import DataError
 
@@ -55,7 +55,7 @@ def test_every_document_is_there_and_ends(documents: list[str], length: int, bos
 
 
 def test_rows_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequences, "_TOGETHER", 2)
+    monkeypatch.setattr(tokens, "_TOGETHER", 2)
     assert packed(["ab", "c", "def.", "gh"], 3, eos=46) == [ord(letter) for letter in "ab.c.def.gh."]
 
 

@@ -19,6 +19,19 @@ def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     assert read_text(str(tmp_path / "a.txt")) == content
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name, content in (("a.txt", "hello"), ("a.jsonl", '{"text": "hello"}')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+        assert read_documents(str(tmp_path / name)) == ["hello"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.tsv"])
+def test_tables_are_not_read_as_prose(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('[{"text": "hello"}]')
+    with pytest.raises(DataError, match=rf"{name} would be read as prose.*; write it as \.jsonl"):
+        read_documents(str(tmp_path / name))
+
+
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.txt").write_text("hello")

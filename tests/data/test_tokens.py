@@ -14,7 +14,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 import potq
-from potq.data.tokens import calibration_windows, choose_window, tokenize
+from potq.data import tokens
+from potq.data.tokens import calibration_windows, choose_window, token_parts, tokenize
 from potq.errors import DataError
 
 
@@ -24,9 +25,9 @@ class Letters:
     def __init__(self, bos: int | None = None) -> None:
         self.opening = [] if bos is None else [bos]
 
-    def __call__(self, texts: Any, verbose: bool) -> dict[str, Any]:
+    def __call__(self, texts: Any, verbose: bool, add_special_tokens: bool = True) -> dict[str, Any]:
         if isinstance(texts, str):
-            return {"input_ids": self.opening + [ord(letter) for letter in texts]}
+            return {"input_ids": self.opening * add_special_tokens + [ord(letter) for letter in texts]}
         return {"input_ids": [self(text, verbose)["input_ids"] for text in texts]}
 
 
@@ -38,6 +39,46 @@ def counted(length: int) -> str:
 def windows(documents: list[str], window: int, count: int, seed: int = 0, bos: int | None = None) -> Tensor:
     tokenizer: Any = Letters(bos)
     return calibration_windows(tokenizer, documents, window=window, windows=count, seed=seed)
+
+
+@pytest.mark.parametrize("bos", [None, 7])
+def test_long_documents_are_tokenized_in_pieces(bos: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut where lines end; special tokens open the document, not its pieces; what ends a document does so once."""
+    monkeypatch.setattr(tokens, "_PIECE", 10)
+    lengths: list[int] = []
+
+    class Counting(Letters):
+        def __call__(self, texts: Any, verbose: bool, add_special_tokens: bool = True) -> dict[str, Any]:
+            lengths.extend([len(texts)] if isinstance(texts, str) else [sum(map(len, texts))])
+            return super().__call__(texts, verbose, add_special_tokens)
+
+    tokenizer: Any = Counting(bos)
+    documents = ["short", "one line\nanother\n" + "x" * 23 + "\nend", "last"]
+    opening = [] if bos is None else [bos]
+    expected = [token for document in documents for token in [*opening, *map(ord, document), 46]]
+    assert torch.cat(list(token_parts(tokenizer, documents, [46]))).tolist() == expected
+    assert max(lengths) <= 10
+    assert tokenize(tokenizer, documents[1]).tolist() == [*opening, *map(ord, documents[1])]
+
+
+def test_of_very_much_text_a_part_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_PIECE", 100)
+    monkeypatch.setattr(tokens, "_ENOUGH", 50)
+    documents = ["".join(chr(1000 + 400 * number + i) for i in range(400)) for number in range(20)]
+    read: list[str] = []
+
+    class Reading(Letters):
+        def __call__(self, texts: Any, verbose: bool, add_special_tokens: bool = True) -> dict[str, Any]:
+            read.extend([] if isinstance(texts, str) else texts)
+            return super().__call__(texts, verbose, add_special_tokens)
+
+    tokenizer: Any = Reading()
+    found = calibration_windows(tokenizer, documents, window=5, windows=4, seed=0)
+    assert sum(map(len, read)) == 4 * 5 * 50
+    assert read == sorted(read)
+    same = calibration_windows(tokenizer, documents, window=5, windows=4, seed=0)
+    assert torch.equal(found, same)
+    assert not torch.equal(found, calibration_windows(tokenizer, documents, window=5, windows=4, seed=1))
 
 
 def test_tokenize_is_one_text(packed_folder: Path) -> None:

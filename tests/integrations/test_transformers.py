@@ -34,6 +34,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {**GROUPED}),
     "gemma3": ("Gemma3", {**GROUPED, "sliding_window": 16}),
     "phi3": ("Phi3", {**GROUPED}),
+    "olmo": ("Olmo", {**SMALL, "intermediate_size": 104}),  # whose norms have no weights
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from potq.algorithms.learned import LearnedWeight
 from potq.effort import Effort
 from potq.errors import ModelError
+from potq.model import as_matrix
 from potq.resume import WorkFolder
 
 _BETAS = (0.9, 0.95)
@@ -108,16 +108,20 @@ class Learning:
         finally:
             self._on = True
 
-    def _forward(self, module: Any, weight: LearnedWeight) -> Callable[[Tensor], Tensor]:
+    def _forward(self, module: Any, weight: LearnedWeight) -> Callable[..., Any]:
         own = module.forward
 
-        def forward(input: Tensor) -> Tensor:
+        def forward(input: Tensor, *args: Any, **options: Any) -> Any:
             if not self._on:
-                exact: Tensor = own(input)
-                return exact
+                return own(input, *args, **options)
             device = input.device.type
             mixed = torch.is_autocast_enabled(device)
-            return linear(input, weight(torch.get_autocast_dtype(device) if mixed else input.dtype), module.bias)
+            learned = weight(torch.get_autocast_dtype(device) if mixed else input.dtype)
+            module.__dict__["weight"] = as_matrix(module, learned)  # stands before the parameter of that name
+            try:
+                return own(input, *args, **options)
+            finally:
+                del module.__dict__["weight"]
 
         return forward
 

@@ -125,7 +125,7 @@ def rescale(rounded: Rounded, scale: Tensor, rounding: Rounding) -> Rounded:
     columns = rounded.values.shape[1]
     group = rounding.group(columns)
     old = spread(rounded.scale, group, columns)
-    levels = rounded.values / torch.where(old > 0, old, torch.inf)
+    levels = rounded.values / torch.where(old != 0, old, torch.inf)
     # levels are recovered to the last bit but one; the nearest exact ones make values that the format can hold
     exact = round_to_nearest(levels * spread(scale, group, columns), scale, rounded.shift, rounding)
     return replace(exact, latent=rounded.latent)

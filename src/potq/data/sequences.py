@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from potq.data.tokens import token_parts
 from potq.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_TOGETHER = 256  # documents; a tokenizer's own notes take a hundred bytes a token, so not all at once
 
 
 def pack(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int) -> Tensor:
@@ -28,7 +27,8 @@ def pack(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: i
     if length < 2:
         raise DataError(f"a sequence of {length} tokens predicts nothing; use a length of at least 2")
     written = [document for document in documents if document.strip()]
-    tokens = torch.cat([torch.empty(0, dtype=torch.long), *_tokens(tokenizer, written)])
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tokens = torch.cat([torch.empty(0, dtype=torch.long), *token_parts(tokenizer, written, end)])
     rows = len(tokens) // length
     if not rows:
         raise DataError(
@@ -36,13 +36,3 @@ def pack(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: i
             "give more text or a smaller length"
         )
     return tokens[: rows * length].view(rows, length)
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> Iterator[Tensor]:
-    """Token ids of some documents at a time, 1-D."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for start in range(0, len(documents), _TOGETHER):
-        found: list[int] = []
-        for ids in tokenizer(documents[start : start + _TOGETHER], verbose=False)["input_ids"]:
-            found += ids if ids[-1:] == end else ids + end
-        yield torch.tensor(found, dtype=torch.long)

@@ -12,6 +12,7 @@ from potq.errors import DataError, MissingDependencyError
 
 BUILT_IN = "pydoc"
 SEPARATOR = "<|endoftext|>"
+_TABLES = (".json", ".csv", ".tsv", ".xml", ".html", ".pdf", ".docx")  # what is no text by itself
 _FORMS = f"give a file, a dataset as name:config:split, or {BUILT_IN!r}"
 
 
@@ -50,6 +51,8 @@ def read_documents(source: str) -> list[str]:
         documents = _dataset(source, *_dataset_parts(source, path, there=there))
     elif path.suffix == ".parquet" and there:
         documents = _dataset(source, "parquet", None, "train", file=path)
+    elif path.suffix in _TABLES and there:
+        raise DataError(f"{source} would be read as prose, signs and all; write it as .jsonl, .parquet or .txt")
     elif path.suffix == ".jsonl":
         documents = _texts(_json_lines(source, _file(source, path)))
     else:
@@ -67,7 +70,7 @@ def _help_topics() -> list[str]:
 
 def _file(source: str, path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # a byte-order mark is no text
     except UnicodeDecodeError as error:
         raise DataError(f"{source} is not UTF-8 ({error.reason} at byte {error.start}); convert it first") from None
     except OSError as error:

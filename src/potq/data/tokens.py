@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,10 +14,54 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+# a tokenizer's own notes take a hundred bytes a character, so not all at once
+_TOGETHER = 256  # documents
+_PIECE = 1 << 24  # characters
+_ENOUGH = 1024  # characters for every token of calibration that is wanted
+
+
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     """The whole text as one 1-D tensor of token ids, with whatever special tokens the tokenizer adds to a text."""
-    ids = tokenizer(text, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.long)
+    return torch.cat([torch.empty(0, dtype=torch.long), *token_parts(tokenizer, [text])])
+
+
+def token_parts(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], end: Sequence[int] = ()) -> Iterator[Tensor]:
+    """The tokens of the documents, 1-D, some documents at a time; ``end`` comes after each that does not end so already.
+
+    Every document is tokenized by itself, with the special tokens that the tokenizer adds to it; one of more than 16 million
+    characters in pieces, cut at the ends of lines.
+    """
+    for some in _together(documents):
+        found: list[int] = []
+        if len(some) == 1 and len(some[0]) > _PIECE:
+            for number, piece in enumerate(_pieces(some[0])):
+                yield torch.tensor(tokenizer(piece, verbose=False, add_special_tokens=not number)["input_ids"])
+            found += end
+        else:
+            for ids in tokenizer(some, verbose=False)["input_ids"]:
+                found += ids if ids[len(ids) - len(end) :] == list(end) else [*ids, *end]
+        yield torch.tensor(found, dtype=torch.long)
+
+
+def _together(documents: Sequence[str]) -> Iterator[list[str]]:
+    """Documents in lists that are not too long."""
+    some: list[str] = []
+    for document in documents:
+        if some and (len(some) == _TOGETHER or sum(map(len, some)) + len(document) > _PIECE):
+            yield some
+            some = []
+        some.append(document)
+    if some:
+        yield some
+
+
+def _pieces(document: str) -> Iterator[str]:
+    start = 0
+    while start < len(document):
+        stop = document.rfind("\n", start, start + _PIECE) + 1 if len(document) - start > _PIECE else len(document)
+        stop = stop or start + _PIECE  # a line as long as that
+        yield document[start:stop]
+        start = stop
 
 
 def choose_window(model: PreTrainedModel, window: int | None, default: int) -> int:
@@ -43,7 +86,8 @@ def calibration_windows(
 
     Every document is tokenized by itself, with the special tokens that the tokenizer adds to it, and all are joined. The
     windows do not overlap; every way to place them is equally likely. Text that has no more than so many gives all its whole
-    windows, one right after the other.
+    windows, one right after the other. Of text with more than a thousand characters for every token that is wanted, a random
+    part is tokenized.
 
     Raises:
         DataError: the text has less than one window; ``windows`` is not positive.
@@ -51,8 +95,8 @@ def calibration_windows(
     if windows < 1:
         raise DataError(f"{windows} windows of calibration text teach nothing; use at least 1")
     written = [document for document in documents if document.strip()]
-    ids = chain.from_iterable(tokenizer(written, verbose=False)["input_ids"]) if written else ()
-    tokens = torch.tensor(list(ids), dtype=torch.long)
+    enough = _some(written, windows * window * _ENOUGH, seed)
+    tokens = torch.cat([torch.empty(0, dtype=torch.long), *token_parts(tokenizer, enough)])
     whole = len(tokens) // window
     if not whole:
         raise DataError(
@@ -66,3 +110,17 @@ def calibration_windows(
     left = len(tokens) - windows * (window - 1)
     offsets = torch.randperm(left, generator=generator)[:windows].sort().values + torch.arange(windows) * (window - 1)
     return tokens[offsets[:, None] + torch.arange(window)]
+
+
+def _some(documents: Sequence[str], characters: int, seed: int) -> Sequence[str]:
+    """All documents, or, if they have more than so many characters, a random choice of them and of pieces of long ones."""
+    if sum(map(len, documents)) <= characters:
+        return documents
+    parts = [piece for document in documents for piece in _pieces(document)]
+    chosen: list[int] = []
+    for index in torch.randperm(len(parts), generator=torch.Generator().manual_seed(seed)).tolist():
+        if characters <= 0:
+            break
+        chosen.append(index)
+        characters -= len(parts[index])
+    return [parts[index] for index in sorted(chosen)]

@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from potq.checkpoint import check_headers, read_headers
 from potq.errors import CheckpointError, PotqError
-from potq.model import Plan, Target, as_matrix, install, packed_modules, plan, tensor_bytes
+from potq.model import Plan, Target, as_matrix, install, keep_dtype, packed_modules, plan, tensor_bytes
 from potq.nn import PackedModule
 from potq.ptq import Progress, attach, quantize_weight, require_calibration
 from potq.report import ModuleReport, QuantReport
@@ -141,6 +141,7 @@ class PoTQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         if self.pre_quantized:
             _validate(model)
+            keep_dtype(model)
             return model
         unread = [target.name for target in self._plan.targets if target.name not in self._reports]
         if unread:

@@ -20,6 +20,7 @@ from torch.nn.functional import embedding
 
 from potq.algorithms.rtn import choose_scales
 from potq.functional import decode_scale, encode_scale
+from potq.lazy import LazyTensor
 from potq.model import as_matrix
 from potq.nn import ScaledModule
 from potq.qat.linear import quantized_linear
@@ -172,8 +173,13 @@ def qat_class(kind: type[nn.Module]) -> type[QATModule]:
 
     def weight(self: Any) -> Tensor:
         latent: Tensor = self._parameters["weight"]
-        inside = self.__dict__.get("_inside", False)
-        return fake_quantize(latent, self.scale(), self.scheme) if inside else latent
+        if not self.__dict__.get("_inside", False):
+            return latent
+
+        def rounded() -> Tensor:
+            return fake_quantize(latent, self.scale(), self.scheme)
+
+        return rounded() if torch.compiler.is_compiling() else LazyTensor(latent.shape, latent.dtype, latent.device, rounded)
 
     base: type[QATModule] = QATEmbedding if issubclass(kind, nn.Embedding) else QATLinear
     members = {"__module__": __name__, "forward": forward, "weight": property(weight)}
