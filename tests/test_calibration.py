@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,9 +169,9 @@ def test_empty_calibration(tiny_model: Any, calibration: Any) -> None:
     assert not hasattr(tiny_model, "quant_report")
 
 
-def test_batches_of_every_integer_kind() -> None:
+def test_batches_of_every_integer_kind(tiny_model: Any) -> None:
     batches = (torch.zeros(1, 2, dtype=dtype) for dtype in (torch.int32, torch.int64))
-    assert [batch.dtype for batch in check_batches(batches)] == [torch.int32, torch.int64]
+    assert [batch.dtype for batch in check_batches(batches, tiny_model)] == [torch.int32, torch.int64]
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced", "best", Effort(scope="block", codes=False, epochs=1)])
@@ -221,8 +222,16 @@ def test_output_snr_of_an_exact_weight(tiny_model: Any, tokens: torch.Tensor) ->
 
 
 @pytest.mark.parametrize("wrong", [-1, 260])
-def test_token_ids_outside_the_vocabulary(wrong: int) -> None:
+def test_token_ids_outside_the_vocabulary(wrong: int, tiny_model: Any) -> None:
     with pytest.raises(DataError, match=r"token ids .*the model knows 0\.\.259; use its own tokenizer"):
-        check_batches([torch.tensor([[1, 2]]), torch.tensor([[3, wrong]])], 260)
+        check_batches([torch.tensor([[1, 2]]), torch.tensor([[3, wrong]])], tiny_model)
+    silent: Any = nn.Module()
+    silent.config = SimpleNamespace()
     with pytest.raises(DataError, match="no negative ones"):
-        check_batches([torch.tensor([[-1]])])
+        check_batches([torch.tensor([[-1]])], silent)
+
+
+def test_windows_longer_than_the_model_knows(tiny_model: Any) -> None:
+    limit = tiny_model.config.max_position_embeddings
+    with pytest.raises(DataError, match=f"windows of {limit + 1} tokens exceed the model's limit of {limit}; cut"):
+        potq.quantize(tiny_model, potq.PoTConfig("pot4"), [torch.zeros(1, limit + 1, dtype=torch.long)])

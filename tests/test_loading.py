@@ -137,7 +137,7 @@ def test_a_hub_name_offline() -> None:
     ) as caught:
         potq.load("no-such-owner/no-such-model")
     assert isinstance(caught.value, OSError)
-    with pytest.raises(CheckpointError, match="no-such-owner/no-such-model has no tokenizer"):
+    with pytest.raises(CheckpointError, match="no folder no-such-owner/no-such-model here, and no such model on the hub"):
         potq.load_tokenizer("no-such-owner/no-such-model")
 
 

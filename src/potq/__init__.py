@@ -46,6 +46,8 @@ _HOME = {
     "save": "checkpoint",
 }
 
+_MODULES = ("kernels", "qat")  # potq.qat.prepare is to work without an import of its own
+
 __all__ = [
     "PRESETS",
     "Engine",
@@ -64,6 +66,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"potq.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'potq' has no attribute {name!r}")
     return getattr(importlib.import_module(f"potq.{_HOME[name]}"), name)

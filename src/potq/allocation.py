@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from potq import calibration as calib
 from potq.algorithms.rtn import rtn
 from potq.errors import ConfigError
-from potq.model import Target, linear_weight, plan, vocabulary
+from potq.model import Target, linear_weight, plan
 from potq.ptq import Progress, check_weight
 from potq.scheme import PoTConfig, QuantScheme, matches
 
@@ -153,7 +153,7 @@ def measure(
     """What every candidate would cost every linear; arguments and errors as in :func:`allocate`."""
     schemes = check_candidates(candidates)
     targets = _to_choose_for(model, config)
-    batches = calib.check_batches(calibration, vocabulary(model))
+    batches = calib.check_batches(calibration, model)
     for target in targets:
         weight = linear_weight(model.get_submodule(target.name)).detach()
         for scheme in schemes:

@@ -15,27 +15,31 @@ import torch
 from torch import Tensor, nn
 
 from potq.errors import DataError, ModelError
-from potq.model import as_matrix, evaluation_mode, linear_weight
+from potq.model import as_matrix, evaluation_mode, linear_weight, longest_text, vocabulary
 from potq.report import decibels
 from potq.tensor import QuantizedWeight
 
 _TOKEN_DTYPES = (torch.int32, torch.int64)
 
 
-def check_batches(calibration: Iterable[Tensor], vocabulary: int | None = None) -> list[Tensor]:
-    """Token batches as a list of ``(batch, length)`` integer tensors.
+def check_batches(calibration: Iterable[Tensor], model: nn.Module) -> list[Tensor]:
+    """Token batches for ``model`` as a list of ``(batch, length)`` integer tensors.
 
     Raises:
-        DataError: no batch, one that is not a 2-D integer tensor, or token ids outside the ``vocabulary``.
+        DataError: no batch, one that is not a 2-D integer tensor, token ids outside the vocabulary, more tokens than the
+            model has positions for.
     """
+    size, limit = vocabulary(model), longest_text(model)
     batches = list(calibration)
     for batch in batches:
         if not isinstance(batch, Tensor) or batch.ndim != 2 or batch.dtype not in _TOKEN_DTYPES or not batch.numel():
             raise DataError("calibration must be (batch, length) integer tensors of token ids, as a tokenizer returns them")
         low, high = map(int, batch.aminmax())
-        if low < 0 or (vocabulary is not None and high >= vocabulary):
-            known = "no negative ones" if vocabulary is None else f"0..{vocabulary - 1}"
+        if low < 0 or (size is not None and high >= size):
+            known = "no negative ones" if size is None else f"0..{size - 1}"
             raise DataError(f"calibration holds token ids {low}..{high}, the model knows {known}; use its own tokenizer")
+        if limit is not None and batch.shape[1] > limit:
+            raise DataError(f"calibration windows of {batch.shape[1]} tokens exceed the model's limit of {limit}; cut them")
     if not batches:
         raise DataError("calibration is empty; give at least one (batch, length) tensor of token ids")
     return batches

@@ -113,13 +113,20 @@ def resolved(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def check_destination(path: str | os.PathLike[str], *, force: bool) -> Path:
+def check_destination(path: str | os.PathLike[str], *, force: bool, sources: Iterable[str] = ()) -> Path:
     """The folder to write, links and ``~`` resolved; refused if something is in the way. Called before any work is done.
+
+    Args:
+        force: replace a model folder that is there.
+        sources: what the new model is made from, folders, files or hub names; it is not replaced even then.
 
     Raises:
         CheckpointError: says what is in the way and what to do.
     """
     target = resolved(path)
+    for source in sources:
+        if os.path.exists(os.path.expanduser(source)) and target in (resolved(source), *resolved(source).parents):
+            raise CheckpointError(f"{path} holds {source}, which the new model is made from; choose another output")
     if target == Path.cwd() or target in Path.cwd().parents:
         raise CheckpointError(f"{target} holds the current directory; choose a folder of its own for the checkpoint")
     recover(target)

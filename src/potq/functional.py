@@ -226,6 +226,7 @@ def level_table(grid: Grid, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # it is kept, and must serve autograd whoever asks first
 def codebook(scheme: QuantScheme, device: torch.device) -> tuple[Tensor, Tensor]:
     """The distinct levels, ascending, and the boundaries between neighbours; float32, in units of the scale.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from potq.checkpoint import REPORT_FILE, read_headers, read_json, replaced_folder, weight_files
 from potq.errors import CheckpointError, ConfigError, MissingDependencyError, ModelError, PotqError
 from potq.report import QuantReport
-from potq.scheme import PoTConfig
+from potq.scheme import PoTConfig, require_config
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +60,8 @@ def load(
         ConfigError: an unknown dtype, or a device that is not there.
     """
     where = resolve(source)
+    if config is not None:
+        require_config(config)
     dtype = _check_dtype(dtype)
     _check_device(device)
     if where.folder is not None and where.gguf_file is None:
@@ -88,6 +90,8 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where.name, **options)
     except Exception as error:  # transformers raises many kinds, down to bare Exception
+        if where.folder is None:
+            raise CheckpointError(f"there is no folder {source} here, and no such model on the hub ({error})") from error
         raise CheckpointError(f"{source} has no tokenizer that transformers can read ({error})") from error
     return tokenizer
 

@@ -130,8 +130,17 @@ def tensor_bytes(model: nn.Module) -> int:
 
 def vocabulary(model: nn.Module) -> int | None:
     """How many token ids the model knows, if its config says so."""
+    return _of_text(model, "vocab_size")
+
+
+def longest_text(model: nn.Module) -> int | None:
+    """How many tokens the model has positions for, if its config says so."""
+    return _of_text(model, "max_position_embeddings")
+
+
+def _of_text(model: nn.Module, key: str) -> int | None:
     text_config = getattr(model.config, "get_text_config", lambda: model.config)()
-    return getattr(text_config, "vocab_size", None)
+    return getattr(text_config, key, None)
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -28,12 +28,11 @@ from potq.model import (
     packed_modules,
     plan,
     tensor_bytes,
-    vocabulary,
 )
 from potq.report import ModuleReport, QuantReport, decibels
 from potq.resume import WorkFolder, fingerprint
 from potq.scale_search import CANDIDATES, is_exact, scale_multipliers
-from potq.scheme import PoTConfig, QuantScheme, ScaleMethod
+from potq.scheme import PoTConfig, QuantScheme, ScaleMethod, require_config
 from potq.tensor import QuantizedWeight
 from potq.walk import Walk
 
@@ -80,10 +79,11 @@ def quantize(
         DataError: calibration that is not token batches.
     """
     if not hasattr(model, "config"):
-        raise ModelError(f"{type(model).__name__} has no config; potq quantizes Hugging Face models")
+        raise ModelError(f"{type(model).__name__} has no config; potq quantizes Hugging Face models (potq.load reads them)")
+    require_config(config)
     todo = plan(model, config)
     require_calibration(config, given=calibration is not None)
-    batches = calib.check_batches(calibration, vocabulary(model)) if calibration is not None else []
+    batches = calib.check_batches(calibration, model) if calibration is not None else []
     effort = chosen_effort(config, given=bool(batches))
     config = config.model_copy(update={"effort": effort})
     if effort.calibrated:

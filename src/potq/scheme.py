@@ -324,3 +324,13 @@ def matches(pattern: str, name: str) -> bool:
 @cache
 def _regex(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(?:.*\.)?(?:{pattern})")
+
+
+def require_config(config: object) -> None:
+    """Refuse what is meant as a config and is none.
+
+    Raises:
+        ConfigError: says how one is written.
+    """
+    if not isinstance(config, PoTConfig):
+        raise ConfigError(f"{config!r} is no PoTConfig; write potq.PoTConfig('pot4'), with the name of a preset")

@@ -43,6 +43,18 @@ def test_greedy_generation_is_deterministic(packed_folder: Path, path: str) -> N
 
 
 @BOTH
+def test_no_text_is_longer_than_the_model_knows(packed_folder: Path, path: str) -> None:
+    limit = potq.load(packed_folder).config.max_position_embeddings
+    prompt = "ab" * 60
+    length = len(potq.load_tokenizer(packed_folder)(prompt)["input_ids"])
+    assert found(packed_folder, prompt, "-n", "500", path)["tokens"] <= limit - length + 1
+    message = f"the prompt has {3 * length} tokens, the model's limit is {limit}; shorten it"
+    result = invoke("generate", packed_folder, prompt * 3, path)
+    assert str(result.exception) == message
+    assert result.stdout == ""
+
+
+@BOTH
 def test_json(packed_folder: Path, path: str) -> None:
     result = found(packed_folder, "the cat", "-n", "12", path)
     assert result["prompt"] == "the cat"

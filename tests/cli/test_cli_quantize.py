@@ -351,9 +351,12 @@ def test_an_output_that_is_no_model(tiny_folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "thesis" / "a.tex").exists()
 
 
-def test_force_over_the_model_itself_is_whole(tiny_folder: Path, tokens: torch.Tensor) -> None:
-    expected = potq.load(tiny_folder, potq.PoTConfig("apot4"))(tokens).logits
-    assert invoke("quantize", tiny_folder, tiny_folder, "--force").exit_code == 0
+def test_the_model_itself_is_not_replaced(tiny_folder: Path, tmp_path: Path, tokens: torch.Tensor) -> None:
+    expected = potq.load(tiny_folder)(tokens).logits
+    (tmp_path / "link").symlink_to(tiny_folder)
+    for output in (tiny_folder, tmp_path / "link"):
+        message = refused(CheckpointError, "quantize", tiny_folder, output, "--force")
+        assert message == f"{output} holds {tiny_folder}, which the new model is made from; choose another output"
     assert torch.equal(potq.load(tiny_folder)(tokens).logits, expected)
 
 

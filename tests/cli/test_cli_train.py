@@ -108,8 +108,14 @@ def test_a_second_time_it_needs_force(recipe: Path, out: Path) -> None:
     succeed("train", "-c", recipe)
     before = (out / "model.safetensors").read_bytes()
     assert f"{out} exists; choose another output folder, or pass --force" in refused(CheckpointError, "train", "-c", recipe)
-    succeed("train", "-c", recipe, "force=true", "seed=1")
+    succeed("train", "-c", recipe, "--force", "seed=1")
     assert (out / "model.safetensors").read_bytes() != before
+
+
+def test_what_it_is_made_from_is_not_replaced(recipe: Path, tiny_folder: Path, out: Path) -> None:
+    succeed("train", "-c", recipe)
+    for words in ([f"model={out}"], [f"start={out}", "quantization={}"], [f"teacher={out}"]):
+        assert "which the new model is made from" in refused(CheckpointError, "train", "-c", recipe, "--force", *words)
 
 
 def test_the_same_command_goes_on(recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

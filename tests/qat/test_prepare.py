@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import potq
 from potq.errors import ConfigError, ModelError
+from potq.functional import codebook
 from potq.model import packed_modules
 from potq.qat import QATSettings, convert, outdate_scales, prepare
 from potq.qat.nn import qat_class
@@ -287,6 +288,38 @@ def test_what_cannot_be_prepared_says_why(tiny_model: LlamaForCausalLM, packed_m
         prepare(tiny_model, PoTConfig("pot4"))
     with pytest.raises(ModelError, match="prepared for training"):
         potq.quantize(tiny_model, PoTConfig("pot4"))
+
+
+def test_nan_scales_are_named(tiny_model: LlamaForCausalLM) -> None:
+    prepare(tiny_model, PoTConfig("mxpot"), QATSettings(scales="learned"))
+    name = "model.layers.0.mlp.up_proj"
+    with torch.no_grad():
+        tiny_model.get_parameter(f"{name}.weight_log2_scale")[0, 0] = torch.nan
+    with pytest.raises(ModelError, match=rf"{name}\.weight_log2_scale has NaN or infinite entries; training diverged"):
+        convert(tiny_model)
+
+
+def test_scales_of_another_kind_are_refused(tiny_model: LlamaForCausalLM) -> None:
+    other = copy.deepcopy(tiny_model)
+    prepare(tiny_model, PoTConfig("pot4", group_size=32))
+    prepare(other, PoTConfig("pot4", group_size=32, scale_dtype="e8m0"))
+    with pytest.raises(ModelError, match="the scales are another model's, or of other schemes"):
+        load_scale_state(other, scale_state(tiny_model))
+
+
+def test_an_effort_that_nothing_was_done_of_is_not_recorded(tiny_model: LlamaForCausalLM) -> None:
+    prepare(tiny_model, PoTConfig("pot4", effort="best"))
+    convert(tiny_model)
+    assert tiny_model.config.quantization_config.effort is None
+
+
+def test_a_pass_in_inference_mode_spoils_nothing(tiny_model: LlamaForCausalLM, tokens: Tensor) -> None:
+    codebook.cache_clear()
+    prepare(tiny_model, PoTConfig("pot4"))
+    with torch.inference_mode():
+        tiny_model(tokens)
+    tiny_model(tokens, labels=tokens).loss.backward()
+    assert tiny_model.get_parameter("model.layers.0.mlp.up_proj.weight").grad is not None
 
 
 def test_nan_weights_are_named_before_and_after(tiny_model: LlamaForCausalLM) -> None:

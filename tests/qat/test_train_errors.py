@@ -67,6 +67,8 @@ def test_keys_and_values(changes: dict[str, Any], message: str, make: Make) -> N
     [
         ({"quantization": {"preset": "pot5000"}}, ConfigError, "pot5000"),
         ({"quantization": {"groupsize": 32}}, ConfigError, "groupsize"),
+        ({"quantization": {"effort": "best"}}, ConfigError, r"quantization\.effort is potq quantize's: quantize first"),
+        ({"quantization": {"scale_method": "fisher"}}, ConfigError, "scale_method='fisher' needs text; quantize first"),
         ({"data": {"text": "missing.txt"}}, DataError, r"cannot read the text missing\.txt"),
         ({"data": {"evaluation": "missing.txt"}}, DataError, r"cannot read the text missing\.txt"),
         ({"data": {"evaluation": "self"}}, DataError, "cannot read the text self .*; give a file, a dataset"),
@@ -78,6 +80,30 @@ def test_before_a_model_is_loaded(changes: dict[str, Any], kind: type[Exception]
     with pytest.raises(kind, match=message):
         TrainingRun.load(recipe)
     assert not training_folder(recipe).exists()
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"ACCELERATE_USE_FSDP": "true"},
+        {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"},
+        {"ACCELERATE_USE_DEEPSPEED": "true"},
+    ],
+)
+def test_launchers_that_shard_in_other_ways(variables: dict[str, str], make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        ConfigError, match="sharded by FSDP2 only; start it with accelerate launch --use_fsdp --fsdp_version 2"
+    ):
+        TrainingRun.load(make())
+
+
+def test_more_predictions_than_there_are_tokens(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known before the text is read, or written."""
+    with pytest.raises(ConfigError, match="top_k=261 tokens of a vocabulary of 260"):
+        TrainingRun.load(make(loss={"top_k": 261}))
 
 
 @pytest.mark.usefixtures("no_model")
@@ -154,6 +180,28 @@ def test_an_unfinished_run_with_other_settings_is_left_alone(
             TrainingRun.load(other)
     assert everything_in(training_folder(recipe)) == before
     assert TrainingRun.load(recipe).resumes == 2
+
+
+def test_nor_with_another_text(make: Make, text: Path) -> None:
+    """A file of the same name with other words in it."""
+    recipe = make()
+    with pytest.raises(Killed):
+        train(recipe, killing(3))
+    before = everything_in(training_folder(recipe))
+    text.write_text(text.read_text().replace("cat", "dog"))
+    with pytest.raises(ConfigError, match=r"with other settings \(the text itself\)"):
+        TrainingRun.load(recipe).read()
+    assert everything_in(training_folder(recipe)) == before
+
+
+def test_nor_with_another_number_of_processes(make: Make) -> None:
+    recipe = make()
+    with pytest.raises(Killed):
+        train(recipe, killing(3))
+    file = training_folder(recipe) / "recipe.json"
+    file.write_text(file.read_text().replace('"number of processes": 1', '"number of processes": 2'))
+    with pytest.raises(ConfigError, match=r"with other settings \(number of processes\)"):
+        TrainingRun.load(recipe).read()
 
 
 def test_one_without_a_checkpoint_is_not_in_the_way(make: Make) -> None:

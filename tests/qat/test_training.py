@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 import potq
 from potq.checkpoint import read_json
@@ -22,8 +23,9 @@ from potq.qat import prepare
 from potq.qat import text as text_module
 from potq.qat.objective import Objective
 from potq.qat.prepare import convert, load_scale_state, qat_modules
-from potq.qat.recipe import TrainRecipe
+from potq.qat.recipe import OptimizationRecipe, TrainRecipe
 from potq.qat.train import TrainingRun
+from potq.qat.trainer import training_arguments
 from qat_helpers import (
     Killed,
     checkpoints,
@@ -328,3 +330,29 @@ def test_a_model_trained_with_int8_activations_runs_so(make: Callable[..., Train
     error, rounding = (found - expected).abs().max(), (unrounded - expected).abs().max()
     assert error < 1e-4 * expected.abs().max()
     assert error < rounding / 100  # it is no accident
+
+
+# ---- where and in what it computes ---------------------------------------------------------------------------------
+
+
+def test_one_process_takes_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Trainer would use DataParallel, whose replicas have no parameters."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 4))
+    arguments = training_arguments(OptimizationRecipe(batch=2), tmp_path, evaluates=False, seed=0)
+    assert arguments._n_gpu == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_teacher_computes_in_the_recipes_dtype(dtype: str, make: Callable[..., TrainRecipe]) -> None:
+    for loss in ({}, {"top_k": 4}):
+        recipe = make(optimization={"dtype": dtype, "steps": 1}, loss=loss)
+        run = TrainingRun.load(recipe)
+        run.read()
+        seen: set[str] = set()
+        assert run.teacher is not None
+        run.teacher.model.layers[0].mlp.up_proj.register_forward_hook(
+            lambda module, args, output, seen=seen: seen.add(str(output.dtype).removeprefix("torch."))
+        )
+        run.fit()
+        assert seen == {dtype}
+        shutil.rmtree(training_folder(recipe))

@@ -18,6 +18,11 @@ from potq.cli.train import train
 from potq.errors import PotqError
 
 _INTERRUPTED = 130  # the status that typer exits with on Ctrl-C
+_AFTERWARDS = {
+    "quantize": ("no output was changed",),
+    "export": ("no output was changed",),
+    "train": ("no output was changed", "the same command goes on from the last checkpoint, if there is one"),
+}
 
 app = typer.Typer(
     name="potq",
@@ -48,15 +53,19 @@ def _options(
     pass
 
 
+def _command() -> str:
+    return next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+
+
 def main() -> None:
     """Run the command line; potq's own errors become one message and exit status 1, an interrupt 130."""
     try:
         app()
     except PotqError as error:
-        stderr.print("[bold red]error:[/]", end=" ")
-        stderr.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        stderr.print("error:", style="bold red", end=" ")
+        stderr.print(str(error), highlight=False, soft_wrap=True)
         sys.exit(1)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            stderr.print("interrupted; no output was changed")
+            stderr.print("; ".join(["interrupted", *_AFTERWARDS.get(_command(), ())]))
         raise

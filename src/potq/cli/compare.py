@@ -42,7 +42,7 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="Seed of calibration text and refinement.")] = 0,
     dtype: Annotated[str, typer.Option(help="What the model computes in.")] = "auto",
     resume: Annotated[Path | None, typer.Option(help="JSON file that rows are kept in, and taken from if measured.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw perplexity over bits as PNG (needs potq[plot]).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw perplexity over bits as PNG (needs matplotlib).")] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON on stdout.")] = False,
 ) -> None:
@@ -88,11 +88,11 @@ def compare(
         print(f"{title}\n\n{comparison.markdown(rows)}")
     else:
         out = console.stdout()
-        out.print(title, highlight=False, markup=False, soft_wrap=True)
+        out.print(title, highlight=False, soft_wrap=True)
         out.print(comparison.table(rows))
     if plot is not None:
         comparison.plot(rows, plot, f"{Path(model).name} on {Path(text).name}\n{protocol_line}")
-        console.stderr.print(f"wrote {plot}", highlight=False, markup=False)
+        console.stderr.print(f"wrote {plot}", highlight=False)
 
 
 def _configs(schemes: str, efforts: str, embedding: str) -> list[PoTConfig]:

@@ -12,16 +12,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which torch does
 
-stderr = Console(stderr=True)
+stderr = Console(stderr=True, markup=False)  # names may hold brackets
 
 
 def stdout() -> Console:
     """A console for results; piped output is not cut to 80 columns."""
-    return Console(width=None if sys.stdout.isatty() else 160)
+    return Console(width=None if sys.stdout.isatty() else 160, markup=False)
 
 
 def emit_json(value: Any) -> None:
@@ -41,7 +42,7 @@ def quiet_libraries() -> None:
 
 def note(message: str) -> None:
     """A line on stderr that is no result."""
-    stderr.print(message, style="dim", highlight=False, markup=False)
+    stderr.print(message, style="dim", highlight=False)
 
 
 @contextmanager
@@ -50,13 +51,13 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, TextColumn("{task.fields[what]}"), console=stderr, transient=True) as progress:
+    with Progress(*columns, TextColumn("{task.fields[what]}", markup=False), console=stderr, transient=True) as progress:
         task = progress.add_task(label, total=None, what="")
 
         def update(done: int, total: int, what: str = "") -> None:
@@ -68,5 +69,5 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
 @contextmanager
 def status(message: str) -> Iterator[None]:
     """A spinner on stderr while something without steps goes on."""
-    with stderr.status(message):
+    with stderr.status(Text(message)):
         yield

@@ -143,4 +143,4 @@ def _show(report: ExportReport, *, as_json: bool) -> None:
         return
     out = console.stdout()
     out.print(report.table())
-    out.print(f"wrote {report.path}; every weight is equal", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"wrote {report.path}; every weight is equal", highlight=False, soft_wrap=True)

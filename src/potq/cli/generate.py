@@ -13,7 +13,7 @@ from potq.cli.paths import EnginePath, GeneratePath, ModulesPath
 from potq.errors import DataError, EngineError
 
 if TYPE_CHECKING:
-    from potq.generation import Chat
+    from potq.generation import Chat, Settings
 
 
 def generate(
@@ -63,7 +63,9 @@ def generate(
     with console.status(f"loading {model}"):
         path, reason = _load(model, engine, options)
         asked = _asked(path, prompt, chat=chat)
-        begin = path.tokenizer.decode(encode(path.tokenizer, asked), skip_special_tokens=True)
+        ids = encode(path.tokenizer, asked)
+        begin = path.tokenizer.decode(ids, skip_special_tokens=True)
+    settings = _within(path.limit, len(ids), settings)
     write = _nothing if as_json else _to_stdout
     write(begin)
     began = time.perf_counter()
@@ -90,6 +92,15 @@ def _load(model: str, engine: bool | None, options: dict[str, Any]) -> tuple[Gen
         if engine:
             raise
         return ModulesPath(model, **options), str(error)
+
+
+def _within(limit: int | None, prompt: int, settings: Settings) -> Settings:
+    """No more new tokens than there are positions for; the last one needs none."""
+    if limit is None:
+        return settings
+    if prompt > limit:
+        raise DataError(f"the prompt has {prompt} tokens, the model's limit is {limit}; shorten it")
+    return settings.model_copy(update={"max_new_tokens": min(settings.max_new_tokens, limit - prompt + 1)})
 
 
 def _asked(path: GeneratePath, prompt: str, *, chat: bool) -> str | Chat:

@@ -14,7 +14,7 @@ from potq.errors import ModelError
 
 def inspect(
     model: Annotated[str, typer.Argument(help="A packed checkpoint folder.")],
-    plot: Annotated[Path | None, typer.Option(help="Also draw the histogram as PNG (needs potq[plot]).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the histogram as PNG (needs matplotlib).")] = None,
     every_module: Annotated[bool, typer.Option("--every-module", help="A row for each module.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")] = False,
 ) -> None:
@@ -29,7 +29,9 @@ def inspect(
         loaded = load(model)
         packed = {name: module for name, module in packed_modules(loaded).items() if module.tied_to is None}
         if not packed:
-            raise ModelError(f"{model} is not quantized by potq; potq quantize {model} OUTPUT makes a checkpoint of it")
+            quantized = getattr(loaded.config, "quantization_config", None) is not None
+            remedy = "but by something else" if quantized else f"potq quantize {model} OUTPUT makes a checkpoint of it"
+            raise ModelError(f"{model} is not quantized by potq; {remedy}")
         usage = level_usage({name: module.quantized for name, module in packed.items()})
     report, kernels = describe(loaded), use_kernels(loaded, Activations.int8)
     if plot is not None:

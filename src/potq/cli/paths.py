@@ -26,6 +26,8 @@ class GeneratePath(Protocol):
     lines: list[str]
     kernels: dict[str, int]
     tokenizer: PreTrainedTokenizerBase
+    limit: int | None
+    """Tokens of prompt and text together, if there is a limit."""
 
     def run(self, prompt: str | Chat, settings: Settings, write: Write) -> tuple[str, int]:
         """Gives the pieces of the text to ``write``; returns the text, and how many tokens it took."""
@@ -39,6 +41,7 @@ class EnginePath:
     """
 
     name = "engine"
+    limit: int | None
 
     def __init__(self, model: str, *, dtype: str, device: str | None, activations: Activations, threads: int | None) -> None:
         from potq.engine import Engine
@@ -48,7 +51,7 @@ class EnginePath:
         if dtype != "auto":
             raise EngineError(f"the engine computes in float32; --dtype {dtype} is for the modules")
         self.engine: Engine = Engine(model, threads=threads, activations=activations.value)
-        self.tokenizer = self.engine.tokenizer
+        self.tokenizer, self.limit = self.engine.tokenizer, self.engine.context
         self.lines = [f"the engine ({self.engine.isa}, {self.engine.threads} threads), {activations.value} activations"]
         self.kernels: dict[str, int] = {}
 
@@ -68,11 +71,13 @@ class ModulesPath:
         import torch
 
         from potq.loading import load, load_tokenizer
+        from potq.model import longest_text
 
         if threads is not None:
             torch.set_num_threads(threads)
         self.tokenizer = load_tokenizer(model)
         self.model: Any = load(model, dtype=dtype, device=device)
+        self.limit = longest_text(self.model)
         self.kernels = use_kernels(self.model, activations)
         self.lines = ["transformers' modules", *kernel_lines(self.kernels)]
 

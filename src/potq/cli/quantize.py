@@ -114,7 +114,7 @@ def _run(settings: QuantizeRecipe, *, every_module: bool, as_json: bool) -> None
 
     config, text = settings.config(), settings.calibration_text()
     check_shard_size(settings.max_shard_size)
-    target = check_destination(settings.output, force=settings.force)
+    target = check_destination(settings.output, force=settings.force, sources=[settings.model])
     work = target.with_name(f".{target.name}.work")
     if settings.allocates:
         from potq.allocation import check_candidates

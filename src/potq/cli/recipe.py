@@ -155,7 +155,7 @@ def _read(file: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not UTF-8: {error}") from None
     if not isinstance(fields, dict):
-        raise ConfigError(f"{file} holds no YAML mapping; see examples/recipe.yaml")
+        raise ConfigError(f"{file} holds no YAML mapping; see examples/recipe.yaml, and recipes/ for training")
     return fields
 
 

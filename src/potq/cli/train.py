@@ -24,6 +24,7 @@ def train(
         typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the recipe's keys.", show_default=False),
     ] = None,
     recipe: Annotated[Path | None, typer.Option("-c", "--config", help="Recipe (YAML); see recipes/.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
     every_module: Annotated[bool, typer.Option("--every-module", help="A report row for each module.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
@@ -37,7 +38,7 @@ def train(
     """
     from potq.qat.recipe import TrainRecipe
 
-    settings = build(TrainRecipe, recipe, overrides or [], {})
+    settings = build(TrainRecipe, recipe, overrides or [], {"force": force or None})
     console.quiet_libraries()
     began = time.perf_counter()
     from potq.qat.train import TrainingRun
@@ -73,6 +74,9 @@ def _announce(run: TrainingRun) -> None:
         for skipped in run.plan.skipped:
             console.note(f"  skipped {skipped.name}: {skipped.reason}")
     console.note(f"memory: at least {run.memory / 1e9:.1f} GB on {run.device}, activations on top")
+    if run.idle_devices:
+        every = run.idle_devices + 1
+        console.note(f"1 of {every} GPUs is used; torchrun --nproc-per-node {every} -m potq train ... uses all of them")
     if run.resumes:
         console.note(f"resuming at step {run.resumes}")
 
@@ -90,7 +94,7 @@ def _show(
 
     evaluated = [line for line in run.log() if "eval_perplexity" in line]
     first = evaluated[0] if evaluated else {}
-    best = min(evaluated[1:], key=lambda line: line["eval_loss"]) if evaluated else {}  # of the checkpoints
+    best = min(evaluated[1:] or evaluated, key=lambda line: line["eval_loss"]) if evaluated else {}  # of the checkpoints
     if as_json:
         result: dict[str, Any] = {"output": str(settings.output), "seconds": seconds, "log": run.log()}
         result |= {"perplexity_before": first.get("eval_perplexity"), "perplexity": best.get("eval_perplexity")}
@@ -103,4 +107,4 @@ def _show(
         before, after = first["eval_perplexity"], best["eval_perplexity"]
         out.print(f"perplexity {before:.3f} before, {after:.3f} after (step {best['step']})", highlight=False)
     lines = f"wrote {settings.output} in {seconds:.1f} s\nthe log is {run.folder / LOG}"
-    out.print(lines, highlight=False, markup=False, soft_wrap=True)
+    out.print(lines, highlight=False, soft_wrap=True)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def pack(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int) -> Tensor:
-    """The documents' tokens, one after another, cut into rows: int64 ``(n, length)``.
+def pack(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int, *, limit: int | None = None) -> Tensor:
+    """The documents' tokens, one after another, cut into rows: int64 ``(n, length)``, the first ``limit`` or all.
 
     Every document is tokenized by itself, with the special tokens that the tokenizer adds to it, and ends with the EOS token
     if there is one. Blank documents are left out, and so is what does not fill the last row.
@@ -28,8 +28,13 @@ def pack(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: i
         raise DataError(f"a sequence of {length} tokens predicts nothing; use a length of at least 2")
     written = [document for document in documents if document.strip()]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    tokens = torch.cat([torch.empty(0, dtype=torch.long), *token_parts(tokenizer, written, end)])
-    rows = len(tokens) // length
+    parts = [torch.empty(0, dtype=torch.long)]
+    for part in token_parts(tokenizer, written, end):
+        parts.append(part)
+        if limit is not None and sum(map(len, parts)) >= limit * length:
+            break  # the rest of a large dataset is not tokenized in vain
+    tokens = torch.cat(parts)
+    rows = min(len(tokens) // length, len(tokens) if limit is None else limit)
     if not rows:
         raise DataError(
             f"the text has {len(tokens)} tokens in {len(written)} documents, less than one sequence of {length}; "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from potq.errors import DataError
+from potq.model import longest_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,7 +71,7 @@ def choose_window(model: PreTrainedModel, window: int | None, default: int) -> i
     Raises:
         DataError: less than 2 tokens, or more than the model's limit.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = longest_text(model)
     window = window if window is not None else min(default, limit or default)
     if window < 2:
         raise DataError(f"a window of {window} tokens predicts nothing; use at least 2")

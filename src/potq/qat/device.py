@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -11,15 +12,41 @@ from torch import nn
 
 from potq.errors import ConfigError
 from potq.model import tensor_bytes, vocabulary
-from potq.qat.recipe import TrainRecipe
+from potq.qat.recipe import Precision, TrainRecipe
 
 _PARAMETER = 16  # bytes: value, gradient, Adam's two moments
+_PATIENCE = timedelta(days=1)
 _LOGIT = 8  # bytes: value, gradient; accelerate makes the values float32
 
 
 def processes() -> PartialState:
-    """The processes that train together, and this one's place among them: on GPUs with CUDA, or else on the CPU."""
-    return PartialState(cpu=not torch.cuda.is_available())  # later calls find the first one's state
+    """The processes that train together, and this one's place among them: on GPUs with CUDA, or else on the CPU.
+
+    The others wait while the first one has the teacher write or predict, which may take hours.
+    """
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)  # later calls find the first one's state
+
+
+def idle_devices() -> int:
+    """GPUs that no process of this run uses, where there is but one."""
+    return max(0, torch.cuda.device_count() - 1) if processes().num_processes == 1 else 0
+
+
+def require_known_sharding() -> None:
+    """Refuse launchers whose shards cannot be put together again.
+
+    Raises:
+        ConfigError: FSDP's first version, or DeepSpeed.
+    """
+    sharded = _is_on("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") != "2"
+    if sharded or _is_on("ACCELERATE_USE_DEEPSPEED"):
+        raise ConfigError(
+            "training is sharded by FSDP2 only; start it with accelerate launch --use_fsdp --fsdp_version 2 (docs/qat.md)"
+        )
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("true", "1")
 
 
 def training_device() -> torch.device:
@@ -28,10 +55,15 @@ def training_device() -> torch.device:
     return device if device.type == "cuda" else torch.device("cpu")  # several processes have cpu:0
 
 
+def in_precision(dtype: Precision, device: torch.device) -> torch.autocast:
+    """Products in that dtype."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
 def estimate_bytes(model: nn.Module, recipe: TrainRecipe, teacher: nn.Module | None = None) -> int:
     """Bytes that a step takes on a device at least: weights, gradients, Adam's moments, logits, a teacher that runs."""
     logits = recipe.optimization.batch * recipe.data.length * (vocabulary(model) or 0)
-    shards = processes().num_processes if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
+    shards = processes().num_processes if _is_on("ACCELERATE_USE_FSDP") else 1
     total = _PARAMETER * sum(parameter.numel() for parameter in model.parameters()) // shards + _LOGIT * logits
     if teacher is not None and recipe.loss.runs_teacher:
         total += tensor_bytes(teacher) + (4 if recipe.optimization.dtype == "float32" else 2) * logits

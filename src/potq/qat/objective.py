@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from potq.losses import TopK, divergence, hidden_loss, next_token_loss, sparse_divergence
-from potq.qat.recipe import LossRecipe
+from potq.qat.device import in_precision
+from potq.qat.recipe import LossRecipe, Precision
 from potq.qat.teacher import TeacherCache
 
 
@@ -18,10 +19,17 @@ class Objective:
     Args:
         teacher: in full precision, on the model's device; needed where the recipe's loss runs it.
         cache: its likeliest predictions, where the recipe keeps those.
+        dtype: what the teacher's products are computed in, by autocast; the student's are the trainer's affair.
     """
 
-    def __init__(self, loss: LossRecipe, teacher: nn.Module | None = None, cache: TeacherCache | None = None) -> None:
-        self.loss, self.teacher, self.cache = loss, teacher, cache
+    def __init__(
+        self,
+        loss: LossRecipe,
+        teacher: nn.Module | None = None,
+        cache: TeacherCache | None = None,
+        dtype: Precision = "float32",
+    ) -> None:
+        self.loss, self.teacher, self.cache, self.dtype = loss, teacher, cache, dtype
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         loss, ids = self.loss, batch["input_ids"]
@@ -40,7 +48,8 @@ class Objective:
     def _ask_teacher(self, ids: Tensor) -> Any:
         if self.teacher is None or not self.loss.runs_teacher:
             return None
-        return _run(self.teacher, ids, hidden=self.loss.hidden > 0)
+        with in_precision(self.dtype, ids.device):
+            return _run(self.teacher, ids, hidden=self.loss.hidden > 0)
 
     def _divergence(self, logits: Tensor, expected: Any, index: Tensor) -> Tensor:
         temperature = self.loss.temperature

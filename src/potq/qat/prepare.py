@@ -46,6 +46,8 @@ def prepare(
     """
     settings = settings or QATSettings()
     config = _config(config, start)
+    if start is None:
+        config = config.model_copy(update={"effort": None})  # nothing was done of it, and nothing is to say so
     todo = plan(model, config)
     packed = _starts(start, todo.targets) if start is not None else {}
     for target in todo.targets:
@@ -70,8 +72,9 @@ def convert(model: nn.Module) -> QuantReport:
     modules = qat_modules(model)
     names = {module: name for name, module in modules.items() if module.tied_to is None}
     for module, name in names.items():
-        if not bool(module.weight.isfinite().all()):
-            raise ModelError(f"{name}.weight has NaN or infinite entries; training diverged, go back to a checkpoint")
+        for key, parameter in module.named_parameters(recurse=False):
+            if not bool(parameter.isfinite().all()):
+                raise ModelError(f"{name}.{key} has NaN or infinite entries; training diverged, go back to a checkpoint")
     packed = {name: module.quantized() for module, name in names.items()}
     scales = next(iter(modules.values())).settings.scales
     for module in modules.values():
@@ -109,7 +112,8 @@ def load_scale_state(model: nn.Module, state: dict[str, Tensor]) -> None:
         ModelError: the scales of another model, or of other schemes.
     """
     own = scale_state(model)
-    if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in state.items()}:
+    kinds = [{name: (tensor.shape, tensor.dtype) for name, tensor in each.items()} for each in (own, state)]
+    if kinds[0] != kinds[1]:
         raise ModelError("the scales are another model's, or of other schemes; train with the settings they were made with")
     for name, tensor in own.items():
         tensor.copy_(state[name])
@@ -122,9 +126,19 @@ def _config(config: PoTConfig | None, start: nn.Module | None) -> PoTConfig:
     chosen = config or found
     if not isinstance(chosen, PoTConfig):
         raise ConfigError("prepare needs a config, e.g. potq.PoTConfig('pot4'), or start= (a packed model)")
-    if start is None and chosen.scale_method not in ("absmax", "mse"):
-        raise ConfigError(f"scale_method={chosen.scale_method!r} needs text; quantize first and pass start=, or use 'mse'")
+    if start is None:
+        require_no_text(chosen)
     return chosen
+
+
+def require_no_text(config: PoTConfig) -> None:
+    """Refuse a config whose scales are found with calibration text.
+
+    Raises:
+        ConfigError: says what to do instead.
+    """
+    if config.scale_method not in ("absmax", "mse"):
+        raise ConfigError(f"scale_method={config.scale_method!r} needs text; quantize first and pass start=, or use 'mse'")
 
 
 def _starts(start: nn.Module, targets: list[Target]) -> dict[str, PackedModule]:
@@ -160,7 +174,11 @@ def _prepare_target(
     else:
         quantized = packed.quantized
         weight.copy_(quantized.dequantize())
-        scales = quantized.scale.clone(), None if quantized.row_scale is None else quantized.row_scale.clone()
+        row_scale = quantized.row_scale
+        scales = (
+            quantized.scale.to(weight.device, copy=True),
+            None if row_scale is None else row_scale.to(weight.device, copy=True),
+        )
     owner = _swap(module)
     method = method if method in ("absmax", "mse") else "mse"
     owner.hold(target.scheme, settings, scales, method=method, candidates=candidates)

@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from potq.errors import ConfigError
 from potq.qat.settings import QATSettings
 from potq.scheme import PoTConfig
 from potq.validation import Strict
 
 WRITTEN = "self"
+Precision = Literal["float32", "bfloat16"]
 
 
 class DataRecipe(Strict):
@@ -85,7 +87,7 @@ class OptimizationRecipe(Strict):
         save_every: steps from one checkpoint to the next. Each is evaluated if there is text for it, and the best one is
             the result; otherwise the last.
         patience: checkpoints without a better one after which training stops; None goes on to the end.
-        dtype: what products are computed in; weights and optimizer are float32 either way.
+        dtype: what products are computed in, the teacher's too; weights and optimizer are float32 either way.
         report_to: trackers that transformers knows (``tensorboard``, ``wandb``); a JSON-lines log is always written.
     """
 
@@ -98,7 +100,7 @@ class OptimizationRecipe(Strict):
     warmup: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     clip: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "float32"
     gradient_checkpointing: bool = False
     save_every: int = Field(default=100, ge=1)
     patience: int | None = Field(default=None, ge=1)
@@ -137,6 +139,8 @@ class TrainRecipe(Strict):
             ConfigError: unknown keys or presets.
         """
         fields = dict(self.quantization)
+        if "effort" in fields:
+            raise ConfigError("quantization.effort is potq quantize's: quantize first, and name what it wrote as start")
         if not self.quantizes or (self.start is not None and not fields):
             return None
         return PoTConfig(fields.pop("preset", None if {"grid", "scheme"} & fields.keys() else "apot4"), **fields)

@@ -201,10 +201,19 @@ def _predict(teacher: PreTrainedModel, rows: Tensor, cache: TeacherCache, batch:
     return {key: tensor.unflatten(0, tuple(rows.shape)) for key, tensor in zip(_KEYS, whole, strict=True)}
 
 
-def _check_settings(teacher: nn.Module, top_k: int, temperature: float, batch: int) -> None:
+def check_top_k(teacher: nn.Module, top_k: int) -> None:
+    """Refuse to keep more predictions than ``teacher`` makes.
+
+    Raises:
+        ConfigError: says how many there are.
+    """
     size = vocabulary(teacher) or top_k
     if not 1 <= top_k <= size:
         raise ConfigError(f"top_k={top_k} tokens of a vocabulary of {size} cannot be kept; use 1..{size}, for example 64")
+
+
+def _check_settings(teacher: nn.Module, top_k: int, temperature: float, batch: int) -> None:
+    check_top_k(teacher, top_k)
     if not 0.0 < temperature < math.inf:
         raise ConfigError(f"a temperature of {temperature} makes no probabilities; use a positive number, such as 1.0")
     if batch < 1:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from potq.blocks import mixed_precision
@@ -24,14 +24,22 @@ from potq.data.tokens import choose_window
 from potq.errors import ConfigError, DataError, MissingDependencyError
 from potq.loading import load, load_tokenizer
 from potq.model import Plan
-from potq.qat.device import processes, require_memory, training_device
+from potq.qat.device import (
+    idle_devices,
+    in_precision,
+    processes,
+    require_known_sharding,
+    require_memory,
+    training_device,
+)
 from potq.qat.objective import Objective
-from potq.qat.prepare import convert, load_scale_state, prepare, scale_state
+from potq.qat.prepare import convert, load_scale_state, prepare, require_no_text, scale_state
 from potq.qat.recipe import WRITTEN, DataRecipe, LossRecipe, TrainRecipe
-from potq.qat.teacher import TeacherCache, check_teacher
+from potq.qat.teacher import TeacherCache, check_teacher, check_top_k
 from potq.qat.text import written_by
 from potq.qat.trainer import LOG, Progress, QATTrainer, last_checkpoint, read_log
 from potq.report import QuantReport
+from potq.resume import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,19 +74,23 @@ class TrainingRun:
         Raises:
             PotqError: anything that would stop the run later.
         """
-        target = check_destination(recipe.output, force=recipe.force)
-        recipe.config()  # for its errors
+        require_known_sharding()
+        sources = [source for source in (recipe.model, recipe.start, recipe.teacher) if source is not None]
+        target = check_destination(recipe.output, force=recipe.force, sources=sources)
+        if (config := recipe.config()) is not None and recipe.start is None:
+            require_no_text(config)
         _check_trackers(recipe)
         _check_texts(recipe)
         folder = target.with_name(f"{target.name}.training")
-        _check_unfinished(folder, recipe)
+        _check_unfinished(folder, _content(recipe))
         tokenizer = load_tokenizer(recipe.model)
         model = load(recipe.model, dtype="float32")
         choose_window(model, recipe.data.length, recipe.data.length)
         teacher = _load_teacher(recipe, model)
+        if recipe.loss.top_k is not None and teacher is not None:
+            check_top_k(teacher, recipe.loss.top_k)
         found = _prepare(recipe, model)
         memory = require_memory(model, recipe, teacher)
-        _claim(folder, recipe)
         return cls(recipe, folder, model, tokenizer, teacher, found, memory)
 
     @property
@@ -90,6 +102,11 @@ class TrainingRun:
     def device(self) -> torch.device:
         """Where this process trains."""
         return training_device()
+
+    @property
+    def idle_devices(self) -> int:
+        """GPUs that a run of more processes would use."""
+        return idle_devices()
 
     @property
     def resumes(self) -> int:
@@ -105,15 +122,16 @@ class TrainingRun:
                 self.train = self._written(progress)
             else:
                 limit = None if data.tokens is None else max(1, data.tokens // data.length)
-                self.train = _sequences(self.tokenizer, data.text, data)[:limit]
+                self.train = _sequences(self.tokenizer, data.text, data, limit)
         if data.evaluation is not None:
-            self.evaluation = _sequences(self.tokenizer, data.evaluation, data)[: data.evaluation_windows]
+            self.evaluation = _sequences(self.tokenizer, data.evaluation, data, data.evaluation_windows)
         batch = self.recipe.optimization.batch * processes().num_processes
         if len(self.train) < batch:
             raise DataError(
                 f"{data.text} gives {len(self.train)} sequences of {data.length} tokens, less than one batch of {batch}; "
                 "give more text, or a smaller length or batch"
             )
+        self._claim()
 
     def teach(self, progress: Progress | None = None) -> None:
         """Have the teacher predict what the loss takes from the disk, once.
@@ -123,7 +141,8 @@ class TrainingRun:
         """
         loss = self.recipe.loss
         if self.teacher is not None and self.predictions is None and loss.distillation and loss.top_k is not None:
-            with processes().main_process_first(), mixed_precision(self.teacher.device):
+            dtype = self.recipe.optimization.dtype
+            with processes().main_process_first(), in_precision(dtype, self.teacher.device):
                 self.predictions = self._predict(self.teacher, loss, progress)
         if not loss.runs_teacher:
             self.teacher = None
@@ -136,7 +155,7 @@ class TrainingRun:
         """
         assert self.train is not None, "call read() first"
         self.teach()
-        objective = Objective(self.recipe.loss, self.teacher, self.predictions)
+        objective = Objective(self.recipe.loss, self.teacher, self.predictions, self.recipe.optimization.dtype)
         trainer = QATTrainer(
             self.model,
             objective,
@@ -167,6 +186,18 @@ class TrainingRun:
     def log(self) -> list[dict[str, Any]]:
         """What was logged, a mapping a line."""
         return read_log(self.folder / LOG)
+
+    def _claim(self) -> None:
+        """Keep in the run's folder what must be the same when it goes on; compare, if it does."""
+        texts = [tensor for tensor in (self.train, self.evaluation) if tensor is not None]
+        content = _content(self.recipe) | {
+            "the text itself": fingerprint(nn.Module(), texts, ()),
+            "number of processes": processes().num_processes,
+        }
+        _check_unfinished(self.folder, content)
+        if self.leads and last_checkpoint(self.folder) is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / _RECIPE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def _written(self, progress: Progress | None) -> Tensor:
         data = self.recipe.data
@@ -232,9 +263,9 @@ def _load_teacher(recipe: TrainRecipe, model: PreTrainedModel) -> PreTrainedMode
     return teacher.requires_grad_(False).eval()
 
 
-def _sequences(tokenizer: PreTrainedTokenizerBase, text: str, data: DataRecipe) -> Tensor:
+def _sequences(tokenizer: PreTrainedTokenizerBase, text: str, data: DataRecipe, limit: int | None) -> Tensor:
     try:
-        return pack(tokenizer, [read_text(text)] if data.joined else read_documents(text), data.length)
+        return pack(tokenizer, [read_text(text)] if data.joined else read_documents(text), data.length, limit=limit)
     except DataError as error:
         raise DataError(f"{text}: {error}") from None
 
@@ -255,25 +286,18 @@ def _check_trackers(recipe: TrainRecipe) -> None:
             raise MissingDependencyError(f"report_to: {tracker} is not installed; pip install {tracker}, or leave it out")
 
 
-def _check_unfinished(folder: Path, recipe: TrainRecipe) -> None:
-    """An unfinished run of another recipe is not continued, and not deleted either."""
+def _check_unfinished(folder: Path, content: dict[str, Any]) -> None:
+    """An unfinished run of another recipe, text or number of processes is not continued, and not deleted either."""
     file = folder / _RECIPE
     if not file.is_file() or last_checkpoint(folder) is None:
         return
-    content, before = _content(recipe), json.loads(file.read_text(encoding="utf-8"))
+    before = json.loads(file.read_text(encoding="utf-8"))
     changed = sorted(key for key in content if content[key] != before.get(key))
     if changed:
         raise ConfigError(
             f"{folder} holds an unfinished run with other settings ({', '.join(changed)}); "
             "go on with those, delete the folder, or choose another output"
         )
-
-
-def _claim(folder: Path, recipe: TrainRecipe) -> None:
-    """Keep the recipe in the run's folder; it is there already if there are checkpoints."""
-    if processes().is_main_process and last_checkpoint(folder) is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _RECIPE).write_text(json.dumps(_content(recipe), indent=1) + "\n", encoding="utf-8")
 
 
 def _content(recipe: TrainRecipe) -> dict[str, Any]:

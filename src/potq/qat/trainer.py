@@ -170,7 +170,7 @@ class QATTrainer(Trainer):
 
 def training_arguments(recipe: OptimizationRecipe, folder: Path, *, evaluates: bool, seed: int) -> TrainingArguments:
     """The recipe as the Trainer takes it."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=recipe.steps or -1,
         num_train_epochs=recipe.epochs,
@@ -205,6 +205,9 @@ def training_arguments(recipe: OptimizationRecipe, folder: Path, *, evaluates: b
         seed=seed,
         **{_CHECKPOINTING: recipe.gradient_checkpointing},
     )
+    # several GPUs take several processes: DataParallel, which the Trainer would use here, cannot copy prepared modules
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -274,6 +277,8 @@ class _Log(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         control.should_log = control.should_log or control.should_save
+        if state.global_step >= state.max_steps and args.eval_strategy != "no":  # transformers 5.0 leaves the last step out
+            control.should_evaluate = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **options: Any) -> None:
         if state.is_world_process_zero:
