@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from potq.errors import ConfigError, ModelError
@@ -20,6 +21,9 @@ from potq.scheme import PoTConfig, QuantScheme, matches
 from potq.tensor import QuantizedWeight
 
 Kind = Literal["linear", "embedding", "head"]
+
+_TIES = {"_tied_weights_keys", "all_tied_weights_keys"}  # transformers' notes of tied parameters
+_KEEPS_DTYPE = "_potq_keeps_dtype"
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,26 @@ def install(model: nn.Module, target: Target, quantized: QuantizedWeight) -> Non
         _replace(model, name, pack_module(model.get_submodule(name), owner))
     if target.tied:
         _forget_ties(model)
+
+
+@torch.no_grad()
+def unpack(model: nn.Module, hollow: nn.Module, dtype: torch.dtype) -> None:
+    """Put float modules in place of packed ones: those of ``hollow``, a model of the same architecture without weights."""
+    weights: dict[PackedModule, nn.Parameter] = {}
+    for name, module in packed_modules(model).items():
+        plain, owner = hollow.get_submodule(name), module.tied_to or module
+        if owner not in weights:
+            weights[owner] = nn.Parameter(as_matrix(plain, owner.quantized.dequantize()).to(dtype).contiguous())
+        plain.weight = weights[owner]
+        if getattr(plain, "bias", None) is not None:
+            plain.bias = module.bias
+        plain._buffers |= {key: value for key, value in module._buffers.items() if not key.startswith("weight_")}
+        _replace(model, name, plain.train(module.training))
+    for name, module in model.named_modules():
+        for attribute in _TIES & vars(module).keys():
+            setattr(module, attribute, getattr(hollow.get_submodule(name), attribute))
+    if _KEEPS_DTYPE in vars(type(model)):
+        model.__class__ = type(model).__bases__[0]
 
 
 def packed_modules(model: nn.Module) -> dict[str, PackedModule]:
@@ -269,6 +293,7 @@ def keep_dtype(model: nn.Module) -> None:
     kind = type(model)
     members = {
         "__module__": kind.__module__,
+        _KEEPS_DTYPE: True,
         "dtype": property(lambda self: _first_packed(self).compute_dtype),
         "device": property(lambda self: _first_packed(self).quantized.packed.device),
     }
@@ -282,7 +307,7 @@ def _first_packed(model: nn.Module) -> PackedModule:
 def _forget_ties(model: nn.Module) -> None:
     """Drop transformers' tie bookkeeping for packed weights: the tie is now in the modules, not in a parameter."""
     for submodule in model.modules():
-        for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
+        for attribute in _TIES:
             ties = getattr(submodule, attribute, None)
             if isinstance(ties, dict):
                 kept = {key: value for key, value in ties.items() if not _names_packed(submodule, key)}

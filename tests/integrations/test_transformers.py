@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 
 import potq
 from potq.errors import CheckpointError, ModelError
-from potq.model import packed_modules
+from potq.kernels import set_activations
+from potq.model import as_matrix, packed_modules
 from potq.nn import PackedModule
 
 VOCABULARY = 97  # odd on purpose
@@ -238,6 +239,40 @@ def test_generate_runs_on_a_packed_model() -> None:
     potq.quantize(model, potq.PoTConfig("pot4"))
     output = model.generate(torch.tensor([[5, 8, 11]]), max_new_tokens=5, do_sample=False)
     assert output.shape == (1, 8)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dequantized_it_computes_the_same(family: str, tmp_path: Path) -> None:
+    """``model.dequantize()`` is the architecture's own float model, which needs potq no more."""
+    full = trained(family)
+    full.save_pretrained(tmp_path / "full")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "full", quantization_config=everything_at("pot4", group_size=16))
+    set_activations(model, "float")
+    packed = {name: module.quantized.dequantize() for name, module in packed_modules(model).items()}
+    expected = logits(model)
+    model = model.dequantize()
+    assert not packed_modules(model)
+    assert type(model) is type(full)
+    assert {name: type(module) for name, module in model.named_modules()} == {
+        name: type(module) for name, module in full.named_modules()
+    }
+    for name, matrix in packed.items():
+        module = model.get_submodule(name)
+        assert torch.equal(as_matrix(module, module.weight), matrix)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+    model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").read_text().count("quantization_config")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(model))
+
+
+def test_a_resized_model_is_not_saved_as_what_it_was(tmp_path: Path) -> None:
+    model = trained("llama-tied")
+    potq.quantize(model, potq.PoTConfig("pot4"))
+    model.save_pretrained(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    loaded.resize_token_embeddings(VOCABULARY + 3)
+    with pytest.raises(ModelError, match="changed since the model was quantized"):
+        loaded.save_pretrained(tmp_path / "resized")
 
 
 def test_gemma_keeps_its_scaled_embedding() -> None:

@@ -7,6 +7,7 @@ memory.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,9 +21,9 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from potq.checkpoint import check_headers, read_headers
+from potq.checkpoint import check_headers, check_reloadable, read_headers
 from potq.errors import CheckpointError, PotqError
-from potq.model import Plan, Target, as_matrix, install, keep_dtype, packed_modules, plan, tensor_bytes
+from potq.model import Plan, Target, as_matrix, install, keep_dtype, packed_modules, plan, tensor_bytes, unpack
 from potq.nn import PackedModule
 from potq.ptq import Progress, attach, quantize_weight, require_calibration
 from potq.report import ModuleReport, QuantReport
@@ -152,6 +153,19 @@ class PoTQuantizer(HfQuantizer):
         entries = [self._reports[name] for name in self._by_name if name in self._reports]
         report = QuantReport(modules=entries, skipped=self._plan.skipped, bytes_after=tensor_bytes(model))
         attach(model, self.quantization_config, report)
+        return model
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+        """Refuses to save a model whose config no longer describes it, as :func:`potq.save` does."""
+        check_reloadable(model)
+        return None, {}
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """What ``model.dequantize()`` does: float modules that compute the same."""
+        config = copy.deepcopy(model.config)
+        del config.quantization_config
+        with torch.device("meta"):
+            unpack(model, type(model)(config), dtype or model.dtype)
         return model
 
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:
