@@ -275,6 +275,20 @@ def test_a_resized_model_is_not_saved_as_what_it_was(tmp_path: Path) -> None:
         loaded.save_pretrained(tmp_path / "resized")
 
 
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+def test_a_weight_that_is_read_without_a_call(effort: str, tmp_path: Path) -> None:
+    """FalconMamba computes with the weight of a linear while it is float, and calls the linear when it is quantized."""
+    torch.manual_seed(0)
+    config = transformers.FalconMambaConfig(**SMALL, intermediate_size=96, state_size=8, pad_token_id=0)
+    model = transformers.FalconMambaForCausalLM(config).eval()
+    ids = torch.randint(0, VOCABULARY, (2, 20))
+    report = potq.quantize(model, potq.PoTConfig("apot4", group_size=16, effort=effort), [ids])
+    (algorithm,) = {module.algorithm for module in report.modules if module.name.endswith("dt_proj")}
+    assert algorithm == ("rtn/mse-exact" if effort == "fast" else "rtn/mse (no text reaches it)")
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+
+
 def test_gemma_keeps_its_scaled_embedding() -> None:
     model = trained("gemma3")
     potq.quantize(model, potq.PoTConfig("pot4"))
