@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -77,6 +77,10 @@ class QuantReport(BaseModel):
         """Stored bits per quantized weight, scales included; a tied weight counts once."""
         weights = sum(math.prod(module.shape) for module in self.modules)
         return 8 * sum(module.bytes_after for module in self.modules) / weights
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints: everything, and the bits per weight."""
+        return {**self.model_dump(mode="json"), "bits_per_weight": self.bits_per_weight}
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2)

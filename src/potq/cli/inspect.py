@@ -38,8 +38,7 @@ def inspect(
         plot_usage(usage, plot)
     if as_json:
         levels = {scheme: {str(k): v for k, v in counts.items()} for scheme, counts in usage.items()}
-        document = {**report.model_dump(mode="json"), "bits_per_weight": report.bits_per_weight}
-        console.emit_json({**document, "levels": levels, "kernels": kernels})
+        console.emit_json({**report.to_dict(), "levels": levels, "kernels": kernels})
         return
     out = console.stdout()
     out.print(*report.tables(every_module=every_module))

@@ -152,7 +152,7 @@ def _show(
 ) -> None:
     if as_json:
         found = {"allocation": allocation.to_dict()} if allocation is not None else {}
-        console.emit_json({"output": str(settings.output), "seconds": seconds, **found, **report.model_dump(mode="json")})
+        console.emit_json({"output": str(settings.output), "seconds": seconds, **found, **report.to_dict()})
         return
     tables = [allocation.table()] if allocation is not None else []
     console.stdout().print(*tables, *report.tables(every_module=every_module))

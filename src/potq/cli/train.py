@@ -98,7 +98,7 @@ def _show(
     if as_json:
         result: dict[str, Any] = {"output": str(settings.output), "seconds": seconds, "log": run.log()}
         result |= {"perplexity_before": first.get("eval_perplexity"), "perplexity": best.get("eval_perplexity")}
-        console.emit_json(result | (report.model_dump(mode="json") if report is not None else {}))
+        console.emit_json(result | (report.to_dict() if report is not None else {}))
         return
     out = console.stdout()
     if report is not None:
