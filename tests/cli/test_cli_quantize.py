@@ -353,6 +353,15 @@ def test_an_output_that_is_no_model(tiny_folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "thesis" / "a.tex").exists()
 
 
+@pytest.mark.parametrize("name", ["o[v1]", "o[/x]"])
+def test_brackets_in_names_are_no_markup(tiny_folder: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / Path(name)
+    out.parent.mkdir(exist_ok=True)
+    shown = succeed("quantize", tiny_folder, out, "--scheme", "pot4")
+    assert f"wrote {out} in" in "".join(shown.splitlines())
+    assert "pot4-g64" in succeed("inspect", out)
+
+
 def test_the_model_itself_is_not_replaced(tiny_folder: Path, tmp_path: Path, tokens: torch.Tensor) -> None:
     expected = potq.load(tiny_folder)(tokens).logits
     (tmp_path / "link").symlink_to(tiny_folder)

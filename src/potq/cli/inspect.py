@@ -47,7 +47,7 @@ def inspect(
     for line in kernel_lines(kernels):
         out.print(line, highlight=False)
     if plot is not None:
-        out.print(f"wrote {plot}", highlight=False)
+        out.print(f"wrote {plot}", highlight=False, soft_wrap=True)
 
 
 def _bars(scheme: str, counts: dict[int, int]) -> Any:

@@ -156,7 +156,7 @@ def _show(
         return
     tables = [allocation.table()] if allocation is not None else []
     console.stdout().print(*tables, *report.tables(every_module=every_module))
-    console.stdout().print(f"wrote {settings.output} in {seconds:.1f} s", highlight=False)
+    console.stdout().print(f"wrote {settings.output} in {seconds:.1f} s", highlight=False, soft_wrap=True)
 
 
 def _streamed(settings: QuantizeRecipe, config: PoTConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
