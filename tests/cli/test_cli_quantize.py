@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import potq
-from cli_helpers import invoke, refused
+from cli_helpers import invoke, refused, succeed
 from potq.data.calibration_text import load_calibration
 from potq.effort import EFFORTS, Effort
 from potq.errors import CheckpointError, ConfigError, DataError, PotqError
