@@ -6,7 +6,7 @@ target's own reader reads them. GGUF files go through llama.cpp: greedy texts an
 on the checkpoint. llama.cpp rounds the inputs of quantized products to int8 in blocks of 32, so texts part ways where two
 tokens are about as likely. Two things tell that from a wrong weight: the same file with its tensors as float32 (the
 control), whose inputs are not rounded, and our modules with inputs rounded the same way. compressed-tensors folders: logits
-of stock transformers in bfloat16. ONNX folders: ONNX Runtime's logits.
+of stock transformers in bfloat16 or float16. ONNX folders: ONNX Runtime's logits.
 
 Tokens per second (``--speed``, SmolLM2, two threads, a machine that does nothing else): interleaved rounds, each contestant
 in a process of its own; medians, ratios are medians of each round's ratio. Rows are kept as they come; a killed run resumes.

@@ -50,11 +50,11 @@ def text_row(subject: Subject, folder: Path, path: Path) -> Row:
 
 
 def logits_row(subject: Subject, folder: Path, path: Path) -> Row:
-    """Largest difference of the logits of stock transformers and ours in bfloat16, on some of the text."""
+    """Largest difference of the logits of stock transformers and ours in the folder's dtype, on some of the text."""
     ids = subject.scored()[:2, :128]
     found = stock(path, ids.tolist(), torch.get_num_threads())["logits"]
     with _reference():
-        model = potq.load(folder, dtype="bfloat16").eval()
+        model = potq.load(folder, dtype=found.dtype).eval()
         set_activations(model, "float")
         with torch.inference_mode():
             ours = model(ids).logits

@@ -17,7 +17,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
     logits = [row["largest_difference"] for row in agreement if "largest_difference" in row]
     found = [
         _worst("weights that differ, all files", 0, unequal),
-        _worst("compressed-tensors: largest difference of bfloat16 logits", 0, logits),
+        _worst("compressed-tensors: largest difference of logits in its dtype", 0, logits),
     ]
     for way, words in (("at_once", "of a text at once"), ("token_by_token", "token by token, through the cache")):
         differences = [row[way] for row in agreement if way in row]

@@ -8,6 +8,7 @@ from statistics import median
 from decode_goals import medians, rounds
 from decode_report import goals_table
 from document import put, results
+from export_goals import MODELS
 from potq.export.targets import TARGETS
 from potq.scheme import PRESETS
 from results_io import Row
@@ -50,9 +51,10 @@ def llama_table(rows: Sequence[Row]) -> str:
 
 
 def stock_table(rows: Sequence[Row]) -> str:
-    lines = ["| model | scheme | logits compared | largest difference |", "|---|---|---:|---:|"]
+    lines = ["| model | scheme | dtype | logits compared | largest difference |", "|---|---|---|---:|---:|"]
     for row in (row for row in rows if "largest_difference" in row):
-        lines.append(f"| {row['model']} | `{row['scheme']}` | {row['logits']:,} | {row['largest_difference']:g} |")
+        figures = f"{row['dtype'].removeprefix('torch.')} | {row['logits']:,} | {row['largest_difference']:g}"
+        lines.append(f"| {row['model']} | `{row['scheme']}` | {figures} |")
     return "\n".join(lines)
 
 
@@ -81,7 +83,7 @@ def speed_table(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     found = results("export")
-    rows = found["rows"]
+    rows = sorted(found["rows"], key=lambda row: MODELS.index(row["model"]) if "model" in row else len(MODELS))
     tables = {"forms": forms_table(), "files": files_table(rows), "llama": llama_table(rows), "stock": stock_table(rows)}
     put("export", tables | {"onnx": onnx_table(rows), "speed": speed_table(rows), "goals": goals_table(found["goals"])})
 

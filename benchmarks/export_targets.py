@@ -75,11 +75,11 @@ def _read_gguf(path: Path) -> dict[str, Tensor]:
 
 
 def _write_compressed(folder: Path, path: Path) -> ExportReport:
-    return export_compressed_tensors(potq.load(folder), path, potq.load_tokenizer(folder), force=True)
+    return export_compressed_tensors(potq.load(folder), path, potq.load_tokenizer(folder), allow_8bit=True, force=True)
 
 
 def _read_compressed(path: Path) -> dict[str, Tensor]:
-    """What is packed by compressed-tensors, which makes bfloat16 of it; floats as they stand in the file."""
+    """What is packed by compressed-tensors, which makes bfloat16 or float16 of it; floats as they stand in the file."""
     stored: dict[str, Tensor] = load_file(path / "model.safetensors")
     unpacked = stock(path, [[1, 2, 3]])
     names = {name.removesuffix("_packed") for name in stored if name.endswith(".weight_packed")}
@@ -90,7 +90,7 @@ def _read_compressed(path: Path) -> dict[str, Tensor]:
 
 
 def stock(folder: Path, ids: list[list[int]], threads: int = 1) -> dict[str, Tensor]:
-    """Bfloat16 logits and weights by stock transformers with compressed-tensors, in a process that never hears of potq.
+    """Logits and weights by stock transformers with compressed-tensors, in a process that never hears of potq.
 
     Raises:
         UnavailableError: compressed-tensors is not installed.
@@ -140,6 +140,6 @@ def control(path: Path, output: Path) -> Path:
 
 TARGETS = (
     Target("gguf", _write_gguf, _read_gguf, suffix=".gguf"),
-    Target("compressed-tensors", _write_compressed, _read_compressed, schemes=("mxpot", "mxfp4")),
+    Target("compressed-tensors", _write_compressed, _read_compressed, schemes=("mxpot", "mxfp4", "pot3", "pot4")),
     Target("onnx", export_onnx.write, export_onnx.read),
 )

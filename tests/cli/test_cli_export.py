@@ -56,13 +56,14 @@ def test_list() -> None:
     out = succeed("export", "--list")
     lines = {words[0]: words[1:] for line in out.splitlines() if len(words := line.split()) > 1}
     assert lines["mxpot-g32-e8m0"] == ["MXFP4", "4.25", "mxfp4-pack-quantized", "4.25", "8-bit/32", "9"]
-    assert lines["pot3-g64"] == ["Q4_0", "4.5", "-", "4-bit/64", "4.5"]
+    assert lines["pot3-g64"] == ["Q4_0", "4.5", "int4/64", "4.25", "4-bit/64", "4.5"]
+    assert lines["int3-g64"] == ["Q4_0", "4.5", "-", "4-bit/64", "4.5"]  # 3 times a scale is no float16
     assert lines["pot5-g64"] == ["-", "-", "-"]
     found = json.loads(succeed("export", "--list", "--schemes", "pot2z:group_size=row,pot7", "--json"))
     assert found == {
         "pot2z-row": {
             "gguf": {"type": "TQ2_0", "bits_per_weight": 2.0625},
-            "compressed-tensors": None,
+            "compressed-tensors": {"type": "int4/128", "bits_per_weight": 4.125},
             "onnx": {"type": "2-bit/256", "bits_per_weight": 2.125},
         },
         "pot7-g64": {"gguf": None, "compressed-tensors": None, "onnx": None},
@@ -76,8 +77,6 @@ def test_a_folder(mxpot_folder: Path, tmp_path: Path) -> None:
     assert config["quantization_config"]["format"] == "mxfp4-pack-quantized"
     assert (path / "tokenizer.json").exists()
     assert "--force" in refused(CheckpointError, "export", mxpot_folder, path, "--to", "compressed-tensors")
-    words = ["export", mxpot_folder, tmp_path / "new", "--to", "compressed-tensors", "--allow-8bit"]
-    assert "--allow-8bit is for other formats" in refused(ConfigError, *words)
 
 
 def test_an_onnx_folder(tiny_folder: Path, tmp_path: Path) -> None:

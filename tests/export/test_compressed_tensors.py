@@ -37,6 +37,15 @@ SCHEMES = [
     QuantScheme("pot2", scale_dtype="e8m0"),
     QuantScheme("int3", scale_dtype="e8m0"),
 ]
+INTEGERS = [
+    QuantScheme("pot3", group_size=32),
+    QuantScheme("pot2", group_size="row"),
+    QuantScheme("pot2z", group_size=32),
+    QuantScheme("int2", group_size=32),
+    QuantScheme("pot4", group_size=32),
+    QuantScheme("pot3nz", group_size=32),
+    QuantScheme("pot3s", group_size=32),
+]
 
 
 def packed(name: str = "llama", **config: Any) -> Any:
@@ -76,6 +85,63 @@ def test_every_weight_is_equal(
     assert len(report.notes) == 1 + ("lm_head.weight" in types)
 
 
+def integers(state: dict[str, Tensor], name: str) -> Tensor:
+    """A weight of packed integers by the format's definition."""
+    rows, columns = state[f"{name}.weight_shape"].tolist()
+    packed, scale = state[f"{name}.weight_packed"].long(), state[f"{name}.weight_scale"].float()
+    bits = packed.shape[1] * 32 // columns
+    codes = (packed[:, :, None] >> bits * torch.arange(32 // bits)) & (1 << bits) - 1
+    return (codes.view(rows, columns) - (1 << bits - 1)) * scale.repeat_interleave(columns // scale.shape[1], dim=1)
+
+
+@pytest.mark.parametrize("scheme", INTEGERS, ids=lambda scheme: scheme.name)
+@pytest.mark.usefixtures("reference_backend")
+def test_powers_of_two_as_integers(
+    scheme: QuantScheme, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast, tokens: Tensor
+) -> None:
+    model, path = packed(scheme=scheme), tmp_path / "out"
+    wide = scheme.name.startswith(("pot4", "pot3nz", "pot3s"))
+    if wide:
+        with pytest.raises(ExportError, match=r"exactly only as int8/32, 8\.5 bits per weight: pass --allow-8bit"):
+            export_compressed_tensors(model, path, byte_tokenizer)
+    report = export_compressed_tensors(model, path, byte_tokenizer, allow_8bit=wide)
+    state = load_file(path / "model.safetensors")
+    for name, module in packed_modules(model).items():
+        if f"{name}.weight_packed" in state:
+            assert torch.equal(integers(state, name), module.quantized.dequantize()), name
+    types = {tensor.type for tensor in report.tensors if not tensor.note}
+    assert {kind.partition("/")[0] for kind in types} == {"int8" if wide else "int4"}
+    pytest.importorskip("compressed_tensors")
+    potq.save(model, tmp_path / "ours")
+    ours = potq.load(tmp_path / "ours", dtype="float16")
+    set_activations(ours, "float")
+    stock = AutoModelForCausalLM.from_pretrained(path)
+    assert stock.dtype == torch.float16
+    with torch.no_grad():  # unpacked in the first pass
+        assert torch.equal(stock(tokens).logits, ours(tokens).logits)
+    up = stock.model.layers[1].mlp.up_proj.weight
+    assert torch.equal(up.float(), model.model.layers[1].mlp.up_proj.quantized.dequantize())
+
+
+@pytest.mark.usefixtures("reference_backend")
+def test_several_schemes_in_one_model(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast, tokens: Tensor) -> None:
+    small, wide = QuantScheme("pot3", group_size=32), QuantScheme("pot4", group_size=32)
+    model, path = packed(scheme=small, targets={"down_proj": wide}), tmp_path / "out"
+    export_compressed_tensors(model, path, byte_tokenizer, allow_8bit=True)
+    groups = json.loads((path / "config.json").read_text())["quantization_config"]["config_groups"]
+    assert {group["weights"]["num_bits"]: len(group["targets"]) for group in groups.values()} == {4: 12, 8: 2}
+    pytest.importorskip("compressed_tensors")
+    stock = AutoModelForCausalLM.from_pretrained(path)
+    with torch.no_grad():
+        stock(tokens)
+    for name, module in packed_modules(model).items():
+        if "layers" in name:
+            assert torch.equal(stock.get_submodule(name).weight.float(), module.quantized.dequantize()), name
+    mixed = packed(scheme=small, targets={"down_proj": QuantScheme("mxpot")})
+    with pytest.raises(ExportError, match="some linears are MXFP4, some integers"):
+        export_compressed_tensors(mixed, tmp_path / "mixed", byte_tokenizer)
+
+
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "llama-biased", "mistral", "qwen2", "qwen3-tied"])
 @pytest.mark.usefixtures("reference_backend")
 def test_stock_transformers_gives_equal_logits(
@@ -104,8 +170,8 @@ def test_a_head_that_fits_is_packed(tmp_path: Path, byte_tokenizer: PreTrainedTo
 
 def test_refusals(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
     path = tmp_path / "out"
-    with pytest.raises(ExportError, match="no type that holds pot3-g64 exactly; the nearest scheme that it holds is mxpot"):
-        export_compressed_tensors(packed(scheme=QuantScheme("pot3")), path, byte_tokenizer)
+    with pytest.raises(ExportError, match="no type that holds int3-g64 exactly; the nearest scheme that it holds is pot3"):
+        export_compressed_tensors(packed(scheme=QuantScheme("int3")), path, byte_tokenizer)
     with pytest.raises(ExportError, match=r"is a Conv1D; compressed-tensors only knows nn.Linear"):
         export_compressed_tensors(packed("gpt2"), path, byte_tokenizer)
     with pytest.raises(ExportError, match="no linear that potq quantized"):

@@ -68,8 +68,6 @@ def export(
         raise ConfigError("--schemes is for --list")
     if model is None or output is None or to is None:
         raise ConfigError("give a model, an output and a format: potq export MODEL OUTPUT --to gguf; or --list")
-    if allow_8bit and to is Format.compressed_tensors:
-        raise ConfigError(f"--allow-8bit is for other formats; {to.value} has no 8-bit types here")
     if activations is not None and to is not Format.onnx:
         raise ConfigError(f"--activations is for onnx; what reads {to.value} decides by itself")
     rounding = activations or Activations.float
@@ -129,7 +127,7 @@ def _write(
                 loaded, output, tokenizer, activations=activations.value, allow_8bit=allow_8bit, force=force
             )
         else:
-            report = export_compressed_tensors(loaded, output, tokenizer, force=force)
+            report = export_compressed_tensors(loaded, output, tokenizer, allow_8bit=allow_8bit, force=force)
             if importlib.util.find_spec("compressed_tensors") is None:
                 console.note("its reader: pip install 'potq[compressed-tensors]'")
     _show(report, as_json=as_json)

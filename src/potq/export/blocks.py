@@ -39,7 +39,7 @@ class BlockType:
     Attributes:
         name: what its engine calls it.
         weights: how many weights share a scale.
-        levels: the level of every code.
+        levels: the level of every code; None: a code that is not used.
         scale: what a scale can be: ``"float16"`` or ``"float32"``; or ``"e8m0"``, ``2**(byte - 128)``.
         bits_per_weight: stored bits, scales included.
         padded: whether a row may end within a block, which is filled up.
@@ -47,7 +47,7 @@ class BlockType:
 
     name: str
     weights: int
-    levels: tuple[int, ...]
+    levels: tuple[int | None, ...]
     scale: Literal["float16", "float32", "e8m0"]
     bits_per_weight: float
     padded: bool = False
@@ -163,7 +163,8 @@ def _shifts(grid: Grid, kind: BlockType) -> tuple[int, ...]:
 
     Empty: there is none under which it has them all.
     """
-    possible = range(-max(map(abs, kind.levels)).bit_length(), max(map(abs, grid.levels)).bit_length() + 1)
+    largest = max(abs(level) for level in kind.levels if level is not None)
+    possible = range(-largest.bit_length(), max(map(abs, grid.levels)).bit_length() + 1)
     whole = [shift for shift in possible if bool(_translation(grid, kind, shift)[1].all())]
     if not whole:
         return ()
@@ -174,8 +175,9 @@ def _shifts(grid: Grid, kind: BlockType) -> tuple[int, ...]:
 @cache
 def _translation(grid: Grid, kind: BlockType, shift: int) -> tuple[Tensor, Tensor]:
     """By our code: the type's code (uint8) of ``level / 2**shift``, and whether there is one (bool)."""
-    code_of: dict[int | None, int] = {level: code for code, level in reversed(list(enumerate(kind.levels)))}
-    found = [code_of.get(_shifted(level, shift)) for level in grid.levels]
+    code_of = {level: code for code, level in reversed(list(enumerate(kind.levels)))}
+    shifted = [_shifted(level, shift) for level in grid.levels]
+    found = [None if level is None else code_of.get(level) for level in shifted]
     return torch.tensor([code or 0 for code in found], dtype=torch.uint8), torch.tensor([code is not None for code in found])
 
 

@@ -1,11 +1,8 @@
-"""Folders in compressed-tensors' format ``mxfp4-pack-quantized``, which vLLM and stock transformers load without potq.
+"""Folders in compressed-tensors' formats, which vLLM and stock transformers load without potq.
 
-A linear ``M`` is ``M.weight_packed``, uint8 ``(out, in / 2)`` with two E2M1 codes a byte, the first in the low half, and
-``M.weight_scale``, uint8 ``(out, in / 32)``, the exponent + 127 of what the code 1.0 is worth. Embeddings, and a head that
-does not fit, are floats: the format has no other types here.
-
-Its package unpacks to bfloat16, whatever the config says, so bfloat16 is what the config says. Other tensors keep their
-dtype in the file; readers cast them.
+Linears are packed (:mod:`potq.export.compressed_types`). Embeddings, and a head that does not fit, are floats: the format
+has no other types here. The config's dtype is what packed weights are unpacked to; other tensors keep their dtype in the
+file, and readers cast them.
 """
 
 from __future__ import annotations
@@ -19,8 +16,9 @@ from torch import Tensor, nn
 
 from potq.checkpoint import check_destination, disk_errors, flush, replacing
 from potq.errors import ExportError
-from potq.export.blocks import encode, misfit, obstacle
+from potq.export.blocks import BlockType, misfit
 from potq.export.card import write_export_card
+from potq.export.compressed_types import arguments, dtype_of, format_of, stored
 from potq.export.floats import exact_floats
 from potq.export.output import check_on_cpu, folder_bytes
 from potq.export.report import ExportedTensor, ExportReport
@@ -31,7 +29,6 @@ from potq.tensor import QuantizedWeight
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from potq.nn import PackedModule
 
 _USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer  # and: pip install compressed-tensors
@@ -39,47 +36,55 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # and: pip install
 model, tokenizer = AutoModelForCausalLM.from_pretrained("{path}"), AutoTokenizer.from_pretrained("{path}")
 ```
 
-or `vllm serve {path}`. Packed weights equal the checkpoint's. The model computes in bfloat16: what is stored as floats (the
+or `vllm serve {path}`. Packed weights equal the checkpoint's. The model computes in {dtype}: what is stored as floats (the
 embedding, perhaps the head) is rounded to that when it is loaded."""
-_FORMAT = COMPRESSED_TENSORS.types[0]
 
 
 def export_compressed_tensors(
-    model: PreTrainedModel, path: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase, *, force: bool = False
+    model: PreTrainedModel,
+    path: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    allow_8bit: bool = False,
+    force: bool = False,
 ) -> ExportReport:
     """Write a packed ``model`` and its ``tokenizer`` as a model folder whose weights equal the model's, every one.
 
     Args:
-        model: quantized by potq, its linears in schemes that E2M1 with E8M0 scales holds (``mxfp4``, ``mxpot``, ...).
+        model: quantized by potq, its linears in schemes that E2M1 with E8M0 scales holds (``mxfp4``, ``mxpot``, ...), or in
+            powers of two that fit integers of 4 bits (``pot3``, ``pot2``, ...).
         path: the folder.
         tokenizer: any.
+        allow_8bit: also take schemes of fewer bits that fit 8-bit integers only (``pot4``, ...).
         force: replace an existing model folder; a ``README.md`` in it that potq did not write is kept.
 
     Raises:
         ExportError: a scheme without exact form, linears that are no ``nn.Linear`` (GPT-2's), no packed weight, a scale or
-            rows that do not fit.
+            rows that do not fit, MXFP4 beside integers.
         CheckpointError: something is in the way at ``path``, or the disk is full.
     """
     target = check_destination(path, force=force)
     check_on_cpu(model)
     hollow, packed = _hollow(model), packed_modules(model)
-    linears = _linears(model, hollow)
+    kinds = _kinds(model, hollow, allow_8bit=allow_8bit)
+    dtype = dtype_of(next(iter(kinds.values())))
+    hollow.to(dtype)
     codes = {f"{name}.weight_{key}" for name, module in packed.items() for key in module.quantized.tensors()}
     state = {key: value for key, value in model.state_dict().items() if key not in codes}
     tensors = []
     for name, module in packed.items():
         if module.tied_to is None:
-            weight = module.quantized
-            stored = _packed(name, weight) if name in linears else {"weight": exact_floats(weight.dequantize(), name)}
-            state |= {f"{name}.{key}": value for key, value in stored.items()}
-            tensors.append(_described(name, weight, stored))
-    hollow.config.quantization_config = _config(hollow, set(linears))
+            weight, kind = module.quantized, kinds.get(name)
+            found = stored(name, weight, kind) if kind is not None else {"weight": exact_floats(weight.dequantize(), name)}
+            state |= {f"{name}.{key}": value for key, value in found.items()}
+            tensors.append(_described(name, weight, kind, found))
+    hollow.config.quantization_config = _config(hollow, kinds)
     needed = sum(tensor.nbytes for tensor in state.values())
     with disk_errors(target, needed), replacing(target) as folder:
         hollow.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
         report = ExportReport(path=str(target), nbytes=folder_bytes(folder), tensors=tensors)
-        use = _USE.format(path=target.name)
+        use = _USE.format(path=target.name, dtype=str(dtype).removeprefix("torch."))
         write_export_card(
             folder, model, report, library="transformers", use=use, tag=COMPRESSED_TENSORS.name, replaces=target
         )
@@ -93,73 +98,67 @@ def _hollow(model: PreTrainedModel) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        hollow = type(model)(config).to(torch.bfloat16)
+        hollow = type(model)(config)
     hollow.generation_config = copy.deepcopy(model.generation_config)
     return hollow
 
 
-def _linears(model: PreTrainedModel, hollow: nn.Module) -> dict[str, PackedModule]:
-    """The linears to be stored packed: all but a head that the format cannot hold.
+def _kinds(model: PreTrainedModel, hollow: nn.Module, *, allow_8bit: bool) -> dict[str, BlockType]:
+    """The types of the linears to be stored packed, by name: all but a head that the format cannot hold.
 
     Raises:
-        ExportError: there are none, or one that the format cannot hold.
+        ExportError: there are none, one that the format cannot hold, or types that are unpacked to several dtypes.
     """
-    head = model.get_output_embeddings()
-    found = {}
+    head, found = model.get_output_embeddings(), {}
     for name, module in packed_modules(model).items():
         owner = hollow.get_submodule(name)
         if isinstance(owner, nn.Embedding) or module.tied_to is not None:
             continue
         if not isinstance(owner, nn.Linear):
             raise ExportError(f"{name} is a {type(owner).__name__}; compressed-tensors only knows nn.Linear")
-        if module is not head or obstacle(module.scheme, _FORMAT, module.quantized.shape[1]) is None:
-            found[name] = module
+        scheme, columns = module.scheme, module.quantized.shape[1]
+        if module is head and COMPRESSED_TENSORS.form(scheme, columns) is None:
+            continue
+        check_schemes([scheme], COMPRESSED_TENSORS, allow_8bit=allow_8bit)
+        kind = COMPRESSED_TENSORS.form(scheme, columns) or COMPRESSED_TENSORS.form(scheme)
+        if kind is None or (why := misfit(module.quantized, kind)) is not None:
+            raise ExportError(f"{name} does not fit {kind.name if kind else scheme.name}: {why}; leave it out (ignore)")
+        found[name] = kind
     if not found:
         raise ExportError("the model has no linear that potq quantized; quantize it first")
-    check_schemes([module.scheme for module in found.values()], COMPRESSED_TENSORS, allow_8bit=False)
+    if len(dtypes := {dtype_of(kind) for kind in found.values()}) > 1:
+        raise ExportError(f"some linears are MXFP4, some integers, which are unpacked to {dtypes}; give all the same scheme")
     return found
 
 
-def _packed(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
-    """The stored tensors of one linear."""
-    if (why := misfit(weight, _FORMAT)) is not None:
-        raise ExportError(f"{name} does not fit {_FORMAT.name}: {why}; leave it out (ignore)")
-    blocks = list(encode(weight, _FORMAT))
-    codes = torch.cat([part.codes.flatten(1) for part in blocks])
-    scale = torch.cat([part.scales for part in blocks])
-    return {"weight_packed": codes[:, ::2] | codes[:, 1::2] << 4, "weight_scale": scale}
-
-
-def _config(hollow: nn.Module, packed: set[str]) -> dict[str, Any]:
-    """``quantization_config``: every linear is packed but those named."""
-    weights = {
-        "num_bits": 4,
-        "type": "float",
-        "strategy": "group",
-        "group_size": 32,
-        "symmetric": True,
-        "dynamic": False,
-        "scale_dtype": "torch.uint8",
-        "zp_dtype": "torch.uint8",
-    }
+def _config(hollow: nn.Module, kinds: dict[str, BlockType]) -> dict[str, Any]:
+    """``quantization_config``: every linear is packed but those to be ignored."""
     linears = [name for name, module in hollow.named_modules() if isinstance(module, nn.Linear)]
+    groups = {kind: [name for name in linears if kinds.get(name) is kind] for kind in dict.fromkeys(kinds.values())}
+    form = format_of(next(iter(groups)))
     return {
         "quant_method": "compressed-tensors",
-        "format": _FORMAT.name,
+        "format": form,
         "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "format": _FORMAT.name}},
-        "ignore": [name for name in linears if name not in packed],
+        "config_groups": {
+            f"group_{number}": {
+                "targets": ["Linear"] if len(groups) == 1 else names,
+                "weights": arguments(kind),
+                "format": form,
+            }
+            for number, (kind, names) in enumerate(groups.items())
+        },
+        "ignore": [name for name in linears if name not in kinds],
     }
 
 
-def _described(name: str, weight: QuantizedWeight, stored: dict[str, Tensor]) -> ExportedTensor:
-    floats = stored.get("weight")
+def _described(name: str, weight: QuantizedWeight, kind: BlockType | None, found: dict[str, Tensor]) -> ExportedTensor:
     return ExportedTensor(
-        name=f"{name}.{next(iter(stored))}",
+        name=f"{name}.{next(iter(found))}",
         module=f"{name}.weight",
-        type=_FORMAT.name if floats is None else str(floats.dtype).removeprefix("torch."),
+        type=kind.name if kind is not None else str(found["weight"].dtype).removeprefix("torch."),
         scheme=weight.scheme.name,
         weights=weight.shape[0] * weight.shape[1],
-        nbytes=sum(tensor.nbytes for tensor in stored.values()),
-        note="" if floats is None else "compressed-tensors packs linears only, and only in MXFP4",
+        nbytes=sum(tensor.nbytes for tensor in found.values()),
+        note="" if kind is not None else "compressed-tensors packs linears only, and only where they fit its types",
     )

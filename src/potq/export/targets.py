@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from potq.errors import ExportError
 from potq.export.blocks import BlockType, obstacle
+from potq.export.compressed_types import COMPRESSED_TYPES
 from potq.export.gguf.types import GGML_TYPES
 from potq.export.onnx.types import NBITS_TYPES
-from potq.grid import E2M1
 from potq.scheme import PRESETS, QuantScheme
 
 _COLUMNS = 4096  # of a row, where a scheme is judged without a model: blocks of every size divide it
@@ -30,7 +30,7 @@ class Target:
 
 
 GGUF = Target("gguf", tuple(kind.block for kind in GGML_TYPES.values()))
-COMPRESSED_TENSORS = Target("compressed-tensors", (BlockType("mxfp4-pack-quantized", 32, E2M1.levels, "e8m0", 4.25),))
+COMPRESSED_TENSORS = Target("compressed-tensors", COMPRESSED_TYPES)
 ONNX = Target("onnx", NBITS_TYPES)
 TARGETS = {target.name: target for target in (GGUF, COMPRESSED_TENSORS, ONNX)}
 """By name."""
