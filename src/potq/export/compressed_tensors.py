@@ -121,13 +121,16 @@ def _kinds(model: PreTrainedModel, hollow: nn.Module, *, allow_8bit: bool) -> di
             continue
         check_schemes([scheme], COMPRESSED_TENSORS, allow_8bit=allow_8bit)
         kind = COMPRESSED_TENSORS.form(scheme, columns) or COMPRESSED_TENSORS.form(scheme)
-        if kind is None or (why := misfit(module.quantized, kind)) is not None:
-            raise ExportError(f"{name} does not fit {kind.name if kind else scheme.name}: {why}; leave it out (ignore)")
+        assert kind is not None  # the scheme was checked; rows of these columns are what may not fit
+        if (why := misfit(module.quantized, kind)) is not None:
+            raise ExportError(f"{name} does not fit {kind.name}: {why}; leave it out (ignore)")
         found[name] = kind
     if not found:
         raise ExportError("the model has no linear that potq quantized; quantize it first")
-    if len(dtypes := {dtype_of(kind) for kind in found.values()}) > 1:
-        raise ExportError(f"some linears are MXFP4, some integers, which are unpacked to {dtypes}; give all the same scheme")
+    if len({dtype_of(kind) for kind in found.values()}) > 1:
+        raise ExportError(
+            "some linears are MXFP4, which is unpacked to bfloat16, some integers, which are to float16; quantize all alike"
+        )
     return found
 
 
