@@ -138,7 +138,7 @@ def test_several_schemes_in_one_model(tmp_path: Path, byte_tokenizer: PreTrained
         if "layers" in name:
             assert torch.equal(stock.get_submodule(name).weight.float(), module.quantized.dequantize()), name
     mixed = packed(scheme=small, targets={"down_proj": QuantScheme("mxpot")})
-    with pytest.raises(ExportError, match="some linears are MXFP4, some integers"):
+    with pytest.raises(ExportError, match="some linears are MXFP4, which is unpacked to bfloat16, some integers"):
         export_compressed_tensors(mixed, tmp_path / "mixed", byte_tokenizer)
 
 
