@@ -13,7 +13,6 @@ The names ``weight_zero_point``, ``weight_outlier_index`` and ``weight_outlier_v
 
 from __future__ import annotations
 
-import copy
 import errno
 import json
 import os
@@ -30,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 
 from potq.card import packed_card, write_card
 from potq.errors import CheckpointError, ConfigError, ModelError
-from potq.model import Target, packed_modules, plan, tensor_bytes
+from potq.model import Target, hollow, packed_modules, plan, tensor_bytes
 from potq.scheme import PoTConfig
 from potq.tensor import storage
 
@@ -159,9 +158,7 @@ def check_reloadable(model: PreTrainedModel) -> None:
     Raises:
         ModelError: names the modules that differ (after ``resize_token_embeddings``, say).
     """
-    with torch.device("meta"):
-        hollow = type(model)(copy.deepcopy(model.config))
-    targets = plan(hollow, model.config.quantization_config).targets
+    targets = plan(hollow(model), model.config.quantization_config).targets
     expected = {name: (target.shape, target.scheme, target.name) for target in targets for name in target.names}
     packed = packed_modules(model)
     names = {id(module): name for name, module in packed.items()}

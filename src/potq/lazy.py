@@ -35,7 +35,7 @@ class LazyTensor(Tensor):
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in _KNOWN:
-            return super().__torch_function__(function, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+            return super().__torch_function__(function, types, args, kwargs or {})  # type: ignore[no-untyped-call]  # torch's stub
         return function(*_made(args), **_made(kwargs or {}))
 
     @classmethod

@@ -6,10 +6,11 @@ and whatever has a weight matrix and is none of these is reported as skipped.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -100,12 +101,24 @@ def install(model: nn.Module, target: Target, quantized: QuantizedWeight) -> Non
         _forget_ties(model)
 
 
+def hollow(model: nn.Module) -> nn.Module:
+    """The float model of the same config, which has one of transformers', without weights: on the meta device."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    kind: Any = type(model)
+    with torch.device("meta"):
+        made: nn.Module = kind(config)
+    return made
+
+
 @torch.no_grad()
-def unpack(model: nn.Module, hollow: nn.Module, dtype: torch.dtype) -> None:
-    """Put float modules in place of packed ones: those of ``hollow``, a model of the same architecture without weights."""
+def unpack(model: nn.Module, dtype: torch.dtype) -> None:
+    """Put float modules, those that the architecture has, in place of packed ones."""
     weights: dict[PackedModule, nn.Parameter] = {}
+    float_model = hollow(model)
     for name, module in packed_modules(model).items():
-        plain, owner = hollow.get_submodule(name), module.tied_to or module
+        plain, owner = float_model.get_submodule(name), module.tied_to or module
         if owner not in weights:
             weights[owner] = nn.Parameter(as_matrix(plain, owner.quantized.dequantize()).to(dtype).contiguous())
         plain.weight = weights[owner]
@@ -115,7 +128,7 @@ def unpack(model: nn.Module, hollow: nn.Module, dtype: torch.dtype) -> None:
         _replace(model, name, plain.train(module.training))
     for name, module in model.named_modules():
         for attribute in _TIES & vars(module).keys():
-            setattr(module, attribute, getattr(hollow.get_submodule(name), attribute))
+            setattr(module, attribute, getattr(float_model.get_submodule(name), attribute))
     if _KEEPS_DTYPE in vars(type(model)):
         model.__class__ = type(model).__bases__[0]
 

@@ -256,8 +256,9 @@ def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
     model_config: Any = model.config
     model_config.quantization_config = config
     for module in model.modules():  # as from_pretrained marks a packed model: some forwards (FalconMamba's) go by it
-        if hasattr(own := getattr(module, "config", None), "to_dict"):
-            own._is_quantized = True  # type: ignore[union-attr]
+        own: Any = getattr(module, "config", None)
+        if hasattr(own, "to_dict"):
+            own._is_quantized = True
     if getattr(model_config, "tie_word_embeddings", False) and not is_tied(model):
         model_config.tie_word_embeddings = False  # two weights, whatever the config said; both are saved
 

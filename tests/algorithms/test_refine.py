@@ -54,7 +54,7 @@ def test_a_forward_of_ones_own_is_kept() -> None:
     """Routers are linears that return more than a product."""
 
     class Router(nn.Linear):
-        def forward(self, input: Tensor, scale: float) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        def forward(self, input: Tensor, scale: float) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # as routers do
             logits = super().forward(input) * scale
             return logits, logits.softmax(-1)
 

@@ -28,10 +28,11 @@ def pack(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: i
         raise DataError(f"a sequence of {length} tokens predicts nothing; use a length of at least 2")
     written = [document for document in documents if document.strip()]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    parts = [torch.empty(0, dtype=torch.long)]
+    parts, count = [torch.empty(0, dtype=torch.long)], 0
     for part in token_parts(tokenizer, written, end):
         parts.append(part)
-        if limit is not None and sum(map(len, parts)) >= limit * length:
+        count += len(part)
+        if limit is not None and count >= limit * length:
             break  # the rest of a large dataset is not tokenized in vain
     tokens = torch.cat(parts)
     rows = min(len(tokens) // length, len(tokens) if limit is None else limit)

@@ -47,11 +47,13 @@ def token_parts(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], en
 def _together(documents: Sequence[str]) -> Iterator[list[str]]:
     """Documents in lists that are not too long."""
     some: list[str] = []
+    length = 0
     for document in documents:
-        if some and (len(some) == _TOGETHER or sum(map(len, some)) + len(document) > _PIECE):
+        if some and (len(some) == _TOGETHER or length + len(document) > _PIECE):
             yield some
-            some = []
+            some, length = [], 0
         some.append(document)
+        length += len(document)
     if some:
         yield some
 

@@ -52,6 +52,11 @@ class BlockType:
     bits_per_weight: float
     padded: bool = False
 
+    @property
+    def width(self) -> int:
+        """Bits of a code."""
+        return (len(self.levels) - 1).bit_length()
+
     def bits(self, columns: int) -> float:
         """Stored bits per weight of rows of ``columns`` weights, padding included."""
         return self.bits_per_weight * math.ceil(columns / self.weights) * self.weights / columns

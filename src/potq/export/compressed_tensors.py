@@ -11,7 +11,6 @@ import copy
 import os
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from potq.checkpoint import check_destination, disk_errors, flush, replacing
@@ -23,7 +22,7 @@ from potq.export.floats import exact_floats
 from potq.export.output import check_on_cpu, folder_bytes
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import COMPRESSED_TENSORS, check_schemes
-from potq.model import packed_modules
+from potq.model import hollow, packed_modules
 from potq.tensor import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -65,10 +64,12 @@ def export_compressed_tensors(
     """
     target = check_destination(path, force=force)
     check_on_cpu(model)
-    hollow, packed = _hollow(model), packed_modules(model)
-    kinds = _kinds(model, hollow, allow_8bit=allow_8bit)
+    reader: Any = hollow(model)  # what the folder's reader will build
+    packed = packed_modules(model)
+    kinds = _kinds(model, reader, allow_8bit=allow_8bit)
     dtype = dtype_of(next(iter(kinds.values())))
-    hollow.to(dtype)
+    reader.to(dtype)
+    reader.generation_config = copy.deepcopy(model.generation_config)
     codes = {f"{name}.weight_{key}" for name, module in packed.items() for key in module.quantized.tensors()}
     state = {key: value for key, value in model.state_dict().items() if key not in codes}
     tensors = []
@@ -78,10 +79,10 @@ def export_compressed_tensors(
             found = stored(name, weight, kind) if kind is not None else {"weight": exact_floats(weight.dequantize(), name)}
             state |= {f"{name}.{key}": value for key, value in found.items()}
             tensors.append(_described(name, weight, kind, found))
-    hollow.config.quantization_config = _config(hollow, kinds)
+    reader.config.quantization_config = _config(reader, kinds)
     needed = sum(tensor.nbytes for tensor in state.values())
     with disk_errors(target, needed), replacing(target) as folder:
-        hollow.save_pretrained(folder, state_dict=state)
+        reader.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
         report = ExportReport(path=str(target), nbytes=folder_bytes(folder), tensors=tensors)
         use = _USE.format(path=target.name, dtype=str(dtype).removeprefix("torch."))
@@ -92,18 +93,7 @@ def export_compressed_tensors(
     return report
 
 
-def _hollow(model: PreTrainedModel) -> Any:
-    """The full-precision model of the same config, without weights: what the folder's reader will build."""
-    config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        hollow = type(model)(config)
-    hollow.generation_config = copy.deepcopy(model.generation_config)
-    return hollow
-
-
-def _kinds(model: PreTrainedModel, hollow: nn.Module, *, allow_8bit: bool) -> dict[str, BlockType]:
+def _kinds(model: PreTrainedModel, reader: nn.Module, *, allow_8bit: bool) -> dict[str, BlockType]:
     """The types of the linears to be stored packed, by name: all but a head that the format cannot hold.
 
     Raises:
@@ -111,16 +101,17 @@ def _kinds(model: PreTrainedModel, hollow: nn.Module, *, allow_8bit: bool) -> di
     """
     head, found = model.get_output_embeddings(), {}
     for name, module in packed_modules(model).items():
-        owner = hollow.get_submodule(name)
+        owner = reader.get_submodule(name)
         if isinstance(owner, nn.Embedding) or module.tied_to is not None:
             continue
         if not isinstance(owner, nn.Linear):
             raise ExportError(f"{name} is a {type(owner).__name__}; compressed-tensors only knows nn.Linear")
         scheme, columns = module.scheme, module.quantized.shape[1]
-        if module is head and COMPRESSED_TENSORS.form(scheme, columns) is None:
+        kind = COMPRESSED_TENSORS.form(scheme, columns)
+        if module is head and kind is None:
             continue
         check_schemes([scheme], COMPRESSED_TENSORS, allow_8bit=allow_8bit)
-        kind = COMPRESSED_TENSORS.form(scheme, columns) or COMPRESSED_TENSORS.form(scheme)
+        kind = kind or COMPRESSED_TENSORS.form(scheme)
         assert kind is not None  # the scheme was checked; rows of these columns are what may not fit
         if (why := misfit(module.quantized, kind)) is not None:
             raise ExportError(f"{name} does not fit {kind.name}: {why}; leave it out (ignore)")
@@ -134,9 +125,9 @@ def _kinds(model: PreTrainedModel, hollow: nn.Module, *, allow_8bit: bool) -> di
     return found
 
 
-def _config(hollow: nn.Module, kinds: dict[str, BlockType]) -> dict[str, Any]:
+def _config(reader: nn.Module, kinds: dict[str, BlockType]) -> dict[str, Any]:
     """``quantization_config``: every linear is packed but those to be ignored."""
-    linears = [name for name, module in hollow.named_modules() if isinstance(module, nn.Linear)]
+    linears = [name for name, module in reader.named_modules() if isinstance(module, nn.Linear)]
     groups = {kind: [name for name in linears if kinds.get(name) is kind] for kind in dict.fromkeys(kinds.values())}
     form = format_of(next(iter(groups)))
     return {

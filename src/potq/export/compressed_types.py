@@ -20,6 +20,7 @@ from torch import Tensor
 from potq.errors import ExportError
 from potq.export.blocks import BlockType, encode
 from potq.grid import E2M1
+from potq.packing import pack
 from potq.tensor import QuantizedWeight
 
 _WIDTHS, _GROUPS = (4, 8), (128, 64, 32)
@@ -50,7 +51,7 @@ def arguments(kind: BlockType) -> dict[str, Any]:
     shared = {"strategy": "group", "group_size": kind.weights, "symmetric": True, "dynamic": False}
     if kind is MXFP4:
         return {"num_bits": 4, "type": "float", **shared, "scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
-    return {"num_bits": _bits(kind), "type": "int", **shared}
+    return {"num_bits": kind.width, "type": "int", **shared}
 
 
 def stored(name: str, weight: QuantizedWeight, kind: BlockType) -> dict[str, Tensor]:
@@ -60,21 +61,15 @@ def stored(name: str, weight: QuantizedWeight, kind: BlockType) -> dict[str, Ten
         ExportError: values beyond float16's range; names the linear.
     """
     blocks = list(encode(weight, kind))
-    codes = torch.cat([part.codes.flatten(1) for part in blocks])
+    codes = torch.cat([pack(part.codes.flatten(1), kind.width) for part in blocks])
     scale = torch.cat([part.scales for part in blocks])
-    if _bits(kind) == 4:
-        codes = codes[:, ::2] | codes[:, 1::2] << 4
     if kind is MXFP4:
         return {"weight_packed": codes, "weight_scale": scale}
     values = weight.dequantize()
     if not torch.equal(values.half().float(), values):
         raise ExportError(f"{name} has values that float16 does not hold; leave it out (ignore)")
     return {
-        "weight_packed": codes.contiguous().view(torch.int32),
+        "weight_packed": codes.view(torch.int32),
         "weight_scale": scale,
         "weight_shape": torch.tensor(weight.shape),
     }
-
-
-def _bits(kind: BlockType) -> int:
-    return (len(kind.levels) - 1).bit_length()

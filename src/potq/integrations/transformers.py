@@ -7,7 +7,6 @@ memory.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -162,10 +161,7 @@ class PoTQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """What ``model.dequantize()`` does: float modules that compute the same."""
-        config = copy.deepcopy(model.config)
-        del config.quantization_config
-        with torch.device("meta"):
-            unpack(model, type(model)(config), dtype or model.dtype)
+        unpack(model, dtype or model.dtype)
         return model
 
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:

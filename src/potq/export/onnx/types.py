@@ -42,19 +42,14 @@ NBITS_TYPES = tuple(_nbits(bits, block) for bits in _WIDTHS for block in _BLOCKS
 """Every width with every block."""
 
 
-def width(kind: BlockType) -> int:
-    """Bits of a code."""
-    return (len(kind.levels) - 1).bit_length()
-
-
 def matmul_attributes(kind: BlockType, shape: tuple[int, int]) -> dict[str, Any]:
     """What MatMulNBits is told of a weight ``(out, in)``: also to compute in float32, not to round its inputs to int8."""
-    return {"N": shape[0], "K": shape[1], "bits": width(kind), "block_size": kind.weights, ACCURACY: FLOAT32_INPUTS}
+    return {"N": shape[0], "K": shape[1], "bits": kind.width, "block_size": kind.weights, ACCURACY: FLOAT32_INPUTS}
 
 
 def gather_attributes(kind: BlockType) -> dict[str, Any]:
     """What GatherBlockQuantized is told of codes ``(rows, blocks, bytes)`` and scales ``(rows, blocks, 1)``."""
-    return {"bits": width(kind), "block_size": kind.weights, "gather_axis": 0, "quantize_axis": 2}
+    return {"bits": kind.width, "block_size": kind.weights, "gather_axis": 0, "quantize_axis": 2}
 
 
 def operands(weight: QuantizedWeight, kind: BlockType) -> tuple[Tensor, Tensor]:
@@ -64,6 +59,6 @@ def operands(weight: QuantizedWeight, kind: BlockType) -> tuple[Tensor, Tensor]:
         ExportError: a scale is beyond the range of float32's normal numbers.
     """
     parts = list(encode(weight, kind))
-    codes = torch.cat([pack(part.codes.flatten(1), width(kind)) for part in parts])
+    codes = torch.cat([pack(part.codes.flatten(1), kind.width) for part in parts])
     scales = torch.cat([part.scales for part in parts])
     return codes.unflatten(1, (scales.shape[1], -1)), scales
