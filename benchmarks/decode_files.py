@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ import numpy as np
 import torch
 
 import potq
+from gguf_copy import as_floats, copy
 from peers.ggml_library import ggml
 from potq.loading import resolve
-
-_GENERATED = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version")
 
 
 @dataclass(frozen=True)
@@ -75,26 +73,12 @@ def types_used(path: Path) -> dict[str, int]:
 
 def _write_gguf(path: Path, kind: str) -> None:
     source = resolve("smollm2")
-    reader = gguf.GGUFReader(Path(source.name) / str(source.gguf_file))
-    architecture = reader.fields["general.architecture"].contents()
-    writer = gguf.GGUFWriter(path, architecture)
-    for field in reader.fields.values():
-        if not field.name.startswith(_GENERATED):
-            writer.add_key_value(field.name, field.contents(), field.types[0], field.types[-1])
-    for name, values in _tensors(reader):
-        if values.ndim == 1:
-            writer.add_tensor(name, values)
-        else:
-            writer.add_tensor(name, _quantized(values, kind), raw_dtype=gguf.GGMLQuantizationType(ggml().types[kind]))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _tensors(reader: Any) -> Iterator[tuple[str, Any]]:
-    for tensor in reader.tensors:
-        yield tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+    number = gguf.GGMLQuantizationType(ggml().types[kind])
+    copy(
+        Path(source.name) / str(source.gguf_file),
+        path,
+        lambda values: as_floats(values) if values.ndim == 1 else (_quantized(values, kind), number),
+    )
 
 
 def _quantized(values: Any, kind: str) -> Any:

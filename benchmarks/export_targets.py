@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 import export_onnx
 import potq
+from gguf_copy import copy
 from peers.peer import UnavailableError
 from potq.export.compressed_tensors import export_compressed_tensors
 from potq.export.gguf.write import export_gguf
@@ -121,20 +121,7 @@ def named_weights(model: torch.nn.Module) -> dict[str, Tensor]:
 
 def control(path: Path, output: Path) -> Path:
     """``path`` with every tensor as float32, by ``gguf``'s own dequantize; what llama.cpp then computes rounds no inputs."""
-    import gguf
-
-    reader = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(output, reader.fields["general.architecture"].contents())
-    generated = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version")
-    for field in reader.fields.values():
-        if not field.name.startswith(generated):
-            writer.add_key_value(field.name, field.contents(), field.types[0], field.types[-1])
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    copy(path, output)
     return output
 
 

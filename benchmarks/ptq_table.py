@@ -62,13 +62,12 @@ SLOW = {  # what SmolLM2 gets where a row takes minutes; best: the integers that
     "gptq": {*_OURS, *PURE[2], *INTEGERS[2], *PURE[3], *INTEGERS[3], "int4", "int4_asym", "nf4"},
     "balanced": _OURS,
     "best": {*_OURS, "int2_asym", "int3", "int3_asym"},
-    "peer": {  # of every library the settings that did best on TinyStories
+    "peer": {  # of every library the settings that did best on TinyStories; AutoRound takes 40 minutes to two hours a row
         *(f"llama.cpp {kind} imatrix" for kind in ("IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K")),
         *(f"llama.cpp {kind} imatrix" for kind in ("Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K")),
         *("llama.cpp MXFP4", "bitsandbytes NF4 g64", "torchao int2 g64 HQQ scale", "torchao int3 g64", "torchao int4 g64"),
         *(f"HQQ {bits}-bit g64" for bits in (2, 3, 4)),
         *(f"{library} {bits}-bit g64 mse" for library in ("GPTQModel", "llm-compressor GPTQ") for bits in (2, 3, 4)),
-        *(f"AutoRound {bits}-bit g64 light" for bits in (2, 3, 4)),  # 200 steps a layer take two hours a row
     },
 }
 

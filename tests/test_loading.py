@@ -24,7 +24,7 @@ from transformers import (
 
 import potq
 from potq.errors import CheckpointError, MissingDependencyError, ModelError
-from potq.loading import Source, resolve
+from potq.loading import Source, resolve, rounded_types
 
 
 def test_load_of_an_ordinary_folder(tiny_folder: Path, tiny_model: Any, tokens: torch.Tensor) -> None:
@@ -197,6 +197,7 @@ def test_a_gguf_file(gguf_file: Path, tiny_model: Any, tiny_folder: Path, tokens
     model = potq.load(gguf_file)
     assert torch.equal(model(tokens).logits, tiny_model(tokens).logits)
     assert potq.load(gguf_file, dtype="bfloat16").dtype == torch.bfloat16
+    assert rounded_types(gguf_file) == rounded_types(tiny_folder) == []
     tokenizer = potq.load_tokenizer(gguf_file)
     text = "the cat é"
     assert tokenizer(text)["input_ids"] == potq.load_tokenizer(tiny_folder)(text)["input_ids"]
@@ -219,6 +220,8 @@ def test_a_gguf_file_without_model(gguf_file: Path) -> None:
     gguf_file.write_bytes(b"not GGUF at all" * 100)
     with pytest.raises(CheckpointError, match=r"tiny\.gguf cannot be loaded"):
         potq.load(gguf_file)
+    with pytest.raises(CheckpointError, match=r"tiny\.gguf cannot be loaded"):
+        rounded_types(gguf_file)
     with pytest.raises(CheckpointError, match=r"tiny\.gguf has no tokenizer"):
         potq.load_tokenizer(gguf_file)
 

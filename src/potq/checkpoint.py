@@ -68,7 +68,7 @@ def save(
         ModelError: the model is not quantized, or was changed since so that its config no longer describes it.
         ConfigError: ``max_shard_size`` is no size.
     """
-    if not isinstance(getattr(model.config, "quantization_config", None), PoTConfig):
+    if not isinstance(getattr(getattr(model, "config", None), "quantization_config", None), PoTConfig):
         raise ModelError("the model is not quantized; call potq.quantize first, or use model.save_pretrained")
     check_shard_size(max_shard_size)
     check_reloadable(model)

@@ -124,6 +124,22 @@ def resolve(source: str | os.PathLike[str]) -> Source:
     return Source(text)
 
 
+def rounded_types(source: str | os.PathLike[str]) -> list[str]:
+    """Types of a GGUF file's tensors that are quantized: the floats which :func:`load` makes of them were rounded before.
+
+    Raises:
+        CheckpointError: a path that is not there, or a file that is no GGUF file.
+    """
+    where = resolve(source)
+    if where.gguf_file is None:
+        return []
+    from gguf import GGUFReader
+
+    with _loading_errors(where):
+        types = {tensor.tensor_type.name for tensor in GGUFReader(Path(where.name, where.gguf_file)).tensors}
+    return sorted(types - {"F64", "F32", "F16", "BF16"})
+
+
 def _check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     import torch
 

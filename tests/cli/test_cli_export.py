@@ -115,8 +115,8 @@ def test_refusals(packed_folder: Path, tiny_folder: Path, tmp_path: Path) -> Non
     assert "give a model, an output and a format" in refused(ConfigError, "export", packed_folder, path)
     assert "takes no model" in refused(ConfigError, "export", packed_folder, "--list")
     assert "--schemes is for --list" in refused(ConfigError, "export", packed_folder, path, "--schemes", "pot3")
-    same = refused(ConfigError, "export", packed_folder, packed_folder, "--to", "onnx", "--force", "--allow-8bit")
-    assert "is the model itself" in same
+    same = refused(CheckpointError, "export", packed_folder, packed_folder, "--to", "onnx", "--force", "--allow-8bit")
+    assert "which the new model is made from" in same
     assert not path.exists()
     path.write_text("mine")
     assert "--force" in refused(CheckpointError, "export", packed_folder, path, "--to", "gguf", "--allow-8bit")

@@ -36,6 +36,13 @@ def test_quantize_writes_a_checkpoint_and_a_table(tiny_folder: Path, out: Path, 
     assert potq.load_tokenizer(out)("the cat")["input_ids"] == potq.load_tokenizer(tiny_folder)("the cat")["input_ids"]
 
 
+def test_weights_that_were_rounded_before_are_named(packed_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "packed.gguf"
+    succeed("export", packed_folder, file, "--to", "gguf", "--allow-8bit")
+    assert f"{file} was quantized before (Q8_0)" in invoke("quantize", file, tmp_path / "out").stderr.replace("\n", "")
+    assert "before" not in invoke("quantize", tiny_folder, tmp_path / "plain").stderr
+
+
 def test_json_is_all_that_stdout_holds(tiny_folder: Path, out: Path) -> None:
     result = invoke("quantize", tiny_folder, out, "--scheme", "pot4", "--json")
     assert result.exit_code == 0, result.exception

@@ -108,9 +108,10 @@ def _write(
     from potq.loading import load, load_tokenizer
     from potq.model import packed_modules
 
-    if output.expanduser().resolve() == Path(model).expanduser().resolve():
-        raise ConfigError(f"{output} is the model itself, which an export cannot replace; choose another output")
-    (check_file if to is Format.gguf else check_destination)(output, force=force)
+    if to is Format.gguf:
+        check_file(output, force=force)
+    else:
+        check_destination(output, force=force, sources=[model])
     if to is Format.onnx:
         require_packages()
     console.quiet_libraries()
@@ -137,7 +138,7 @@ def _show(report: ExportReport, *, as_json: bool) -> None:
     for note in report.notes:
         console.note(note)
     if as_json:
-        console.emit_json({**report.model_dump(mode="json"), "bits_per_weight": report.bits_per_weight})
+        console.emit_json(report.to_dict())
         return
     out = console.stdout()
     out.print(report.table())

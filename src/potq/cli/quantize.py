@@ -109,7 +109,7 @@ def quantize(
 
 def _run(settings: QuantizeRecipe, *, every_module: bool, as_json: bool) -> None:
     from potq.checkpoint import check_destination, check_shard_size, save
-    from potq.loading import load, load_tokenizer
+    from potq.loading import load, load_tokenizer, rounded_types
     from potq.ptq import chosen_effort
 
     config, text = settings.config(), settings.calibration_text()
@@ -121,6 +121,8 @@ def _run(settings: QuantizeRecipe, *, every_module: bool, as_json: bool) -> None
 
         check_candidates(settings.schemes)
     console.quiet_libraries()
+    if types := rounded_types(settings.model):
+        console.note(f"{settings.model} was quantized before ({', '.join(types)}); what follows rounds its weights again")
     began = time.perf_counter()
     allocation, in_blocks = None, False
     if text is None:

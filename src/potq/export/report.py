@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -47,6 +47,10 @@ class ExportReport(BaseModel):
     def notes(self) -> list[str]:
         """One line for each quantized weight that had to be stored as floats."""
         return [f"{tensor.module} as {tensor.type}: {tensor.note}" for tensor in self.tensors if tensor.note]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints: everything, and the bits per weight."""
+        return {**self.model_dump(mode="json"), "bits_per_weight": self.bits_per_weight}
 
     def summary(self) -> str:
         """One line: what it takes."""
