@@ -27,7 +27,7 @@ from results_io import Goal, Row, at_least, load_rows, print_goals, write_result
 NAME = "qat_smollm2"
 TOKENS, LENGTH = 250_000, 512
 FULL, PROMPTS = "none", 100
-TRAINING = {"batch": 2, "learning_rate": 3e-5, "scale_rate": 3e-4, "save_every": 40, "dtype": "bfloat16"}
+TRAINING = {"batch": 2, "learning_rate": 4e-4, "scale_rate": 3e-4, "save_every": 40, "dtype": "bfloat16"}
 TARGETS = {"pot4": 0.9, "pot3": 0.85, "pot2": 0.8}
 PROTOCOL = {
     "perplexity": "GPTQ protocol: WikiText-2 test, the first 40 windows of 1024 tokens",
