@@ -10,6 +10,8 @@ export TOKENIZERS_PARALLELISM ?= false
 CXX_FILES := $(sort $(shell find csrc benchmarks/peers -name '*.cpp' -o -name '*.h'))
 LIBRARY_FILES := csrc/CMakeLists.txt $(filter-out csrc/tests/% benchmarks/%,$(CXX_FILES))
 TOOLS := PATH="$(abspath $(BIN)):$$PATH"
+# a process a core, four at most: some tests take gigabytes. Neighbours share fixtures, so each process begins with a stretch
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 CHECK_KERNELS := $(TOOLS) csrc/tests/check.sh
 # $(call STATIC,ARCHITECTURE,OPTIONS)
 STATIC = $(TOOLS) cmake -S csrc -B build/static-$(1) -DPOTQ_STATIC=ON $(2) && \
@@ -27,7 +29,7 @@ demo: $(VENV)/.ready
 test: selftest
 	@$(BIN)/python -c 'import sys; from potq.native import missing; sys.exit(missing())' || \
 	  { rm $(VENV)/.ready; echo 'Run make again: it installs potq anew.' >&2; exit 1; }
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	$(PYTEST) --cov --cov-report=term --cov-fail-under=90
 
 # the compiled library by its own tests, without Python, and potq-run: seconds, once it is built
 selftest: $(VENV)/.ready
@@ -78,7 +80,7 @@ fuzz: $(VENV)/.ready
 # property. On Debian or Ubuntu: apt-get install g++ g++-aarch64-linux-gnu qemu-user
 check-deep: $(VENV)/.ready
 	$(CHECK_KERNELS)
-	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -q
+	HYPOTHESIS_PROFILE=deep $(PYTEST) -q
 
 $(VENV)/.ready: pyproject.toml constraints.txt $(LIBRARY_FILES)
 	$(PYTHON) -m venv $(VENV)

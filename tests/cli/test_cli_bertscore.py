@@ -64,7 +64,7 @@ def test_words(packed_folder: Path, tiny_folder: Path, text: Path, encoder: Path
     assert out.startswith("perplexity ")
     assert "of the model's continuations with the text's own" in out
     assert "reference" not in out
-    assert "2 evenly spaced prompts of 64 tokens" in out.replace("\n", " ")
+    assert "2 evenly spaced prompts of 64 tokens" in " ".join(out.split())
     out = succeed(*words, "--reference", tiny_folder)
     assert "of the reference's with the text's own" in out
     assert "of the model's with the reference's" in out

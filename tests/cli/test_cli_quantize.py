@@ -39,7 +39,8 @@ def test_quantize_writes_a_checkpoint_and_a_table(tiny_folder: Path, out: Path, 
 def test_weights_that_were_rounded_before_are_named(packed_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "packed.gguf"
     succeed("export", packed_folder, file, "--to", "gguf", "--allow-8bit")
-    assert f"{file} was quantized before (Q8_0)" in invoke("quantize", file, tmp_path / "out").stderr.replace("\n", "")
+    told = invoke("quantize", file, tmp_path / "out").stderr
+    assert f"{file}wasquantizedbefore(Q8_0)" in "".join(told.split())  # lines break anywhere in a long path
     assert "before" not in invoke("quantize", tiny_folder, tmp_path / "plain").stderr
 
 
