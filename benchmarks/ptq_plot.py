@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ptq_settings import FULL, INTEGERS, PURE, TWO_TERM, full_precision
+from ptq_settings import ABSMAX, FULL, INTEGERS, PURE, TWO_TERM, full_precision
 from results_io import Row
 
 FAMILIES = {
@@ -46,7 +46,7 @@ def family(row: Row) -> tuple[str, str]:
     """Name and colour of what a row is counted as."""
     if row["algorithm"] == "peer":
         return PEER
-    base = row["scheme"].split(" g32")[0]
+    base = row["scheme"].split(" g32")[0].removesuffix(ABSMAX)
     return next(((name, colour) for name, (colour, schemes) in FAMILIES.items() if base in schemes), OTHERS)
 
 

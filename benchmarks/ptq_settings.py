@@ -67,6 +67,9 @@ TWO_TERM = {
 }
 
 
+ABSMAX = " absmax"  # ends the name of a scheme that is measured with the scales of its groups' largest weights too
+
+
 @dataclass(frozen=True)
 class Setting:
     """One model on one text."""
@@ -131,7 +134,8 @@ def quantized(setting: Setting, scheme: str, effort: str | Effort, work: Path | 
     batches = setting.batches() if chosen.calibrated else None
     if scheme in ASYMMETRIC:
         return model, _asymmetric(model, ASYMMETRIC[scheme], chosen, setting.batches())
-    config = potq.PoTConfig(scheme=SCHEMES[scheme], effort=chosen, embedding=None)
+    method = "absmax" if scheme.endswith(ABSMAX) else "mse"
+    config = potq.PoTConfig(scheme=SCHEMES[scheme.removesuffix(ABSMAX)], effort=chosen, scale_method=method, embedding=None)
     report = potq.quantize(model, config, batches, seed=SEED, work_folder=folder and folder / "blocks")
     if folder is not None:
         potq.save(model, folder / "model")

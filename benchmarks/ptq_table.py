@@ -28,6 +28,7 @@ from ptq_goals import SMOLLM2, goals
 from ptq_plot import draw
 from ptq_report import show
 from ptq_settings import (
+    ABSMAX,
     ASYMMETRIC,
     FULL,
     INTEGERS,
@@ -78,6 +79,7 @@ def cells(setting: Setting) -> list[tuple[str, str]]:
     """Scheme and algorithm of every row, full precision first, then peers."""
     missing = unavailable()
     found = [(name, algorithm) for algorithm in ORDER for name in (*SCHEMES, *ASYMMETRIC)]
+    found += [(name + ABSMAX, "fast") for name in ("pot4", "apot4", "nf4")]
     found += [(name, "peer") for name in PEERS if name not in missing]
     if setting.model == SMOLLM2:
         found = [(name, algorithm) for name, algorithm in found if name in SLOW.get(algorithm, {name})]
