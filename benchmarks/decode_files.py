@@ -21,7 +21,7 @@ import torch
 import potq
 from gguf_copy import as_floats, copy
 from peers.ggml_library import ggml
-from potq.loading import resolve
+from potq.loading import embedded_file
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,9 @@ def types_used(path: Path) -> dict[str, int]:
 
 
 def _write_gguf(path: Path, kind: str) -> None:
-    source = resolve("smollm2")
     number = gguf.GGMLQuantizationType(ggml().types[kind])
     copy(
-        Path(source.name) / str(source.gguf_file),
+        embedded_file(),
         path,
         lambda values: as_floats(values) if values.ndim == 1 else (_quantized(values, kind), number),
     )

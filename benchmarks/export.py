@@ -28,7 +28,8 @@ from export_goals import goals
 from export_models import Subject, subjects
 from export_onnx import differences
 from export_speed import speed_rows
-from export_targets import TARGETS, Target, control, named_weights
+from export_targets import TARGETS, Target, named_weights
+from gguf_copy import copy
 from peers.peer import UnavailableError
 from potq import load
 from results_io import Row, load_rows, print_goals, write_results
@@ -93,7 +94,8 @@ def agreement_rows(subject: Subject, scheme: str, target: Target, work: Path) ->
 
 
 def _control_row(subject: Subject, folder: Path, path: Path) -> Row:
-    output = control(path, path.with_suffix(".float32.gguf"))
+    output = path.with_suffix(".float32.gguf")
+    copy(path, output)  # every tensor as float32: llama.cpp then rounds no inputs
     try:
         return text_row(subject, folder, output)
     finally:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 import export_onnx
 import potq
-from gguf_copy import copy
 from peers.peer import UnavailableError
 from potq.export.compressed_tensors import export_compressed_tensors
 from potq.export.gguf.write import export_gguf
@@ -117,12 +116,6 @@ def named_weights(model: torch.nn.Module) -> dict[str, Tensor]:
                 turned = key == "weight" and type(module).__name__ == "Conv1D"
                 found[f"{name}.{key}"] = (values.t() if turned else values).detach().float()
     return found
-
-
-def control(path: Path, output: Path) -> Path:
-    """``path`` with every tensor as float32, by ``gguf``'s own dequantize; what llama.cpp then computes rounds no inputs."""
-    copy(path, output)
-    return output
 
 
 TARGETS = (

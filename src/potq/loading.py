@@ -34,6 +34,11 @@ class Source:
     gguf_file: str | None = None
     folder: Path | None = None
 
+    @property
+    def path(self) -> str:
+        """The GGUF file, or ``name``."""
+        return str(Path(self.name, self.gguf_file)) if self.gguf_file else self.name
+
 
 def load(
     source: str | os.PathLike[str],
@@ -136,7 +141,7 @@ def rounded_types(source: str | os.PathLike[str]) -> list[str]:
     from gguf import GGUFReader
 
     with _loading_errors(where):
-        types = {tensor.tensor_type.name for tensor in GGUFReader(Path(where.name, where.gguf_file)).tensors}
+        types = {tensor.tensor_type.name for tensor in GGUFReader(where.path).tensors}
     return sorted(types - {"F64", "F32", "F16", "BF16"})
 
 
@@ -241,7 +246,7 @@ def _load_gguf(where: Source, dtype: str | torch.dtype) -> PreTrainedModel:
 @contextmanager
 def _loading_errors(where: Source) -> Iterator[None]:
     """Say which model failed, whatever transformers raised."""
-    name = str(Path(where.name, where.gguf_file)) if where.gguf_file else where.name
+    name = where.path
     if where.folder is None:
         name += " (no such folder here, so a hub name)"
     try:
