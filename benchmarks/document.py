@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,14 @@ def results(name: str) -> dict[str, Any]:
     """What ``results/NAME.json`` holds."""
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return content
+
+
+def table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Markdown; columns of figures stand to the right."""
+    lines = list(lines)
+    figures = [all(not line[i] or line[i][0] in "+-0123456789" for line in lines) for i in range(len(headings))]
+    rule = ["---:" if of_figures else "---" for of_figures in figures]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *lines))
 
 
 def put(name: str, tables: Mapping[str, str]) -> None:

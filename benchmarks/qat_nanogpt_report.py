@@ -53,17 +53,28 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
     return found
 
 
+HEADINGS = ("kind", "family", "scales", "tables", "2 bits", "3", "4", "5", "6")
+
+
 def show(rows: Sequence[Row]) -> None:
     full = [row["loss"] for row in rows if row["kind"] == FULL]
     table = Table(title=f"Nats above fp32's {statistics.mean(full):.4f} (mean over seeds, standard deviation)")
-    for heading in ("kind", "family", "scales", "tables", "2 bits", "3", "4", "5", "6"):
+    for heading in HEADINGS:
         table.add_column(heading, justify="right" if heading[0].isdigit() else "left")
-    lines = {(row["kind"], row["family"], row["group"], row["tables"]): None for row in rows if row["kind"] != FULL}
-    for kind, family, group, tables in lines:
-        key = {"kind": kind, "family": family, "group": group, "tables": tables}
-        figures = (excess(rows, **key, bits=bits) for bits in range(2, 7))
-        table.add_row(kind, family, str(group), "same" if tables else "float32", *map(_figure, figures))
+    for line in lines(rows):
+        table.add_row(*line)
     Console(width=140).print(table)
+
+
+def lines(rows: Sequence[Row]) -> list[list[str]]:
+    """Under ``HEADINGS``, a line for everything that was done to the model."""
+    found = []
+    rounded = [row for row in rows if row["kind"] != FULL]
+    for kind, family, group, tables in dict.fromkeys((r["kind"], r["family"], r["group"], r["tables"]) for r in rounded):
+        key = {"kind": kind, "family": family, "group": group, "tables": tables}
+        figures = (_figure(excess(rows, **key, bits=bits)) for bits in range(2, 7))
+        found.append([kind, family, str(group), "same" if tables else "float32", *figures])
+    return found
 
 
 def _figure(values: Sequence[float]) -> str:

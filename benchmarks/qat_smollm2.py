@@ -79,15 +79,16 @@ def trained(setting: Setting, scheme: str, loss: str, work: Path) -> Any:
 
 def cells(schemes: list[str]) -> list[tuple[str, str]]:
     """Scheme, and what was done: an effort of post-training quantization or the loss of training."""
-    steps = ("fast", "best", "distillation", "next_token")
-    return [(FULL, "-"), *((scheme, step) for scheme in schemes for step in steps), (FULL, "next_token")]
+    distilled = [(scheme, step) for scheme in schemes for step in ("fast", "best", "distillation")]
+    return [(FULL, "-"), *distilled, (FULL, "next_token"), *((scheme, "next_token") for scheme in schemes)]
 
 
 def bertscore(setting: Setting, model: Any, encoder: str) -> dict[str, Any]:
     """Of greedy continuations with the true ones, and with those of full precision."""
     tokenizer = potq.load_tokenizer(setting.source)
     prompts = prompts_of(setting.tokens(whole=True), PROMPTS)
-    found = continuation_score(model, tokenizer, prompts, load_encoder(encoder), reference=potq.load(setting.source))
+    full = potq.load(setting.source)
+    found = continuation_score(model, tokenizer, prompts, load_encoder(encoder), reference=full, batch=PROMPTS)
     return found.to_dict()
 
 

@@ -1,0 +1,149 @@
+"""The rows of the ``qat_*.py`` benchmarks read: tables in ``docs/qat.md``, pictures beside the results.
+
+``python benchmarks/qat_report.py`` writes both of the committed results; of the pictures all but nano-GPT's, which
+``qat_nanogpt.py`` draws.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import qat_nanogpt_report as nanogpt
+from document import put, results, table
+from qat_plot import AS_IT_IS, FULL, STATES, draw_recovery, draw_steps
+from results_io import RESULTS, Goal, Row
+
+FAST, BEST, DISTILLED, ON_DATA = STATES
+STATE = {"-": AS_IT_IS, "fast": FAST, "best": BEST, "distillation": DISTILLED, "next_token": ON_DATA}
+SMOLLM2 = (
+    "scheme",
+    "",
+    "perplexity",
+    "of the gap closed",
+    "of `best`'s gap closed",
+    "F1, true text",
+    "F1, full precision's",
+)
+TINYSTORIES = (
+    "scheme",
+    "rounded to nearest",
+    "`best`",
+    "distilled",
+    "of the gap closed",
+    "next tokens",
+    "above the control",
+)
+ROUNDINGS = ("nearest", "log")
+STEP = ("model", "scheme", "scales", "time, float32", "memory, float32", "time, bfloat16", "memory, bfloat16")
+
+
+def smollm2(rows: list[Row]) -> str:
+    """A line a state of the model; shares closed are of what rounding to nearest leaves, and of what ``best`` leaves."""
+    lines = []
+    for row in rows:
+        full = row["scheme"] == FULL
+        scores = [_score(row, "model_true"), "" if full and row["step"] == "-" else _score(row, "model_reference")]
+        shares = [_share(rows, row, start) for start in ("fast", "best")]
+        scheme = "full precision" if full else f"`{row['scheme']}`"
+        lines.append([scheme, STATE[row["step"]], f"{row['perplexity']:.2f}", *shares, *scores])
+    return table(SMOLLM2, lines)
+
+
+def _share(rows: list[Row], row: Row, start: str) -> str:
+    if row["step"] != "distillation":
+        return ""
+    exact, first = _perplexity(rows, scheme=FULL, step="-"), _perplexity(rows, scheme=row["scheme"], step=start)
+    return f"{(first - row['perplexity']) / (first - exact):.0%}"
+
+
+def _score(row: Row, kind: str) -> str:
+    return f"{row['bertscore'][kind]['mean']:.4f}" if "bertscore" in row else ""
+
+
+def tinystories(rows: list[Row]) -> str:
+    exact, control = (_perplexity(rows, scheme=FULL, part=part) for part in ("ptq", "data"))
+    lines = []
+    for scheme in dict.fromkeys(row["scheme"] for row in rows if row["part"] == "recovery"):
+        fast, best = (_perplexity(rows, part="ptq", scheme=scheme, start=s, rounding="nearest") for s in ("fast", "best"))
+        distilled, on_data = (_perplexities(rows, part=part, scheme=scheme) for part in ("recovery", "data"))
+        closed = (fast - statistics.mean(distilled)) / (fast - exact)
+        above = [f"{closed:.0%}", _spread(on_data), f"{statistics.mean(on_data) - control:.2f}"]
+        lines.append([f"`{scheme}`", f"{fast:.2f}", f"{best:.2f}", _spread(distilled), *above])
+    return table(TINYSTORIES, lines)
+
+
+def ablation(rows: list[Row]) -> str:
+    """Perplexities, mean and deviation over seeds."""
+    rows = [row for row in rows if row["part"] == "ablation"]
+    lines = []
+    for scales in dict.fromkeys(row["scales"] for row in rows):
+        found = (_perplexities(rows, scales=scales, rounding=rounding) for rounding in ROUNDINGS)
+        lines.append([f"`{scales}`", *map(_spread, found)])
+    return table(("scales", *(f"rounding: {name}" for name in ROUNDINGS)), lines)
+
+
+def steps(rows: list[Row]) -> str:
+    lines = []
+    for cell in dict.fromkeys((row["model"], row["scheme"], row["scales"]) for row in rows):
+        own = {row["dtype"]: row for row in rows if (row["model"], row["scheme"], row["scales"]) == cell}
+        figures = [own[dtype][f"{what}_ratio"] for dtype in ("float32", "bfloat16") for what in ("time", "memory")]
+        lines.append([*cell, *(f"{figure:.2f}" for figure in figures)])
+    return table(STEP, lines)
+
+
+def goals(found: list[Goal]) -> str:
+    """Those measured, a line each."""
+    measured = [goal for goal in found if goal["measured"] is not None]
+    lines = [[g["name"], f"{g['target']}", f"{g['measured']:.3f}", "met" if g["met"] else "missed"] for g in measured]
+    return table(("goal", "target", "measured", ""), lines)
+
+
+def points(rows: Sequence[Row], state: Callable[[Row], str]) -> dict[tuple[str, str], list[float]]:
+    """Perplexities, a seed each, by scheme and by what ``state`` says was done."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        found.setdefault((row["scheme"], STATE[state(row)]), []).append(row["perplexity"])
+    return found
+
+
+def of_stories(rows: Sequence[Row]) -> dict[tuple[str, str], list[float]]:
+    """TinyStories without the ablation and without the teacher's own text."""
+    shown = [row for row in rows if row["part"] not in ("ablation", "free") and row["rounding"] == "nearest"]
+    return points(shown, lambda row: row["start"] if row["part"] == "ptq" else row["loss"])
+
+
+def _perplexities(rows: Sequence[Row], **key: object) -> list[float]:
+    return [row["perplexity"] for row in rows if key.items() <= row.items()]
+
+
+def _perplexity(rows: Sequence[Row], **key: object) -> float:
+    return statistics.mean(_perplexities(rows, **key))
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def main() -> None:
+    found = {name: results(f"qat_{name}") for name in ("smollm2", "tinystories", "nanogpt", "step")}
+    rows = {name: content["rows"] for name, content in found.items()}
+    tables = {
+        "smollm2": smollm2(rows["smollm2"]),
+        "tinystories": tinystories(rows["tinystories"]),
+        "ablation": ablation(rows["tinystories"]),
+        "nanogpt": table(nanogpt.HEADINGS, nanogpt.lines(rows["nanogpt"])),
+        "step": steps(rows["step"]),
+    }
+    put("qat", tables | {f"goals, {name}": goals(content["goals"]) for name, content in found.items()})
+    panels = {
+        "SmolLM2-135M": points(rows["smollm2"], lambda row: row["step"]),
+        "TinyStories-656K": of_stories(rows["tinystories"]),
+    }
+    print(draw_recovery(panels, RESULTS / "qat_recovery.png"))
+    print(draw_steps(rows["step"], RESULTS / "qat_step.png"))
+
+
+if __name__ == "__main__":
+    main()
