@@ -125,17 +125,22 @@ def goals(rows: list[Row]) -> list[Goal]:
             left = (best - distilled) / (best - exact)
         found.append(at_least(f"gap between rounding to nearest and full precision closed, {scheme}", target, closed))
         found.append(at_least(f"of what the best post-training quantization left, closed, {scheme}", 0.5, left))
-        found.append(_score_goal(rows, scheme))
+        found += [_score_goal(rows, (scheme, step), base) for step, base in SCORED]
     return found
 
 
-def _score_goal(rows: list[Row], scheme: str) -> Goal:
-    name = f"BERTScore with the true continuations, {scheme} after distillation / full precision"
-    found = [row for row in rows if (row["scheme"], row["step"]) == (scheme, "distillation")]
-    if not found or "bertscore" not in found[0]:
+SCORED = (("distillation", "-"), ("next_token", "-"), ("next_token", "next_token"))
+"""How the model was trained (PoT-QAT: on next tokens), and the full-precision one whose score it is divided by."""
+
+
+def _score_goal(rows: list[Row], trained: tuple[str, str], base: str) -> Goal:
+    scheme, step = trained
+    control = "" if base == "-" else f" after {base}"
+    name = f"BERTScore with the true continuations, {scheme} after {step} / full precision{control}"
+    cells = {(row["scheme"], row["step"]): row["bertscore"]["model_true"]["each"] for row in rows if "bertscore" in row}
+    if trained not in cells or (FULL, base) not in cells:
         return at_least(name, 0.99, None)
-    kinds = ("model_true", "reference_true")
-    pair = torch.tensor([found[0]["bertscore"][kind]["each"] for kind in kinds], dtype=torch.float64)
+    pair = torch.tensor([cells[trained], cells[FULL, base]], dtype=torch.float64)
     drawn = torch.randint(pair.shape[1], (DRAWS, pair.shape[1]), generator=torch.Generator().manual_seed(0))
     ratios = pair[:, drawn].mean(-1)
     goal = at_least(name, 0.99, float(pair[0].mean() / pair[1].mean()))

@@ -56,6 +56,16 @@ def test_the_last_layer_is_the_default(encoder_folder: Path, encoder: Encoder) -
     assert encoder.f1(TEXTS, others) != pytest.approx(load_encoder(encoder_folder, 1).f1(TEXTS, others), abs=1e-3)
 
 
+def test_an_encoder_that_the_library_knows_gets_its_layer(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bert_score.utils import model2layers
+
+    monkeypatch.setitem(model2layers, "known", 1)
+    for name, layer in {"known": 1, "roberta-large": 2}.items():  # the second has 17 in the library, and 2 here
+        assert load_encoder(shutil.copytree(encoder_folder, tmp_path / name)).layer == layer
+
+
 def test_how_many_texts_are_encoded_at_a_time(encoder: Encoder) -> None:
     others = TEXTS[2:] + TEXTS[:2]
     assert encoder.f1(TEXTS, others, batch=1) == pytest.approx(encoder.f1(TEXTS, others), abs=1e-5)

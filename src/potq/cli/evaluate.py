@@ -44,14 +44,16 @@ def evaluate(
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts of 64 tokens that BERTScore continues.")] = 100,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a continuation.")] = 64,
-    layer: Annotated[int | None, typer.Option(min=1, help="The encoder's layer. Default: its last.")] = None,
+    layer: Annotated[
+        int | None, typer.Option(min=1, help="Of the encoder. Default: bert-score's choice, or its last.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Measure perplexity by the GPTQ protocol, and BERTScore of what the model writes.
 
     potq eval out --text wiki.test.raw --window 1024 --windows 40
 
-    potq eval out --bertscore roberta-large --layer 17 --reference smollm2
+    potq eval out --bertscore roberta-large --reference smollm2
     """
     from potq.data.text import read_text
     from potq.data.tokens import tokenize

@@ -90,8 +90,8 @@ def load_encoder(
 
     Args:
         source: a folder with config.json, safetensors and a tokenizer, or a hub name.
-        layer: whose output is compared, from 1; by default the last. (The paper chooses it by agreement with people: 17 of
-            RoBERTa-large's 24.)
+        layer: whose output is compared, from 1; by default the one that bert-score found to agree best with people, by the
+            name of the encoder or its folder (17 of roberta-large's 24), and the last of an encoder it does not know.
         device: where it runs; the CPU by default.
 
     Raises:
@@ -109,7 +109,7 @@ def load_encoder(
             f"{name} is no encoder for bert-score, which expects padding and a token at either end of a text; use one like "
             "BERT or RoBERTa"
         )
-    layer = layers if layer is None else layer
+    layer = _usual_layer(name, layers) if layer is None else layer
     if not 1 <= layer <= layers:
         raise ConfigError(f"{name} has no layer {layer}; choose one of 1 to {layers}")
     limit = getattr(model.config, "max_position_embeddings", 512)
@@ -124,6 +124,13 @@ def _check_library() -> None:
         import bert_score.utils  # noqa: F401
     except ImportError:
         raise MissingDependencyError("BERTScore needs the bert-score library: pip install 'potq[bertscore]'") from None
+
+
+def _usual_layer(name: str, layers: int) -> int:
+    from bert_score.utils import model2layers
+
+    known = model2layers.get(name, model2layers.get(Path(name).name, layers))
+    return known if known <= layers else layers
 
 
 def _find(source: str | os.PathLike[str]) -> str:
