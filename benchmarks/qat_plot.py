@@ -16,8 +16,8 @@ STATES = {
     "distilled": ("#d62728", "o"),
     ON_DATA: ("#ff7f0e", "s"),
 }
-WHATS = {"time": 1.25, "memory": 1.15}
-"""Of a step, and the goal."""
+STEP_GOALS = {"time": 1.25, "memory": 1.15}
+"""Of a step, over full precision's."""
 
 Points = Mapping[tuple[str, str], Sequence[float]]
 """Perplexities, a seed each, by scheme and by what was done to the model."""
@@ -65,7 +65,7 @@ def draw_steps(rows: Sequence[Row], path: Path) -> str:
     figure = Figure(figsize=(13, 4.5), layout="constrained")
     kinds = list(dict.fromkeys((row["model"], row["dtype"]) for row in rows))
     cells = list(dict.fromkeys((row["scheme"], row["scales"]) for row in rows))
-    for axes, (what, goal) in zip(figure.subplots(1, 2), WHATS.items(), strict=True):
+    for axes, (what, goal) in zip(figure.subplots(1, 2), STEP_GOALS.items(), strict=True):
         for index, (model, dtype) in enumerate(kinds):
             own = [row for row in rows if (row["model"], row["dtype"]) == (model, dtype)]
             places = [cells.index((row["scheme"], row["scales"])) + 0.2 * (index - (len(kinds) - 1) / 2) for row in own]

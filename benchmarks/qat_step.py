@@ -21,12 +21,12 @@ from torch import Tensor
 
 import potq
 from potq.qat import QATSettings, outdate_scales, prepare
+from qat_plot import STEP_GOALS
 from results_io import Goal, Row, at_most, load_rows, print_goals, write_results
 
 NAME = "qat_step"
 CELLS = [*((scheme, "learned") for scheme in ("pot4", "pot3", "pot2", "apot4")), ("pot4", "searched"), ("pot4", "fixed")]
 FULL, EMBEDDED = "full precision", "smollm2"
-TIME, MEMORY = 1.25, 1.15
 SEARCH_EVERY = QATSettings().search_every
 MODELS = {"SmolLM2-135M": (EMBEDDED, (2, 512)), "TinyStories-656K": ("tinystories-656k", (8, 512))}
 PROTOCOL = {
@@ -101,7 +101,7 @@ def goals(rows: list[Row]) -> list[Goal]:
     found: list[Goal] = []
     for row in rows:
         name = f"{row['model']}, {row['dtype']}, {row['scheme']}, {row['scales']} scales"
-        for what, target in (("time", TIME), ("memory", MEMORY)):
+        for what, target in STEP_GOALS.items():
             found.append(at_most(f"{what} of a step / full precision, {name}", target, row[f"{what}_ratio"]))
     return found
 
