@@ -18,7 +18,7 @@ import torch
 
 import potq
 from potq.evaluate.bertscore import continuation_score
-from potq.evaluate.bootstrap import DRAWS, middle
+from potq.evaluate.bootstrap import middle, resampled
 from potq.evaluate.continuations import prompts_of
 from potq.evaluate.encoder import load_encoder
 from potq.kernels import set_activations
@@ -141,10 +141,9 @@ def _score_goal(rows: list[Row], trained: tuple[str, str], base: str) -> Goal:
     if trained not in cells or (FULL, base) not in cells:
         return at_least(name, 0.99, None)
     pair = torch.tensor([cells[trained], cells[FULL, base]], dtype=torch.float64)
-    drawn = torch.randint(pair.shape[1], (DRAWS, pair.shape[1]), generator=torch.Generator().manual_seed(0))
-    ratios = pair[:, drawn].mean(-1)
+    own, full = resampled(pair, pair.shape[1]).log()  # means over the drawn prompts
     goal = at_least(name, 0.99, float(pair[0].mean() / pair[1].mean()))
-    goal["interval"] = list(middle(ratios[0] / ratios[1]))
+    goal["interval"] = list(middle(own / full))
     return goal
 
 

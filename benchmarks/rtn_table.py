@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+import document
 import potq
 from potq.data.text import read_text
 from potq.data.tokens import tokenize
@@ -151,8 +152,7 @@ def _perplexity(rows: list[Row], model: str, text: str, embedding: str) -> str:
 def show(rows: list[Row], *, markdown: bool) -> None:
     headings, lines = table(rows)
     if markdown:
-        rule = ["---", *("---:" for _ in headings[1:])]
-        print("\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *lines)))
+        print(document.table(headings, lines))
         return
     rendered = Table(*headings, title="Perplexity, round to nearest")
     for cells in lines:
