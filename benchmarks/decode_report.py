@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from decode_goals import medians
-from document import put, results
-from results_io import Goal, Row
+from document import goals_table, put, results
+from results_io import Row
 
 
 def speed_table(rows: Sequence[Row]) -> str:
@@ -30,15 +30,6 @@ def agreement_table(rows: Sequence[Row]) -> str:
         own = row["modules_with_themselves"]["equal_texts"]
         shares = f"{row['equal_texts']:.0%} | {row['equal_tokens']:.2%}"
         lines.append(f"| {row['activations']} | {shares} | {errors} | {perplexities} | {own:.0%} |")
-    return "\n".join(lines)
-
-
-def goals_table(goals: Sequence[Goal]) -> str:
-    lines = ["| goal | target | measured | |", "|---|---:|---:|---|"]
-    for goal in goals:
-        measured = "-" if goal["measured"] is None else f"{goal['measured']:.4g}"
-        verdict = "met" if goal["met"] else "not measured" if goal["measured"] is None else "**missed**"
-        lines.append(f"| {goal['name']} | {goal['target']} | {measured} | {verdict} |")
     return "\n".join(lines)
 
 

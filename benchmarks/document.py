@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from results_io import RESULTS
+from results_io import RESULTS, Goal
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -24,6 +24,15 @@ def table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     figures = [all(not line[i] or line[i][0] in "+-0123456789" for line in lines) for i in range(len(headings))]
     rule = ["---:" if of_figures else "---" for of_figures in figures]
     return "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *lines))
+
+
+def goals_table(goals: Sequence[Goal]) -> str:
+    lines = ["| goal | target | measured | |", "|---|---:|---:|---|"]
+    for goal in goals:
+        measured = "-" if goal["measured"] is None else f"{goal['measured']:.4g}"
+        verdict = "met" if goal["met"] else "not measured" if goal["measured"] is None else "**missed**"
+        lines.append(f"| {goal['name']} | {goal['target']} | {measured} | {verdict} |")
+    return "\n".join(lines)
 
 
 def put(name: str, tables: Mapping[str, str]) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from decode_goals import medians, rounds
-from decode_report import goals_table
-from document import put, results
+from document import goals_table, put, results
 from export_goals import MODELS
 from potq.export.targets import TARGETS
 from potq.scheme import PRESETS

@@ -10,9 +10,9 @@ import statistics
 from collections.abc import Callable, Sequence
 
 import qat_nanogpt_report as nanogpt
-from document import put, results, table
+from document import goals_table, put, results, table
 from qat_plot import AS_IT_IS, FULL, STATES, draw_recovery, draw_steps
-from results_io import RESULTS, Goal, Row
+from results_io import RESULTS, Row
 
 FAST, BEST, DISTILLED, ON_DATA = STATES
 STATE = {"-": AS_IT_IS, "fast": FAST, "best": BEST, "distillation": DISTILLED, "next_token": ON_DATA}
@@ -92,13 +92,6 @@ def steps(rows: list[Row]) -> str:
     return table(STEP, lines)
 
 
-def goals(found: list[Goal]) -> str:
-    """Those measured, a line each."""
-    measured = [goal for goal in found if goal["measured"] is not None]
-    lines = [[g["name"], f"{g['target']}", f"{g['measured']:.3f}", "met" if g["met"] else "missed"] for g in measured]
-    return table(("goal", "target", "measured", ""), lines)
-
-
 def points(rows: Sequence[Row], state: Callable[[Row], str]) -> dict[tuple[str, str], list[float]]:
     """Perplexities, a seed each, by scheme and by what ``state`` says was done."""
     found: dict[tuple[str, str], list[float]] = {}
@@ -136,7 +129,7 @@ def main() -> None:
         "nanogpt": table(nanogpt.HEADINGS, nanogpt.lines(rows["nanogpt"])),
         "step": steps(rows["step"]),
     }
-    put("qat", tables | {f"goals, {name}": goals(content["goals"]) for name, content in found.items()})
+    put("qat", tables | {f"goals, {name}": goals_table(content["goals"]) for name, content in found.items()})
     panels = {
         "SmolLM2-135M": points(rows["smollm2"], lambda row: row["step"]),
         "TinyStories-656K": of_stories(rows["tinystories"]),
