@@ -16,15 +16,7 @@ from results_io import RESULTS, Row
 
 FAST, BEST, DISTILLED, ON_DATA = STATES
 STATE = {"-": AS_IT_IS, "fast": FAST, "best": BEST, "distillation": DISTILLED, "next_token": ON_DATA}
-SMOLLM2 = (
-    "scheme",
-    "",
-    "perplexity",
-    "of the gap closed",
-    "of `best`'s gap closed",
-    "F1, true text",
-    "F1, full precision's",
-)
+SMOLLM2 = ("scheme", "", "perplexity", "of the gap closed", "of `best`'s gap closed")
 TINYSTORIES = (
     "scheme",
     "rounded to nearest",
@@ -34,20 +26,26 @@ TINYSTORIES = (
     "next tokens",
     "above the control",
 )
-ROUNDINGS = ("nearest", "log")
 STEP = ("model", "scheme", "scales", "time, float32", "memory, float32", "time, bfloat16", "memory, bfloat16")
 
 
 def smollm2(rows: list[Row]) -> str:
     """A line a state of the model; shares closed are of what rounding to nearest leaves, and of what ``best`` leaves."""
-    lines = []
-    for row in rows:
-        full = row["scheme"] == FULL
-        scores = [_score(row, "model_true"), "" if full and row["step"] == "-" else _score(row, "model_reference")]
-        shares = [_share(rows, row, start) for start in ("fast", "best")]
-        scheme = "full precision" if full else f"`{row['scheme']}`"
-        lines.append([scheme, STATE[row["step"]], f"{row['perplexity']:.2f}", *shares, *scores])
-    return table(SMOLLM2, lines)
+    shares = [[_share(rows, row, start) for start in ("fast", "best")] for row in rows]
+    return table(SMOLLM2, [[*_state(row), f"{row['perplexity']:.2f}", *own] for row, own in zip(rows, shares, strict=True)])
+
+
+def bertscores(rows: list[Row]) -> str:
+    """A line a state of the model; two columns an encoder."""
+    judges = list(dict.fromkeys(judge for row in rows for judge in row["bertscores"]))
+    kinds = {"the text's": "model_true", "full precision's": "model_reference"}
+    headings = ["scheme", "", *(f"{name}, {judge}" for judge in judges for name in kinds)]
+    lines = [[*_state(row), *(_score(row, judge, kind) for judge in judges for kind in kinds.values())] for row in rows]
+    return table(headings, lines)
+
+
+def _state(row: Row) -> list[str]:
+    return ["full precision" if row["scheme"] == FULL else f"`{row['scheme']}`", STATE[row["step"]]]
 
 
 def _share(rows: list[Row], row: Row, start: str) -> str:
@@ -57,8 +55,8 @@ def _share(rows: list[Row], row: Row, start: str) -> str:
     return f"{(first - row['perplexity']) / (first - exact):.0%}"
 
 
-def _score(row: Row, kind: str) -> str:
-    return f"{row['bertscore'][kind]['mean']:.4f}" if "bertscore" in row else ""
+def _score(row: Row, judge: str, kind: str) -> str:
+    return f"{row['bertscores'][judge][kind]['mean']:.3f}" if judge in row["bertscores"] else ""
 
 
 def tinystories(rows: list[Row]) -> str:
@@ -76,11 +74,12 @@ def tinystories(rows: list[Row]) -> str:
 def ablation(rows: list[Row]) -> str:
     """Perplexities, mean and deviation over seeds."""
     rows = [row for row in rows if row["part"] == "ablation"]
+    kinds = list(dict.fromkeys((row["scheme"], row["rounding"]) for row in rows))
     lines = []
     for scales in dict.fromkeys(row["scales"] for row in rows):
-        found = (_perplexities(rows, scales=scales, rounding=rounding) for rounding in ROUNDINGS)
+        found = (_perplexities(rows, scales=scales, scheme=scheme, rounding=rounding) for scheme, rounding in kinds)
         lines.append([f"`{scales}`", *map(_spread, found)])
-    return table(("scales", *(f"rounding: {name}" for name in ROUNDINGS)), lines)
+    return table(("scales", *(f"`{scheme}`, {rounding}" for scheme, rounding in kinds)), lines)
 
 
 def steps(rows: list[Row]) -> str:
@@ -124,6 +123,7 @@ def main() -> None:
     rows = {name: content["rows"] for name, content in found.items()}
     tables = {
         "smollm2": smollm2(rows["smollm2"]),
+        "bertscores": bertscores(rows["smollm2"]),
         "tinystories": tinystories(rows["tinystories"]),
         "ablation": ablation(rows["tinystories"]),
         "nanogpt": table(nanogpt.HEADINGS, nanogpt.lines(rows["nanogpt"])),

@@ -1,9 +1,10 @@
 """Quantization-aware training of SmolLM2-135M on WikiText-2: what a quarter of a million tokens bring back.
 
-``python benchmarks/qat_smollm2.py [--data DIR] [--work DIR] [--scheme pot4] [--encoder DIR]``. The model is quantized by
-the best post-training effort, then trained on at most 250,000 tokens of WikiText-2's training text, distilled from full
-precision; beside it the control: full precision trained on the next tokens of the same text, and the quantized model
-trained so too. Everything goes through ``potq train``'s own code with checkpoints in ``--work``: a killed run resumes.
+``python benchmarks/qat_smollm2.py [--data DIR] [--work DIR] [--scheme pot4] [--encoder DIR [--layer N]]``. The model is
+quantized by the best post-training effort, then trained on at most 250,000 tokens of WikiText-2's training text, distilled
+from full precision; beside it the control: full precision trained on the next tokens of the same text, and the quantized
+model trained so too. Everything goes through ``potq train``'s own code with checkpoints in ``--work``: a killed run
+resumes. A run with another encoder adds its BERTScore to the rows that are there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import potq
 from potq.evaluate.bertscore import continuation_score
 from potq.evaluate.bootstrap import middle, resampled
 from potq.evaluate.continuations import prompts_of
-from potq.evaluate.encoder import load_encoder
+from potq.evaluate.encoder import Encoder, load_encoder
 from potq.kernels import set_activations
 from potq.qat.recipe import DataRecipe, LossRecipe, OptimizationRecipe, TrainRecipe
 from potq.qat.train import TrainingRun
@@ -86,20 +88,11 @@ def cells(schemes: list[str]) -> list[tuple[str, str]]:
     return [(FULL, "-"), *distilled, (FULL, "next_token"), *((scheme, "next_token") for scheme in schemes)]
 
 
-def bertscore(setting: Setting, model: Any, encoder: str) -> dict[str, Any]:
-    """Of greedy continuations with the true ones, and with those of full precision."""
-    tokenizer = potq.load_tokenizer(setting.source)
-    prompts = prompts_of(setting.tokens(whole=True), PROMPTS)
-    full = potq.load(setting.source)
-    found = continuation_score(model, tokenizer, prompts, load_encoder(encoder), reference=full, batch=PROMPTS)
-    return found.to_dict()
-
-
-def row(setting: Setting, scheme: str, step: str, work: Path, encoder: str | None) -> Row:
-    began = time.perf_counter()
+def made(setting: Setting, scheme: str, step: str, work: Path) -> Any:
+    """The model of a row, with exact activations."""
     if step == "-":
-        model = potq.load(setting.source)
-    elif step in ("fast", "best"):
+        return potq.load(setting.source)
+    if step in ("fast", "best"):
         model = quantized(setting, scheme, step, work)
     else:
         if scheme != FULL:
@@ -107,10 +100,32 @@ def row(setting: Setting, scheme: str, step: str, work: Path, encoder: str | Non
         model = trained(setting, scheme, step, work)
     if scheme != FULL:
         set_activations(model, "float")
-    result = measure(setting, model).to_dict()
-    if encoder is not None:
-        result["bertscore"] = bertscore(setting, model, encoder)
-    return {**result, "scheme": scheme, "step": step, "seconds": time.perf_counter() - began}
+    return model
+
+
+def row(setting: Setting, scheme: str, step: str, work: Path) -> Row:
+    began = time.perf_counter()
+    found = measure(setting, made(setting, scheme, step, work)).to_dict()
+    return {**found, "scheme": scheme, "step": step, "seconds": time.perf_counter() - began, "bertscores": {}}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores greedy continuations against the true ones, and against those of full precision."""
+
+    encoder: Encoder
+    setting: Setting
+    full: Any
+
+    @property
+    def name(self) -> str:
+        return f"{Path(self.encoder.name).name}, layer {self.encoder.layer}"
+
+    def score(self, model: Any) -> dict[str, Any]:
+        tokenizer = potq.load_tokenizer(self.setting.source)
+        prompts = prompts_of(self.setting.tokens(whole=True), PROMPTS)
+        found = continuation_score(model, tokenizer, prompts, self.encoder, reference=self.full, batch=PROMPTS)
+        return {**found.to_dict(), "encoder": Path(found.encoder).name}
 
 
 def goals(rows: list[Row]) -> list[Goal]:
@@ -125,7 +140,10 @@ def goals(rows: list[Row]) -> list[Goal]:
             left = (best - distilled) / (best - exact)
         found.append(at_least(f"gap between rounding to nearest and full precision closed, {scheme}", target, closed))
         found.append(at_least(f"of what the best post-training quantization left, closed, {scheme}", 0.5, left))
-        found += [_score_goal(rows, (scheme, step), base) for step, base in SCORED]
+    for judge in dict.fromkeys(name for row in rows for name in row["bertscores"]):
+        scores = {(row["scheme"], row["step"]): row["bertscores"].get(judge) for row in rows}
+        schemes = [scheme for scheme in TARGETS if (scheme, "best") in scores]
+        found += [_score_goal(scores, judge, (scheme, step), base) for scheme in schemes for step, base in SCORED]
     return found
 
 
@@ -133,16 +151,15 @@ SCORED = (("distillation", "-"), ("next_token", "-"), ("next_token", "next_token
 """How the model was trained (PoT-QAT: on next tokens), and the full-precision one whose score it is divided by."""
 
 
-def _score_goal(rows: list[Row], trained: tuple[str, str], base: str) -> Goal:
-    scheme, step = trained
+def _score_goal(scores: dict[tuple[str, str], Any], judge: str, trained: tuple[str, str], base: str) -> Goal:
     control = "" if base == "-" else f" after {base}"
-    name = f"BERTScore with the true continuations, {scheme} after {step} / full precision{control}"
-    cells = {(row["scheme"], row["step"]): row["bertscore"]["model_true"]["each"] for row in rows if "bertscore" in row}
-    if trained not in cells or (FULL, base) not in cells:
+    name = f"BERTScore ({judge}) with the true continuations, {' after '.join(trained)} / full precision{control}"
+    pair = [scores[cell]["model_true"]["each"] for cell in (trained, (FULL, base)) if scores.get(cell) is not None]
+    if len(pair) < 2:
         return at_least(name, 0.99, None)
-    pair = torch.tensor([cells[trained], cells[FULL, base]], dtype=torch.float64)
-    own, full = resampled(pair, pair.shape[1]).log()  # means over the drawn prompts
-    goal = at_least(name, 0.99, float(pair[0].mean() / pair[1].mean()))
+    each = torch.tensor(pair, dtype=torch.float64)
+    own, full = resampled(each, each.shape[1]).log()  # means over the drawn prompts
+    goal = at_least(name, 0.99, float(each[0].mean() / each[1].mean()))
     goal["interval"] = list(middle(own / full))
     return goal
 
@@ -153,6 +170,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("qat-smollm2"), help="folder for checkpoints")
     parser.add_argument("--scheme", choices=tuple(TARGETS), action="append", help="default: pot4")
     parser.add_argument("--encoder", help="folder or hub name of an encoder for BERTScore; without it there is none")
+    parser.add_argument("--layer", type=int, help="of the encoder, from 1; default: what bert-score uses, or the last")
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data DIR or set POTQ_DATA")
@@ -161,9 +179,17 @@ def main() -> None:
     done = {(row["scheme"], row["step"]) for row in rows}
     for scheme, step in cells(options.scheme or ["pot4"]):
         if (scheme, step) not in done:
-            rows.append(row(setting, scheme, step, options.work, options.encoder))
+            rows.append(row(setting, scheme, step, options.work))
             print(f"\r{scheme} {step}: {rows[-1]['perplexity']:.3f} in {rows[-1]['seconds']:.0f} s", flush=True)
             write_results(NAME, PROTOCOL, rows, goals(rows))
+    if options.encoder is not None:
+        judge = Judge(load_encoder(options.encoder, options.layer), setting, potq.load(setting.source))
+        for each in rows:
+            if judge.name not in each["bertscores"]:
+                model = made(setting, each["scheme"], each["step"], options.work)
+                each["bertscores"][judge.name] = judge.score(model)
+                print(f"{each['scheme']} {each['step']}: scored by {judge.name}", flush=True)
+                write_results(NAME, PROTOCOL, rows, goals(rows))
     print_goals(goals(rows))
 
 

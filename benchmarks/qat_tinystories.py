@@ -72,9 +72,9 @@ def cells() -> list[Cell]:
     ]
     free = [Cell("free", "pot4")]
     ablation = [
-        Cell("ablation", "pot4", "fast", scales, rounding, seed=seed)
+        Cell("ablation", scheme, "fast", scales, rounding, seed=seed)
+        for scheme, rounding in (("pot4", "nearest"), ("pot4", "log"), ("pot2", "nearest"))
         for scales in ("fixed", "searched", "learned")
-        for rounding in ("nearest", "log")
         for seed in SEEDS
     ]
     log = Cell("ptq", "pot4", "fast", rounding="log", trained=False)
