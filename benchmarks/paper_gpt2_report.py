@@ -16,7 +16,7 @@ from rich.table import Table
 import potq
 from potq.grid import pot
 from potq.qat.settings import QATSettings
-from results_io import Goal, Row
+from results_io import Goal, Row, at_least, at_most
 
 FULL = "fp32"
 CONTROL = "control"
@@ -85,25 +85,17 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
         words = "the paper's settings" if paper else "potq's settings"
         for bits, most in ((4, 1.3), (6, 0.88)):
             change = _entropy_change(rows, exponent_name(bits, paper=paper))
-            found.append(_at_most(f"2506.00315: cross entropy above fp32's at {bits} exponent bits, {words}", most, change))
+            found.append(at_most(f"2506.00315: cross entropy above fp32's at {bits} exponent bits, {words}", most, change))
         ptq, qat = name_15("PTQ", paper=paper), name_15("QAT", paper=paper)
         gain = _minus_one(_ratio(rows, qat, ptq))
         found += [
-            _at_most(f"2601.02298: perplexity of QAT / fp32, {words}", round(PAPER_RATIO, 3), _ratio(rows, qat, FULL)),
-            _at_least(f"2601.02298: perplexity that QAT saves on PTQ, {words}", round(PAPER_GAIN, 2), gain),
-            _at_least(f"2601.02298: memory saved, {words}", 0.875, _minus_one(_quotient(rows, qat, FULL, "bytes"))),
-            _at_least(f"2601.02298: tokens a second / fp32's, {words}", 3.0, _speed(rows, qat)),
-            _at_most(f"2601.02298: BERTScore lost by QAT, {words}", 0.01, _minus_one(_bertscore(rows, qat))),
+            at_most(f"2601.02298: perplexity of QAT / fp32, {words}", round(PAPER_RATIO, 3), _ratio(rows, qat, FULL)),
+            at_least(f"2601.02298: perplexity that QAT saves on PTQ, {words}", round(PAPER_GAIN, 2), gain),
+            at_least(f"2601.02298: memory saved, {words}", 0.875, _minus_one(_quotient(rows, qat, FULL, "bytes"))),
+            at_least(f"2601.02298: tokens a second / fp32's, {words}", 3.0, _speed(rows, qat)),
+            at_most(f"2601.02298: BERTScore lost by QAT, {words}", 0.01, _minus_one(_bertscore(rows, qat))),
         ]
     return found
-
-
-def _at_most(name: str, target: float, measured: float | None) -> Goal:
-    return Goal(name=name, target=f"<= {target}", measured=measured, met=measured is not None and measured <= target)
-
-
-def _at_least(name: str, target: float, measured: float | None) -> Goal:
-    return Goal(name=name, target=f">= {target}", measured=measured, met=measured is not None and measured >= target)
 
 
 def _find(rows: Sequence[Row], name: str) -> Row | None:
@@ -141,7 +133,10 @@ def _bertscore(rows: Sequence[Row], name: str) -> float | None:
 def show(rows: Sequence[Row]) -> None:
     full = _find(rows, FULL)
     assert full is not None, "the first row is full precision's"
-    table = Table(title=full["protocol"], caption="bits: of a code, with and without its sign; speed: of fp32's")
+    table = Table(
+        title=full["protocol"],
+        caption="bits: of a code, with and without its sign; int8 act.: 15 levels at most, else exact; speed: of fp32's",
+    )
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "setting" else "right")
     for setting in SETTINGS:
