@@ -15,7 +15,8 @@ from qat_plot import AS_IT_IS, FULL, STATES, draw_recovery, draw_steps
 from results_io import RESULTS, Row
 
 FAST, BEST, DISTILLED, ON_DATA = STATES
-STATE = {"-": AS_IT_IS, "fast": FAST, "best": BEST, "distillation": DISTILLED, "next_token": ON_DATA}
+WITHOUT_DATA = "distilled on text of full precision's own"
+STATE = {"-": AS_IT_IS, "fast": FAST, "best": BEST, "distillation": DISTILLED, "next_token": ON_DATA, "free": WITHOUT_DATA}
 SMOLLM2 = ("scheme", "", "perplexity", "of the gap closed", "of `best`'s gap closed")
 TINYSTORIES = (
     "scheme",
@@ -49,7 +50,7 @@ def _state(row: Row) -> list[str]:
 
 
 def _share(rows: list[Row], row: Row, start: str) -> str:
-    if row["step"] != "distillation":
+    if row["step"] not in ("distillation", "free"):
         return ""
     exact, first = _perplexity(rows, scheme=FULL, step="-"), _perplexity(rows, scheme=row["scheme"], step=start)
     return f"{(first - row['perplexity']) / (first - exact):.0%}"

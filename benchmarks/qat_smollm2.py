@@ -3,8 +3,9 @@
 ``python benchmarks/qat_smollm2.py [--data DIR] [--work DIR] [--scheme pot4] [--encoder DIR [--layer N]]``. The model is
 quantized by the best post-training effort, then trained on at most 250,000 tokens of WikiText-2's training text, distilled
 from full precision; beside it the control: full precision trained on the next tokens of the same text, and the quantized
-model trained so too. Everything goes through ``potq train``'s own code with checkpoints in ``--work``: a killed run
-resumes. A run with another encoder adds its BERTScore to the rows that are there.
+model trained so too; and the quantized model distilled on a little text that full precision wrote. Everything goes through
+``potq train``'s own code with checkpoints in ``--work``: a killed run resumes. A run with another encoder adds its BERTScore
+to the rows that are there.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from results_io import Goal, Row, at_least, load_rows, print_goals, write_result
 
 NAME = "qat_smollm2"
 TOKENS, LENGTH = 250_000, 512
+FREE, WRITTEN = "free", 32_768  # distilled without data; tokens that full precision writes
 FULL, PROMPTS = "none", 100
 TRAINING = {"batch": 2, "learning_rate": 4e-4, "scale_rate": 3e-4, "save_every": 40, "dtype": "bfloat16"}
 TARGETS = {"pot4": 0.9, "pot3": 0.85, "pot2": 0.8}
@@ -44,15 +46,17 @@ PROTOCOL = {
 }
 
 
-def recipe(setting: Setting, scheme: str, loss: str, work: Path) -> TrainRecipe:
+def recipe(setting: Setting, scheme: str, step: str, work: Path) -> TrainRecipe:
+    free = step == FREE
+    data = DataRecipe(text="self" if free else str(setting.calibration), tokens=WRITTEN if free else TOKENS, length=LENGTH)
     start = None if scheme == FULL else str(work / f"{scheme}-best")
     return TrainRecipe(
         model=setting.source,
-        output=work / f"{scheme}-{loss}",
+        output=work / f"{scheme}-{step}",
         start=start,
         quantization={"preset": FULL} if scheme == FULL else {},
-        data=DataRecipe(text=str(setting.calibration), tokens=TOKENS, length=LENGTH),
-        loss=LossRecipe.model_validate({"distillation": 0.0, loss: 1.0}),
+        data=data,
+        loss=LossRecipe.model_validate({"distillation": 0.0, "distillation" if free else step: 1.0}),
         optimization=OptimizationRecipe.model_validate(TRAINING),
         force=True,
     )
@@ -70,22 +74,23 @@ def quantized(setting: Setting, scheme: str, effort: str, work: Path) -> Any:
     return model
 
 
-def trained(setting: Setting, scheme: str, loss: str, work: Path) -> Any:
-    wanted = recipe(setting, scheme, loss, work)
+def trained(setting: Setting, scheme: str, step: str, work: Path) -> Any:
+    wanted = recipe(setting, scheme, step, work)
     if not wanted.output.exists():
         run = TrainingRun.load(wanted)
         run.read()
         run.fit(
-            lambda step, steps, losses: print(f"\r{scheme} {loss}: step {step} of {steps}, {losses}", end="", flush=True)
+            lambda done, steps, losses: print(f"\r{scheme} {step}: step {done} of {steps}, {losses}", end="", flush=True)
         )
         run.finish()
     return potq.load(wanted.output)
 
 
 def cells(schemes: list[str]) -> list[tuple[str, str]]:
-    """Scheme, and what was done: an effort of post-training quantization or the loss of training."""
+    """Scheme, and what was done: an effort of post-training quantization, the loss of training, or without data."""
     distilled = [(scheme, step) for scheme in schemes for step in ("fast", "best", "distillation")]
-    return [(FULL, "-"), *distilled, (FULL, "next_token"), *((scheme, "next_token") for scheme in schemes)]
+    others = [(scheme, step) for step in ("next_token", FREE) for scheme in schemes]
+    return [(FULL, "-"), *distilled, (FULL, "next_token"), *others]
 
 
 def made(setting: Setting, scheme: str, step: str, work: Path) -> Any:
