@@ -75,7 +75,7 @@ class Experiment:
         model, bits = self._made(setting)
         seconds = time.perf_counter() - began
         found = perplexity(model, self.texts.evaluation, max_windows=self.windows).to_dict()
-        row = {"setting": setting.name, "kind": setting.kind, "bits_per_weight": bits, "seconds": seconds, **found}
+        row = {**found, "setting": setting.name, "kind": setting.kind, "bits_per_weight": bits, "seconds": seconds}
         row["bytes"] = stored_bytes(model, packed=setting.config is not None)
         if self.encoder is not None:
             row["bertscore"] = self._bertscore(model)
