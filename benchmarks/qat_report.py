@@ -1,7 +1,7 @@
 """The rows of the ``qat_*.py`` benchmarks read: tables in ``docs/qat.md``, pictures beside the results.
 
-``python benchmarks/qat_report.py`` writes both of the committed results; of the pictures all but nano-GPT's, which
-``qat_nanogpt.py`` draws.
+``python benchmarks/qat_report.py`` writes both of the committed results, ``paper_gpt2.py``'s on nano-GPT among them; of the
+pictures all but nano-GPT's, which ``qat_nanogpt.py`` draws.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
+import paper_gpt2_report as papers
 import qat_nanogpt_report as nanogpt
 from document import goals_table, put, results, table
 from qat_plot import AS_IT_IS, FULL, STATES, draw_recovery, draw_steps
@@ -130,7 +131,10 @@ def main() -> None:
         "nanogpt": table(nanogpt.HEADINGS, nanogpt.lines(rows["nanogpt"])),
         "step": steps(rows["step"]),
     }
-    put("qat", tables | {f"goals, {name}": goals_table(content["goals"]) for name, content in found.items()})
+    experiment = results("paper_gpt2_nano")
+    tables["papers"] = table(papers.HEADINGS, papers.lines(experiment["rows"]))
+    goals = {name: content["goals"] for name, content in found.items()} | {"papers": experiment["goals"]}
+    put("qat", tables | {f"goals, {name}": goals_table(own) for name, own in goals.items()})
     panels = {
         "SmolLM2-135M": points(rows["smollm2"], lambda row: row["step"]),
         "TinyStories-656K": of_stories(rows["tinystories"]),
