@@ -76,12 +76,12 @@ def tinystories(rows: list[Row]) -> str:
 def ablation(rows: list[Row]) -> str:
     """Perplexities, mean and deviation over seeds."""
     rows = [row for row in rows if row["part"] == "ablation"]
-    kinds = list(dict.fromkeys((row["scheme"], row["rounding"]) for row in rows))
+    kinds = list(dict.fromkeys((row["start"], row["scheme"], row["rounding"]) for row in rows))
     lines = []
     for scales in dict.fromkeys(row["scales"] for row in rows):
-        found = (_perplexities(rows, scales=scales, scheme=scheme, rounding=rounding) for scheme, rounding in kinds)
+        found = (_perplexities(rows, scales=scales, start=a, scheme=b, rounding=c) for a, b, c in kinds)
         lines.append([f"`{scales}`", *map(_spread, found)])
-    return table(("scales", *(f"`{scheme}`, {rounding}" for scheme, rounding in kinds)), lines)
+    return table(("scales", *(f"`{scheme}`, {rounding}, from `{start}`" for start, scheme, rounding in kinds)), lines)
 
 
 def steps(rows: list[Row]) -> str:

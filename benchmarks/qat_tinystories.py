@@ -39,6 +39,10 @@ FULL = "none"
 SEEDS = (0, 1, 2)
 STEPS, BATCH, RATE = {"recovery": 240, "data": 240, "free": 240, "ablation": 60}, 8, 3e-3
 WRITTEN = 500_000
+ABLATION = [
+    ("fast", "pot4", "log"),
+    *((start, scheme, "nearest") for start in ("fast", "best") for scheme in ("pot4", "pot2")),
+]
 TARGETS = {"pot4": 0.9, "pot3": 0.85, "pot2": 0.8}
 PROTOCOL = {
     "perplexity": f"GPTQ protocol: the last {WINDOWS} windows of 512 tokens, each story with its start token",
@@ -72,8 +76,8 @@ def cells() -> list[Cell]:
     ]
     free = [Cell("free", "pot4")]
     ablation = [
-        Cell("ablation", scheme, "fast", scales, rounding, seed=seed)
-        for scheme, rounding in (("pot4", "nearest"), ("pot4", "log"), ("pot2", "nearest"))
+        Cell("ablation", scheme, start, scales, rounding, seed=seed)
+        for start, scheme, rounding in ABLATION
         for scales in ("fixed", "searched", "learned")
         for seed in SEEDS
     ]
