@@ -16,8 +16,17 @@ from qat_plot import AS_IT_IS, FULL, STATES, draw_recovery, draw_steps
 from results_io import RESULTS, Row
 
 FAST, BEST, DISTILLED, ON_DATA = STATES
+FROM_CONTROL = "distilled from that control"
 WITHOUT_DATA = "distilled on text of full precision's own"
-STATE = {"-": AS_IT_IS, "fast": FAST, "best": BEST, "distillation": DISTILLED, "next_token": ON_DATA, "free": WITHOUT_DATA}
+STATE = {
+    "-": AS_IT_IS,
+    "fast": FAST,
+    "best": BEST,
+    "distillation": DISTILLED,
+    "next_token": ON_DATA,
+    "free": WITHOUT_DATA,
+    "tuned_teacher": FROM_CONTROL,
+}
 SMOLLM2 = ("scheme", "", "perplexity", "of the gap closed", "of `best`'s gap closed")
 TINYSTORIES = (
     "scheme",

@@ -3,7 +3,7 @@
 ``python benchmarks/qat_smollm2.py [--data DIR] [--work DIR] [--scheme pot4] [--encoder DIR [--layer N]]``. The model is
 quantized by the best post-training effort, then trained on at most 250,000 tokens of WikiText-2's training text, distilled
 from full precision; beside it the control: full precision trained on the next tokens of the same text, and the quantized
-model trained so too; and the quantized model distilled on a little text that full precision wrote. Everything goes through
+model trained so too, or distilled from the control, or on a little text that full precision wrote. All goes through
 ``potq train``'s own code with checkpoints in ``--work``: a killed run resumes. A run with another encoder adds its BERTScore
 to the rows that are there.
 """
@@ -32,6 +32,7 @@ from results_io import Goal, Row, at_least, load_rows, print_goals, write_result
 
 NAME = "qat_smollm2"
 TOKENS, LENGTH = 250_000, 512
+DISTILLED, ON_DATA, TUNED = "distillation", "next_token", "tuned_teacher"  # the last distilled from the control
 FREE, WRITTEN = "free", 32_768  # distilled without data; tokens that full precision writes
 FULL, PROMPTS = "none", 100
 TRAINING = {"batch": 2, "learning_rate": 4e-4, "scale_rate": 3e-4, "save_every": 40, "dtype": "bfloat16"}
@@ -50,13 +51,15 @@ def recipe(setting: Setting, scheme: str, step: str, work: Path) -> TrainRecipe:
     free = step == FREE
     data = DataRecipe(text="self" if free else str(setting.calibration), tokens=WRITTEN if free else TOKENS, length=LENGTH)
     start = None if scheme == FULL else str(work / f"{scheme}-best")
+    loss = ON_DATA if step == ON_DATA else DISTILLED
     return TrainRecipe(
         model=setting.source,
         output=work / f"{scheme}-{step}",
         start=start,
+        teacher=str(work / f"{FULL}-{ON_DATA}") if step == TUNED else None,
         quantization={"preset": FULL} if scheme == FULL else {},
         data=data,
-        loss=LossRecipe.model_validate({"distillation": 0.0, "distillation" if free else step: 1.0}),
+        loss=LossRecipe.model_validate({DISTILLED: 0.0, loss: 1.0}),
         optimization=OptimizationRecipe.model_validate(TRAINING),
         force=True,
     )
@@ -87,10 +90,10 @@ def trained(setting: Setting, scheme: str, step: str, work: Path) -> Any:
 
 
 def cells(schemes: list[str]) -> list[tuple[str, str]]:
-    """Scheme, and what was done: an effort of post-training quantization, the loss of training, or without data."""
-    distilled = [(scheme, step) for scheme in schemes for step in ("fast", "best", "distillation")]
-    others = [(scheme, step) for step in ("next_token", FREE) for scheme in schemes]
-    return [(FULL, "-"), *distilled, (FULL, "next_token"), *others]
+    """Scheme, and what was done: an effort of post-training quantization, or a kind of training."""
+    distilled = [(scheme, step) for scheme in schemes for step in ("fast", "best", DISTILLED)]
+    others = [(scheme, step) for step in (ON_DATA, FREE, TUNED) for scheme in schemes]
+    return [(FULL, "-"), *distilled, (FULL, ON_DATA), *others]
 
 
 def made(setting: Setting, scheme: str, step: str, work: Path) -> Any:
@@ -138,7 +141,7 @@ def goals(rows: list[Row]) -> list[Goal]:
     values = {(row["scheme"], row["step"]): row["perplexity"] for row in rows}
     exact = values.get((FULL, "-"))
     for scheme, target in TARGETS.items():
-        rounded, best, distilled = (values.get((scheme, step)) for step in ("fast", "best", "distillation"))
+        rounded, best, distilled = (values.get((scheme, step)) for step in ("fast", "best", DISTILLED))
         closed = left = None
         if exact and rounded and best and distilled:
             closed = (rounded - distilled) / (rounded - exact)
@@ -152,7 +155,7 @@ def goals(rows: list[Row]) -> list[Goal]:
     return found
 
 
-SCORED = (("distillation", "-"), ("next_token", "-"), ("next_token", "next_token"))
+SCORED = ((DISTILLED, "-"), (ON_DATA, "-"), (TUNED, "-"), (ON_DATA, ON_DATA), (TUNED, ON_DATA))
 """How the model was trained (PoT-QAT: on next tokens), and the full-precision one whose score it is divided by."""
 
 
