@@ -85,12 +85,13 @@ def tinystories(rows: list[Row]) -> str:
 def ablation(rows: list[Row]) -> str:
     """Perplexities, mean and deviation over seeds."""
     rows = [row for row in rows if row["part"] == "ablation"]
-    kinds = list(dict.fromkeys((row["start"], row["scheme"], row["rounding"]) for row in rows))
+    kinds = sorted({(row["start"], row["scheme"], row["rounding"]) for row in rows}, reverse=True)
+    scales = list(dict.fromkeys(row["scales"] for row in rows))
     lines = []
-    for scales in dict.fromkeys(row["scales"] for row in rows):
-        found = (_perplexities(rows, scales=scales, start=a, scheme=b, rounding=c) for a, b, c in kinds)
-        lines.append([f"`{scales}`", *map(_spread, found)])
-    return table(("scales", *(f"`{scheme}`, {rounding}, from `{start}`" for start, scheme, rounding in kinds)), lines)
+    for start, scheme, rounding in kinds:
+        found = (_perplexities(rows, scales=s, start=start, scheme=scheme, rounding=rounding) for s in scales)
+        lines.append([f"`{scheme}`", f"`{start}`", rounding, *map(_spread, found)])
+    return table(("scheme", "from", "rounding", *(f"`{s}` scales" for s in scales)), lines)
 
 
 def steps(rows: list[Row]) -> str:

@@ -25,6 +25,7 @@ from potq.evaluate.bootstrap import middle, resampled
 from potq.evaluate.continuations import prompts_of
 from potq.evaluate.encoder import Encoder, load_encoder
 from potq.kernels import set_activations
+from potq.qat import QATSettings
 from potq.qat.recipe import DataRecipe, LossRecipe, OptimizationRecipe, TrainRecipe
 from potq.qat.train import TrainingRun
 from ptq_settings import Setting, measure, settings
@@ -40,7 +41,13 @@ TARGETS = {"pot4": 0.9, "pot3": 0.85, "pot2": 0.8}
 PROTOCOL = {
     "perplexity": "GPTQ protocol: WikiText-2 test, the first 40 windows of 1024 tokens",
     "weights": "linears in groups of 64; embedding and head in full precision; activations never rounded",
-    "training": {**TRAINING, "tokens": TOKENS, "length": LENGTH, "text": "WikiText-2 train, from its beginning"},
+    "training": {
+        **TRAINING,
+        "scales": "learned",
+        "tokens": TOKENS,
+        "length": LENGTH,
+        "text": "WikiText-2 train, from its beginning",
+    },
     "start": "effort best, 64 windows of 512 tokens of WikiText-2 train",
     "bertscore": f"{PROMPTS} prompts of 64 tokens of WikiText-2 test, greedy continuations of up to 64 tokens",
     "gap closed": "(rounded to nearest - trained) / (rounded to nearest - full precision)",
@@ -58,6 +65,7 @@ def recipe(setting: Setting, scheme: str, step: str, work: Path) -> TrainRecipe:
         start=start,
         teacher=str(work / f"{FULL}-{ON_DATA}") if step == TUNED else None,
         quantization={"preset": FULL} if scheme == FULL else {},
+        qat=QATSettings(scales="learned"),
         data=data,
         loss=LossRecipe.model_validate({DISTILLED: 0.0, loss: 1.0}),
         optimization=OptimizationRecipe.model_validate(TRAINING),
