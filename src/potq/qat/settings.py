@@ -23,11 +23,11 @@ class QATSettings(Strict):
             out best (docs/qat.md), most of all at 2 bits. ``"learned"``: a parameter beside the weight, the logarithm of a
             factor on the first scales, with LSQ's gradient (1902.08153); learned maxima as PAMS has them (2011.04212) are
             the same thing, a maximum being a scale times the last level.
-        search_every: optimizer steps from one search to the next.
+        search_every: optimizer steps from one search to the next; one takes as long as two steps or so.
         activations: ``"int8"`` rounds the inputs of linears as the kernels do at inference, gradients straight through
             (LLM-QAT, 2305.17888); ``"float"`` leaves them alone.
     """
 
     scales: Scales = "searched"
-    search_every: int = Field(default=16, ge=1)
+    search_every: int = Field(default=32, ge=1)
     activations: Activations = "float"
