@@ -143,7 +143,7 @@ def main() -> None:
     }
     experiment = results("paper_gpt2_nano")
     tables["papers"] = table(papers.HEADINGS, papers.lines(experiment["rows"]))
-    goals = {name: content["goals"] for name, content in found.items()} | {"papers": experiment["goals"]}
+    goals = {name: found[name]["goals"] for name in ("smollm2", "tinystories", "nanogpt")} | {"papers": experiment["goals"]}
     put("qat", tables | {f"goals, {name}": goals_table(own) for name, own in goals.items()})
     panels = {
         "SmolLM2-135M": points(rows["smollm2"], lambda row: row["step"]),

@@ -157,9 +157,9 @@ def goals(rows: list[Row]) -> list[Goal]:
         found.append(at_least(f"gap between rounding to nearest and full precision closed, {scheme}", target, closed))
         found.append(at_least(f"of what the best post-training quantization left, closed, {scheme}", 0.5, left))
     for judge in dict.fromkeys(name for row in rows for name in row["bertscores"]):
-        scores = {(row["scheme"], row["step"]): row["bertscores"].get(judge) for row in rows}
-        schemes = [scheme for scheme in TARGETS if (scheme, "best") in scores]
-        found += [_score_goal(scores, judge, (scheme, step), base) for scheme in schemes for step, base in SCORED]
+        scores = {(row["scheme"], row["step"]): row["bertscores"][judge] for row in rows if judge in row["bertscores"]}
+        pairs = [((scheme, step), (FULL, base)) for scheme in TARGETS for step, base in SCORED]
+        found += [_score_goal(scores, judge, *pair) for pair in pairs if scores.keys() >= {*pair}]
     return found
 
 
@@ -167,13 +167,10 @@ SCORED = ((DISTILLED, "-"), (ON_DATA, "-"), (TUNED, "-"), (ON_DATA, ON_DATA), (T
 """How the model was trained (PoT-QAT: on next tokens), and the full-precision one whose score it is divided by."""
 
 
-def _score_goal(scores: dict[tuple[str, str], Any], judge: str, trained: tuple[str, str], base: str) -> Goal:
-    control = "" if base == "-" else f" after {base}"
+def _score_goal(scores: dict[tuple[str, str], Any], judge: str, trained: tuple[str, str], base: tuple[str, str]) -> Goal:
+    control = "" if base[1] == "-" else f" after {base[1]}"
     name = f"BERTScore ({judge}) with the true continuations, {' after '.join(trained)} / full precision{control}"
-    pair = [scores[cell]["model_true"]["each"] for cell in (trained, (FULL, base)) if scores.get(cell) is not None]
-    if len(pair) < 2:
-        return at_least(name, 0.99, None)
-    each = torch.tensor(pair, dtype=torch.float64)
+    each = torch.tensor([scores[cell]["model_true"]["each"] for cell in (trained, base)], dtype=torch.float64)
     own, full = resampled(each, each.shape[1]).log()  # means over the drawn prompts
     goal = at_least(name, 0.99, float(each[0].mean() / each[1].mean()))
     goal["interval"] = list(middle(own / full))
