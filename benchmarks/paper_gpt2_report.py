@@ -58,7 +58,7 @@ def name_15(kind: str, *, paper: bool) -> str:
 
 
 _CLAIMED = {4: "CE +1.3", 6: "CE +0.88"}
-_OURS, _FIXED, _SEARCHED = (QATSettings.model_validate({"scales": scales}) for scales in ("learned", "fixed", "searched"))
+_LEARNED, _FIXED, _SEARCHED = QATSettings(scales="learned"), QATSettings(scales="fixed"), QATSettings(scales="searched")
 SETTINGS = [
     Setting(FULL, FULL, paper="23.73"),
     *(
@@ -70,7 +70,7 @@ SETTINGS = [
     Setting(name_15("QAT", paper=True), "QAT", _config(4, paper=True), _FIXED, 4, "30.47"),
     Setting(name_15("PTQ", paper=False), "PTQ", _config(4, paper=False), None, 4),
     Setting("PTQ, 15 levels, potq, balanced", "PTQ", _config(4, paper=False, effort="balanced"), None, 4),
-    Setting(name_15("QAT", paper=False), "QAT", _config(4, paper=False), _OURS, 4),
+    Setting(name_15("QAT", paper=False), "QAT", _config(4, paper=False), _LEARNED, 4),
     Setting("QAT, 15 levels, potq, searched scales", "QAT", _config(4, paper=False), _SEARCHED, 4),
     Setting("PTQ, apot4 and int8 tables, potq, balanced", "PTQ", potq.PoTConfig("apot4", effort="balanced"), None, 4),
     Setting(TRAINED_FULL, CONTROL),

@@ -42,8 +42,9 @@ STEP = ("model", "scheme", "scales", "time, float32", "memory, float32", "time, 
 
 def smollm2(rows: list[Row]) -> str:
     """A line a state of the model; shares closed are of what rounding to nearest leaves, and of what ``best`` leaves."""
-    shares = [[_share(rows, row, start) for start in ("fast", "best")] for row in rows]
-    return table(SMOLLM2, [[*_state(row), f"{row['perplexity']:.2f}", *own] for row, own in zip(rows, shares, strict=True)])
+    starts = ("fast", "best")
+    lines = [[*_state(row), f"{row['perplexity']:.2f}", *(_share(rows, row, start) for start in starts)] for row in rows]
+    return table(SMOLLM2, lines)
 
 
 def bertscores(rows: list[Row]) -> str:
@@ -132,6 +133,7 @@ def _spread(values: Sequence[float]) -> str:
 
 def main() -> None:
     found = {name: results(f"qat_{name}") for name in ("smollm2", "tinystories", "nanogpt", "step")}
+    found["papers"] = results("paper_gpt2_nano")
     rows = {name: content["rows"] for name, content in found.items()}
     tables = {
         "smollm2": smollm2(rows["smollm2"]),
@@ -139,12 +141,11 @@ def main() -> None:
         "tinystories": tinystories(rows["tinystories"]),
         "ablation": ablation(rows["tinystories"]),
         "nanogpt": table(nanogpt.HEADINGS, nanogpt.lines(rows["nanogpt"])),
+        "papers": table(papers.HEADINGS, papers.lines(rows["papers"])),
         "step": steps(rows["step"]),
     }
-    experiment = results("paper_gpt2_nano")
-    tables["papers"] = table(papers.HEADINGS, papers.lines(experiment["rows"]))
-    goals = {name: found[name]["goals"] for name in ("smollm2", "tinystories", "nanogpt")} | {"papers": experiment["goals"]}
-    put("qat", tables | {f"goals, {name}": goals_table(own) for name, own in goals.items()})
+    goals = {f"goals, {name}": goals_table(content["goals"]) for name, content in found.items() if name != "step"}
+    put("qat", tables | goals)  # a step's 48 goals are the picture's dashed lines
     panels = {
         "SmolLM2-135M": points(rows["smollm2"], lambda row: row["step"]),
         "TinyStories-656K": of_stories(rows["tinystories"]),
