@@ -34,7 +34,7 @@ from paper_gpt2_report import FULL, SETTINGS, Setting, goals, show
 from potq.data.text import read_text
 from potq.data.tokens import choose_window, tokenize
 from potq.evaluate.bertscore import continuation_score
-from potq.evaluate.continuations import NEW_TOKENS, PROMPT_TOKENS, prompts_of
+from potq.evaluate.continuations import NEW_TOKENS, PROMPT_TOKENS, Prompts, continuations, prompts_of
 from potq.evaluate.encoder import Encoder, load_encoder
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import set_activations
@@ -115,11 +115,19 @@ class Experiment:
 
     def _bertscore(self, model: Any) -> dict[str, Any]:
         assert self.encoder is not None
-        prompt, new = self._lengths()
-        prompts = prompts_of(self.texts.evaluation, self.prompts, prompt_tokens=prompt, new_tokens=new)
-        found = continuation_score(model, self.tokenizer, prompts, self.encoder, reference=self.base)
+        found = continuation_score(model, self.tokenizer, self._places, self.encoder, reference=self._continued)
         kinds = {"model_true": found.model_true, "full_true": found.reference_true, "model_full": found.model_reference}
         return {**{name: score.mean for name, score in kinds.items() if score is not None}, "protocol": found.protocol}
+
+    @cached_property
+    def _places(self) -> Prompts:
+        prompt, new = self._lengths()
+        return prompts_of(self.texts.evaluation, self.prompts, prompt_tokens=prompt, new_tokens=new)
+
+    @cached_property
+    def _continued(self) -> list[Tensor]:
+        """What full precision writes there."""
+        return continuations(self.base, self._places.prompts, new_tokens=self._lengths()[1])
 
     def _lengths(self) -> tuple[int, int]:
         """Tokens of a prompt, and to be written after it."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 import potq
 from potq.evaluate.bertscore import continuation_score
 from potq.evaluate.bootstrap import middle, resampled
-from potq.evaluate.continuations import prompts_of
+from potq.evaluate.continuations import continuations, prompts_of
 from potq.evaluate.encoder import Encoder, load_encoder
 from potq.kernels import set_activations
 from potq.qat import QATSettings
@@ -125,22 +124,20 @@ def row(setting: Setting, scheme: str, step: str, work: Path) -> Row:
     return {**found, "scheme": scheme, "step": step, "seconds": time.perf_counter() - began, "bertscores": {}}
 
 
-@dataclass(frozen=True)
 class Judge:
     """Scores greedy continuations against the true ones, and against those of full precision."""
 
-    encoder: Encoder
-    setting: Setting
-    full: Any
+    def __init__(self, encoder: Encoder, setting: Setting) -> None:
+        self._encoder, self._tokenizer = encoder, potq.load_tokenizer(setting.source)
+        self._prompts = prompts_of(setting.tokens(whole=True), PROMPTS)
+        self._full = continuations(potq.load(setting.source), self._prompts.prompts, batch=PROMPTS)
 
     @property
     def name(self) -> str:
-        return f"{Path(self.encoder.name).name}, layer {self.encoder.layer}"
+        return f"{Path(self._encoder.name).name}, layer {self._encoder.layer}"
 
     def score(self, model: Any) -> dict[str, Any]:
-        tokenizer = potq.load_tokenizer(self.setting.source)
-        prompts = prompts_of(self.setting.tokens(whole=True), PROMPTS)
-        found = continuation_score(model, tokenizer, prompts, self.encoder, reference=self.full, batch=PROMPTS)
+        found = continuation_score(model, self._tokenizer, self._prompts, self._encoder, reference=self._full, batch=PROMPTS)
         return {**found.to_dict(), "encoder": Path(found.encoder).name}
 
 
@@ -196,7 +193,7 @@ def main() -> None:
             print(f"\r{scheme} {step}: {rows[-1]['perplexity']:.3f} in {rows[-1]['seconds']:.0f} s", flush=True)
             write_results(NAME, PROTOCOL, rows, goals(rows))
     if options.encoder is not None:
-        judge = Judge(load_encoder(options.encoder, options.layer), setting, potq.load(setting.source))
+        judge = Judge(load_encoder(options.encoder, options.layer), setting)
         for each in rows:
             if judge.name not in each["bertscores"]:
                 model = made(setting, each["scheme"], each["step"], options.work)

@@ -48,6 +48,7 @@ PROTOCOL = {
     "perplexity": f"GPTQ protocol: the last {WINDOWS} windows of 512 tokens, each story with its start token",
     "weights": "linears in groups of 64; embedding and head in full precision; activations never rounded",
     "training": {"steps": STEPS, "sequences a step": BATCH, "tokens a sequence": 512, "learning rate": RATE},
+    "searched scales": f"anew every {QATSettings().search_every} steps",
     "text": f"stories before the evaluated ones, 0.49 million tokens; free: {WRITTEN} that the full-precision model wrote",
     "gap closed": "(rounded to nearest - trained) / (rounded to nearest - full precision)",
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,17 @@ def test_a_model_agrees_with_itself(tiny_folder: Path, tiny_model: Any, places: 
     assert found.model_reference is not None
     assert found.model_reference.each == pytest.approx([1.0] * 5, abs=1e-5)
     assert found.model_true == found.reference_true
+
+
+def test_a_reference_that_has_written(
+    tiny_folder: Path, packed_model: Any, tiny_model: Any, places: Prompts, encoder: Encoder
+) -> None:
+    score = partial(continuation_score, packed_model, potq.load_tokenizer(tiny_folder), places, encoder)
+    written = continuations(tiny_model, places.prompts, new_tokens=10)
+    found, expected = score(reference=written), score(reference=tiny_model)
+    assert found == replace(expected, seconds=found.seconds)
+    with pytest.raises(PotqError, match="4 continuations to compare with, of 5 prompts; give one for each"):
+        score(reference=written[:4])
 
 
 def test_the_protocol_in_words(tiny_folder: Path, tiny_model: Any, places: Prompts, encoder: Encoder) -> None:

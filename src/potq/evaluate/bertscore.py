@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from potq.errors import ModelError
+from potq.errors import DataError, ModelError
 from potq.evaluate.continuations import BATCH, Progress, Prompts, continuations
 from potq.evaluate.encoder import Encoder
 from potq.model import vocabulary
@@ -67,7 +67,7 @@ def continuation_score(
     prompts: Prompts,
     encoder: Encoder,
     *,
-    reference: PreTrainedModel | None = None,
+    reference: PreTrainedModel | Sequence[Tensor] | None = None,
     batch: int = BATCH,
     progress: Progress | None = None,
 ) -> ContinuationScore:
@@ -75,24 +75,23 @@ def continuation_score(
 
     Args:
         tokenizer: the model's own, and the reference's.
-        reference: the full-precision model, if there is one to compare with.
+        reference: the full-precision model, or what it wrote (:func:`~potq.evaluate.continuations.continuations` of the
+            same prompts), if there is one to compare with.
         batch: continuations written at a time.
         progress: called after each batch, first for the model, then for the reference.
 
     Raises:
-        DataError: prompts and continuations longer than a model's limit.
+        DataError: prompts and continuations longer than a model's limit, or not a continuation of each prompt.
         ModelError: the two models have different vocabularies.
     """
-    if reference is not None and vocabulary(reference) != vocabulary(model):
-        raise ModelError(
-            f"the reference has a vocabulary of {vocabulary(reference)} tokens, the model of {vocabulary(model)}; "
-            "compare with the model it was made from"
-        )
     count, new_tokens = prompts.truths.shape
+    _check_reference(reference, model, count)
     began = time.perf_counter()
     write = partial(continuations, prompts=prompts.prompts, new_tokens=new_tokens, batch=batch, progress=progress)
     true, own = _texts(tokenizer, prompts.truths), _texts(tokenizer, write(model))
-    full = _texts(tokenizer, write(reference)) if reference is not None else None
+    full = None
+    if reference is not None:
+        full = _texts(tokenizer, reference if isinstance(reference, Sequence) else write(reference))
     return ContinuationScore(
         model_true=_f1(encoder, own, true),
         reference_true=_f1(encoder, full, true) if full is not None else None,
@@ -105,6 +104,17 @@ def continuation_score(
         new_tokens=new_tokens,
         seconds=time.perf_counter() - began,
     )
+
+
+def _check_reference(reference: PreTrainedModel | Sequence[Tensor] | None, model: PreTrainedModel, count: int) -> None:
+    if isinstance(reference, Sequence):
+        if len(reference) != count:
+            raise DataError(f"{len(reference)} continuations to compare with, of {count} prompts; give one for each")
+    elif reference is not None and vocabulary(reference) != vocabulary(model):
+        raise ModelError(
+            f"the reference has a vocabulary of {vocabulary(reference)} tokens, the model of {vocabulary(model)}; "
+            "compare with the model it was made from"
+        )
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Tensor]) -> list[str]:
