@@ -1,11 +1,11 @@
 """Quantization-aware training of SmolLM2-135M on WikiText-2: what a quarter of a million tokens bring back.
 
-``python benchmarks/qat_smollm2.py [--data DIR] [--work DIR] [--scheme pot4] [--encoder DIR [--layer N]]``. The model is
-quantized by the best post-training effort, then trained on at most 250,000 tokens of WikiText-2's training text, distilled
-from full precision; beside it the control: full precision trained on the next tokens of the same text, and the quantized
-model trained so too, or distilled from the control, or on a little text that full precision wrote. All goes through
-``potq train``'s own code with checkpoints in ``--work``: a killed run resumes. A run with another encoder adds its BERTScore
-to the rows that are there.
+``python benchmarks/qat_smollm2.py [--data DIR] [--work DIR] [--scheme pot4] [--encoder DIR [--layer N] [--prompts N]]``.
+The model is quantized by the best post-training effort, then trained on at most 250,000 tokens of WikiText-2's training
+text, distilled from full precision; beside it the control: full precision trained on the next tokens of the same text, and
+the quantized model trained so too, or distilled from the control, or on a little text that full precision wrote. All goes
+through ``potq train``'s own code with checkpoints in ``--work``: a killed run resumes. A run with another encoder, or with
+more prompts, adds its BERTScore to the rows that are there.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PROTOCOL = {
         "text": "WikiText-2 train, from its beginning",
     },
     "start": "effort best, 64 windows of 512 tokens of WikiText-2 train",
-    "bertscore": f"{PROMPTS} prompts of 64 tokens of WikiText-2 test, greedy continuations of up to 64 tokens",
+    "bertscore": f"{PROMPTS} prompts, or as many as said, of 64 tokens of WikiText-2 test; greedy continuations of up to 64",
     "gap closed": "(rounded to nearest - trained) / (rounded to nearest - full precision)",
 }
 
@@ -127,14 +127,12 @@ def row(setting: Setting, scheme: str, step: str, work: Path) -> Row:
 class Judge:
     """Scores greedy continuations against the true ones, and against those of full precision."""
 
-    def __init__(self, encoder: Encoder, setting: Setting) -> None:
+    def __init__(self, encoder: Encoder, setting: Setting, prompts: int) -> None:
         self._encoder, self._tokenizer = encoder, potq.load_tokenizer(setting.source)
-        self._prompts = prompts_of(setting.tokens(whole=True), PROMPTS)
+        self._prompts = prompts_of(setting.tokens(whole=True), prompts)
+        more = f", {prompts} prompts" if prompts != PROMPTS else ""
+        self.name = f"{Path(encoder.name).name}, layer {encoder.layer}{more}"
         self._full = continuations(potq.load(setting.source), self._prompts.prompts, batch=PROMPTS)
-
-    @property
-    def name(self) -> str:
-        return f"{Path(self._encoder.name).name}, layer {self._encoder.layer}"
 
     def score(self, model: Any) -> dict[str, Any]:
         found = continuation_score(model, self._tokenizer, self._prompts, self._encoder, reference=self._full, batch=PROMPTS)
@@ -181,6 +179,7 @@ def main() -> None:
     parser.add_argument("--scheme", choices=tuple(TARGETS), action="append", help="default: pot4")
     parser.add_argument("--encoder", help="folder or hub name of an encoder for BERTScore; without it there is none")
     parser.add_argument("--layer", type=int, help="of the encoder, from 1; default: what bert-score uses, or the last")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="for BERTScore; more than %(default)s tell more")
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data DIR or set POTQ_DATA")
@@ -193,7 +192,7 @@ def main() -> None:
             print(f"\r{scheme} {step}: {rows[-1]['perplexity']:.3f} in {rows[-1]['seconds']:.0f} s", flush=True)
             write_results(NAME, PROTOCOL, rows, goals(rows))
     if options.encoder is not None:
-        judge = Judge(load_encoder(options.encoder, options.layer), setting)
+        judge = Judge(load_encoder(options.encoder, options.layer), setting, options.prompts)
         for each in rows:
             if judge.name not in each["bertscores"]:
                 model = made(setting, each["scheme"], each["step"], options.work)
