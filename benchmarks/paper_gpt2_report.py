@@ -59,6 +59,7 @@ def name_15(kind: str, *, paper: bool) -> str:
 
 _CLAIMED = {4: "CE +1.3", 6: "CE +0.88"}
 _LEARNED, _FIXED, _SEARCHED = QATSettings(scales="learned"), QATSettings(scales="fixed"), QATSettings(scales="searched")
+_ALWAYS = QATSettings(scales="searched", search_until=1.0)
 SETTINGS = [
     Setting(FULL, FULL, paper="23.73"),
     *(
@@ -72,6 +73,7 @@ SETTINGS = [
     Setting("PTQ, 15 levels, potq, balanced", "PTQ", _config(4, paper=False, effort="balanced"), None, 4),
     Setting(name_15("QAT", paper=False), "QAT", _config(4, paper=False), _LEARNED, 4),
     Setting("QAT, 15 levels, potq, searched scales", "QAT", _config(4, paper=False), _SEARCHED, 4),
+    Setting("QAT, 15 levels, potq, searched to the end", "QAT", _config(4, paper=False), _ALWAYS, 4),
     Setting("PTQ, apot4 and int8 tables, potq, balanced", "PTQ", potq.PoTConfig("apot4", effort="balanced"), None, 4),
     Setting(TRAINED_FULL, CONTROL),
 ]

@@ -62,6 +62,7 @@ class Run:
     seed: int
     step: int = 0
     settings: QATSettings | None = None
+    prepared: int = 0
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,13 +85,13 @@ class Run:
         scales = [parameter for parameter in self.model.parameters() if id(parameter) not in known]
         if scales:
             self.optimizer.add_param_group({"params": scales, "weight_decay": 0.0, "peak": self.training.scale_rate})
-        self.settings = settings
+        self.settings, self.prepared = settings, self.step
 
     def until(self, step: int, tell: Tell = print) -> None:
         """Train up to ``step`` steps in all."""
         self.model.train()
         while self.step < step:
-            if self.settings is not None and self.step % self.settings.search_every == 0:
+            if self.settings is not None and self.settings.searches_before(*self._since_prepared()):
                 outdate_scales(self.model)
             loss = self._advance()
             self.step += 1
@@ -109,6 +110,10 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+
+    def _since_prepared(self) -> tuple[int, int]:
+        """Steps done with rounded weights, and to be done in all."""
+        return self.step - self.prepared, self.training.steps - self.prepared
 
     def _advance(self) -> Tensor:
         windows = self.tokens[self._starts[self.step][:, None] + torch.arange(self.training.length + 1)]

@@ -43,12 +43,13 @@ ABLATION = [
     ("fast", "pot4", "log"),
     *((start, scheme, "nearest") for start in ("fast", "best") for scheme in ("pot4", "pot2")),
 ]
+SEARCHED = QATSettings(scales="searched")
 TARGETS = {"pot4": 0.9, "pot3": 0.85, "pot2": 0.8}
 PROTOCOL = {
     "perplexity": f"GPTQ protocol: the last {WINDOWS} windows of 512 tokens, each story with its start token",
     "weights": "linears in groups of 64; embedding and head in full precision; activations never rounded",
     "training": {"steps": STEPS, "sequences a step": BATCH, "tokens a sequence": 512, "learning rate": RATE},
-    "searched scales": f"anew every {QATSettings().search_every} steps",
+    "searched scales": f"anew every {SEARCHED.search_every} steps, in the first {SEARCHED.search_until:.0%} of them",
     "text": f"stories before the evaluated ones, 0.49 million tokens; free: {WRITTEN} that the full-precision model wrote",
     "gap closed": "(rounded to nearest - trained) / (rounded to nearest - full precision)",
 }

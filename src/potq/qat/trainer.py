@@ -251,11 +251,12 @@ def _collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class _Scales(TrainerCallback):
-    """Outdates searched scales every so many steps; those of the start are as good as new."""
+    """Outdates searched scales when their settings say so."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         modules = qat_modules(options["model"])
-        if modules and state.global_step and state.global_step % next(iter(modules.values())).settings.search_every == 0:
+        settings = next((module.settings for module in modules.values()), None)
+        if settings is not None and settings.searches_before(state.global_step, state.max_steps):
             outdate_scales(options["model"])
 
 
