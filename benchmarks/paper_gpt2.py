@@ -3,7 +3,7 @@
 Measured are full precision; rounding to nearest at 4, 5 and 6 bits of exponent (2506.00315); 15 levels, rounded to nearest
 and trained quantized (2601.02298). Each is done as the paper does it (one scale per tensor, the largest weight on the last
 level, rounding in the log domain, scales that stay where they are) and with potq's settings beside it (a scale of least
-squared error per group of 64, rounding to the nearest level, learned scales). Linears, wte (and so the head) and wpe are
+squared error per group of 64, rounding to the nearest level, searched scales). Linears, wte (and so the head) and wpe are
 quantized. Training in full precision for as many steps shows what the text alone brings.
 
 A row has perplexity (GPTQ protocol, windows as long as the model allows) with exact activations and with the kernels' int8

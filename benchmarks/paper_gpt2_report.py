@@ -71,9 +71,9 @@ SETTINGS = [
     Setting(name_15("QAT", paper=True), "QAT", _config(4, paper=True), _FIXED, 4, "30.47"),
     Setting(name_15("PTQ", paper=False), "PTQ", _config(4, paper=False), None, 4),
     Setting("PTQ, 15 levels, potq, balanced", "PTQ", _config(4, paper=False, effort="balanced"), None, 4),
-    Setting(name_15("QAT", paper=False), "QAT", _config(4, paper=False), _LEARNED, 4),
-    Setting("QAT, 15 levels, potq, searched scales", "QAT", _config(4, paper=False), _SEARCHED, 4),
+    Setting(name_15("QAT", paper=False), "QAT", _config(4, paper=False), _SEARCHED, 4),
     Setting("QAT, 15 levels, potq, searched to the end", "QAT", _config(4, paper=False), _ALWAYS, 4),
+    Setting("QAT, 15 levels, potq, learned scales", "QAT", _config(4, paper=False), _LEARNED, 4),
     Setting("PTQ, apot4 and int8 tables, potq, balanced", "PTQ", potq.PoTConfig("apot4", effort="balanced"), None, 4),
     Setting(TRAINED_FULL, CONTROL),
 ]

@@ -19,10 +19,10 @@ class QATSettings(Strict):
 
     Attributes:
         scales: ``"fixed"``: those that training starts with (2601.02298). ``"searched"``: those of least squared error for
-            the weights as they are, searched anew every ``search_every`` steps by the config's ``scale_method``.
-            ``"learned"``: a parameter beside the weight, the logarithm of a factor on the first scales, with LSQ's gradient
-            (1902.08153); learned maxima as PAMS has them (2011.04212) are the same thing, a maximum being a scale times the
-            last level.
+            the weights as they are, searched anew every ``search_every`` steps by the config's ``scale_method``. They came
+            out best (docs/qat.md), most of all at 2 bits. ``"learned"``: a parameter beside the weight, the logarithm of a
+            factor on the first scales, with LSQ's gradient (1902.08153); learned maxima as PAMS has them (2011.04212) are
+            the same thing, a maximum being a scale times the last level.
         search_every: optimizer steps from one search to the next; one takes as long as two steps or so.
         search_until: the share of a run's steps after which scales stay: a search moves all weights of a group at once, and
             what that costs takes steps to make good (docs/qat.md).
@@ -30,7 +30,7 @@ class QATSettings(Strict):
             (LLM-QAT, 2305.17888); ``"float"`` leaves them alone.
     """
 
-    scales: Scales = "learned"
+    scales: Scales = "searched"
     search_every: int = Field(default=32, ge=1)
     search_until: float = Field(default=0.75, ge=0, le=1)
     activations: Activations = "float"
