@@ -49,10 +49,11 @@ def smollm2(rows: list[Row]) -> str:
 
 def bertscores(rows: list[Row]) -> str:
     """A line a state of the model; two columns an encoder."""
-    judges = list(dict.fromkeys(judge for row in rows for judge in row["bertscores"]))
+    judged = [row for row in rows if row["bertscores"]]
+    judges = list(dict.fromkeys(judge for row in judged for judge in row["bertscores"]))
     kinds = {"the text's": "model_true", "full precision's": "model_reference"}
     headings = ["scheme", "", *(f"{name}, {judge}" for judge in judges for name in kinds)]
-    lines = [[*_state(row), *(_score(row, judge, kind) for judge in judges for kind in kinds.values())] for row in rows]
+    lines = [[*_state(row), *(_score(row, judge, kind) for judge in judges for kind in kinds.values())] for row in judged]
     return table(headings, lines)
 
 
