@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import potq
 from potq.evaluate.bertscore import continuation_score
@@ -128,11 +130,15 @@ class Judge:
     """Scores greedy continuations against the true ones, and against those of full precision."""
 
     def __init__(self, encoder: Encoder, setting: Setting, prompts: int) -> None:
-        self._encoder, self._tokenizer = encoder, potq.load_tokenizer(setting.source)
+        self._encoder, self._source, self._tokenizer = encoder, setting.source, potq.load_tokenizer(setting.source)
         self._prompts = prompts_of(setting.tokens(whole=True), prompts)
         more = f", {prompts} prompts" if prompts != PROMPTS else ""
         self.name = f"{Path(encoder.name).name}, layer {encoder.layer}{more}"
-        self._full = continuations(potq.load(setting.source), self._prompts.prompts, batch=PROMPTS)
+
+    @cached_property
+    def _full(self) -> list[Tensor]:
+        """What full precision writes."""
+        return continuations(potq.load(self._source), self._prompts.prompts, batch=PROMPTS)
 
     def score(self, model: Any) -> dict[str, Any]:
         found = continuation_score(model, self._tokenizer, self._prompts, self._encoder, reference=self._full, batch=PROMPTS)
