@@ -127,7 +127,8 @@ class Experiment:
     @cached_property
     def _continued(self) -> list[Tensor]:
         """What full precision writes there."""
-        return continuations(self.base, self._places.prompts, new_tokens=self._lengths()[1])
+        prompts, truths = self._places
+        return continuations(self.base, prompts, new_tokens=truths.shape[1])
 
     def _lengths(self) -> tuple[int, int]:
         """Tokens of a prompt, and to be written after it."""
