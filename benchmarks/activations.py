@@ -25,7 +25,7 @@ import potq
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import Activations, explain, set_activations
 from potq.kernels.activations import in_units, is_fine
-from potq.model import packed_modules
+from potq.nn.plan import packed_modules
 from results_io import Goal, Row, load_rows, print_goals, write_results
 from rtn_table import Setting, read_tokens, settings
 

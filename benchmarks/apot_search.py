@@ -34,15 +34,17 @@ from rich.progress import track
 from rich.table import Table as RichTable
 from torch import Tensor
 
+from potq.checkpoint.loading import load
+from potq.checkpoint.source import embedded_file
+from potq.config import PoTConfig
 from potq.errors import MissingDependencyError
 from potq.evaluate.perplexity import perplexity
-from potq.functional import dequantize, quantize
-from potq.grid import additive, shift_terms
 from potq.kernels import set_activations
-from potq.loading import embedded_file, load
-from potq.report import decibels
-from potq.scale_search import choose_scale
-from potq.scheme import PoTConfig, QuantScheme
+from potq.nn.report import decibels
+from potq.numerics.functional import dequantize, quantize
+from potq.numerics.grid import additive, shift_terms
+from potq.numerics.scale_search import choose_scale
+from potq.numerics.scheme import QuantScheme
 from results_io import Goal, Row, print_goals, write_results
 from rtn_table import read_tokens, settings
 

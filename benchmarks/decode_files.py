@@ -21,7 +21,7 @@ import torch
 import potq
 from gguf_copy import as_floats, copy
 from peers.ggml_library import ggml
-from potq.loading import embedded_file
+from potq.checkpoint.source import embedded_file
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from peers.llama_cpp import Context, server
-from potq.model import packed_modules
+from potq.nn.plan import packed_modules
 
 CONTEXT = 1024
 

@@ -9,7 +9,7 @@ from decode_goals import medians, rounds
 from document import goals_table, put, results
 from export_goals import MODELS
 from potq.export.targets import TARGETS
-from potq.scheme import PRESETS
+from potq.numerics.scheme import PRESETS
 from results_io import Row
 
 

@@ -25,8 +25,8 @@ from potq.kernels.triton.codes import LOW_HALVES, halves, load_fields, load_scal
 from potq.kernels.triton.launch import Launch, packed_arithmetic
 from potq.kernels.triton.layout import Words, arrange, octets_of, words_of
 from potq.kernels.triton.weight import MANTISSA, TYPES, GpuWeight
-from potq.packing import pack, unpack
-from potq.tensor import QuantizedWeight
+from potq.numerics.packing import pack, unpack
+from potq.numerics.tensor import QuantizedWeight
 
 FORMS = ("add", "magic", "fused", "none")
 BLOCK, PARTS = 128, 4

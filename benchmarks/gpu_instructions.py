@@ -24,8 +24,8 @@ import gpu_forms
 from potq.kernels.triton import dequantize
 from potq.kernels.triton.launch import Launch
 from potq.kernels.triton.weight import GpuWeight
-from potq.scheme import QuantScheme
-from potq.tensor import QuantizedWeight
+from potq.numerics.scheme import QuantScheme
+from potq.numerics.tensor import QuantizedWeight
 from results_io import Goal, Row, print_goals, write_results
 
 CAPABILITIES = (80, 90, 100)

@@ -20,8 +20,8 @@ from gpu_peers import peers
 from gpu_timing import launch_microseconds, microseconds
 from potq.kernels.triton import dequantize, product
 from potq.kernels.triton.weight import GpuWeight
-from potq.scheme import QuantScheme
-from potq.tensor import QuantizedWeight
+from potq.numerics.scheme import QuantScheme
+from potq.numerics.tensor import QuantizedWeight
 from results_io import RESULTS, Row, print_goals, write_results
 
 Shape = tuple[int, int]

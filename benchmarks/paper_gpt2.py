@@ -38,7 +38,7 @@ from potq.evaluate.continuations import NEW_TOKENS, PROMPT_TOKENS, Prompts, cont
 from potq.evaluate.encoder import Encoder, load_encoder
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import set_activations
-from potq.model import evaluation_mode
+from potq.nn.plan import evaluation_mode
 from qat_common import Run, Training, pack
 from results_io import Row, load_rows, print_goals, write_results
 

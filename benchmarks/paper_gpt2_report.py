@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import potq
-from potq.grid import pot
+from potq.numerics.grid import pot
 from potq.qat.settings import QATSettings
 from results_io import Goal, Row, at_least, at_most
 

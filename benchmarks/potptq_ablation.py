@@ -20,12 +20,12 @@ from rich.table import Table
 from torch import Tensor
 
 import potq
-from potq.algorithms.rounding import SchemeRounding
-from potq.effort import EFFORTS, Effort
-from potq.functional import decode_scale
-from potq.model import plan
-from potq.scale_search import choose_scale
-from potq.walk import Walk
+from potq.config import EFFORTS, Effort
+from potq.nn.plan import plan
+from potq.numerics.functional import decode_scale
+from potq.numerics.scale_search import choose_scale
+from potq.ptq.algorithms.rounding import SchemeRounding
+from potq.ptq.sequential import Walk
 from ptq_settings import SCHEMES, SEED, Setting, measure, quantized, settings
 from results_io import Goal, Row, load_rows, print_goals, write_results
 

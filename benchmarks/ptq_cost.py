@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 import potq
-from potq.effort import EFFORTS
-from potq.estimate import estimate
+from potq.config import EFFORTS
+from potq.ptq.estimate import estimate
 from ptq_settings import SCHEMES, SEED, Setting, settings
 from results_io import Goal, Row, load_rows, print_goals, write_results
 

@@ -21,14 +21,14 @@ from torch import Tensor
 
 import potq
 from peers import asymmetric
+from potq.config import EFFORTS, Effort
 from potq.data.text import read_documents
 from potq.data.tokens import calibration_windows, tokenize
-from potq.effort import EFFORTS, Effort
 from potq.evaluate.perplexity import Perplexity, perplexity
-from potq.grid import E2M1, additive
 from potq.kernels import set_activations
-from potq.model import plan
-from potq.walk import Walk
+from potq.nn.plan import plan
+from potq.numerics.grid import E2M1, additive
+from potq.ptq.sequential import Walk
 from results_io import Row
 
 WINDOWS = 40

@@ -23,7 +23,7 @@ import torch
 
 import potq
 from peers.ptq import PEERS, unavailable
-from potq.effort import EFFORTS
+from potq.config import EFFORTS
 from ptq_goals import SMOLLM2, goals
 from ptq_plot import draw
 from ptq_report import show

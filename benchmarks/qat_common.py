@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from potq.config import PoTConfig
 from potq.kernels import set_activations
-from potq.model import evaluation_mode
+from potq.nn.plan import evaluation_mode
 from potq.qat.prepare import convert, outdate_scales, prepare
 from potq.qat.settings import QATSettings
-from potq.scheme import PoTConfig
 
 _TOLD = 100  # steps from one line of progress to the next
 _EVALUATED = 64  # windows at a time

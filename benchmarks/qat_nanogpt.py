@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 
 import potq
-from potq.grid import Grid, uniform
 from potq.kernels import set_activations
+from potq.numerics.grid import Grid, uniform
+from potq.numerics.scheme import GroupSize
 from potq.qat.settings import QATSettings
-from potq.scheme import GroupSize
 from qat_common import Run, Training, mean_loss, pack
 from qat_nanogpt_report import FULL, draw, goals, show
 from results_io import RESULTS, Row, load_rows, print_goals, write_results

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import potq
-from potq.effort import EFFORTS
+from potq.config import EFFORTS
 from potq.kernels import set_activations
 from potq.qat import QATSettings, convert, prepare
 from potq.qat.objective import Objective

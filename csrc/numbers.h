@@ -5,7 +5,7 @@
 #include <cstring>
 
 namespace potq {
-namespace {  // a copy for every file: see layout.h
+namespace {  // a copy for every file: see kernels/layout.h
 
 inline float float_of(uint32_t bits) {
   float value;

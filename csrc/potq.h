@@ -1,9 +1,9 @@
 /* Products of float activations with packed power-of-two weights: the plain C interface.
  *
  * A weight W (rows x columns) has w[r][k] = scale[r][g(k)] * level[code[r][k]] / 2^reference_log2, where g(k) = k / group. It
- * comes in the canonical layout of the checkpoint (docs/architecture.md) and is repacked once into tiles (layout.h), which
- * every instruction set reads. Functions over a range of rows use no threads, no globals and no allocation: any thread pool can
- * drive them. potq_linear is the driver that uses OpenMP.
+ * comes in the canonical layout of the checkpoint (docs/architecture.md) and is repacked once into tiles (kernels/layout.h),
+ * which every instruction set reads. Functions over a range of rows use no threads, no globals and no allocation: any thread
+ * pool can drive them. potq_linear is the driver that uses OpenMP.
  *
  * Every instruction set and every number of threads gives the same bits; docs/kernels.md states the arithmetic.
  */
@@ -100,8 +100,8 @@ POTQ_API void potq_pack_all(const potq_format* format, const uint8_t* packed, co
 /* Returns -1, or the position of the first id outside [0, table_rows); nothing is written then. */
 POTQ_API int64_t potq_lookup_all(const potq_format* format, const uint8_t* packed, const void* scale, const int64_t* ids,
                                  int64_t count, int64_t table_rows, void* out, int32_t dtype, int32_t threads);
-/* The stored scales of least squared error, over all that scale_format has (search.cpp): out[g] (float16 bits, or E8M0 bytes)
- * minimizes sum_i importance[g][i] (weights[g][i] - scale level)^2, level being the nearest. `levels` (2..256 of them,
+/* The stored scales of least squared error, over all that scale_format has (fit/search.cpp): out[g] (float16 bits, or E8M0
+ * bytes) minimizes sum_i importance[g][i] (weights[g][i] - scale level)^2, level being the nearest. `levels` (2..256 of them,
  * ascending, in units of the scale) is the table; weights and importance (NULL: all 1; not negative) are groups x size and
  * finite. With `signed_scales` (float16 only) a scale may be negative, which turns the levels around. Of equally good scales
  * the largest is taken, a positive one first; a group that is zero, or that no scale brings closer than zeros are, gets 0. A
@@ -112,9 +112,9 @@ POTQ_API int32_t potq_best_scales(const float* levels, int32_t n_levels, const f
                                   int32_t threads);
 POTQ_API int32_t potq_has_openmp(void);
 
-/* A block of columns to be rounded one after another (columns.cpp): `rows` rows of `columns` columns, the matrices of the calls
- * below row-major and contiguous. A column j belongs to group[j]; scale and shift (NULL: all 0) are rows x groups. `levels` are
- * ascending, in units of the scale; rounding changes at the n_levels - 1 `boundaries`. */
+/* A block of columns to be rounded one after another (fit/columns.cpp): `rows` rows of `columns` columns, the matrices of the
+ * calls below row-major and contiguous. A column j belongs to group[j]; scale and shift (NULL: all 0) are rows x groups.
+ * `levels` are ascending, in units of the scale; rounding changes at the n_levels - 1 `boundaries`. */
 typedef struct {
   const float *levels, *boundaries;
   const float *scale, *shift;

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 import potq
 from potq.errors import CheckpointError, ConfigError, DataError, MissingDependencyError, ModelError, PotqError
-from potq.scheme import PRESETS
+from potq.numerics.scheme import PRESETS
 
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 Change = Callable[[dict[str, torch.Tensor]], Any]

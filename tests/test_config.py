@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import potq
-from potq.effort import EFFORTS, Effort
+from potq.config import EFFORTS, Effort
 from potq.errors import ConfigError
 
 

@@ -17,11 +17,11 @@ from torch import nn
 
 import potq
 from potq import native
-from potq.algorithms.rtn import rtn
 from potq.errors import ConfigError
 from potq.kernels import explain, registry
-from potq.nn import pack_module
-from potq.scheme import PRESETS
+from potq.nn.packed import pack_module
+from potq.numerics.scheme import PRESETS
+from potq.ptq.algorithms.rtn import rtn
 
 compiled_library = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from potq.algorithms.rounding import Rounded
-from potq.functional import decode_scale, encode_scale, spread
-from potq.scale_search import best_scale
-from potq.scheme import QuantScheme
+from potq.numerics.functional import decode_scale, encode_scale, spread
+from potq.numerics.scale_search import best_scale
+from potq.numerics.scheme import QuantScheme
+from potq.ptq.algorithms.rounding import Rounded
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class AsymmetricWeight:
 
 
 class AsymmetricRounding:
-    """Codes ``0 .. 2**bits - 1`` less a zero point; see :class:`potq.algorithms.rounding.Rounding`."""
+    """Codes ``0 .. 2**bits - 1`` less a zero point; see :class:`potq.ptq.algorithms.rounding.Rounding`."""
 
     fine = True
 

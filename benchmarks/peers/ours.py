@@ -13,10 +13,10 @@ from torch import Tensor
 
 from peers.peer import THREADS, Case, UnavailableError, Work
 from potq import native as lib
-from potq.functional import dequantize
 from potq.kernels.cpu.backend import format_of
-from potq.packing import pack
-from potq.scheme import QuantScheme
+from potq.numerics.functional import dequantize
+from potq.numerics.packing import pack
+from potq.numerics.scheme import QuantScheme
 
 INT8, FLOAT = 0, 1  # potq_arithmetic
 

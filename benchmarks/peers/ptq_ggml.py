@@ -22,7 +22,7 @@ from torch import Tensor
 from peers.ggml_library import ggml
 from peers.peer import UnavailableError
 from peers.ptq_peer import Peer, linears, replace_each
-from potq.calibration import input_mean_squares
+from potq.ptq.calibration import input_mean_squares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

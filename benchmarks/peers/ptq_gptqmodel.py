@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from peers.peer import optional
 from peers.ptq_peer import GROUP, Peer, grouped_bits, half_scales, linears, model_bits, replace, require_whole_groups
-from potq.model import evaluation_mode
+from potq.nn.plan import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,9 +11,9 @@ from torch import nn
 
 from peers.ours import Ours
 from peers.peer import THREADS, Case
-from potq.algorithms.rtn import rtn
-from potq.nn import pack_module
-from potq.scheme import QuantScheme
+from potq.nn.packed import pack_module
+from potq.numerics.scheme import QuantScheme
+from potq.ptq.algorithms.rtn import rtn
 
 SIZE = 64
 CALLS, RUNS = 500, 9

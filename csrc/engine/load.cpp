@@ -5,7 +5,7 @@
 #include <cstring>
 #include <mutex>
 
-#include "../layout.h"
+#include "../kernels/layout.h"
 #include "../numbers.h"
 #include "error.h"
 #include "model.h"

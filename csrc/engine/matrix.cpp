@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../layout.h"
+#include "../kernels/layout.h"
 #include "../numbers.h"
 #include "lanes.h"
 

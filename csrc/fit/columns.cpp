@@ -14,8 +14,8 @@
  * can express: some 200 000 small calls for a small model, each bound by memory. Rows are independent, so any number of threads
  * gives the same bits.
  */
+#include "../potq.h"
 #include "levels.h"
-#include "potq.h"
 
 namespace potq {
 namespace {

@@ -3,10 +3,10 @@
 
 #include <algorithm>
 
-#include "potq.h"
+#include "../potq.h"
 
 namespace potq {
-namespace {  // a copy for every file: see layout.h
+namespace {  // a copy for every file: see kernels/layout.h
 
 constexpr int32_t kCounted = 16;  // up to so many levels, comparing with every boundary beats searching
 

@@ -29,8 +29,8 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "numbers.h"
-#include "potq.h"
+#include "../numbers.h"
+#include "../potq.h"
 
 namespace potq {
 namespace {

@@ -14,9 +14,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../numbers.h"
+#include "../potq.h"
 #include "levels.h"
-#include "numbers.h"
-#include "potq.h"
 
 namespace potq {
 namespace {

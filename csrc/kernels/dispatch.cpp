@@ -3,8 +3,8 @@
 #include <sys/mman.h>
 #endif
 
+#include "../potq.h"
 #include "layout.h"
-#include "potq.h"
 #include "table.h"
 
 #if defined(__aarch64__) && defined(__linux__)

@@ -20,7 +20,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "potq.h"
+#include "../potq.h"
 
 namespace potq {
 // Every file has its own copy of what follows: were these functions shared, the linker might keep the copy of a file that is

@@ -1,7 +1,7 @@
 // Look-up of a row in tiles: an embedding that is the head as well is kept in one layout.
+#include "../numbers.h"
+#include "../potq.h"
 #include "layout.h"
-#include "numbers.h"
-#include "potq.h"
 
 namespace potq {
 namespace {

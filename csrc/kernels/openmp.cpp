@@ -1,8 +1,8 @@
 // The drivers for callers that share an OpenMP pool with torch: loops over row blocks, nothing else.
 #include <cstdlib>
 
+#include "../potq.h"
 #include "layout.h"
-#include "potq.h"
 
 #if defined(_OPENMP)
 #include <omp.h>

@@ -1,9 +1,9 @@
 // Canonical rows to tiles, and look-up of canonical rows.
 #include <cstring>
 
+#include "../numbers.h"
+#include "../potq.h"
 #include "layout.h"
-#include "numbers.h"
-#include "potq.h"
 
 namespace potq {
 namespace {

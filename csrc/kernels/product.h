@@ -16,8 +16,8 @@
 
 #include <type_traits>
 
+#include "../numbers.h"
 #include "layout.h"
-#include "numbers.h"
 #include "table.h"
 
 #if defined(__GNUC__)

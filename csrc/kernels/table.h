@@ -1,7 +1,7 @@
 // What a file in isa/ offers; dispatch.cpp chooses.
 #pragma once
 
-#include "potq.h"
+#include "../potq.h"
 
 namespace potq {
 

@@ -235,9 +235,9 @@ import warnings
 import torch
 
 from potq import native
-from potq.algorithms.rtn import rtn
-from potq.nn import pack_module
-from potq.scheme import PRESETS
+from potq.ptq.algorithms.rtn import rtn
+from potq.nn.packed import pack_module
+from potq.numerics.scheme import PRESETS
 
 assert native.path() is None, native.path()
 layer = torch.nn.Linear(64, 8).requires_grad_(False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.machinery
-import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -16,34 +15,35 @@ from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from potq.allocation import allocate
-    from potq.checkpoint import save
-    from potq.data.calibration_text import load_calibration
-    from potq.engine import Engine
-    from potq.errors import PotqError
-    from potq.grid import Grid
-    from potq.loading import load, load_tokenizer
-    from potq.ptq import quantize
-    from potq.report import QuantReport
-    from potq.scheme import PRESETS, PoTConfig, QuantScheme
+from potq.version import __version__ as __version__
 
-__version__ = importlib.metadata.version("potq")
+if TYPE_CHECKING:
+    from potq.checkpoint.folder import save
+    from potq.checkpoint.loading import load, load_tokenizer
+    from potq.config import PoTConfig
+    from potq.data.calibration_text import load_calibration
+    from potq.engine.engine import Engine
+    from potq.errors import PotqError
+    from potq.nn.report import QuantReport
+    from potq.numerics.grid import Grid
+    from potq.numerics.scheme import PRESETS, QuantScheme
+    from potq.ptq.allocation import allocate
+    from potq.ptq.quantize import quantize
 
 _HOME = {
-    "Engine": "engine",
-    "Grid": "grid",
-    "PRESETS": "scheme",
-    "PoTConfig": "scheme",
+    "Engine": "engine.engine",
+    "Grid": "numerics.grid",
+    "PRESETS": "numerics.scheme",
+    "PoTConfig": "config",
     "PotqError": "errors",
-    "QuantReport": "report",
-    "QuantScheme": "scheme",
-    "allocate": "allocation",
-    "load": "loading",
+    "QuantReport": "nn.report",
+    "QuantScheme": "numerics.scheme",
+    "allocate": "ptq.allocation",
+    "load": "checkpoint.loading",
     "load_calibration": "data.calibration_text",
-    "load_tokenizer": "loading",
-    "quantize": "ptq",
-    "save": "checkpoint",
+    "load_tokenizer": "checkpoint.loading",
+    "quantize": "ptq.quantize",
+    "save": "checkpoint.folder",
 }
 
 _MODULES = ("kernels", "qat")  # potq.qat.prepare is to work without an import of its own
@@ -107,7 +107,7 @@ class _RegisterWithTransformers(MetaPathFinder):
 
 
 def _register() -> None:
-    importlib.import_module("potq.integrations.transformers")
+    importlib.import_module("potq.checkpoint.transformers")
 
 
 if _REGISTRY in sys.modules:

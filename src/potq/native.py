@@ -6,6 +6,7 @@ It serves the scale search, the algorithms, the kernels and the engine; where it
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 from ctypes import POINTER, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from functools import cache
@@ -15,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import potq
 from potq.errors import ConfigError
 
 ABI = 4
@@ -149,7 +149,9 @@ def path() -> Path | None:
     chosen = os.environ.get("POTQ_LIBRARY")
     if chosen:
         return Path(chosen)
-    candidates = (Path(folder) / name for folder in potq.__path__ for name in _NAMES)
+    spec = importlib.util.find_spec("potq")  # not its __path__, which needs an import of the package's face
+    folders = (spec and spec.submodule_search_locations) or ()
+    candidates = (Path(folder) / name for folder in folders for name in _NAMES)
     return next((file for file in candidates if file.is_file()), None)
 
 

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedTokenizerFast
 
 import potq
-from potq.card import _MARK, write_card
+from potq.checkpoint.card import _MARK, write_card
 from potq.errors import CheckpointError
 from potq.export.compressed_tensors import export_compressed_tensors
 from potq.export.gguf.write import export_gguf
@@ -100,7 +100,7 @@ def test_somebody_elses_words_are_kept(tiny_model: Any, tmp_path: Path, byte_tok
 
 
 def test_a_model_in_full_precision_gets_none(tiny_model: Any, tmp_path: Path) -> None:
-    from potq.checkpoint import write
+    from potq.checkpoint.folder import write
 
     write(tiny_model, tmp_path / "out")
     assert not (tmp_path / "out" / "README.md").exists()

@@ -18,9 +18,10 @@ import pytest
 import torch
 
 import potq
-from potq.checkpoint import REPORT_FILE, check_destination, read_headers, read_json, weight_files
+from potq.checkpoint.folder import REPORT_FILE, read_headers, read_json, weight_files
 from potq.errors import CheckpointError, ModelError
-from potq.report import QuantReport
+from potq.files import check_destination
+from potq.nn.report import QuantReport
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = ["apot4_g64", "int8_row", "pot2_e8m0", "pot3_g32", "pot3s_g32", "pot4_g64", "pot4_row_scale"]

@@ -23,8 +23,9 @@ from transformers import (
 )
 
 import potq
+from potq.checkpoint.loading import rounded_types
+from potq.checkpoint.source import Source, resolve
 from potq.errors import CheckpointError, MissingDependencyError, ModelError
-from potq.loading import Source, resolve, rounded_types
 
 
 def test_load_of_an_ordinary_folder(tiny_folder: Path, tiny_model: Any, tokens: torch.Tensor) -> None:

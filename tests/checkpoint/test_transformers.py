@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 import potq
 from potq.errors import CheckpointError, ModelError
 from potq.kernels import set_activations
-from potq.model import as_matrix, packed_modules
-from potq.nn import PackedModule
+from potq.nn.packed import PackedModule
+from potq.nn.plan import as_matrix, packed_modules
 
 VOCABULARY = 97  # odd on purpose
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

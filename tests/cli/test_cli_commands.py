@@ -19,7 +19,7 @@ from potq.data.tokens import tokenize
 from potq.errors import CheckpointError, DataError, MissingDependencyError, ModelError, PotqError
 from potq.evaluate.perplexity import Perplexity, perplexity
 from potq.kernels import explain, set_activations
-from potq.model import packed_modules
+from potq.nn.plan import packed_modules
 
 compiled = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 
@@ -250,7 +250,7 @@ def test_an_interrupt_is_status_130(
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("potq.loading.load_tokenizer", interrupted)
+    monkeypatch.setattr("potq.checkpoint.loading.load_tokenizer", interrupted)
     assert main(monkeypatch, "quantize", "some/model", tmp_path / "out") == 130
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -195,7 +195,7 @@ def test_a_family_that_the_engine_does_not_know(packed_folder: Path, monkeypatch
 
 
 def test_without_the_library(packed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("potq.engine.native.missing", lambda: "it is not there")
+    monkeypatch.setattr("potq.engine.engine.native.missing", lambda: "it is not there")
     result = found(packed_folder, "the", "-n", "3")
     assert (result["path"], result["why_not_engine"]) == ("modules", "the engine is not available: it is not there")
     assert "it is not there" in refused(EngineError, "generate", packed_folder, "the", "--engine")

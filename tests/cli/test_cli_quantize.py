@@ -11,10 +11,10 @@ import torch
 
 import potq
 from cli_helpers import invoke, refused, succeed
+from potq.config import EFFORTS, Effort
 from potq.data.calibration_text import load_calibration
-from potq.effort import EFFORTS, Effort
 from potq.errors import CheckpointError, ConfigError, DataError, PotqError
-from potq.report import QuantReport
+from potq.nn.report import QuantReport
 from potq.resume import WorkFolder
 
 

@@ -14,10 +14,10 @@ import yaml
 import potq
 from cli_helpers import invoke, refused, succeed
 from potq.errors import CheckpointError, ConfigError, DataError
-from potq.model import packed_modules
+from potq.nn.plan import packed_modules
+from potq.nn.report import QuantReport
 from potq.qat import train as module
 from potq.qat.objective import Objective
-from potq.report import QuantReport
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -151,7 +151,7 @@ def test_what_prompts_share_is_kept_and_changes_nothing(engine: Engine) -> None:
 def test_kept_tokens_are_not_computed_again(engine: Engine) -> None:
     ids = list(range(100))
     engine.generate(ids, max_new_tokens=1).finish()
-    text = engine._start(potq.generation.token_ids([*ids, 5]), potq.generation.Settings())
+    text = engine._start(potq.engine.generation.token_ids([*ids, 5]), potq.engine.generation.Settings())
     assert native.library().potq_engine_length(engine._handle) == 100
     engine._next(text)
     assert native.library().potq_engine_length(engine._handle) == 101
@@ -353,7 +353,7 @@ def test_other_threads_go_on_while_it_computes(long_folder: Path) -> None:
     sys.setswitchinterval(60)
     try:
         moved = 0
-        text = engine._start(potq.generation.token_ids([1] * 2000), potq.generation.Settings(end_ids=()))
+        text = engine._start(potq.engine.generation.token_ids([1] * 2000), potq.engine.generation.Settings(end_ids=()))
         began = time.monotonic()
         while not moved and time.monotonic() - began < 20:
             start = count

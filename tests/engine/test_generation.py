@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from potq.engine.generation import Settings, encode, token_ids
 from potq.errors import ConfigError, DataError
-from potq.generation import Settings, encode, token_ids
 
 WRONG: list[dict[str, Any]] = [
     {"max_new_tokens": 0},

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from potq.text_stream import TextStream
+from potq.engine.text_stream import TextStream
 
 TEXTS = ["the cat sat", "zwölf Boxkämpfer", "日本語 😀👩‍👩‍👧 é", " \n\n the", "\x00\x7f\u00a0", "a\ufffdb\ufffd"]
 

@@ -12,8 +12,8 @@ import torch
 from potq import QuantScheme
 from potq.errors import MissingDependencyError
 from potq.evaluate.usage import level_usage, plot_usage
-from potq.model import packed_modules
-from potq.tensor import QuantizedWeight
+from potq.nn.plan import packed_modules
+from potq.numerics.tensor import QuantizedWeight
 
 
 def quantized(levels: list[list[int]], scheme: QuantScheme) -> QuantizedWeight:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from potq.errors import ExportError
 from potq.export.blocks import Blocks, BlockType, encode, misfit, obstacle
-from potq.grid import Grid
-from potq.scheme import PRESETS, QuantScheme
-from potq.tensor import QuantizedWeight
+from potq.numerics.grid import Grid
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.numerics.tensor import QuantizedWeight
 
 FOUR = BlockType("four", 32, tuple(range(-8, 8)), "float16", 4.5)
 EIGHT = BlockType("eight", 32, tuple(range(-128, 128)), "float16", 8.5)

@@ -19,11 +19,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import potq
+from potq.config import PoTConfig
 from potq.errors import CheckpointError, ExportError
 from potq.export.compressed_tensors import export_compressed_tensors
 from potq.kernels import set_activations
-from potq.model import packed_modules
-from potq.scheme import PoTConfig, QuantScheme
+from potq.nn.plan import packed_modules
+from potq.numerics.scheme import QuantScheme
 
 from .models import tiny
 

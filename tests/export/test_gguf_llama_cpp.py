@@ -9,10 +9,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 import potq
+from potq.config import PoTConfig
 from potq.export.gguf import tensors
 from potq.export.gguf.write import export_gguf
 from potq.kernels import set_activations
-from potq.scheme import PoTConfig
 
 from .models import MODELS, tiny
 

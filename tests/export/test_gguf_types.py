@@ -8,7 +8,7 @@ import torch
 
 from potq.export.blocks import Blocks
 from potq.export.gguf.types import GGML_TYPES, GgmlType, block_bytes
-from potq.scheme import PRESETS
+from potq.numerics.scheme import PRESETS
 
 KINDS = pytest.mark.parametrize("kind", GGML_TYPES.values(), ids=lambda kind: kind.block.name)
 

@@ -15,12 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import potq
+from potq.config import PoTConfig
 from potq.errors import CheckpointError, ExportError
 from potq.export.gguf.families import interleaved
 from potq.export.gguf.tensors import GgufTensor
 from potq.export.gguf.write import export_gguf
 from potq.export.targets import GGUF
-from potq.scheme import PRESETS, PoTConfig, QuantScheme
+from potq.numerics.scheme import PRESETS, QuantScheme
 
 from .models import MODELS, VOCABULARY, tiny
 

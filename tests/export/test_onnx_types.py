@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from potq.algorithms.rtn import rtn
 from potq.errors import ExportError
 from potq.export.blocks import BlockType
 from potq.export.onnx.types import DOMAIN, NBITS_TYPES, matmul_attributes, operands
 from potq.export.targets import ONNX, check_schemes
-from potq.scheme import PRESETS, QuantScheme
-from potq.tensor import QuantizedWeight
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.numerics.tensor import QuantizedWeight
+from potq.ptq.algorithms.rtn import rtn
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")

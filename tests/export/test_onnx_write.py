@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 import potq
+from potq.config import PoTConfig
 from potq.errors import CheckpointError, ConfigError, ExportError, MissingDependencyError
 from potq.kernels import set_activations
-from potq.model import packed_modules
-from potq.scheme import PoTConfig, QuantScheme
+from potq.nn.plan import packed_modules
+from potq.numerics.scheme import QuantScheme
 
 from .models import tiny
 

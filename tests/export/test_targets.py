@@ -6,7 +6,7 @@ import pytest
 
 from potq.errors import ExportError
 from potq.export.targets import GGUF, TARGETS, check_schemes, nearest
-from potq.scheme import PRESETS, QuantScheme
+from potq.numerics.scheme import PRESETS, QuantScheme
 
 FORMS = {
     "pot2": ("Q4_0", 4.5),

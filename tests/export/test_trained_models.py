@@ -14,7 +14,7 @@ from torch import Tensor
 import potq
 from potq.export.gguf.write import export_gguf
 from potq.export.targets import GGUF
-from potq.scheme import PRESETS
+from potq.numerics.scheme import PRESETS
 
 from .test_gguf_write import stored
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from potq import native
 from potq.kernels.activations import in_units, is_fine, round_activations
-from potq.nn import PoTLinear, pack_module
-from potq.scheme import QuantScheme
-from potq.tensor import QuantizedWeight
+from potq.nn.packed import PoTLinear, pack_module
+from potq.numerics.scheme import QuantScheme
+from potq.numerics.tensor import QuantizedWeight
 
 GROUPS: list[Any] = [16, 32, 48, 64, 80, 112, 128, "row"]
 

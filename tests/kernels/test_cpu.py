@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from potq import native
-from potq.grid import Grid, shift_terms, uniform
 from potq.kernels.cpu import backend
-from potq.packing import pack
-from potq.scheme import PRESETS, QuantScheme
-from potq.tensor import QuantizedWeight
+from potq.numerics.grid import Grid, shift_terms, uniform
+from potq.numerics.packing import pack
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.numerics.tensor import QuantizedWeight
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 

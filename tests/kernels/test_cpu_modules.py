@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from potq import native
-from potq.algorithms.rtn import rtn
 from potq.errors import ConfigError
 from potq.kernels import explain, set_activations
 from potq.kernels.cpu import backend
 from potq.kernels.prepared import Prepared
-from potq.nn import PackedModule, PoTLinear, pack_module
-from potq.scheme import PRESETS, QuantScheme
+from potq.nn.packed import PackedModule, PoTLinear, pack_module
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.ptq.algorithms.rtn import rtn
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 

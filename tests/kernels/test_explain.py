@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from potq import native
-from potq.algorithms.rtn import rtn
 from potq.errors import ConfigError
 from potq.kernels import Explanation, explain, set_activations
-from potq.nn import pack_module
-from potq.scheme import PRESETS, QuantScheme
+from potq.nn.packed import pack_module
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.ptq.algorithms.rtn import rtn
 
 NO_GPU = {"triton": "it computes on CUDA GPUs, the weight is on cpu"}
 compiled_library = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")

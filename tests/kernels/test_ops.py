@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from potq import native
-from potq.algorithms.rtn import rtn
 from potq.kernels import ops, set_activations
 from potq.kernels.cpu import backend
 from potq.kernels.prepared import Prepared
-from potq.nn import pack_module
-from potq.scheme import PRESETS, QuantScheme
-from potq.tensor import QuantizedWeight
+from potq.nn.packed import pack_module
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.numerics.tensor import QuantizedWeight
+from potq.ptq.algorithms.rtn import rtn
 
 IN, OUT = 70, 11
 NAMES = ["pot4", "pot3", "int8", "mxpot", "pot5"]  # pot5 is the reference's

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from potq.functional import decode_scale, level_table
 from potq.kernels import reference
-from potq.scale_search import choose_scale
-from potq.scheme import PRESETS, QuantScheme
-from potq.tensor import QuantizedWeight
+from potq.numerics.functional import decode_scale, level_table
+from potq.numerics.scale_search import choose_scale
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.numerics.tensor import QuantizedWeight
 
 CPU = torch.device("cpu")
 

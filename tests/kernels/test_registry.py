@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from potq import native
-from potq.algorithms.rtn import rtn
 from potq.kernels import explain, ops, register_kernel, registry
-from potq.nn import pack_module
-from potq.scheme import PRESETS, QuantScheme
+from potq.nn.packed import pack_module
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.ptq.algorithms.rtn import rtn
 
 CPU = torch.device("cpu")
 compiled_library = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from potq import straight_through
-from potq.algorithms.rtn import rtn
+from potq.config import PoTConfig
 from potq.kernels import reference
-from potq.lazy import LazyTensor
-from potq.nn import pack_module
+from potq.nn.lazy import LazyTensor
+from potq.nn.packed import pack_module
+from potq.numerics import fake_quantize as straight_through
+from potq.numerics.scheme import QuantScheme
+from potq.ptq.algorithms.rtn import rtn
 from potq.qat import QATSettings
 from potq.qat.prepare import prepare
-from potq.scheme import PoTConfig, QuantScheme
 
 
 class Counted:

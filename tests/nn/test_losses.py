@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from potq import losses
 from potq.errors import DataError, ModelError
-from potq.losses import TopK, divergence, hidden_loss, next_token_loss, output_loss, sparse_divergence
+from potq.nn import losses
+from potq.nn.losses import TopK, divergence, hidden_loss, next_token_loss, output_loss, sparse_divergence
 
 TEMPERATURES = st.sampled_from([0.5, 1.0, 2.0, 5.0])
 SIZES = st.integers(0, 10_000), st.integers(1, 9), st.integers(2, 30)

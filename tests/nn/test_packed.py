@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from potq.algorithms.rtn import rtn
-from potq.nn import PackedModule, PoTEmbedding, PoTLinear, pack_module, packed_class
-from potq.scheme import PRESETS, QuantScheme
+from potq.nn.packed import PackedModule, PoTEmbedding, PoTLinear, pack_module, packed_class
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.ptq.algorithms.rtn import rtn
 
 NAMES = sorted(PRESETS)
 E8M0 = QuantScheme("pot4", scale_dtype="e8m0")

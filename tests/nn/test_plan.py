@@ -7,12 +7,13 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
+from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
-from potq.model import install, linear_weight, packed_modules, plan, tensor_bytes
-from potq.nn import PoTEmbedding, PoTLinear
-from potq.ptq import quantize
-from potq.scheme import PRESETS, PoTConfig
-from potq.tensor import QuantizedWeight
+from potq.nn.packed import PoTEmbedding, PoTLinear
+from potq.nn.plan import install, linear_weight, packed_modules, plan, tensor_bytes
+from potq.numerics.scheme import PRESETS
+from potq.numerics.tensor import QuantizedWeight
+from potq.ptq.quantize import quantize
 
 
 def tiny_gpt2() -> GPT2LMHeadModel:

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from potq import native, scale_search
+from potq import native
 from potq.errors import ConfigError, ModelError
-from potq.functional import codebook, decode_scale, dequantize, quantize, split_groups
-from potq.scale_search import best_scale, choose_scale, is_exact
-from potq.scheme import PRESETS, GroupSize, QuantScheme, ScaleDtype
+from potq.numerics import scale_search
+from potq.numerics.functional import codebook, decode_scale, dequantize, quantize, split_groups
+from potq.numerics.scale_search import best_scale, choose_scale, is_exact
+from potq.numerics.scheme import PRESETS, GroupSize, QuantScheme, ScaleDtype
 
 CPU = torch.device("cpu")
 EXACT = sorted(name for name in PRESETS if PRESETS[name].grid.bits <= 4)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from potq import native
-from potq.algorithms.rtn import rtn
-from potq.functional import codebook, decode_scale, dequantize, quantize
-from potq.scheme import PRESETS, QuantScheme
-from potq.straight_through import fake_quantize, round_op
+from potq.numerics.fake_quantize import fake_quantize, round_op
+from potq.numerics.functional import codebook, decode_scale, dequantize, quantize
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.ptq.algorithms.rtn import rtn
 
 NAMES = sorted(PRESETS)
 SCHEMES = {

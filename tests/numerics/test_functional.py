@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from potq import functional
 from potq.errors import ConfigError
-from potq.functional import (
+from potq.numerics import functional
+from potq.numerics.functional import (
     codebook,
     decode_scale,
     dequantize,
@@ -29,9 +29,9 @@ from potq.functional import (
     split_groups,
     thresholds,
 )
-from potq.grid import Grid, pot, table, uniform
-from potq.scheme import PRESETS, QuantScheme
-from potq.tensor import storage
+from potq.numerics.grid import Grid, pot, table, uniform
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.numerics.tensor import storage
 
 CPU = torch.device("cpu")
 NAMES = sorted(PRESETS)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from potq.errors import ConfigError, PotqError
-from potq.grid import E2M1, Grid, additive, pot, shift_terms, table, uniform
-from potq.scheme import PRESETS
+from potq.numerics.grid import E2M1, Grid, additive, pot, shift_terms, table, uniform
+from potq.numerics.scheme import PRESETS
 
 MAGNITUDES = {
     "pot4": (0, 1, 2, 4, 8, 16, 32, 64),

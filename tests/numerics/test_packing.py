@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from potq.packing import pack, padding_is_zero, unpack
-from potq.scheme import packed_row_bytes, plane_widths
+from potq.numerics.packing import pack, padding_is_zero, unpack
+from potq.numerics.scheme import packed_row_bytes, plane_widths
 
 BITS = [2, 3, 4, 5, 6, 7, 8]
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import potq
-from potq import row_scale
 from potq.cli.app import app
 from potq.errors import ConfigError, ModelError
-from potq.functional import dequantize, quantize
-from potq.model import packed_modules
-from potq.row_scale import choose_row_scale
-from potq.scale_search import choose_scale
-from potq.scheme import PRESETS, QuantScheme
+from potq.nn.plan import packed_modules
+from potq.numerics import row_scale
+from potq.numerics.functional import dequantize, quantize
+from potq.numerics.row_scale import choose_row_scale
+from potq.numerics.scale_search import choose_scale
+from potq.numerics.scheme import PRESETS, QuantScheme
 
 NAMES = sorted(PRESETS)
 TOLERANCE = 1e-5  # the search sums in float32

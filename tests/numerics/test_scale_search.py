@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from potq import scale_search
 from potq.errors import ConfigError, ModelError
-from potq.functional import decode_scale, dequantize, quantize, split_groups
-from potq.grid import pot
-from potq.scale_search import choose_scale, scale_multipliers
-from potq.scheme import PRESETS, QuantScheme
+from potq.numerics import scale_search
+from potq.numerics.functional import decode_scale, dequantize, quantize, split_groups
+from potq.numerics.grid import pot
+from potq.numerics.scale_search import choose_scale, scale_multipliers
+from potq.numerics.scheme import PRESETS, QuantScheme
 
 NAMES = sorted(PRESETS)
 TOLERANCE = 1e-5  # the search sums in float32

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from potq.config import FORMAT_VERSION, PoTConfig, matches
 from potq.errors import ConfigError
-from potq.grid import pot, table
-from potq.scheme import FORMAT_VERSION, PRESETS, PoTConfig, QuantScheme, matches, packed_row_bytes, plane_widths
+from potq.numerics.grid import pot, table
+from potq.numerics.scheme import PRESETS, QuantScheme, packed_row_bytes, plane_widths
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from potq import functional, tensor
 from potq.errors import CheckpointError, ConfigError
-from potq.packing import pack
-from potq.row_scale import choose_row_scale
-from potq.scale_search import choose_scale
-from potq.scheme import PRESETS, QuantScheme
-from potq.tensor import QuantizedWeight, storage
+from potq.numerics import functional, tensor
+from potq.numerics.packing import pack
+from potq.numerics.row_scale import choose_row_scale
+from potq.numerics.scale_search import choose_scale
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.numerics.tensor import QuantizedWeight, storage
 
 NAMES = sorted(PRESETS)
 

@@ -18,11 +18,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import potq
 from potq import PoTConfig, QuantScheme
-from potq.algorithms.rtn import rtn
-from potq.allocation import LayerOptions, Option, allocate, choose, measure, within_budget
-from potq.calibration import mean_squared_gradients
 from potq.errors import ConfigError, DataError, ModelError
-from potq.model import packed_modules
+from potq.nn.plan import packed_modules
+from potq.ptq.algorithms.rtn import rtn
+from potq.ptq.allocation import LayerOptions, Option, allocate, choose, measure, within_budget
+from potq.ptq.calibration import mean_squared_gradients
 
 CANDIDATES = ["pot2", "pot3", "pot3nz", "apot3", "pot4", "apot4"]
 UP = "model.layers.1.mlp.up_proj"
@@ -135,7 +135,7 @@ class Nested(nn.Module):
 def test_a_name_that_ends_anothers() -> None:
     config = allocate(Nested(), PoTConfig("pot4"), ["pot3"], [torch.arange(8)[None]])
     assert list(config.targets) == ["^fc", r"block\.fc"]
-    assert [target.scheme for target in potq.model.plan(Nested(), config).targets if target.kind == "linear"] == [
+    assert [target.scheme for target in potq.nn.plan.plan(Nested(), config).targets if target.kind == "linear"] == [
         QuantScheme("pot3")
     ] * 2
 

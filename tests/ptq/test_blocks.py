@@ -12,8 +12,18 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from potq.blocks import Call, HiddenStates, Keeper, _in_file, find_blocks, merge, record_calls, second_moments, shared_inputs
 from potq.errors import ModelError
+from potq.ptq.blocks import (
+    Call,
+    HiddenStates,
+    Keeper,
+    _in_file,
+    find_blocks,
+    merge,
+    record_calls,
+    second_moments,
+    shared_inputs,
+)
 
 SMALL = {
     "vocab_size": 64,

@@ -11,12 +11,12 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import potq
-from potq.algorithms.rtn import rtn
-from potq.calibration import check_batches, input_mean_squares, mean_squared_gradients, output_snr
-from potq.effort import Effort
+from potq.config import Effort
 from potq.errors import DataError, ModelError
-from potq.report import decibels
-from potq.scheme import QuantScheme
+from potq.nn.report import decibels
+from potq.numerics.scheme import QuantScheme
+from potq.ptq.algorithms.rtn import rtn
+from potq.ptq.calibration import check_batches, input_mean_squares, mean_squared_gradients, output_snr
 
 DOWN = "model.layers.1.mlp.down_proj"
 UP = "model.layers.1.mlp.up_proj"
@@ -211,7 +211,7 @@ def test_token_ids_beyond_the_vocabulary(tiny_model: Any) -> None:
 
 
 def test_output_snr_of_an_exact_weight(tiny_model: Any, tokens: torch.Tensor) -> None:
-    from potq.tensor import QuantizedWeight
+    from potq.numerics.tensor import QuantizedWeight
 
     scheme = potq.QuantScheme("int8")
     layer = tiny_model.get_submodule(UP)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import potq
-from potq import estimate as module
-from potq.effort import EFFORTS, Effort
+from potq.config import EFFORTS, Effort
 from potq.errors import ModelError
-from potq.estimate import Estimate, estimate
+from potq.ptq import estimate as module
+from potq.ptq.estimate import Estimate, estimate
 
 SPEED = 1e9
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import potq
-from potq.algorithms import refine
-from potq.algorithms.rtn import rtn
-from potq.effort import EFFORTS
+from potq.config import EFFORTS
 from potq.errors import ConfigError, ModelError
-from potq.losses import divergence
-from potq.model import packed_modules
-from potq.ptq import describe
+from potq.nn.losses import divergence
+from potq.nn.plan import packed_modules
+from potq.ptq.algorithms import refine
+from potq.ptq.algorithms.rtn import rtn
+from potq.ptq.quantize import describe
 
 
 def test_every_weight_is_what_the_algorithm_makes_of_it(tiny_model: LlamaForCausalLM) -> None:
@@ -216,7 +216,7 @@ def test_a_killed_run_called_again_ends_the_same(
     effort: str, tiny_model: LlamaForCausalLM, tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refine, "_SAVE_SECONDS", -1.0)
-    monkeypatch.setattr("potq.blocks.TOKENS", 48)
+    monkeypatch.setattr("potq.ptq.blocks.TOKENS", 48)
     config, batches = potq.PoTConfig("pot3", effort=effort), [tokens, (tokens + 50) % 260, (tokens + 90) % 260]
     whole, killed = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
     potq.quantize(whole, config, batches)

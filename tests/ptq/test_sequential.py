@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import potq
-from potq import walk
-from potq.algorithms import refine
-from potq.algorithms.descent import output_error
-from potq.algorithms.gptq import gptq
-from potq.algorithms.learned import LearnedWeight
-from potq.algorithms.rounding import SchemeRounding
-from potq.algorithms.rtn import rtn
-from potq.blocks import HiddenStates, find_blocks, record_calls, second_moments
-from potq.effort import EFFORTS, Effort
+from potq.config import EFFORTS, Effort
 from potq.errors import ModelError
-from potq.losses import divergence
-from potq.model import linear_weight, packed_modules, plan
+from potq.nn.losses import divergence
+from potq.nn.plan import linear_weight, packed_modules, plan
+from potq.ptq import sequential as walk
+from potq.ptq.algorithms import refine
+from potq.ptq.algorithms.descent import output_error
+from potq.ptq.algorithms.gptq import gptq
+from potq.ptq.algorithms.learned import LearnedWeight
+from potq.ptq.algorithms.rounding import SchemeRounding
+from potq.ptq.algorithms.rtn import rtn
+from potq.ptq.blocks import HiddenStates, find_blocks, record_calls, second_moments
+from potq.ptq.sequential import Layer, Walk
 from potq.resume import WorkFolder
-from potq.walk import Layer, Walk
 
 SCHEMES = ["pot4", "pot3", "pot2", "int3", "nf4", "apot4", "mxfp4"]
 EFFORT = Effort(compensate=True, rounds=1, scope="model", epochs=2)
@@ -91,7 +91,7 @@ def batches(tokens: Tensor) -> list[Tensor]:
 def test_the_first_layers_are_gptqs_on_the_inputs_of_the_model(name: str, tiny_model: Any, batches: list[Tensor]) -> None:
     layers = run(tiny_model, EFFORTS["gptq"], batches, name)
     blocks = find_blocks(tiny_model)[1]
-    states = HiddenStates(record_calls(tiny_model, list(blocks), potq.blocks.merge(batches)))
+    states = HiddenStates(record_calls(tiny_model, list(blocks), potq.ptq.blocks.merge(batches)))
     hessian = second_moments(blocks[0], "self_attn.q_proj", states)
     for layer in ("q_proj", "k_proj", "v_proj"):
         found = layers[f"model.layers.0.self_attn.{layer}"]
@@ -220,13 +220,13 @@ def test_refinement_reckons_with_the_quantized_head(
     monkeypatch.setattr(walk, "fit", fit)
     layers = run(tiny_model, EFFORT, batches, fixed={"model.embed_tokens": fixed})
     with torch.no_grad():
-        teacher = tiny_model(potq.blocks.merge(batches)[0]).logits
+        teacher = tiny_model(potq.ptq.blocks.merge(batches)[0]).logits
     student = copy.deepcopy(tiny_model).requires_grad_(False)
     student.model.embed_tokens.weight.data.copy_(fixed.dequantize())
     for name, layer in layers.items():
         student.get_submodule(name).weight.data.copy_(layer.weight.dequantize())
     last = student.get_submodule(list(layers)[-1]).weight.requires_grad_(True)
-    divergence(student(potq.blocks.merge(batches)[0]).logits, teacher).backward()
+    divergence(student(potq.ptq.blocks.merge(batches)[0]).logits, teacher).backward()
     passed = found["gradient"] != 0
     assert passed.float().mean() > 0.8
     torch.testing.assert_close(found["gradient"][passed], last.grad[passed], rtol=1e-3, atol=1e-7)
@@ -305,7 +305,7 @@ def test_a_killed_run_goes_on_to_the_same_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(refine, "_SAVE_SECONDS", -1.0)
-    monkeypatch.setattr("potq.blocks.TOKENS", 48)  # some steps an epoch
+    monkeypatch.setattr("potq.ptq.blocks.TOKENS", 48)  # some steps an epoch
     expected, told = run(tiny_model, effort, batches), 0
 
     def kill(*_: Any) -> None:

@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
+from potq.config import PoTConfig
 from potq.qat import QATSettings, outdate_scales, prepare
 from potq.qat.prepare import scale_state
-from potq.scheme import PoTConfig
 
 PROCESSES = 2
 WAYS = ("ddp", "fsdp")

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from potq.nn.report import QuantReport
 from potq.qat.recipe import TrainRecipe
 from potq.qat.train import TrainingRun
-from potq.report import QuantReport
 
 Tell = Callable[[int, int, str], None]
 

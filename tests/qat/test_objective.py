@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from potq.config import PoTConfig
 from potq.errors import ModelError
-from potq.losses import divergence, hidden_loss, next_token_loss
+from potq.nn.losses import divergence, hidden_loss, next_token_loss
 from potq.qat import prepare
 from potq.qat.objective import Objective
 from potq.qat.recipe import LossRecipe
 from potq.qat.teacher import TeacherCache
-from potq.scheme import PoTConfig
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def student(tiny_model: Any) -> Any:
 
 @pytest.fixture
 def teacher(_tiny_source: Path) -> Any:
-    from potq.loading import load
+    from potq.checkpoint.loading import load
 
     return load(_tiny_source).eval().requires_grad_(False)
 

@@ -12,13 +12,14 @@ from torch.nn.functional import embedding
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import potq
+from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
-from potq.functional import codebook
-from potq.model import packed_modules
+from potq.nn.plan import packed_modules
+from potq.numerics.functional import codebook
+from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.qat import QATSettings, convert, outdate_scales, prepare
 from potq.qat.nn import qat_class
 from potq.qat.prepare import load_scale_state, qat_modules, scale_state
-from potq.scheme import PRESETS, PoTConfig, QuantScheme
 
 SCALES = ("fixed", "searched", "learned")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from potq.errors import CheckpointError, ConfigError, DataError, ModelError
-from potq.losses import TopK, divergence, sparse_divergence
+from potq.nn.losses import TopK, divergence, sparse_divergence
 from potq.qat import teacher as module
 from potq.qat.teacher import TeacherCache, check_teacher
 

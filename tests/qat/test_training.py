@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 import potq
-from potq.checkpoint import read_json
+from potq.checkpoint.folder import read_json
 from potq.errors import ModelError
-from potq.losses import next_token_loss
-from potq.model import packed_modules
+from potq.nn.losses import next_token_loss
+from potq.nn.plan import packed_modules
 from potq.qat import prepare
 from potq.qat import text as text_module
 from potq.qat.objective import Objective

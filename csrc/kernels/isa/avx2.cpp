@@ -3,7 +3,7 @@
 // 2 * 128 * 127 = 32512 and never saturates.
 #include <immintrin.h>
 
-#include "../kernel.h"
+#include "../product.h"
 
 namespace potq {
 namespace {

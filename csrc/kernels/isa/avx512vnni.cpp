@@ -2,7 +2,7 @@
 // the sum starts at -128 * (sum of the activations), which takes the 128 out again, exactly.
 #include <immintrin.h>
 
-#include "../kernel.h"
+#include "../product.h"
 
 namespace potq {
 namespace {

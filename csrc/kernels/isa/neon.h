@@ -4,7 +4,7 @@
 
 #include <arm_neon.h>
 
-#include "../kernel.h"
+#include "../product.h"
 
 namespace potq {
 namespace {

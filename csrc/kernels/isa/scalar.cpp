@@ -2,7 +2,7 @@
 #include <cmath>
 
 #define POTQ_SMALL  // 16 lanes of plain C++ for every unrolled step are a megabyte of code
-#include "../kernel.h"
+#include "../product.h"
 
 namespace potq {
 namespace {

@@ -11,14 +11,14 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from torch import nn
 
-from potq.model import packed_modules, tensor_bytes
+from potq.nn.plan import packed_modules, tensor_bytes
+from potq.version import __version__
 
 CARD_FILE = "README.md"
 _MARK = "<!-- potq wrote this card and will write it again; delete this line to keep your own text -->"
@@ -83,7 +83,7 @@ def model_card(
     base = f" from {known['base_model']}" if "base_model" in known else ""
     sections = [
         f"---\n{data.to_yaml()}\n---\n{_MARK}\n\n# {name}",
-        f"Quantized{base} by potq {version('potq')}: {nbytes / 1e6:.1f} MB.",
+        f"Quantized{base} by potq {__version__}: {nbytes / 1e6:.1f} MB.",
         _table(parts),
         f"## Use\n\n{use}",
     ]

@@ -1,9 +1,9 @@
 """The checkpoint folder: checked before it is read, written whole or not at all.
 
 Format version 1 is a Hugging Face folder: ``config.json`` with ``quantization_config`` (a
-:class:`~potq.scheme.PoTConfig`) and ``model.safetensors`` (or shards with an index), where a quantized module ``M`` has
+:class:`~potq.config.PoTConfig`) and ``model.safetensors`` (or shards with an index), where a quantized module ``M`` has
 
-* ``M.weight_packed``: uint8 ``(out, row bytes)``, the layout of :mod:`potq.packing`;
+* ``M.weight_packed``: uint8 ``(out, row bytes)``, the layout of :mod:`potq.numerics.packing`;
 * ``M.weight_scale``: float16, or uint8 (E8M0), ``(out, groups)``; ``(1, 1)`` for one scale per tensor;
 * ``M.weight_row_scale``: float16 ``(out, 1)``, if the scheme has ``row_scale``;
 * ``M.bias`` and everything unquantized as ever. A weight tied to another is stored once, under its owner.
@@ -13,13 +13,10 @@ The names ``weight_zero_point``, ``weight_outlier_index`` and ``weight_outlier_v
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from potq.card import packed_card, write_card
+from potq.checkpoint.card import packed_card, write_card
+from potq.config import PoTConfig
 from potq.errors import CheckpointError, ConfigError, ModelError
-from potq.model import Target, hollow, packed_modules, plan, tensor_bytes
-from potq.scheme import PoTConfig
-from potq.tensor import storage
+from potq.files import check_destination, disk_errors, flush, replacing
+from potq.nn.plan import Target, hollow, packed_modules, plan, tensor_bytes
+from potq.numerics.tensor import storage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,49 +95,6 @@ def write(
             (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         write_card(folder, packed_card(model, target.name), replaces=target)
         flush(folder)
-
-
-def resolved(path: str | os.PathLike[str]) -> Path:
-    """The output that ``path`` names, links and ``~`` resolved.
-
-    Raises:
-        CheckpointError: it lies below a file, which is named.
-    """
-    target = Path(path).expanduser().resolve()
-    blocked = next((parent for parent in target.parents if parent.exists() and not parent.is_dir()), None)
-    if blocked is not None:
-        raise CheckpointError(f"{blocked} is a file; choose another output than {path}")
-    return target
-
-
-def check_destination(path: str | os.PathLike[str], *, force: bool, sources: Iterable[str] = ()) -> Path:
-    """The folder to write, links and ``~`` resolved; refused if something is in the way. Called before any work is done.
-
-    Args:
-        force: replace a model folder that is there.
-        sources: what the new model is made from, folders, files or hub names; it is not replaced even then.
-
-    Raises:
-        CheckpointError: says what is in the way and what to do.
-    """
-    target = resolved(path)
-    for source in sources:
-        if os.path.exists(os.path.expanduser(source)) and target in (resolved(source), *resolved(source).parents):
-            raise CheckpointError(f"{path} holds {source}, which the new model is made from; choose another output")
-    if target == Path.cwd() or target in Path.cwd().parents:
-        raise CheckpointError(f"{target} holds the current directory; choose a folder of its own for the checkpoint")
-    recover(target)
-    if not target.exists():
-        return target
-    if not target.is_dir():
-        raise CheckpointError(f"{path} exists and is a file; choose another output folder")
-    if not any(target.iterdir()):
-        return target
-    if not force:
-        raise CheckpointError(f"{path} exists; choose another output folder, or pass --force (force=True) to replace it")
-    if not (target / "config.json").exists():
-        raise CheckpointError(f"{path} is no model folder (it has no config.json); it is not replaced, even by force")
-    return target
 
 
 def check_shard_size(size: str | int) -> None:
@@ -265,69 +220,3 @@ def _check_tensor(stored: dict[str, StoredTensor], key: str, shape: tuple[int, .
             f"{found.file}: {key} is {found.dtype} {list(found.shape)}, expected {_DTYPE_NAMES[dtype]} {list(shape)}; "
             "config.json and the weights do not belong together"
         )
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A temporary folder that takes ``target``'s place if the block succeeds and vanishes if it fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial, replaced = target.with_name(f".{target.name}.partial"), replaced_folder(target)
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
-    partial.mkdir()
-    try:
-        yield partial
-        if target.exists():
-            target.rename(replaced)
-        partial.rename(target)
-        flush_path(target.parent)
-        if replaced.exists():
-            replaced.rename(partial)  # a half-deleted folder must not pass for the old checkpoint
-            shutil.rmtree(partial, ignore_errors=True)
-    except BaseException:
-        recover(target)
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def replaced_folder(target: Path) -> Path:
-    """Where the old folder stands between the two renames of a replacement."""
-    return target.with_name(f".{target.name}.replaced")
-
-
-def recover(target: Path) -> None:
-    """Put the old folder back if a replacement was stopped between its two renames, drop it if it was stopped after them."""
-    replaced = replaced_folder(target)
-    if replaced.exists() and not target.exists():
-        replaced.rename(target)
-    elif replaced.exists():
-        shutil.rmtree(replaced)
-
-
-@contextmanager
-def disk_errors(target: Path, needed: int) -> Iterator[None]:
-    """Turn a full disk into an error that names the folder and both sizes, if possible before anything is written."""
-    free = shutil.disk_usage(next(parent for parent in target.parents if parent.exists())).free
-    full = f"no room for {target}: it needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; nothing was changed"
-    if free < needed:
-        raise CheckpointError(full)
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise CheckpointError(full) from error
-        raise CheckpointError(f"writing {target} failed ({error}); nothing was changed") from error
-
-
-def flush(folder: Path) -> None:
-    """Push the files to the disk before they are renamed, so that a power cut cannot leave an empty checkpoint."""
-    for path in [*folder.rglob("*"), folder]:
-        flush_path(path)
-
-
-def flush_path(path: Path) -> None:
-    """Push a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

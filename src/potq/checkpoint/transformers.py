@@ -20,14 +20,14 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from potq.checkpoint import check_headers, check_reloadable, read_headers
+from potq.checkpoint.folder import check_headers, check_reloadable, read_headers
+from potq.config import PoTConfig
 from potq.errors import CheckpointError, PotqError
-from potq.model import Plan, Target, as_matrix, install, keep_dtype, packed_modules, plan, tensor_bytes, unpack
-from potq.nn import PackedModule
-from potq.ptq import Progress, attach, quantize_weight, require_calibration
-from potq.report import ModuleReport, QuantReport
-from potq.scheme import PoTConfig
-from potq.tensor import QuantizedWeight
+from potq.nn.packed import PackedModule
+from potq.nn.plan import Plan, Target, as_matrix, install, keep_dtype, packed_modules, plan, tensor_bytes, unpack
+from potq.nn.report import ModuleReport, Progress, QuantReport
+from potq.numerics.tensor import QuantizedWeight
+from potq.ptq.quantize import attach, quantize_weight, require_calibration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,7 +6,6 @@ import sys
 
 import typer
 
-import potq
 from potq.cli.compare import compare
 from potq.cli.console import stderr
 from potq.cli.evaluate import evaluate
@@ -16,6 +15,7 @@ from potq.cli.inspect import inspect
 from potq.cli.quantize import quantize
 from potq.cli.train import train
 from potq.errors import PotqError
+from potq.version import __version__
 
 _INTERRUPTED = 130  # the status that typer exits with on Ctrl-C
 _AFTERWARDS = {
@@ -42,7 +42,7 @@ app.command("export")(export)
 
 def _version(value: bool) -> None:
     if value:
-        print(potq.__version__)
+        print(__version__)
         raise typer.Exit
 
 

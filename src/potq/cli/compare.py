@@ -11,9 +11,9 @@ import typer
 from potq.cli import console
 from potq.cli.quantize import announce, calibration_batches
 from potq.cli.recipe import CalibrationRecipe, parse_schemes
-from potq.effort import EFFORTS, Effort
+from potq.config import EFFORTS, Effort, PoTConfig
 from potq.errors import ConfigError
-from potq.scheme import PoTConfig, QuantScheme
+from potq.numerics.scheme import QuantScheme
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,11 +55,11 @@ def compare(
     if as_json and as_markdown:
         raise ConfigError("--json and --markdown print two things on one stdout; choose one")
     configs = _configs(schemes, efforts, embedding)
+    from potq.checkpoint.loading import load, load_tokenizer
     from potq.data.text import read_text
     from potq.data.tokens import tokenize
     from potq.evaluate import compare as comparison
-    from potq.loading import load, load_tokenizer
-    from potq.model import plan
+    from potq.nn.plan import plan
 
     if plot is not None:
         comparison.check_plot(plot)

@@ -55,10 +55,10 @@ def evaluate(
 
     potq eval out --bertscore roberta-large --reference smollm2
     """
+    from potq.checkpoint.loading import load_tokenizer
     from potq.data.text import read_text
     from potq.data.tokens import tokenize
     from potq.evaluate.perplexity import perplexity
-    from potq.loading import load_tokenizer
 
     if bertscore is None and (reference is not None or layer is not None):
         raise ConfigError("--reference and --layer are for BERTScore; pass --bertscore ENCODER too")
@@ -86,7 +86,7 @@ def _load(
     source: str, *, dtype: str, device: str | None, activations: Activations
 ) -> tuple[PreTrainedModel, dict[str, int]]:
     """A model, and what computes its packed products."""
-    from potq.loading import load
+    from potq.checkpoint.loading import load
 
     with console.status(f"loading {source}"):
         model = load(source, dtype=dtype, device=device)

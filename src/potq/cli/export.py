@@ -13,7 +13,7 @@ from potq.cli import console
 from potq.cli.kernels import Activations
 from potq.cli.recipe import parse_schemes
 from potq.errors import ConfigError, ExportError
-from potq.scheme import PRESETS, QuantScheme
+from potq.numerics.scheme import PRESETS, QuantScheme
 
 if TYPE_CHECKING:
     from potq.export.report import ExportReport
@@ -100,13 +100,13 @@ def _described(form: Any) -> dict[str, Any] | None:
 def _write(
     model: str, output: Path, to: Format, *, activations: Activations, allow_8bit: bool, force: bool, as_json: bool
 ) -> None:
-    from potq.checkpoint import check_destination
+    from potq.checkpoint.loading import load, load_tokenizer
     from potq.export.compressed_tensors import export_compressed_tensors
     from potq.export.gguf.write import export_gguf
     from potq.export.onnx.write import export_onnx, require_packages
     from potq.export.output import check_file
-    from potq.loading import load, load_tokenizer
-    from potq.model import packed_modules
+    from potq.files import check_destination
+    from potq.nn.plan import packed_modules
 
     if to is Format.gguf:
         check_file(output, force=force)

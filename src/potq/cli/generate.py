@@ -13,7 +13,7 @@ from potq.cli.paths import EnginePath, GeneratePath, ModulesPath
 from potq.errors import DataError, EngineError
 
 if TYPE_CHECKING:
-    from potq.generation import Chat, Settings
+    from potq.engine.generation import Chat, Settings
 
 
 def generate(
@@ -46,7 +46,7 @@ def generate(
 
     potq generate out "The capital of France is"
     """
-    from potq.generation import Settings, encode
+    from potq.engine.generation import Settings, encode
 
     settings = Settings(
         max_new_tokens=max_new_tokens,

@@ -19,10 +19,10 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")] = False,
 ) -> None:
     """Show schemes, bits per weight, each layer's error, and how often each level is used."""
+    from potq.checkpoint.loading import load
     from potq.evaluate.usage import level_usage, plot_usage
-    from potq.loading import load
-    from potq.model import packed_modules
-    from potq.ptq import describe
+    from potq.nn.plan import packed_modules
+    from potq.ptq.quantize import describe
 
     console.quiet_libraries()
     with console.status(f"loading {model}"):

@@ -23,7 +23,7 @@ class Activations(StrEnum):
 def use_kernels(model: nn.Module, activations: Activations) -> dict[str, int]:
     """Set how packed products treat activations; returns what computes them, and in how many modules each."""
     from potq.kernels import explain, set_activations
-    from potq.model import packed_modules
+    from potq.nn.plan import packed_modules
 
     packed = packed_modules(model)
     if packed:

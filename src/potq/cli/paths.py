@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from potq.engine import Engine
-    from potq.generation import Chat, Settings
-    from potq.text_stream import TextStream
+    from potq.engine.engine import Engine
+    from potq.engine.generation import Chat, Settings
+    from potq.engine.text_stream import TextStream
 
 Write = Callable[[str], None]
 
@@ -44,7 +44,7 @@ class EnginePath:
     limit: int | None
 
     def __init__(self, model: str, *, dtype: str, device: str | None, activations: Activations, threads: int | None) -> None:
-        from potq.engine import Engine
+        from potq.engine.engine import Engine
 
         if device not in (None, "cpu"):
             raise EngineError(f"the engine runs on the CPU, not on {device}")
@@ -70,8 +70,8 @@ class ModulesPath:
     def __init__(self, model: str, *, dtype: str, device: str | None, activations: Activations, threads: int | None) -> None:
         import torch
 
-        from potq.loading import load, load_tokenizer
-        from potq.model import longest_text
+        from potq.checkpoint.loading import load, load_tokenizer
+        from potq.nn.plan import longest_text
 
         if threads is not None:
             torch.set_num_threads(threads)
@@ -84,8 +84,8 @@ class ModulesPath:
     def run(self, prompt: str | Chat, settings: Settings, write: Write) -> tuple[str, int]:
         import torch
 
-        from potq.generation import encode
-        from potq.text_stream import TextStream
+        from potq.engine.generation import encode
+        from potq.engine.text_stream import TextStream
 
         encoded = encode(self.tokenizer, prompt)
         stream = TextStream(self.tokenizer, encoded, settings.stop)

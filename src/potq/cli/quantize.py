@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from potq.allocation import Allocation
-    from potq.report import QuantReport
-    from potq.scheme import PoTConfig
+    from potq.config import PoTConfig
+    from potq.nn.report import QuantReport
+    from potq.ptq.allocation import Allocation
 
 
 _OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
@@ -108,16 +108,17 @@ def quantize(
 
 
 def _run(settings: QuantizeRecipe, *, every_module: bool, as_json: bool) -> None:
-    from potq.checkpoint import check_destination, check_shard_size, save
-    from potq.loading import load, load_tokenizer, rounded_types
-    from potq.ptq import chosen_effort
+    from potq.checkpoint.folder import check_shard_size, save
+    from potq.checkpoint.loading import load, load_tokenizer, rounded_types
+    from potq.files import check_destination
+    from potq.ptq.quantize import chosen_effort
 
     config, text = settings.config(), settings.calibration_text()
     check_shard_size(settings.max_shard_size)
     target = check_destination(settings.output, force=settings.force, sources=[settings.model])
     work = target.with_name(f".{target.name}.work")
     if settings.allocates:
-        from potq.allocation import check_candidates
+        from potq.ptq.allocation import check_candidates
 
         check_candidates(settings.schemes)
     console.quiet_libraries()
@@ -163,7 +164,7 @@ def _show(
 
 def _streamed(settings: QuantizeRecipe, config: PoTConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Without calibration: each weight is quantized as it is read, where it can be read by itself."""
-    from potq.loading import load, load_tokenizer
+    from potq.checkpoint.loading import load, load_tokenizer
 
     tokenizer = load_tokenizer(settings.model)
     with console.progress_bar("quantizing") as update:
@@ -172,7 +173,7 @@ def _streamed(settings: QuantizeRecipe, config: PoTConfig) -> tuple[PreTrainedMo
 
 def _calibrated(model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], seed: int, work: Path | None) -> None:
     """Quantize ``model``; where that goes block by block, those that are done are kept in ``work`` until it is saved."""
-    from potq.ptq import quantize
+    from potq.ptq.quantize import quantize
 
     if work is None:
         with console.progress_bar("quantizing") as update:
@@ -193,7 +194,7 @@ class _Blocks:
     """What a killed run left in its work folder, told to the user."""
 
     def __init__(self, model: PreTrainedModel, folder: Path) -> None:
-        from potq.blocks import find_blocks
+        from potq.ptq.blocks import find_blocks
 
         self._prefix, found = find_blocks(model)
         self._total, self._folder, self._noticed = len(found), folder, False
@@ -226,7 +227,7 @@ class _Blocks:
 
 
 def _allocated(settings: QuantizeRecipe, config: PoTConfig, model: PreTrainedModel, batches: list[Tensor]) -> Allocation:
-    from potq.allocation import choose, measure
+    from potq.ptq.allocation import choose, measure
 
     with console.progress_bar("measuring sensitivity") as update:
         layers = measure(model, config, settings.schemes, batches, progress=update)
@@ -235,7 +236,7 @@ def _allocated(settings: QuantizeRecipe, config: PoTConfig, model: PreTrainedMod
 
 def announce(model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], what: str = "quantizing") -> None:
     """Say on stderr what calibrated work will take."""
-    from potq.estimate import estimate
+    from potq.ptq.estimate import estimate
 
     console.note(f"{what}: {estimate(model, config, sum(batch.numel() for batch in batches))}")
 

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import Field, field_validator
 
+from potq.config import PoTConfig
 from potq.errors import ConfigError
-from potq.scheme import PoTConfig, QuantScheme
+from potq.numerics.scheme import QuantScheme
 from potq.validation import Strict
 
 _Recipe = TypeVar("_Recipe", bound=Strict)

@@ -13,9 +13,9 @@ from potq.cli import console
 from potq.cli.recipe import build
 
 if TYPE_CHECKING:
+    from potq.nn.report import QuantReport
     from potq.qat.recipe import TrainRecipe
     from potq.qat.train import TrainingRun
-    from potq.report import QuantReport
 
 
 def train(

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from potq.data.generate import BATCH, Progress, self_generated
+from potq.data.generate import BATCH, self_generated
 from potq.data.text import read_documents
 from potq.data.tokens import calibration_windows, choose_window
 from potq.errors import DataError
+from potq.nn.report import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -8,7 +8,7 @@ nothing but the rounding of the model's products.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,16 +16,14 @@ from torch import Tensor
 
 from potq.data.tokens import choose_window
 from potq.errors import DataError, ModelError
-from potq.model import evaluation_mode
+from potq.nn.plan import evaluation_mode
+from potq.nn.report import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH = 32  # sequences written side by side: a step reads all weights once, whatever their number
 GREEDY = 4  # likeliest tokens after the random one; the paper takes 3 to 5
-
-Progress = Callable[[int, int, str], None]
-"""Called after each step: tokens written, tokens in all, speed."""
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from potq.errors import DataError
-from potq.model import longest_text
+from potq.nn.plan import longest_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from potq import native
+from potq.checkpoint.loading import load_tokenizer
+from potq.checkpoint.source import resolve
+from potq.engine.generation import Chat, End, Generation, Ids, Settings, SettingsFields, encode, token_ids
+from potq.engine.text_stream import TextStream
 from potq.errors import ConfigError, EngineError
-from potq.generation import Chat, End, Generation, Ids, Settings, SettingsFields, encode, token_ids
-from potq.kernels.registry import Activations, check_activations
-from potq.loading import load_tokenizer, resolve
-from potq.text_stream import TextStream
+from potq.kernels.activations import Activations, check_activations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,7 +109,7 @@ class Engine:
         Args:
             prompt: a text; a chat (turns of ``{"role": ..., "content": ...}``, written by the tokenizer's template); or
                 token ids: integers, or a tensor ``(count,)`` or ``(1, count)``. Ids give ids, the others text.
-            settings: see :class:`potq.generation.Settings`.
+            settings: see :class:`potq.engine.generation.Settings`.
 
         Raises:
             CheckpointError: a prompt of text, and no tokenizer.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeAl
 from pydantic import BeforeValidator, Field, StringConstraints
 from torch import Tensor
 
+from potq.engine.text_stream import TextStream
 from potq.errors import DataError, EngineError
-from potq.text_stream import TextStream
 from potq.validation import Strict
 
 if TYPE_CHECKING:

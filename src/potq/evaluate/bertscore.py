@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from potq.errors import DataError, ModelError
-from potq.evaluate.continuations import BATCH, Progress, Prompts, continuations
+from potq.evaluate.continuations import BATCH, Prompts, continuations
 from potq.evaluate.encoder import Encoder
-from potq.model import vocabulary
+from potq.nn.plan import vocabulary
+from potq.nn.report import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,19 +11,20 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from potq.config import PoTConfig
 from potq.errors import DataError, MissingDependencyError
 from potq.evaluate.bootstrap import paired_bootstrap
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import set_activations
-from potq.ptq import quantize
+from potq.nn.report import Progress
+from potq.ptq.quantize import quantize
 from potq.resume import fingerprint
-from potq.scheme import PoTConfig
+from potq.version import __version__
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 FULL_PRECISION = "full precision"
 HEADINGS = ("scheme", "effort", "bits", "perplexity", "excess", "95% interval", "seconds")
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Protocol:
 
     def keys(self, model: PreTrainedModel) -> Callable[[PoTConfig | None], str]:
         """A function that gives the hash of all that a row depends on: weights, tokens, settings, potq's version."""
-        settings = (str(self.window), str(self.windows), str(model.dtype), version("potq"))
+        settings = (str(self.window), str(self.windows), str(model.dtype), __version__)
         plain = fingerprint(model, [self.tokens], settings)
         calibrated = fingerprint(model, [self.tokens, *self.calibration], settings)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -11,16 +11,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from potq.errors import DataError
-from potq.model import evaluation_mode
+from potq.nn.plan import evaluation_mode
+from potq.nn.report import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 100, 64, 64
 BATCH = 16  # continuations written at a time
-
-Progress = Callable[[int, int, str], None]
-"""Called after each batch: continuations written, in all, speed."""
 
 
 class Prompts(NamedTuple):

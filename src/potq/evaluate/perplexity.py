@@ -16,7 +16,7 @@ from torch import Tensor
 
 from potq.data.tokens import choose_window
 from potq.errors import DataError, ModelError
-from potq.model import evaluation_mode
+from potq.nn.plan import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from potq.errors import DataError, MissingDependencyError
-from potq.tensor import QuantizedWeight
+from potq.numerics.tensor import QuantizedWeight
 
 _MAX_BARS = 32  # an 8-bit grid has 129 magnitudes; neighbouring ones are shown together
 

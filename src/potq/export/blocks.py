@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from potq.errors import ExportError
-from potq.functional import decode_scale
-from potq.grid import Grid
-from potq.scheme import QuantScheme
-from potq.tensor import QuantizedWeight
+from potq.numerics.functional import decode_scale
+from potq.numerics.grid import Grid
+from potq.numerics.scheme import QuantScheme
+from potq.numerics.tensor import QuantizedWeight
 
 _WEIGHTS_AT_ONCE = 1 << 20  # what is computed for one is some 20 bytes
 E8M0_UNIT = 128  # an E8M0 byte b under E2M1's levels, in units of one half, is the scale 2**(b - 128)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from potq.card import Part, model_card, write_card
+from potq.checkpoint.card import Part, model_card, write_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,7 +23,7 @@ def write_export_card(
     tag: str,
     replaces: Path | None = None,
 ) -> None:
-    """Write into ``folder`` the card of what ``report`` says of an export of ``model``; see :func:`potq.card.write_card`."""
+    """Write into ``folder`` the card of what ``report`` says of an export of ``model``."""
     parts = [
         Part(tensor.scheme, tensor.type, tensor.weights, tensor.nbytes)
         for tensor in report.tensors

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from potq.checkpoint import check_destination, disk_errors, flush, replacing
 from potq.errors import ExportError
 from potq.export.blocks import BlockType, misfit
 from potq.export.card import write_export_card
@@ -22,8 +21,9 @@ from potq.export.floats import exact_floats
 from potq.export.output import check_on_cpu, folder_bytes
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import COMPRESSED_TENSORS, check_schemes
-from potq.model import hollow, packed_modules
-from potq.tensor import QuantizedWeight
+from potq.files import check_destination, disk_errors, flush, replacing
+from potq.nn.plan import hollow, packed_modules
+from potq.numerics.tensor import QuantizedWeight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from potq.errors import ExportError
 from potq.export.blocks import BlockType, encode
-from potq.grid import E2M1
-from potq.packing import pack
-from potq.tensor import QuantizedWeight
+from potq.numerics.grid import E2M1
+from potq.numerics.packing import pack
+from potq.numerics.tensor import QuantizedWeight
 
 _WIDTHS, _GROUPS = (4, 8), (128, 64, 32)
 MXFP4 = BlockType("mxfp4-pack-quantized", 32, E2M1.levels, "e8m0", 4.25)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
-from potq.checkpoint import disk_errors, flush_path, resolved
 from potq.errors import CheckpointError, ExportError
+from potq.files import disk_errors, flush_path, resolved
 
 
 def check_file(path: str | os.PathLike[str], *, force: bool) -> Path:

@@ -10,7 +10,7 @@ from potq.export.blocks import BlockType, obstacle
 from potq.export.compressed_types import COMPRESSED_TYPES
 from potq.export.gguf.types import GGML_TYPES
 from potq.export.onnx.types import NBITS_TYPES
-from potq.scheme import PRESETS, QuantScheme
+from potq.numerics.scheme import PRESETS, QuantScheme
 
 _COLUMNS = 4096  # of a row, where a scheme is judged without a model: blocks of every size divide it
 _WIDE = 8.0  # bits per weight

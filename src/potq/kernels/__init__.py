@@ -4,7 +4,8 @@
 activations unrounded.
 """
 
+from potq.kernels.activations import Activations
 from potq.kernels.explain import Explanation, explain, set_activations
-from potq.kernels.registry import Activations, register_kernel
+from potq.kernels.registry import register_kernel
 
 __all__ = ["Activations", "Explanation", "explain", "register_kernel", "set_activations"]

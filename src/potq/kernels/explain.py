@@ -9,8 +9,9 @@ from torch import nn
 
 from potq import native
 from potq.errors import ConfigError
+from potq.kernels.activations import Activations, check_activations
 from potq.kernels.cpu import backend as cpu
-from potq.kernels.registry import Activations, check_activations, choose
+from potq.kernels.registry import choose
 from potq.kernels.triton import backend as triton
 
 

@@ -1,7 +1,7 @@
 """The registered ops ``potq::linear`` and ``potq::embedding``: the route of ``torch.compile``, of export, and of gradients.
 
-They take the tensors of a checkpoint as they are (codes and scales of :mod:`potq.packing`) and the scheme as JSON, so a
-graph that holds them runs on whatever backend the machine has. In eager mode without gradients the modules call the
+They take the tensors of a checkpoint as they are (codes and scales of :mod:`potq.numerics.packing`) and the scheme as JSON,
+so a graph that holds them runs on whatever backend the machine has. In eager mode without gradients the modules call the
 backend directly: a registered op costs some 15 us a call.
 """
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from potq.kernels import reference
-from potq.kernels.registry import BACKENDS, Activations, choose
-from potq.scheme import QuantScheme
+from potq.kernels.activations import Activations
+from potq.kernels.registry import BACKENDS, choose
+from potq.numerics.scheme import QuantScheme
 
 
 @lru_cache(maxsize=1024)
@@ -37,7 +38,7 @@ def linear(
 
     Args:
         packed, scale, row_scale: the weight ``(out, in)`` as a checkpoint stores it.
-        scheme: JSON of the :class:`~potq.scheme.QuantScheme`.
+        scheme: JSON of the :class:`~potq.numerics.scheme.QuantScheme`.
         activations: "int8" (rounded per row and block of at most 64 inputs, where the backend can) or "float".
     """
     parsed = _scheme(scheme)

@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from potq.scheme import QuantScheme
-from potq.tensor import storage
+from potq.numerics.scheme import QuantScheme
+from potq.numerics.tensor import storage
 
 T = TypeVar("T")
 

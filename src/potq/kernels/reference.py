@@ -1,8 +1,8 @@
 """The reference backend: products with a packed weight in plain torch, on any device.
 
-Math: ``y = x W^T + b`` with ``W`` dequantized exactly in float32 (see :mod:`potq.functional`), then cast to ``x``'s dtype.
-A plane of 2, 4 or 8 bits is decoded a byte at a time, through a table of the levels in each of the 256 bytes; decoding code
-by code would read the table two or four times as often. Widths with 1-bit planes are unpacked first.
+Math: ``y = x W^T + b`` with ``W`` dequantized exactly in float32 (see :mod:`potq.numerics.functional`), then cast to ``x``'s
+dtype. A plane of 2, 4 or 8 bits is decoded a byte at a time, through a table of the levels in each of the 256 bytes;
+decoding code by code would read the table two or four times as often. Widths with 1-bit planes are unpacked first.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from potq.functional import decode_scale
-from potq.packing import unpack
+from potq.numerics.functional import decode_scale
+from potq.numerics.packing import unpack
 
 if TYPE_CHECKING:
-    from potq.kernels.registry import Activations
-    from potq.scheme import QuantScheme
+    from potq.kernels.activations import Activations
+    from potq.numerics.scheme import QuantScheme
 
 NAME = "reference"
 

@@ -9,29 +9,17 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from potq import native
-from potq.errors import ConfigError
 from potq.kernels import reference
+from potq.kernels.activations import Activations
 from potq.kernels.cpu import backend as cpu
 from potq.kernels.triton import backend as triton
-from potq.scheme import QuantScheme
-
-Activations = Literal["int8", "float"]
-
-
-def check_activations(activations: str) -> None:
-    """Refuse words that are no ``Activations``.
-
-    Raises:
-        ConfigError: names those that are.
-    """
-    if activations not in get_args(Activations):
-        raise ConfigError(f"activations are one of {', '.join(get_args(Activations))}, found {activations!r}")
+from potq.numerics.scheme import QuantScheme
 
 
 class Backend(Protocol):

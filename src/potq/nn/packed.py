@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from potq.kernels import Activations, ops, reference
 from potq.kernels.registry import BACKENDS, Backend, choose
-from potq.lazy import LazyTensor
-from potq.scheme import QuantScheme
-from potq.tensor import QuantizedWeight
+from potq.nn.lazy import LazyTensor
+from potq.numerics.scheme import QuantScheme
+from potq.numerics.tensor import QuantizedWeight
 
 
 class ScaledModule(nn.Module):

@@ -15,11 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from potq.config import PoTConfig, matches
 from potq.errors import ConfigError, ModelError
-from potq.nn import PackedModule, ScaledModule, pack_module
-from potq.report import SkippedModule
-from potq.scheme import PoTConfig, QuantScheme, matches
-from potq.tensor import QuantizedWeight
+from potq.nn.packed import PackedModule, ScaledModule, pack_module
+from potq.nn.report import SkippedModule
+from potq.numerics.scheme import QuantScheme
+from potq.numerics.tensor import QuantizedWeight
 
 Kind = Literal["linear", "embedding", "head"]
 

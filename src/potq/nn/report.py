@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from rich.table import Table
 
+Progress = Callable[[int, int, str], None]
+"""What long work calls as it goes on: steps done, steps in all, and a word on the step or the speed."""
 
 _NOTABLE = 0.1  # of a model
 

@@ -7,9 +7,9 @@ formats with zero points) and ``q(x)`` the level nearest to it, ``v = s (q(x) + 
 within up to half a step beyond the last level: rounding moves it no further than any other, and without a gradient the
 largest weight of every group would never move.
 
-On the CPU the compiled loops of ``csrc/straight_through.cpp`` do it in one pass over memory each way; elsewhere, and without
-the library, torch does. It is an op, ``potq::fake_quantize``, so that ``torch.compile`` need not look inside. The gradient
-of a scale is a sum, whose order differs between the two.
+On the CPU the compiled loops of ``csrc/fit/straight_through.cpp`` do it in one pass over memory each way; elsewhere, and
+without the library, torch does. It is an op, ``potq::fake_quantize``, so that ``torch.compile`` need not look inside. The
+gradient of a scale is a sum, whose order differs between the two.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from potq import native
-from potq.functional import codebook, decode_scale, group_index, spread, sum_groups
-from potq.scheme import QuantScheme
+from potq.numerics.functional import codebook, decode_scale, group_index, spread, sum_groups
+from potq.numerics.scheme import QuantScheme
 
 _COMPILED = (torch.float32, torch.bfloat16)  # dtypes of values and their gradients that the library knows
 

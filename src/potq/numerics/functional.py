@@ -29,8 +29,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from potq.grid import Grid
-from potq.scheme import QuantScheme, Rounding, ScaleDtype
+from potq.numerics.grid import Grid
+from potq.numerics.scheme import QuantScheme, Rounding, ScaleDtype
 
 E8M0_BIAS = 127
 _LUT_LIMIT = 1 << 15  # largest magnitude that is looked up; wider grids search their thresholds

@@ -16,11 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from potq.scheme import plane_widths
+from potq.numerics.scheme import plane_widths
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack ``(rows, n)`` uint8 codes below ``2**bits`` into ``(rows, potq.scheme.packed_row_bytes(n, bits))`` uint8."""
+    """Pack ``(rows, n)`` uint8 codes below ``2**bits`` into ``(rows, packed_row_bytes(n, bits))`` uint8."""
     planes = []
     shift = 0
     for width in plane_widths(bits):

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from potq.errors import ModelError
-from potq.functional import decode_scale, in_level_units, join_groups, nearest_level, split_groups, split_scales
-from potq.scale_search import choose_scale
-from potq.scheme import QuantScheme, ScaleMethod
+from potq.numerics.functional import decode_scale, in_level_units, join_groups, nearest_level, split_groups, split_scales
+from potq.numerics.scale_search import choose_scale
+from potq.numerics.scheme import QuantScheme, ScaleMethod
 
 _POINTS = 16  # of an octave
 _BLOCK = 1 << 15  # weights per block, as in scale_search
@@ -40,7 +40,7 @@ def choose_row_scale(
         scheme: one with ``row_scale``.
         importance: non-negative weights of the errors, ``(in,)`` or ``(out, in)``.
         method: how group scales are chosen; ``"mse"``, or ``"weighted"`` with ``importance``, if not given.
-        candidates: as for :func:`potq.scale_search.choose_scale`.
+        candidates: as for :func:`potq.numerics.scale_search.choose_scale`.
 
     Raises:
         ModelError: a weight is NaN or infinite, or there is none.

@@ -1,8 +1,8 @@
 """Choosing a group's scale: from its largest weight, or the one of least (weighted) squared error.
 
 The search is step 1 of PoTPTQ (2507.11959, sec. 3.2): data-free, every group on its own. Grids of up to 4 bits get the exact
-optimum over all stored scales (:func:`best_scale`): by the compiled library (``csrc/search.cpp`` has the mathematics), or by
-torch without it. Wider grids, which gain nothing by it, and ``rounding="log"`` try some candidates. That works on
+optimum over all stored scales (:func:`best_scale`): by the compiled library (``csrc/fit/search.cpp`` has the mathematics),
+or by torch without it. Wider grids, which gain nothing by it, and ``rounding="log"`` try some candidates. That works on
 cache-sized blocks and needs a few passes per candidate, never a weights-by-levels distance matrix. A block is below torch's
 threshold for splitting an operation over threads: splitting gains little at this size, and on a busy machine every operation
 would wait for the slowest thread.
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from potq import native
 from potq.errors import ConfigError, ModelError
-from potq.functional import codebook, decode_scale, encode_scale, in_level_units, nearest_level, split_groups
-from potq.grid import Grid
-from potq.scheme import QuantScheme, ScaleDtype, ScaleMethod
+from potq.numerics.functional import codebook, decode_scale, encode_scale, in_level_units, nearest_level, split_groups
+from potq.numerics.grid import Grid
+from potq.numerics.scheme import QuantScheme, ScaleDtype, ScaleMethod
 
 CANDIDATES = 16
 _BLOCK = 1 << 15  # weights per block: its temporaries stay in the second-level cache
@@ -165,7 +165,7 @@ def _best_scale_torch(
 def _best_positive_scale(
     block: Tensor, levels: Tensor, importance: Tensor | None, scale_dtype: ScaleDtype
 ) -> tuple[Tensor, Tensor]:
-    """The least parabola of all pieces, each taken at the two stored scales around its vertex; see ``csrc/search.cpp``.
+    """The least parabola of all pieces, each taken at the two stored scales around its vertex; see ``csrc/fit/search.cpp``.
 
     Returns the scales, and what they save of the groups' energies (float64).
     """

@@ -7,25 +7,18 @@ of a model to schemes; it is what a checkpoint's ``config.json`` carries and wha
 
 from __future__ import annotations
 
-import re
-from functools import cache
 from typing import Any, Literal
 
 from pydantic import (
-    Field,
     SerializerFunctionWrapHandler,
-    field_serializer,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-from potq.effort import EFFORTS, Effort
 from potq.errors import ConfigError
-from potq.grid import E2M1, Grid, additive, pot, table, uniform
+from potq.numerics.grid import E2M1, Grid, additive, pot, table, uniform
 from potq.validation import Strict
-
-FORMAT_VERSION = 1
 
 GroupSize = int | Literal["row", "tensor"]
 ScaleDtype = Literal["float16", "e8m0"]
@@ -148,7 +141,7 @@ class QuantScheme(Strict):
 
 
 def packed_row_bytes(columns: int, bits: int) -> int:
-    """Bytes of one packed row: every plane of it is padded to a whole byte (see :mod:`potq.packing`)."""
+    """Bytes of one packed row: every plane of it is padded to a whole byte (see :mod:`potq.numerics.packing`)."""
     return sum(-(-columns * width // 8) for width in plane_widths(bits))
 
 
@@ -177,160 +170,3 @@ PRESETS["mxpot"] = QuantScheme(grid=Grid(bits=4, magnitudes=(0, 1, 2, 2, 4, 4, 8
 PRESETS["iq4nl"] = QuantScheme(grid=_IQ4_NL, group_size=32)
 PRESETS["pot3s"] = QuantScheme(grid=_POT3S, signed_scale=True)
 PRESETS["apot3s"] = QuantScheme(grid=_APOT3S, signed_scale=True)
-
-_SCHEME_KEYS = frozenset(QuantScheme.model_fields)
-
-
-class PoTConfig(Strict):
-    """Which modules of a model get which scheme: ``PoTConfig("pot4", group_size=64, ignore=["lm_head"])``.
-
-    Keywords of :class:`QuantScheme` override the preset. A pattern (in ``targets`` and ``ignore``) is a regular
-    expression that must match a module's whole dotted name or a dotted suffix of it: ``"down_proj"`` matches every
-    layer's, ``r"layers\\.0\\..*"`` everything in layer 0. ``ignore`` wins over ``targets``, the first target over later
-    ones, and both over the defaults.
-
-    Attributes:
-        scheme: the linears' scheme.
-        targets: pattern -> scheme (or preset name) of particular modules.
-        ignore: patterns of modules that stay in full precision.
-        embedding: the scheme of token and position embeddings and of the head; None (or "none") leaves them in full
-            precision.
-        scale_method: how a scale is chosen: ``"absmax"``, ``"mse"`` (least squared error, the data-free step 1 of
-            2507.11959), ``"weighted"`` (the same, weighted by the mean square of each input on calibration text) or
-            ``"fisher"`` (weighted by the mean squared gradient of each weight, SqueezeLLM's sensitivity, 2306.07629);
-            embeddings and heads fall back to ``"mse"`` under both, and the report says so. Calibrated efforts weigh by
-            their Hessians instead.
-        effort: what is done beyond rounding to nearest: a preset of :data:`potq.effort.EFFORTS` or an
-            :class:`~potq.effort.Effort`. None is ``"balanced"`` where calibration text is given, and ``"fast"`` where not.
-        scale_candidates: scales tried per group; None is the exact optimum up to 4 bits, and 16 above.
-    """
-
-    quant_method: Literal["potq"] = "potq"
-    version: int = FORMAT_VERSION
-    scheme: QuantScheme
-    targets: dict[str, QuantScheme] = Field(default_factory=dict)
-    ignore: tuple[str, ...] = ()
-    embedding: QuantScheme | None = Field(default_factory=lambda: PRESETS["int8"])
-    effort: Effort | None = None
-    scale_method: ScaleMethod = "mse"
-    scale_candidates: int | None = Field(default=None, ge=1, le=4096)
-
-    def __init__(self, preset: str | None = None, /, **fields: Any) -> None:
-        own = {key: value for key, value in fields.items() if key not in _SCHEME_KEYS}
-        override = {key: value for key, value in fields.items() if key in _SCHEME_KEYS}
-        if preset is not None or override:
-            if "scheme" in own:
-                raise ConfigError("give either a preset with its overrides or scheme=, not both")
-            own["scheme"] = QuantScheme(preset, **override)
-        elif "scheme" not in own:
-            known = ", ".join(sorted(PRESETS))
-            raise ConfigError(f"scheme: Field required; name a preset, e.g. PoTConfig('pot4'); the presets are {known}")
-        super().__init__(**own)
-
-    @property
-    def has_calibrated_effort(self) -> bool:
-        """Whether an effort is named that needs calibration text."""
-        return self.effort is not None and self.effort.calibrated
-
-    @field_validator("version")
-    @classmethod
-    def _known_version(cls, value: int) -> int:
-        if value != FORMAT_VERSION:
-            raise ValueError(f"format version {value} is not readable here (this potq reads {FORMAT_VERSION}); upgrade potq")
-        return value
-
-    @field_validator("scheme", mode="before")
-    @classmethod
-    def _scheme_by_name(cls, value: object) -> object:
-        return _coerce_scheme(value)
-
-    @field_validator("embedding", mode="before")
-    @classmethod
-    def _embedding_by_name(cls, value: object) -> object:
-        return None if value == "none" else _coerce_scheme(value)
-
-    @field_validator("effort", mode="before")
-    @classmethod
-    def _effort_by_name(cls, value: object) -> object:
-        if isinstance(value, str) and value not in EFFORTS:
-            raise ValueError(f"unknown effort {value!r}; the presets are {', '.join(EFFORTS)}")
-        return EFFORTS[value] if isinstance(value, str) else value
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _targets_by_name(cls, value: object) -> object:
-        if isinstance(value, list) and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value):
-            value = dict(value)
-        return {key: _coerce_scheme(scheme) for key, scheme in value.items()} if isinstance(value, dict) else value
-
-    @field_serializer("targets")
-    def _targets_in_order(self, value: dict[str, QuantScheme]) -> list[tuple[str, QuantScheme]]:
-        """Pairs: whoever writes JSON may sort the keys of a mapping (transformers does), and the first match wins."""
-        return list(value.items())
-
-    @field_validator("ignore", mode="before")
-    @classmethod
-    def _one_pattern(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("targets", "ignore")
-    @classmethod
-    def _valid_patterns(cls, value: Any) -> Any:
-        for pattern in value:
-            try:
-                _regex(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
-        return value
-
-    def __hash__(self) -> int:
-        return hash(self.model_dump_json())
-
-    def __eq__(self, other: object) -> bool:
-        """Equal in JSON: the order of ``targets`` counts, since the first match wins."""
-        return isinstance(other, PoTConfig) and self.model_dump_json() == other.model_dump_json()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form (also Hugging Face's protocol for a quantization config)."""
-        return self.model_dump(mode="json")
-
-    to_diff_dict = to_dict
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> PoTConfig:
-        """Read the JSON form.
-
-        Raises:
-            ConfigError: an unknown key, a value out of range, or another format version.
-        """
-        return cls(**fields)
-
-
-def _coerce_scheme(value: object) -> object:
-    """Accept a preset's name, or a mapping whose ``preset`` key is overridden by the others, as a scheme."""
-    if isinstance(value, str):
-        return QuantScheme(value)
-    if isinstance(value, dict):
-        fields = dict(value)
-        return QuantScheme(fields.pop("preset", None), **fields)
-    return value
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether ``pattern`` matches the dotted ``name`` or a dotted suffix of it."""
-    return _regex(pattern).fullmatch(name) is not None
-
-
-@cache
-def _regex(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(?:.*\.)?(?:{pattern})")
-
-
-def require_config(config: object) -> None:
-    """Refuse what is meant as a config and is none.
-
-    Raises:
-        ConfigError: says how one is written.
-    """
-    if not isinstance(config, PoTConfig):
-        raise ConfigError(f"{config!r} is no PoTConfig; write potq.PoTConfig('pot4'), with the name of a preset")

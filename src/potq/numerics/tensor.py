@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from potq import functional
 from potq.errors import CheckpointError, ConfigError
-from potq.packing import pack, padding_is_zero, unpack
-from potq.scheme import QuantScheme, packed_row_bytes
+from potq.numerics import functional
+from potq.numerics.packing import pack, padding_is_zero, unpack
+from potq.numerics.scheme import QuantScheme, packed_row_bytes
 
 _BLOCK = 1 << 18  # weights; larger temporaries leave holes in the heap between the packed weights
 
@@ -20,7 +20,7 @@ class QuantizedWeight:
     """A weight ``(out, in)`` in packed form.
 
     Attributes:
-        packed: uint8 ``(out, row bytes)``, the layout of :mod:`potq.packing`.
+        packed: uint8 ``(out, row bytes)``, the layout of :mod:`potq.numerics.packing`.
         scale: float16 or uint8 (E8M0), ``scheme.scale_shape(out, in)``.
         shape: ``(out, in)``.
         scheme: how to read them.

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from potq import calibration as calib
-from potq.algorithms.rtn import rtn
+from potq.config import PoTConfig, matches
 from potq.errors import ConfigError
-from potq.model import Target, linear_weight, plan
-from potq.ptq import Progress, check_weight
-from potq.scheme import PoTConfig, QuantScheme, matches
+from potq.nn.plan import Target, linear_weight, plan
+from potq.nn.report import Progress
+from potq.numerics.scheme import QuantScheme
+from potq.ptq import calibration as calib
+from potq.ptq.algorithms.rtn import rtn
+from potq.ptq.quantize import check_weight
 
 if TYPE_CHECKING:
     from rich.table import Table

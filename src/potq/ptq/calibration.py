@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from potq.errors import DataError, ModelError
-from potq.model import as_matrix, evaluation_mode, linear_weight, longest_text, vocabulary
-from potq.report import decibels
-from potq.tensor import QuantizedWeight
+from potq.nn.plan import as_matrix, evaluation_mode, linear_weight, longest_text, vocabulary
+from potq.nn.report import decibels
+from potq.numerics.tensor import QuantizedWeight
 
 _TOKEN_DTYPES = (torch.int32, torch.int64)
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from potq.blocks import TOKENS, find_blocks, record_calls, shared_inputs
-from potq.effort import EFFORTS, Effort
-from potq.model import evaluation_mode, plan, tensor_bytes, vocabulary
-from potq.scheme import PoTConfig
+from potq.config import EFFORTS, Effort, PoTConfig
+from potq.nn.plan import evaluation_mode, plan, tensor_bytes, vocabulary
+from potq.ptq.blocks import TOKENS, find_blocks, record_calls, shared_inputs
 
 _TRIAL = (1024, 576, 1536)  # the product that is timed
 _SECONDS = 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,32 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import potq
-from potq import calibration as calib
-from potq.algorithms.rtn import rtn
-from potq.blocks import find_blocks, merge
-from potq.effort import EFFORTS, Effort
+from potq.config import EFFORTS, Effort, PoTConfig, require_config
 from potq.errors import ConfigError, ModelError
-from potq.model import (
-    Plan,
-    Target,
-    install,
-    is_tied,
-    keep_dtype,
-    linear_weight,
-    packed_modules,
-    plan,
-    tensor_bytes,
-)
-from potq.report import ModuleReport, QuantReport, decibels
+from potq.nn.plan import Plan, Target, install, is_tied, keep_dtype, linear_weight, packed_modules, plan, tensor_bytes
+from potq.nn.report import ModuleReport, Progress, QuantReport, decibels
+from potq.numerics.scale_search import CANDIDATES, is_exact, scale_multipliers
+from potq.numerics.scheme import QuantScheme, ScaleMethod
+from potq.numerics.tensor import QuantizedWeight
+from potq.ptq import calibration as calib
+from potq.ptq.algorithms.rtn import rtn
+from potq.ptq.blocks import find_blocks, merge
+from potq.ptq.sequential import Walk
 from potq.resume import WorkFolder, fingerprint
-from potq.scale_search import CANDIDATES, is_exact, scale_multipliers
-from potq.scheme import PoTConfig, QuantScheme, ScaleMethod, require_config
-from potq.tensor import QuantizedWeight
-from potq.walk import Walk
-
-Progress = Callable[[int, int, str], None]
-"""Called before each weight: index, number of weights, name. A refinement of the whole model counts its own steps."""
+from potq.version import __version__
 
 _REPORTED = 8  # calibration batches that output errors are measured on
 _WEIGHTED: tuple[ScaleMethod, ...] = ("weighted", "fisher")
@@ -66,7 +53,7 @@ def quantize(
         work_folder: where a calibrated run leaves its finished blocks: called again after a kill, with the same model, text
             and config, it goes on from there to the same result. Delete it when the model is saved.
         cache_bytes: hidden states of the calibration text are kept in memory up to this size, beyond it in temporary files.
-        progress: called before each weight.
+        progress: called before each weight: index, number of weights, name. A whole model's refinement counts steps.
 
     Returns:
         What was done to each module, what was skipped and why. It is kept as ``model.quant_report`` too.
@@ -158,7 +145,7 @@ class _Run:
     def _folder(self, path: str | os.PathLike[str] | None) -> WorkFolder | None:
         if path is None:
             return None
-        settings = (potq.__version__, repr(self.model.config), self.config.model_dump_json(), str(self.seed))
+        settings = (__version__, repr(self.model.config), self.config.model_dump_json(), str(self.seed))
         return WorkFolder(Path(path), fingerprint(self.model, self.batches, settings))
 
 

@@ -13,13 +13,19 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from potq.algorithms.descent import refine_layer
-from potq.algorithms.gptq import NotFactorableError, fit_groups, gptq
-from potq.algorithms.learned import LearnedWeight
-from potq.algorithms.refine import Learning, fit
-from potq.algorithms.rounding import Rounded, SchemeRounding, round_to_nearest
-from potq.algorithms.rtn import rtn
-from potq.blocks import (
+from potq.config import Effort
+from potq.nn.losses import divergence, output_loss
+from potq.nn.plan import Target, as_matrix, evaluation_mode, linear_weight
+from potq.nn.report import Progress
+from potq.numerics.scheme import QuantScheme
+from potq.numerics.tensor import QuantizedWeight
+from potq.ptq.algorithms.descent import refine_layer
+from potq.ptq.algorithms.gptq import NotFactorableError, fit_groups, gptq
+from potq.ptq.algorithms.learned import LearnedWeight
+from potq.ptq.algorithms.refine import Learning, fit
+from potq.ptq.algorithms.rounding import Rounded, SchemeRounding, round_to_nearest
+from potq.ptq.algorithms.rtn import rtn
+from potq.ptq.blocks import (
     HiddenStates,
     Keeper,
     find_blocks,
@@ -29,14 +35,7 @@ from potq.blocks import (
     second_moments,
     shared_inputs,
 )
-from potq.effort import Effort
-from potq.losses import divergence, output_loss
-from potq.model import Target, as_matrix, evaluation_mode, linear_weight
 from potq.resume import WorkFolder
-from potq.scheme import QuantScheme
-from potq.tensor import QuantizedWeight
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass

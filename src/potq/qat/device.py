@@ -11,7 +11,7 @@ from accelerate import PartialState
 from torch import nn
 
 from potq.errors import ConfigError
-from potq.model import tensor_bytes, vocabulary
+from potq.nn.plan import tensor_bytes, vocabulary
 from potq.qat.recipe import Precision, TrainRecipe
 
 _PARAMETER = 16  # bytes: value, gradient, Adam's two moments

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from potq.functional import codebook
 from potq.kernels import Activations
 from potq.kernels.activations import round_activations
-from potq.scheme import QuantScheme
-from potq.straight_through import round_backward, round_op
+from potq.numerics.fake_quantize import round_backward, round_op
+from potq.numerics.functional import codebook
+from potq.numerics.scheme import QuantScheme
 
 
 def quantized_linear(

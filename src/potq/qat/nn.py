@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from potq.algorithms.rtn import choose_scales
-from potq.functional import decode_scale, encode_scale
-from potq.lazy import LazyTensor
-from potq.model import as_matrix
-from potq.nn import ScaledModule
+from potq.nn.lazy import LazyTensor
+from potq.nn.packed import ScaledModule
+from potq.nn.plan import as_matrix
+from potq.numerics.fake_quantize import fake_quantize
+from potq.numerics.functional import decode_scale, encode_scale
+from potq.numerics.scheme import QuantScheme, ScaleMethod
+from potq.numerics.tensor import QuantizedWeight
+from potq.ptq.algorithms.rtn import choose_scales
 from potq.qat.linear import quantized_linear
 from potq.qat.settings import QATSettings
-from potq.scheme import QuantScheme, ScaleMethod
-from potq.straight_through import fake_quantize
-from potq.tensor import QuantizedWeight
 
 _BUFFERS = ("weight_scale", "weight_row_scale")
 _LEARNED = "weight_log2_scale"

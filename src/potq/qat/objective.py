@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potq.losses import TopK, divergence, hidden_loss, next_token_loss, sparse_divergence
+from potq.nn.losses import TopK, divergence, hidden_loss, next_token_loss, sparse_divergence
 from potq.qat.device import in_precision
 from potq.qat.recipe import LossRecipe, Precision
 from potq.qat.teacher import TeacherCache

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potq.algorithms.rtn import choose_scales
+from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
-from potq.model import Plan, Target, install, linear_weight, packed_modules, plan, tensor_bytes
-from potq.nn import PackedModule
-from potq.ptq import attach, check_weight, describe_weight
+from potq.nn.packed import PackedModule
+from potq.nn.plan import Plan, Target, install, linear_weight, packed_modules, plan, tensor_bytes
+from potq.nn.report import QuantReport
+from potq.numerics.tensor import QuantizedWeight
+from potq.ptq.algorithms.rtn import choose_scales
+from potq.ptq.quantize import attach, check_weight, describe_weight
 from potq.qat.nn import QATModule, qat_class
 from potq.qat.settings import QATSettings
-from potq.report import QuantReport
-from potq.scheme import PoTConfig
-from potq.tensor import QuantizedWeight
 
 _CONFIG = "_potq_qat_config"
 

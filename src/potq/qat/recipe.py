@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from potq.config import PoTConfig
 from potq.errors import ConfigError
 from potq.qat.settings import QATSettings
-from potq.scheme import PoTConfig
 from potq.validation import Strict
 
 WRITTEN = "self"

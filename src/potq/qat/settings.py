@@ -13,9 +13,9 @@ Scales = Literal["fixed", "searched", "learned"]
 
 
 class QATSettings(Strict):
-    """Settings of quantization-aware training beside the format, which is a :class:`~potq.scheme.PoTConfig`.
+    """Settings of quantization-aware training beside the format, which is a :class:`~potq.config.PoTConfig`.
 
-    Gradients go straight through the rounding under each (:mod:`potq.straight_through`); what differs are the scales.
+    Gradients go straight through the rounding under each (:mod:`potq.numerics.fake_quantize`); what differs are the scales.
 
     Attributes:
         scales: ``"fixed"``: those that training starts with (2601.02298). ``"searched"``: those of least squared error for

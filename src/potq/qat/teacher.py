@@ -15,14 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import potq
-from potq.data.generate import Progress
 from potq.data.tokens import choose_window
 from potq.errors import CheckpointError, ConfigError, DataError, ModelError
-from potq.losses import TopK
-from potq.model import evaluation_mode, vocabulary
+from potq.nn.losses import TopK
+from potq.nn.plan import evaluation_mode, vocabulary
+from potq.nn.report import Progress
 from potq.qat.text import Meter
 from potq.resume import WorkFolder, fingerprint
+from potq.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,7 +68,7 @@ class TeacherCache:
             teacher: computes in evaluation mode, on its own device, in its own dtype or under the caller's autocast.
             sequences: int64 ``(n, length)``.
             top_k: likeliest tokens to keep for each token, 6 bytes each.
-            temperature: of the probabilities, as :func:`~potq.losses.sparse_divergence` is to use them.
+            temperature: of the probabilities, as :func:`~potq.nn.losses.sparse_divergence` is to use them.
             batch: sequences at a time.
             progress: called after each batch with tokens done, those found in ``folder`` among them, in all, and speed.
 
@@ -82,7 +82,7 @@ class TeacherCache:
         _check_sequences(teacher, sequences)
         folder, (count, length) = Path(folder), sequences.shape
         _require_room(folder, cls.estimate_bytes(count, length, top_k))
-        settings = ("teacher", potq.__version__, repr(teacher.config), repr((top_k, temperature)))
+        settings = ("teacher", __version__, repr(teacher.config), repr((top_k, temperature)))
         kept = WorkFolder(folder, fingerprint(teacher, [sequences], settings))
         cache = cls(folder, count, length, top_k, temperature, _part_rows(length, top_k))
         meter = Meter(sequences.numel(), progress)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-import potq
-from potq.data.generate import Progress, self_generated
+from potq.data.generate import self_generated
 from potq.data.tokens import choose_window
 from potq.errors import DataError
+from potq.nn.report import Progress
 from potq.resume import WorkFolder, fingerprint
+from potq.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -109,4 +110,4 @@ def _fingerprint(model: PreTrainedModel, length: int, seed: int, tokenizer: PreT
     starts = None  # what texts never start with
     if tokenizer is not None:
         starts = (len(tokenizer), sorted({*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}))
-    return fingerprint(model, [], ("text", potq.__version__, *configs, repr((length, seed, starts))))
+    return fingerprint(model, [], ("text", __version__, *configs, repr((length, seed, starts))))

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from potq.blocks import mixed_precision
-from potq.checkpoint import check_destination, save, write
+from potq.checkpoint.folder import save, write
+from potq.checkpoint.loading import load, load_tokenizer
 from potq.data.sequences import pack
 from potq.data.text import read_documents, read_text
 from potq.data.tokens import choose_window
 from potq.errors import ConfigError, DataError, MissingDependencyError
-from potq.loading import load, load_tokenizer
-from potq.model import Plan
+from potq.files import check_destination
+from potq.nn.plan import Plan
+from potq.nn.report import Progress, QuantReport
+from potq.ptq.blocks import mixed_precision
 from potq.qat.device import (
     idle_devices,
     in_precision,
@@ -37,8 +39,7 @@ from potq.qat.prepare import convert, load_scale_state, prepare, require_no_text
 from potq.qat.recipe import WRITTEN, DataRecipe, LossRecipe, TrainRecipe
 from potq.qat.teacher import TeacherCache, check_teacher, check_top_k
 from potq.qat.text import written_by
-from potq.qat.trainer import LOG, Progress, QATTrainer, last_checkpoint, read_log
-from potq.report import QuantReport
+from potq.qat.trainer import LOG, QATTrainer, last_checkpoint, read_log
 from potq.resume import fingerprint
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
 """transformers' Trainer for prepared models: scales, exact resumption, a log, and a stop where the loss is no number.
 
-What it adds to the Trainer: the losses of :mod:`potq.losses`; a rate of their own for learned scales; scales that no state
-dict holds, kept in ``scales.safetensors`` of every checkpoint; a mark in checkpoints that are whole, so that a run that was
-killed while it wrote one goes on from the one before. (Optimizer and generator states are the Trainer's own files; torch
-reads them with ``weights_only``.)
+What it adds to the Trainer: the losses of :mod:`potq.nn.losses`; a rate of their own for learned scales; scales that no
+state dict holds, kept in ``scales.safetensors`` of every checkpoint; a mark in checkpoints that are whole, so that a run
+that was killed while it wrote one goes on from the one before. (Optimizer and generator states are the Trainer's own files;
+torch reads them with ``weights_only``.)
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,8 @@ from transformers import (
 )
 
 from potq.errors import CheckpointError, ModelError
-from potq.losses import next_token_loss
+from potq.nn.losses import next_token_loss
+from potq.nn.report import Progress
 from potq.qat.objective import Objective
 from potq.qat.prepare import load_scale_state, outdate_scales, qat_modules, scale_state
 from potq.qat.recipe import OptimizationRecipe
@@ -39,8 +39,6 @@ LOG = "log.jsonl"
 _SCALES, _STATE, _WHOLE = "scales.safetensors", "trainer_state.json", "whole"
 # the new name is transformers 5.20's
 _CHECKPOINTING = f"{'activation' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient'}_checkpointing"
-
-Progress = Callable[[int, int, str], None]
 
 
 class Sequences(Dataset[dict[str, Tensor]]):

@@ -6,11 +6,11 @@ import sys
 
 import torch
 
-from potq.algorithms.rtn import rtn
 from potq.kernels.triton import dequantize, product
 from potq.kernels.triton.launch import Launch
 from potq.kernels.triton.weight import TYPES, GpuWeight
-from potq.scheme import PRESETS, QuantScheme
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.ptq.algorithms.rtn import rtn
 
 SCHEMES = {PRESETS["pot3"]: torch.float16, PRESETS["apot4"]: torch.bfloat16, PRESETS["int8"]: torch.float16}
 SCHEMES[QuantScheme("pot4", group_size=16, scale_dtype="e8m0", row_scale=True)] = torch.bfloat16

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
 
-from potq.algorithms.rtn import rtn
-from potq.grid import Grid, pot
 from potq.kernels import explain, ops, register_kernel, registry
 from potq.kernels.triton import backend
-from potq.nn import pack_module
-from potq.scheme import PRESETS, QuantScheme
+from potq.nn.packed import pack_module
+from potq.numerics.grid import Grid, pot
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.ptq.algorithms.rtn import rtn
 
 IN, OUT = 96, 11
 HALF = torch.float16

@@ -10,15 +10,15 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
 
-from potq import functional
 from potq.errors import ConfigError
-from potq.grid import pot
 from potq.kernels.triton.dequantize import dequantize
 from potq.kernels.triton.form import form_of
 from potq.kernels.triton.weight import MANTISSA, GpuWeight
-from potq.packing import pack
-from potq.scheme import PRESETS, QuantScheme
-from potq.tensor import QuantizedWeight
+from potq.numerics import functional
+from potq.numerics.grid import pot
+from potq.numerics.packing import pack
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.numerics.tensor import QuantizedWeight
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float16, torch.bfloat16]

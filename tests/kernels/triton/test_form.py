@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from potq.grid import Grid, pot
 from potq.kernels.triton.form import Form, form_of
-from potq.scheme import PRESETS
+from potq.numerics.grid import Grid, pot
+from potq.numerics.scheme import PRESETS
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from potq.errors import ConfigError
 from potq.kernels.triton.layout import arrange
-from potq.packing import pack
+from potq.numerics.packing import pack
 
 
 def _codes(rows: int, columns: int, bits: int) -> Tensor:

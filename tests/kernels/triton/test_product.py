@@ -8,11 +8,11 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
 
-from potq import functional
 from potq.kernels.triton.product import linear
 from potq.kernels.triton.weight import GpuWeight
-from potq.scheme import PRESETS, QuantScheme
-from potq.tensor import QuantizedWeight
+from potq.numerics import functional
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.numerics.tensor import QuantizedWeight
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float16, torch.bfloat16]

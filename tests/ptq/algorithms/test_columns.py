@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from potq import native
-from potq.algorithms.columns import Block, compensate, descend
-from potq.algorithms.rounding import SchemeRounding
-from potq.scheme import PRESETS
+from potq.numerics.scheme import PRESETS
+from potq.ptq.algorithms.columns import Block, compensate, descend
+from potq.ptq.algorithms.rounding import SchemeRounding
 
 GRIDS = ["pot2", "int2", "pot3", "apot4", "nf4", "mxfp4", "pot5", "int8"]
 compiled_library = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from potq import native
-from potq.algorithms import descent
-from potq.algorithms.descent import output_error, refine_layer
-from potq.algorithms.gptq import gptq, without_dead_inputs
-from potq.algorithms.rounding import SchemeRounding, round_to_nearest
-from potq.algorithms.rtn import rtn
-from potq.scheme import PRESETS, QuantScheme
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.ptq.algorithms import descent
+from potq.ptq.algorithms.descent import output_error, refine_layer
+from potq.ptq.algorithms.gptq import gptq, without_dead_inputs
+from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
+from potq.ptq.algorithms.rtn import rtn
 
 SCHEMES = {
     **{name: PRESETS[name] for name in ("pot2", "pot2z", "pot3", "int3", "nf4", "apot4", "mxfp4", "pot5")},

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from potq.algorithms.descent import output_error
-from potq.algorithms.gptq import NotFactorableError, fit_groups, gptq, inverse_factor, without_dead_inputs
-from potq.algorithms.rounding import SchemeRounding, round_to_nearest
-from potq.algorithms.rtn import rtn
-from potq.scheme import PRESETS, QuantScheme
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.ptq.algorithms.descent import output_error
+from potq.ptq.algorithms.gptq import NotFactorableError, fit_groups, gptq, inverse_factor, without_dead_inputs
+from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
+from potq.ptq.algorithms.rtn import rtn
 
 EXACT = sorted(name for name, scheme in PRESETS.items() if scheme.grid.bits <= 4)
 
@@ -73,7 +73,7 @@ def test_the_result_is_what_its_packed_form_says(name: str, ordered: bool) -> No
 def test_blocks_are_a_matter_of_speed(group_size: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rounding, found = SchemeRounding(QuantScheme("pot3", group_size=group_size)), []
     for block in (16, 1000):
-        monkeypatch.setattr("potq.algorithms.gptq._BLOCK", block)
+        monkeypatch.setattr("potq.ptq.algorithms.gptq._BLOCK", block)
         found.append(gptq(_weight(), _hessian(), rounding, ordered=False).values)
     assert (found[0] == found[1]).float().mean() > 0.99  # sums in another order may turn a tie
 
@@ -155,7 +155,7 @@ def test_dead_inputs_get_the_mean_moment_of_the_others() -> None:
 
 @pytest.mark.parametrize("group_size", [32, 64, "row"])
 def test_groups_are_fitted_as_the_weighted_search_does(group_size: Any) -> None:
-    from potq.scale_search import choose_scale
+    from potq.numerics.scale_search import choose_scale
 
     scheme, importance = QuantScheme("pot3", group_size=group_size), _hessian().diagonal()
     rounding = SchemeRounding(scheme)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from potq.algorithms.gptq import gptq
-from potq.algorithms.learned import LearnedWeight
-from potq.algorithms.rounding import Rounded, SchemeRounding, round_to_nearest
-from potq.algorithms.rtn import rtn
-from potq.scheme import QuantScheme
+from potq.numerics.scheme import QuantScheme
+from potq.ptq.algorithms.gptq import gptq
+from potq.ptq.algorithms.learned import LearnedWeight
+from potq.ptq.algorithms.rounding import Rounded, SchemeRounding, round_to_nearest
+from potq.ptq.algorithms.rtn import rtn
 
 SCHEMES = {
     **{name: QuantScheme(name, group_size=32) for name in ("pot2", "pot3", "int3", "nf4", "apot4", "mxfp4", "int8")},

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from potq.algorithms import refine
-from potq.algorithms.learned import LearnedWeight
-from potq.algorithms.refine import Learning, fit
-from potq.algorithms.rounding import SchemeRounding, round_to_nearest
-from potq.algorithms.rtn import rtn
-from potq.effort import Effort
+from potq.config import Effort
 from potq.errors import ModelError
-from potq.losses import output_loss
+from potq.nn.losses import output_loss
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.ptq.algorithms import refine
+from potq.ptq.algorithms.learned import LearnedWeight
+from potq.ptq.algorithms.refine import Learning, fit
+from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
+from potq.ptq.algorithms.rtn import rtn
 from potq.resume import WorkFolder
-from potq.scheme import PRESETS, QuantScheme
 
 EFFORT = Effort(scope="block", epochs=5, code_rate=0.02, scale_rate=1e-3)
 BATCHES = 6

@@ -1,4 +1,4 @@
-"""A format as algorithms see it: the same scales, values and codes as the functions of potq.functional."""
+"""A format as algorithms see it: the same scales, values and codes as the functions of potq.numerics.functional."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from potq.algorithms.rounding import SchemeRounding, rescale, round_to_nearest
-from potq.algorithms.rtn import rtn
-from potq.functional import codebook, spread
-from potq.scheme import PRESETS, QuantScheme
+from potq.numerics.functional import codebook, spread
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.ptq.algorithms.rounding import SchemeRounding, rescale, round_to_nearest
+from potq.ptq.algorithms.rtn import rtn
 
 SCHEMES = {
     **{name: QuantScheme(name, group_size=32) for name in PRESETS},

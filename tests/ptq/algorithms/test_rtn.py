@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from potq.algorithms.rtn import rtn
 from potq.errors import ConfigError, ModelError
-from potq.functional import quantize
-from potq.row_scale import choose_row_scale
-from potq.scale_search import choose_scale
-from potq.scheme import PRESETS, QuantScheme
+from potq.numerics.functional import quantize
+from potq.numerics.row_scale import choose_row_scale
+from potq.numerics.scale_search import choose_scale
+from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.ptq.algorithms.rtn import rtn
 
 
 def _weight() -> torch.Tensor:

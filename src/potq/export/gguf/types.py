@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from potq.export.blocks import Blocks, BlockType
-from potq.grid import E2M1
-from potq.scheme import PRESETS
+from potq.numerics.grid import E2M1
+from potq.numerics.scheme import PRESETS
 
 
 class GgmlType(NamedTuple):

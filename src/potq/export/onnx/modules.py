@@ -11,8 +11,8 @@ from potq.errors import ExportError
 from potq.export.blocks import BlockType, misfit
 from potq.export.onnx.types import DOMAIN, gather_attributes, matmul_attributes, operands
 from potq.export.targets import ONNX
-from potq.model import packed_modules
-from potq.nn import PackedModule, PoTEmbedding, PoTLinear
+from potq.nn.packed import PackedModule, PoTEmbedding, PoTLinear
+from potq.nn.plan import packed_modules
 
 
 class NBitsModule(PackedModule):
@@ -98,6 +98,6 @@ def _operands(module: PackedModule, name: str) -> tuple[Tensor, Tensor, BlockTyp
 
 
 def _class_of(kind: type[PackedModule]) -> type[PackedModule]:
-    """A subclass with a forward of its own (Gemma's scaled embedding) keeps it, as in :func:`potq.nn.packed_class`."""
+    """A subclass with a forward of its own (Gemma's scaled embedding) keeps it, as in :mod:`potq.nn.packed`."""
     base: type[PackedModule] = NBitsEmbedding if issubclass(kind, PoTEmbedding) else NBitsLinear
     return base if kind in (PoTLinear, PoTEmbedding) else type(kind.__name__, (kind.__bases__[0], base), {})

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from potq.export.blocks import BlockType, encode
-from potq.packing import pack
-from potq.tensor import QuantizedWeight
+from potq.numerics.packing import pack
+from potq.numerics.tensor import QuantizedWeight
 
 DOMAIN = "com.microsoft"
 ACCURACY, FLOAT32_INPUTS, INT8_INPUTS = "accuracy_level", 1, 4

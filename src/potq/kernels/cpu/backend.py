@@ -1,6 +1,6 @@
 """Products and look-ups by the compiled kernels, for modules and for the registered ops.
 
-The canonical codes are repacked into the kernels' tiles (``csrc/layout.h``) at the first product
+The canonical codes are repacked into the kernels' tiles (``csrc/kernels/layout.h``) at the first product
 (:mod:`potq.kernels.prepared` keeps them). The kernels know no row scales: these multiply the kernels' outputs here.
 """
 
@@ -16,8 +16,8 @@ from potq import native as lib
 from potq.kernels.prepared import Prepared, check_storage
 
 if TYPE_CHECKING:
-    from potq.kernels.registry import Activations
-    from potq.scheme import QuantScheme
+    from potq.kernels.activations import Activations
+    from potq.numerics.scheme import QuantScheme
 
 NAME = "cpu"
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}

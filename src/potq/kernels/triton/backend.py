@@ -19,9 +19,9 @@ from potq.kernels.prepared import Prepared, check_storage
 from potq.kernels.triton.layout import OCTET, WIDTHS
 
 if TYPE_CHECKING:
-    from potq.kernels.registry import Activations
+    from potq.kernels.activations import Activations
     from potq.kernels.triton.weight import GpuWeight
-    from potq.scheme import QuantScheme
+    from potq.numerics.scheme import QuantScheme
 
 NAME = "triton"
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
-from potq.grid import Grid
+from potq.numerics.grid import Grid
 
 Kind = Literal["powers", "integer", "table"]
 BIAS = {10: 15, 7: 127}  # of the exponent, by bits of the mantissa: float16 and bfloat16

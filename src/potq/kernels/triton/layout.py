@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from potq.errors import ConfigError
-from potq.packing import unpack
+from potq.numerics.packing import unpack
 
 OCTET = 8  # columns that one thread decodes; a row is a multiple of them
 _PADDED = 32  # columns to which a row is padded: a word of 3-bit signs
@@ -45,7 +45,7 @@ class Words(NamedTuple):
 
 
 def arrange(packed: Tensor, bits: int, columns: int) -> Words:
-    """The words of ``packed`` (uint8 ``(rows, row bytes)``, the layout of :mod:`potq.packing`), on its device.
+    """The words of ``packed`` (uint8 ``(rows, row bytes)``, the layout of :mod:`potq.numerics.packing`), on its device.
 
     Raises:
         ConfigError: ``bits`` other than 2, 3, 4 and 8, or ``columns`` not a multiple of 8.

@@ -9,10 +9,10 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from potq.functional import decode_scale
 from potq.kernels.triton.form import Form, form_of
 from potq.kernels.triton.layout import Words, arrange
-from potq.scheme import QuantScheme
+from potq.numerics.functional import decode_scale
+from potq.numerics.scheme import QuantScheme
 
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 MANTISSA = {torch.float16: 10, torch.bfloat16: 7}
@@ -39,7 +39,7 @@ class GpuWeight:
 
     @classmethod
     def of(cls, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> GpuWeight:
-        """Arrange the tensors of a checkpoint (see :class:`potq.tensor.QuantizedWeight`), on their device; waits for it.
+        """Arrange the tensors of a checkpoint (see :class:`~potq.numerics.tensor.QuantizedWeight`), on their device; waits.
 
         Raises:
             ConfigError: a width or a number of columns that the layout does not have.

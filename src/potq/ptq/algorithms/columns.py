@@ -1,4 +1,4 @@
-"""Rounding a block of columns one after another: the compiled loops of ``csrc/columns.cpp``, or the same in torch.
+"""Rounding a block of columns one after another: the compiled loops of ``csrc/fit/columns.cpp``, or the same in torch.
 
 The torch form rounds a column of all rows at a time, in the same order of operations, so that both give the same bits; it is
 some hundred times slower, and there for installs without the compiled library and as the reference.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from potq import native
-from potq.algorithms.rounding import Rounding
+from potq.ptq.algorithms.rounding import Rounding
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from potq.algorithms.columns import Block, descend
-from potq.algorithms.gptq import without_dead_inputs
-from potq.algorithms.rounding import Rounded, Rounding, rescale
-from potq.functional import group_index, spread, sum_groups
+from potq.numerics.functional import group_index, spread, sum_groups
+from potq.ptq.algorithms.columns import Block, descend
+from potq.ptq.algorithms.gptq import without_dead_inputs
+from potq.ptq.algorithms.rounding import Rounded, Rounding, rescale
 
 _SWEEPS = 2  # of coordinate descent a round
 _SYSTEMS = 1 << 22  # entries of the least-squares systems that are built at a time

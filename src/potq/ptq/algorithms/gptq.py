@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from potq.algorithms.columns import Block, compensate
-from potq.algorithms.rounding import Rounded, Rounding
 from potq.errors import PotqError
-from potq.functional import group_index
+from potq.numerics.functional import group_index
+from potq.ptq.algorithms.columns import Block, compensate
+from potq.ptq.algorithms.rounding import Rounded, Rounding
 
 _BLOCK = 128  # columns at a time where a group is longer, or columns are ordered
 

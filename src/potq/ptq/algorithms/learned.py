@@ -1,7 +1,7 @@
 """A quantized weight that can be learned: its codes through a latent float weight, its scales through their logarithms.
 
-Values and gradients are those of :mod:`potq.straight_through`. The alternative for few levels, a Gumbel-softmax over them
-(GSQ, 2604.18556), holds and trains a logit for every level of every weight: eight times the memory at 3 bits.
+Values and gradients are those of :mod:`potq.numerics.fake_quantize`. The alternative for few levels, a Gumbel-softmax over
+them (GSQ, 2604.18556), holds and trains a logit for every level of every weight: eight times the memory at 3 bits.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from potq.algorithms.rounding import Rounded, Rounding, round_to_nearest
-from potq.straight_through import round_op
+from potq.numerics.fake_quantize import round_op
+from potq.ptq.algorithms.rounding import Rounded, Rounding, round_to_nearest
 
 
 class LearnedWeight(nn.Module):

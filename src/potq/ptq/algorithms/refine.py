@@ -1,6 +1,6 @@
 """Refinement of codes and scales together by gradient descent, on a block's output or on the whole model's predictions.
 
-What is learned is one :class:`~potq.algorithms.learned.LearnedWeight` a layer, which stands in for the layer's own
+What is learned is one :class:`~potq.ptq.algorithms.learned.LearnedWeight` a layer, which stands in for the layer's own
 weight while :class:`Learning` is on; the model itself is never changed, and is the teacher. Matching the output of a block
 (BRECQ, 2102.05426; EfficientQAT's Block-AP, 2407.11062) needs memory for one block; matching the predictions sees how errors
 add up and cancel, and needs it for the model.
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potq.algorithms.learned import LearnedWeight
-from potq.effort import Effort
+from potq.config import Effort
 from potq.errors import ModelError
-from potq.model import as_matrix
+from potq.nn.plan import as_matrix
+from potq.ptq.algorithms.learned import LearnedWeight
 from potq.resume import WorkFolder
 
 _BETAS = (0.9, 0.95)

@@ -12,12 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from potq.functional import codebook, decode_scale, encode_scale, spread
-from potq.row_scale import choose_row_scale
-from potq.scale_search import choose_scale
-from potq.scheme import QuantScheme
-from potq.straight_through import round_op
-from potq.tensor import QuantizedWeight
+from potq.numerics.fake_quantize import round_op
+from potq.numerics.functional import codebook, decode_scale, encode_scale, spread
+from potq.numerics.row_scale import choose_row_scale
+from potq.numerics.scale_search import choose_scale
+from potq.numerics.scheme import QuantScheme
+from potq.numerics.tensor import QuantizedWeight
 
 
 class Rounding(Protocol):
@@ -63,7 +63,7 @@ class Rounded:
 
 
 class SchemeRounding:
-    """A :class:`~potq.scheme.QuantScheme` as algorithms see it; ``row_scale`` (float16 ``(out, 1)``) if it has one."""
+    """A :class:`QuantScheme` as algorithms see it; ``row_scale`` (float16 ``(out, 1)``) if it has one."""
 
     def __init__(self, scheme: QuantScheme, row_scale: Tensor | None = None) -> None:
         self.scheme, self.row_scale = scheme, row_scale

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from potq.row_scale import choose_row_scale
-from potq.scale_search import choose_scale
-from potq.scheme import QuantScheme, ScaleMethod
-from potq.tensor import QuantizedWeight
+from potq.numerics.row_scale import choose_row_scale
+from potq.numerics.scale_search import choose_scale
+from potq.numerics.scheme import QuantScheme, ScaleMethod
+from potq.numerics.tensor import QuantizedWeight
 
 
 def rtn(
@@ -18,7 +18,7 @@ def rtn(
     method: ScaleMethod = "mse",
     candidates: int | None = None,
 ) -> QuantizedWeight:
-    """Quantize ``weight`` ``(out, in)``; arguments and errors as in :func:`potq.scale_search.choose_scale`."""
+    """Quantize ``weight`` ``(out, in)``; arguments and errors as in :func:`potq.numerics.scale_search.choose_scale`."""
     scale, row_scale = choose_scales(weight, scheme, importance, method=method, candidates=candidates)
     return QuantizedWeight.from_scale(weight, scale, scheme, row_scale)
 
@@ -33,7 +33,7 @@ def choose_scales(
 ) -> tuple[Tensor, Tensor | None]:
     """The stored scales that :func:`rtn` rounds under, and row scales where the scheme has them.
 
-    A scheme with row scales tries some more under each (:mod:`potq.row_scale`).
+    A scheme with row scales tries some more under each (:mod:`potq.numerics.row_scale`).
     """
     if scheme.row_scale:
         return choose_row_scale(weight, scheme, importance, method=method, candidates=candidates)

