@@ -64,7 +64,7 @@ class Parser {
     while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\t' || text_[at_] == '\r')) at_++;
   }
   void expect(char c) {
-    if (peek() != c) wrong("is no valid JSON");
+    if (peek() != c) wrong("is not valid JSON");
     at_++;
   }
   void word(const char* rest) {
@@ -106,7 +106,7 @@ class Parser {
       last = child;
       size++;
       space();
-      if (peek() != ',' && peek() != end) wrong("is no valid JSON");
+      if (peek() != ',' && peek() != end) wrong("is not valid JSON");
     }
     at_++;
     node(index).kind = kind;
@@ -202,7 +202,7 @@ class Parser {
     if (peek() == '0') {
       at_++;
     } else if (!digits()) {
-      wrong("is no valid JSON");
+      wrong("is not valid JSON");
     }
     if (peek() == '.') {
       integer = false, at_++;

@@ -172,10 +172,10 @@ def test_logits(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threads": 0}, "threads is a whole number in 1..256, found 0"),
+        ({"threads": 0}, "invalid threads 0; use an integer in 1..256"),
         ({"threads": 257}, "threads"),
         ({"threads": 1.5}, "threads"),
-        ({"context": 0}, "context is a whole number"),
+        ({"context": 0}, "invalid context"),
         ({"context": 2**31}, "context"),
         ({"context": "8"}, "context"),
         ({"activations": "int4"}, "unknown activations 'int4'; choose int8 or float"),

@@ -35,8 +35,10 @@ def generate(
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads. Default: torch's number.")] = None,
-    dtype: Annotated[str, typer.Option(help="What the modules compute in; the engine knows auto alone.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Where the modules run, e.g. cuda. Default: cpu.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Data type that the modules compute in. The engine supports auto only.")
+    ] = "auto",
+    device: Annotated[str | None, typer.Option(help="Device of the modules, e.g. cuda. Default: cpu.")] = None,
     activations: Annotated[
         Activations, typer.Option(help="Inputs of packed products: rounded to int8 (fast), or exact.")
     ] = Activations.int8,

@@ -93,7 +93,7 @@ class Engine:
         """The model's; token ids as prompts need none.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: it has no tokenizer.
         """
         return load_tokenizer(self.path)
 
@@ -114,7 +114,7 @@ class Engine:
         Raises:
             CheckpointError: a prompt of text, and no tokenizer.
             ConfigError: settings out of range; stop texts with a prompt of ids.
-            DataError: an empty prompt, something that is no ids, a chat without template.
+            DataError: an empty prompt, invalid ids, a chat without template.
             EngineError: ids outside the vocabulary, a prompt that is longer than the context, an engine that is in use or
                 closed. While it generates: outputs that are not finite.
         """
@@ -134,7 +134,7 @@ class Engine:
         """What the model expects behind each token: float32 ``(count, vocabulary)``. Ends a text that is under way.
 
         Raises:
-            DataError: something that is no ids.
+            DataError: invalid ids.
             EngineError: as in :meth:`generate`.
         """
         return self._append(ids, behind=0)
@@ -210,7 +210,7 @@ class Engine:
             return self._text
 
     def _next(self, text: int) -> int | FinishReason:
-        """The next token, or why there is none."""
+        """The next token, or the reason why the text ends."""
         token = ctypes.c_int32()
         while True:  # a long prompt takes several steps; in between, Ctrl-C is heard
             with self._mine() as engine:
@@ -231,7 +231,7 @@ class Engine:
         with self._mine() as engine:
             self._text += 1
             if self._library.potq_engine_truncate(engine, behind):
-                raise EngineError(f"the sequence has no {behind} tokens")
+                raise EngineError(f"the sequence has fewer than {behind} tokens")
             if self._library.potq_engine_append(engine, *tokens.buffer_info(), logits.data_ptr(), all, *self._reason):
                 self._fail()
         return logits
@@ -269,7 +269,7 @@ def _options(threads: int | None, context: int | None, activations: Activations)
 
 def _whole(name: str, value: int, most: int) -> int:
     if not isinstance(value, int) or not 1 <= value <= most:
-        raise ConfigError(f"{name} is a whole number in 1..{most}, found {value!r}")
+        raise ConfigError(f"invalid {name} {value!r}; use an integer in 1..{most}")
     return value
 
 

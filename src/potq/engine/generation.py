@@ -77,7 +77,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat) -> list[int]:
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"the prompt is no Unicode text ({error})") from None
+            raise DataError(f"the prompt is not valid Unicode ({error})") from None
         ids: list[int] = tokenizer(prompt)["input_ids"] if prompt else []
         if not ids:
             raise DataError("the prompt is empty; give at least one character")
@@ -96,7 +96,7 @@ def token_ids(ids: Ids) -> array[int]:
     """``ids`` as int32; a tensor may have the shape ``(count,)`` or ``(1, count)``.
 
     Raises:
-        DataError: they are no whole numbers of 32 bits, or of another shape.
+        DataError: they are not 32-bit integers in one sequence.
     """
     if isinstance(ids, bytes | bytearray):
         raise DataError("a prompt of bytes is neither a text nor token ids; decode it")

@@ -58,7 +58,7 @@ def export_compressed_tensors(
         force: replace an existing model folder; a ``README.md`` in it that potq did not write is kept.
 
     Raises:
-        ExportError: a scheme without exact form, linears that are no ``nn.Linear`` (GPT-2's), no packed weight, a scale or
+        ExportError: a scheme without exact form, linears that are not ``nn.Linear`` (GPT-2's), no packed weight, a scale or
             rows that do not fit, MXFP4 beside integers.
         CheckpointError: something is in the way at ``path``, or the disk is full.
     """
@@ -97,7 +97,7 @@ def _kinds(model: PreTrainedModel, reader: nn.Module, *, allow_8bit: bool) -> di
     """The types of the linears to be stored packed, by name: all but a head that the format cannot hold.
 
     Raises:
-        ExportError: there are none, one that the format cannot hold, or types that are unpacked to several dtypes.
+        ExportError: no packed weight, one that the format cannot hold, or types that are unpacked to several dtypes.
     """
     head, found = model.get_output_embeddings(), {}
     for name, module in packed_modules(model).items():

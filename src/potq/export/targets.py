@@ -1,4 +1,4 @@
-"""What each target can hold: the smallest exact type of a scheme, and the nearest scheme where there is none."""
+"""What each target can hold: the smallest exact type of a scheme, and the nearest scheme that has one."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def _state(tensor: Tensor) -> tuple[int, int]:
 
 
 class Prepared(Generic[T]):
-    """One backend's table of prepared weights. Row scales are no part of what is prepared.
+    """One backend's table of prepared weights. Row scales are not part of what is prepared.
 
     Args:
         make: of a weight.

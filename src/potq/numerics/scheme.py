@@ -75,7 +75,7 @@ class QuantScheme(Strict):
     @classmethod
     def _positive(cls, value: GroupSize) -> GroupSize:
         if isinstance(value, int) and value < 1:
-            raise ValueError("group_size is a positive integer, 'row' or 'tensor'")
+            raise ValueError(f"invalid group size {value}; use a positive integer, 'row' or 'tensor'")
         return value
 
     @model_validator(mode="after")

@@ -190,7 +190,7 @@ def check_candidates(candidates: Sequence[QuantScheme | str]) -> list[QuantSchem
     """The candidates as schemes.
 
     Raises:
-        ConfigError: there are none, one is given twice, or a preset is unknown.
+        ConfigError: no candidate, one given twice, or an unknown preset.
     """
     if isinstance(candidates, str):
         raise ConfigError(f"candidates is the string {candidates!r}; give a list of schemes or presets")
@@ -211,10 +211,10 @@ def within_budget(layers: Sequence[LayerOptions], budget: float) -> list[int]:
     worse than one.
 
     Raises:
-        ConfigError: the budget is no number, or below what the cheapest options take.
+        ConfigError: an invalid budget, or one below what the cheapest options take.
     """
     if not 0 < budget < math.inf:
-        raise ConfigError(f"a budget of {budget} bits per weight is none; give a positive number, e.g. 3.25")
+        raise ConfigError(f"invalid budget {budget}; give a positive number of bits per weight, e.g. 3.25")
     weights = sum(layer.weights for layer in layers)
     limit = math.floor(Fraction(budget) * weights)
     cheapest = [min((o.bits, o.loss, index) for index, o in enumerate(layer.options))[2] for layer in layers]
@@ -294,7 +294,7 @@ def _to_choose_for(model: nn.Module, config: PoTConfig) -> list[WeightPlan]:
     linears = [target for target in plan(model, config).targets if target.kind == "linear"]
     free = [t for t in linears if not any(matches(pattern, name) for pattern in config.targets for name in t.names)]
     if not free:
-        raise ConfigError("there is no linear to choose a scheme for: all are ignored, or named by targets")
+        raise ConfigError("no linear is left to choose a scheme for: all are ignored, or named by targets")
     return free
 
 

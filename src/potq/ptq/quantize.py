@@ -210,7 +210,7 @@ def check_weight(weight: Tensor, target: WeightPlan) -> None:
 
 
 def require_calibration(config: PoTConfig, *, given: bool) -> None:
-    """Refuse what needs calibration text where there is none.
+    """Refuse what needs calibration text if none is given.
 
     Raises:
         ConfigError: says what to pass.

@@ -1,4 +1,4 @@
-"""transformers' Trainer for prepared models: scales, exact resumption, a log, and a stop where the loss is no number.
+"""transformers' Trainer for prepared models: scales, exact resumption, a log, and a stop where the loss is NaN or infinite.
 
 What it adds to the Trainer: the losses of :mod:`potq.nn.losses`; a rate of their own for learned scales; scales that no
 state dict holds, kept in ``scales.safetensors`` of every checkpoint; a mark in checkpoints that are whole, so that a run
@@ -220,7 +220,7 @@ def clear_unfinished(folder: Path) -> None:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """What was logged, a mapping a line; a line that a killed run left half written is none."""
+    """What was logged, a mapping a line; a line that a killed run left half written is left out."""
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
