@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("venv", type=Path, help="folder of the virtual environment")
     parser.add_argument("what", choices=["demo", "ready"])
     options = parser.parse_args()
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  an older Python comes here to be told
         sys.exit(f"potq needs Python 3.11 or later, this is {sys.version.split()[0]}; try: make PYTHON=python3.12")
     steps = Steps(options.venv / "bin" / "python")
     {"demo": demo, "ready": ready}[options.what](steps, options.venv)
