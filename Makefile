@@ -43,6 +43,7 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/shellcheck $(SHELL_FILES)
 	$(TOOLS) actionlint $(wildcard .github/workflows/*.yml)
+	$(BIN)/zizmor --offline --quiet .github
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
@@ -89,7 +90,7 @@ check-deep: wheel
 wheel: $(VENV)/.ready
 	$(TOOLS) tools/wheel.sh
 
-$(VENV)/.demo: pyproject.toml constraints.txt tools/install.py $(LIBRARY_FILES)
+$(VENV)/.demo: pyproject.toml constraints.txt src/potq/version.py tools/install.py $(LIBRARY_FILES)
 	$(PYTHON) tools/install.py $(VENV) demo
 
 $(VENV)/.ready: $(VENV)/.demo
