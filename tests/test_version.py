@@ -18,7 +18,8 @@ def test_the_citation_names_this_version() -> None:
 
 
 def test_the_changelog_begins_with_this_version() -> None:
-    newest = re.search(r"^## (\S+) \((?:unreleased|\d{4}-\d{2}-\d{2})\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\S+) \((?:unreleased|\d{4}-\d{2}-\d{2})\)$", changes, re.MULTILINE)
     assert newest is not None
     assert newest[1] == potq.__version__
 
