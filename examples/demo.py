@@ -99,7 +99,7 @@ def on_engine(folder: Path) -> OnEngine | EngineError:
             engine.generate(PROMPT, max_new_tokens=2).finish()
             engine.reset()
             began = time.perf_counter()
-            generation = engine.generate(PROMPT, max_new_tokens=NEW_TOKENS, end_ids=()).finish()
+            generation = engine.generate(PROMPT, max_new_tokens=NEW_TOKENS, stop_token_ids=()).finish()
             return OnEngine(PROMPT + generation.text, NEW_TOKENS / (time.perf_counter() - began), engine.isa)
     except EngineError as error:
         return error

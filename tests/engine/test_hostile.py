@@ -272,7 +272,7 @@ def test_a_file_that_changes_while_it_is_read(folder: Path) -> None:
 
 def continuation(folder: Path) -> tuple[list[int], str | None]:
     generation = Engine(folder).generate([3, 4, 5], max_new_tokens=4).finish()
-    return list(generation.ids), generation.end
+    return list(generation.ids), generation.finish_reason
 
 
 def test_end_tokens(folder: Path) -> None:

@@ -28,7 +28,7 @@ from potq.checkpoint.card import packed_card, write_card
 from potq.config import PoTConfig
 from potq.errors import CheckpointError, ConfigError, ModelError
 from potq.files import check_destination, disk_errors, flush, replacing
-from potq.nn.plan import Target, hollow, packed_modules, plan, tensor_bytes
+from potq.nn.plan import WeightPlan, meta_model, packed_modules, plan, tensor_bytes
 from potq.numerics.tensor import storage
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def check_reloadable(model: PreTrainedModel) -> None:
     Raises:
         ModelError: names the modules that differ (after ``resize_token_embeddings``, say).
     """
-    targets = plan(hollow(model), model.config.quantization_config).targets
+    targets = plan(meta_model(model), model.config.quantization_config).targets
     expected = {name: (target.shape, target.scheme, target.name) for target in targets for name in target.names}
     packed = packed_modules(model)
     names = {id(module): name for name, module in packed.items()}
@@ -189,7 +189,7 @@ def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
     return tensors
 
 
-def check_headers(stored: dict[str, StoredTensor], targets: Iterable[Target], where: str) -> None:
+def check_headers(stored: dict[str, StoredTensor], targets: Iterable[WeightPlan], where: str) -> None:
     """Compare what the files hold with what the config asks for, before anything is loaded.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from potq.cli import console
-from potq.cli.kernels import Activations, kernel_lines, use_kernels
+from potq.cli.kernels import Activations, kernel_lines
 from potq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,10 +87,11 @@ def _load(
 ) -> tuple[PreTrainedModel, dict[str, int]]:
     """A model, and what computes its packed products."""
     from potq.checkpoint.loading import load
+    from potq.kernels import use_kernels
 
     with console.status(f"loading {source}"):
         model = load(source, dtype=dtype, device=device)
-    return model, use_kernels(model, activations)
+    return model, use_kernels(model, activations.value)
 
 
 def _prepare(

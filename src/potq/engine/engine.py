@@ -19,7 +19,7 @@ from torch import Tensor
 from potq import native
 from potq.checkpoint.loading import load_tokenizer
 from potq.checkpoint.source import resolve
-from potq.engine.generation import Chat, End, Generation, Ids, Settings, SettingsFields, encode, token_ids
+from potq.engine.generation import Chat, FinishReason, Generation, Ids, Settings, SettingsFields, encode, token_ids
 from potq.engine.text_stream import TextStream
 from potq.errors import ConfigError, EngineError
 from potq.kernels.activations import Activations, check_activations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _MAX_THREADS = 256
 _STEP_TOKEN = 5  # of potq_state
-_ENDS: dict[int, End] = {1: "token", 3: "context"}
+_ENDS: dict[int, FinishReason] = {1: "token", 3: "context"}
 
 
 class Engine:
@@ -195,17 +195,21 @@ class Engine:
             top_k=settings.top_k,
             seed=secrets.randbits(64) if settings.seed is None else settings.seed,
         )
-        ends = None if settings.end_ids is None else (ctypes.c_int32 * max(len(settings.end_ids), 1))(*settings.end_ids)
+        ends = (
+            None
+            if settings.stop_token_ids is None
+            else (ctypes.c_int32 * max(len(settings.stop_token_ids), 1))(*settings.stop_token_ids)
+        )
         with self._mine() as engine:
             kept = self._library.potq_engine_start(
-                engine, *ids.buffer_info(), sampling, ends, len(settings.end_ids or ()), *self._reason
+                engine, *ids.buffer_info(), sampling, ends, len(settings.stop_token_ids or ()), *self._reason
             )
             if kept < 0:
                 self._fail()
             self._text += 1
             return self._text
 
-    def _next(self, text: int) -> int | End:
+    def _next(self, text: int) -> int | FinishReason:
         """The next token, or why there is none."""
         token = ctypes.c_int32()
         while True:  # a long prompt takes several steps; in between, Ctrl-C is heard

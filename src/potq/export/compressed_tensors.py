@@ -22,7 +22,7 @@ from potq.export.output import check_on_cpu, folder_bytes
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import COMPRESSED_TENSORS, check_schemes
 from potq.files import check_destination, disk_errors, flush, replacing
-from potq.nn.plan import hollow, packed_modules
+from potq.nn.plan import meta_model, packed_modules
 from potq.numerics.tensor import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def export_compressed_tensors(
     """
     target = check_destination(path, force=force)
     check_on_cpu(model)
-    reader: Any = hollow(model)  # what the folder's reader will build
+    reader: Any = meta_model(model)  # what the folder's reader will build
     packed = packed_modules(model)
     kinds = _kinds(model, reader, allow_8bit=allow_8bit)
     dtype = dtype_of(next(iter(kinds.values())))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from potq.config import PoTConfig, matches
 from potq.errors import ConfigError
-from potq.nn.plan import Target, linear_weight, plan
+from potq.nn.plan import WeightPlan, linear_weight, plan
 from potq.nn.report import Progress
 from potq.numerics.scheme import QuantScheme
 from potq.ptq import calibration as calib
@@ -289,7 +289,7 @@ def _stored_bits(scheme: QuantScheme, shape: tuple[int, int]) -> int:
     return round(scheme.bits_per_weight(*shape) * shape[0] * shape[1])
 
 
-def _to_choose_for(model: nn.Module, config: PoTConfig) -> list[Target]:
+def _to_choose_for(model: nn.Module, config: PoTConfig) -> list[WeightPlan]:
     """The linears that neither ``config.ignore`` nor ``config.targets`` name."""
     linears = [target for target in plan(model, config).targets if target.kind == "linear"]
     free = [t for t in linears if not any(matches(pattern, name) for pattern in config.targets for name in t.names)]

@@ -32,7 +32,7 @@ from potq.errors import CheckpointError, ModelError
 from potq.nn.losses import next_token_loss
 from potq.nn.report import Progress
 from potq.qat.objective import Objective
-from potq.qat.prepare import load_scale_state, outdate_scales, qat_modules, scale_state
+from potq.qat.prepare import load_scale_state, qat_modules, refresh_scales, scale_state
 from potq.qat.recipe import OptimizationRecipe
 
 LOG = "log.jsonl"
@@ -255,7 +255,7 @@ class _Scales(TrainerCallback):
         modules = qat_modules(options["model"])
         settings = next((module.settings for module in modules.values()), None)
         if settings is not None and settings.searches_before(state.global_step, state.max_steps):
-            outdate_scales(options["model"])
+            refresh_scales(options["model"])
 
 
 class _Log(TrainerCallback):
