@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 SCHEME ?= apot4
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+export TQDM_DISABLE ?= 1
 
 CXX_FILES := $(sort $(shell find csrc benchmarks/peers -name '*.cpp' -o -name '*.h'))
 SHELL_FILES := .ci/run $(shell find csrc tools -name '*.sh')
