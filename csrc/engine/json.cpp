@@ -2,12 +2,35 @@
 
 #include <algorithm>
 #include <charconv>
+#if !defined(__cpp_lib_to_chars)
+#include <cmath>
+#include <cstdlib>
+#if defined(__APPLE__)
+#include <xlocale.h>
+#else
+#include <locale.h>
+#endif
+#endif
 
 #include "error.h"
 #include "utf8.h"
 
 namespace potq {
 namespace engine {
+namespace {
+
+// Whether the number that is written in [from, to) is in range. Apple's from_chars knows no floating point before macOS 26.
+bool read_double(const char* from, const char* to, double* value) {
+#if defined(__cpp_lib_to_chars)
+  return std::from_chars(from, to, *value).ec == std::errc();
+#else
+  static const locale_t c_locale = newlocale(LC_ALL_MASK, "C", nullptr);
+  *value = strtod_l(std::string(from, to).c_str(), nullptr, c_locale);
+  return std::isfinite(*value);
+#endif
+}
+
+}  // namespace
 
 Kind Value::kind() const { return document_->nodes_[node_].kind; }
 std::string_view Value::key() const {
@@ -217,7 +240,7 @@ class Parser {
     node(index).kind = Kind::kInteger;
     if (integer && std::from_chars(from, to, node(index).integer).ec == std::errc()) return;
     node(index).kind = Kind::kNumber;
-    if (std::from_chars(from, to, node(index).number).ec != std::errc()) wrong("has a number that is out of range");
+    if (!read_double(from, to, &node(index).number)) wrong("has a number that is out of range");
   }
 
   Document& document_;
