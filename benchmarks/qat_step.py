@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import potq
-from potq.qat import QATSettings, outdate_scales, prepare
+from potq.qat import QATSettings, prepare, refresh_scales
 from qat_plot import STEP_GOALS
 from results_io import Goal, Row, at_most, load_rows, print_goals, write_results
 
@@ -57,7 +57,7 @@ class Stepper:
     def __call__(self, *, search: bool = False) -> float:
         """Seconds that a step takes."""
         if search:
-            outdate_scales(self.model)
+            refresh_scales(self.model)
         began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bfloat16"):
             loss = self.model(self.ids, labels=self.ids, use_cache=False).loss
