@@ -20,7 +20,7 @@ CROSS := aarch64-linux-gnu-g++
 FUZZ_SECONDS ?= 600
 FUZZ_CXX ?= $(notdir $(firstword $(wildcard /usr/bin/clang++ /usr/bin/clang++-*)))
 
-.PHONY: demo test selftest lint format bench check-deep fuzz potq-run clean
+.PHONY: demo test selftest lint format prose bench check-deep fuzz potq-run clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py --scheme $(SCHEME)
@@ -45,6 +45,10 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+# how long the sentences of README and docs are; fails if they are too long. Needs nothing but Python
+prose:
+	$(PYTHON) docs/prose.py
 
 # the figures of README and docs; most want the texts and models of POTQ_DATA, or further packages (see benchmarks/README.md)
 bench: $(VENV)/.ready
