@@ -26,7 +26,7 @@ _LIBRARIES = 300_000_000  # bytes of torch and transformers themselves
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds and peak bytes, within a factor of about two."""
+    """Seconds and peak bytes, an order of magnitude: a measured run took about three times the seconds (docs/ptq.md)."""
 
     seconds: float
     bytes: int
