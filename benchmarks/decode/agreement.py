@@ -1,4 +1,4 @@
-"""Does the engine say what the Hugging Face modules say? ``python benchmarks/engine_agreement.py [--data DIR]``
+"""Does the engine say what the Hugging Face modules say? ``python -m benchmarks.decode.agreement [--data DIR]``
 
 SmolLM2-135M in the default scheme, rounded to nearest (``fast``). 100 prompts of 32 tokens of WikiText-2 test, 64 tokens on,
 greedily; and the perplexity of the first 40 windows of 1024 tokens. The engine's text is given to the modules in one pass:
@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 import potq
+from benchmarks.common.results import Goal, Row, at_least, at_most, load_rows, print_goals, write_results
+from benchmarks.ptq.settings import Setting, settings
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import Activations, set_activations
-from ptq_settings import Setting, settings
-from results_io import Goal, Row, at_least, at_most, load_rows, print_goals, write_results
 
 NAME = "engine_agreement"
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS, STRIDE = 100, 32, 64, 400

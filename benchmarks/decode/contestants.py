@@ -1,4 +1,4 @@
-"""What ``decode.py`` compares: programs that run SmolLM2-135M, each in a process of its own (``decode_worker.py``).
+"""What ``decode/speed.py`` compares: programs that run SmolLM2-135M, each in a process of its own (``decode/worker.py``).
 
 All get two threads. ``prefill`` is the time for a prompt to the logits of its last token; ``decode`` that of so many tokens
 one after the other, the likeliest each time, after a prompt of one token.
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from peers.llama_cpp import Context, server
-from peers.peer import THREADS, UnavailableError, optional
+from benchmarks.peers.llama_cpp import Context, server
+from benchmarks.peers.packages import THREADS, UnavailableError, optional
 
 CONTEXT = 1024
 
@@ -101,7 +101,7 @@ class OnnxFolder:
     def __init__(self, path: str) -> None:
         from pathlib import Path
 
-        from export_onnx import OnnxDecoder
+        from benchmarks.export.onnx import OnnxDecoder
 
         self._model = OnnxDecoder(Path(path), THREADS)
 

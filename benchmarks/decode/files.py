@@ -1,4 +1,4 @@
-"""The files that ``decode.py`` times: one model as potq folders and as llama.cpp's files.
+"""The files that ``decode/speed.py`` times: one model as potq folders and as llama.cpp's files.
 
 A llama.cpp file is "pure": every matrix, the embedding (which is the head too) included, has the one type of its name;
 norms stay float32. It is written tensor by tensor with ggml's own quantize functions, metadata and tokenizer copied from the
@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 import potq
-from gguf_copy import as_floats, copy
-from peers.ggml_library import ggml
+from benchmarks.common.gguf_copy import as_floats, copy
+from benchmarks.peers.ggml_library import ggml
 from potq.checkpoint.source import embedded_file
 
 

@@ -1,11 +1,14 @@
-"""What ``decode.py`` is judged by. Ours are the slowest of several, theirs the fastest; ratios are medians over rounds."""
+"""What ``decode/speed.py`` is judged by.
+
+Ours are the slowest of several, theirs the fastest; ratios are medians over rounds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
 
-from results_io import Goal, Row, at_least
+from benchmarks.common.results import Goal, Row, at_least
 
 FOUR = ("potq apot4", "potq pot4", "potq mxfp4")
 LLAMA_FOUR = ("Q4_0", "IQ4_NL", "MXFP4")

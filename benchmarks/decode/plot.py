@@ -1,4 +1,4 @@
-"""The picture of ``decode.py``: tokens per second against perplexity, decoding and prompt."""
+"""The picture of ``decode/speed.py``: tokens per second against perplexity, decoding and prompt."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from decode_goals import medians
-from results_io import Row
+from benchmarks.common.results import Row
+from benchmarks.decode.goals import medians
 
 KINDS = {"potq": ("#d62728", "o"), "llama.cpp native": ("#ff7f0e", "s"), "llama.cpp": ("#ffbb78", "D")}
 WORST = 200  # perplexity: beyond it a point stands at the edge

@@ -1,12 +1,12 @@
-"""Writes the tables of ``decode.py`` and ``engine_agreement.py`` into ``docs/engine.md``."""
+"""Writes the tables of ``decode/speed.py`` and ``decode/agreement.py`` into ``docs/engine.md``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from decode_goals import medians
-from document import goals_table, put, results
-from results_io import Row
+from benchmarks.common.markdown import goals_table, put, results
+from benchmarks.common.results import Row
+from benchmarks.decode.goals import medians
 
 
 def speed_table(rows: Sequence[Row]) -> str:

@@ -1,8 +1,8 @@
 """Tokens per second of SmolLM2-135M: potq's engine, Hugging Face and llama.cpp, in one interleaved run.
 
-``python benchmarks/decode.py --work DIR [--data DIR] [--rounds N]``. Two threads each, one sequence; prompts of one and of
-512 tokens. DIR keeps the models that are made first (half an hour, most of it calibration). Every round measures every
-contestant once, in turn, each in a process of its own that sleeps meanwhile; medians of rounds count, and ratios are
+``python -m benchmarks.decode.speed --work DIR [--data DIR] [--rounds N]``. Two threads each, one sequence; prompts of one
+and of 512 tokens. DIR keeps the models that are made first (half an hour, most of it calibration). Every round measures
+every contestant once, in turn, each in a process of its own that sleeps meanwhile; medians of rounds count, and ratios are
 medians of each round's ratio. Perplexity is that of the very files, weights dequantized and activations not rounded, on the
 first 40 windows of 1024 of WikiText-2 test; for it our files are made once more, calibrated (effort ``balanced``), which
 changes their numbers and not their speed. Rows are kept as they come; a killed run resumes. Wants a machine that does
@@ -28,14 +28,14 @@ from typing import Any
 import torch
 
 import potq
-from decode_contestants import Entry
-from decode_files import GGML_TYPES, OURS, gguf_file, types_used
-from decode_goals import goals
-from decode_plot import draw
+from benchmarks.common.results import RESULTS, Row, load_rows, print_goals, write_results
+from benchmarks.decode.contestants import Entry
+from benchmarks.decode.files import GGML_TYPES, OURS, gguf_file, types_used
+from benchmarks.decode.goals import goals
+from benchmarks.decode.plot import draw
+from benchmarks.ptq.settings import Setting, settings
 from potq import kernels
 from potq.evaluate.perplexity import perplexity
-from ptq_settings import Setting, settings
-from results_io import RESULTS, Row, load_rows, print_goals, write_results
 
 NAME = "decode"
 NEW_TOKENS, PROMPT_TOKENS, ROUNDS = 128, 512, 7
@@ -54,10 +54,9 @@ class Worker:
     """A contestant's process."""
 
     def __init__(self, entry: Entry) -> None:
-        script = Path(__file__).with_name("decode_worker.py")
         self.entry = entry
         self._process = subprocess.Popen(
-            [sys.executable, str(script), entry.kind, entry.argument],
+            [sys.executable, "-m", "benchmarks.decode.worker", entry.kind, entry.argument],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -75,7 +74,9 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.entry.name} ended; run decode_worker.py {self.entry.kind} {self.entry.argument}")
+            raise RuntimeError(
+                f"{self.entry.name} ended; run python -m benchmarks.decode.worker {self.entry.kind} {self.entry.argument}"
+            )
         return json.loads(line)
 
     def close(self) -> None:

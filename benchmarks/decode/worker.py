@@ -1,4 +1,4 @@
-"""One contestant of ``decode.py`` in a process of its own: ``decode_worker.py KIND ARGUMENT``.
+"""One contestant of ``decode/speed.py`` in a process of its own: ``python -m benchmarks.decode.worker KIND ARGUMENT``.
 
 Prints its facts as a line of JSON, then answers every line of standard input, a JSON list of a method and its arguments, by
 a line with the result. Between requests it sleeps.
@@ -10,8 +10,8 @@ import json
 import os
 import sys
 
-from decode_contestants import KINDS
-from peers.peer import UnavailableError
+from benchmarks.decode.contestants import KINDS
+from benchmarks.peers.packages import UnavailableError
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What ``export.py`` asks of a written file: llama.cpp's texts and perplexity, stock transformers' logits, beside ours."""
+"""What ``export/measure.py`` asks of a written file: llama.cpp's texts and perplexity, stock transformers' logits."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 import potq
-from export_llama import Scorer, Writer, perplexity, round_activations
-from export_models import PROMPT_TOKENS, Subject
-from export_targets import stock
+from benchmarks.common.results import Row
+from benchmarks.export.llama import Scorer, Writer, perplexity, round_activations
+from benchmarks.export.models import PROMPT_TOKENS, Subject
+from benchmarks.export.targets import stock
 from potq.kernels import registry, set_activations
-from results_io import Row
 
 NEW_TOKENS, SINGLE = 32, 64
 WAYS = ("float", "int8", "rounded alike")

@@ -1,10 +1,10 @@
-"""What ``export.py`` is judged by."""
+"""What ``export/measure.py`` is judged by."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from results_io import Goal, Row, at_least, at_most
+from benchmarks.common.results import Goal, Row, at_least, at_most
 
 TEXTS, PERPLEXITY = 18, 0.005
 MODELS = ("TinyStories-656K", "nano GPT-2", "SmolLM2-135M")

@@ -1,4 +1,4 @@
-"""llama.cpp for ``export.py``: greedy text by the package xllamacpp, logits of every position by llama-cpp-python.
+"""llama.cpp for ``export/measure.py``: greedy text by the package xllamacpp, logits of every position by llama-cpp-python.
 
 Both round the inputs of products with quantized weights to int8 in blocks of 32 (``Q8_0``, ``Q8_1``), each block with a
 float16 scale; there is no switch for it. :func:`round_activations` does the same to our modules.
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peers.llama_cpp import Context, server
+from benchmarks.peers.llama_cpp import Context, server
 from potq.nn.plan import packed_modules
 
 CONTEXT = 1024

@@ -1,4 +1,6 @@
-"""Do exported files hold the very weights, and do their engines say what potq says? ``benchmarks/export.py --work DIR``
+"""Do exported files hold the very weights, and do their engines say what potq says?
+
+``python -m benchmarks.export.measure --work DIR``
 
 Three models: SmolLM2-135M, calibrated (``balanced``), TinyStories-656K and a nano GPT-2 that is trained here, both rounded
 to nearest; embedding and head ``int8``. Per scheme and target: bytes, bits per weight, and how many weights differ when the
@@ -22,17 +24,17 @@ from typing import Any
 
 import torch
 
-from decode import NEW_TOKENS, PROMPT_TOKENS
-from export_agreement import logits_row, text_row
-from export_goals import goals
-from export_models import Subject, subjects
-from export_onnx import differences
-from export_speed import speed_rows
-from export_targets import TARGETS, Target, named_weights
-from gguf_copy import copy
-from peers.peer import UnavailableError
+from benchmarks.common.gguf_copy import copy
+from benchmarks.common.results import Row, load_rows, print_goals, write_results
+from benchmarks.decode.speed import NEW_TOKENS, PROMPT_TOKENS
+from benchmarks.export.agreement import logits_row, text_row
+from benchmarks.export.goals import goals
+from benchmarks.export.models import Subject, subjects
+from benchmarks.export.onnx import differences
+from benchmarks.export.speed import speed_rows
+from benchmarks.export.targets import TARGETS, Target, named_weights
+from benchmarks.peers.packages import UnavailableError
 from potq import load
-from results_io import Row, load_rows, print_goals, write_results
 
 NAME = "export"
 PACKAGES = ("gguf", "xllamacpp", "llama-cpp-python", "compressed-tensors", "onnx", "onnxruntime")

@@ -1,4 +1,4 @@
-"""The models that ``export.py`` exports: each in full precision, the text that judges it, and its packed folders."""
+"""The models that ``export/measure.py`` exports: each in full precision, the text that judges it, and its packed folders."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import potq
+from benchmarks.ptq.settings import settings
 from potq.data.tokens import tokenize
-from ptq_settings import settings
 
 PROMPTS, PROMPT_TOKENS, STRIDE = 20, 32, 400
 STEPS, BATCH, WINDOW, SEED = 400, 16, 64, 0  # of training the nano GPT-2

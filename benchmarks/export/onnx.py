@@ -1,4 +1,4 @@
-"""ONNX folders for ``export.py``: their weights by the operators' definition, and ONNX Runtime as it runs them."""
+"""ONNX folders for ``export/measure.py``: their weights by the operators' definition, and ONNX Runtime as it runs them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import potq
-from peers.peer import optional
+from benchmarks.peers.packages import optional
 from potq.export.onnx.write import MODEL_FILE, export_onnx
 from potq.export.report import ExportReport
 from potq.kernels import Activations, set_activations

@@ -1,16 +1,16 @@
-"""Writes the tables of ``docs/export.md``: exact forms as the code computes them, and the results of ``export.py``."""
+"""Writes the tables of ``docs/export.md``: exact forms as the code computes them, and the measured results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
 
-from decode_goals import medians, rounds
-from document import goals_table, put, results
-from export_goals import MODELS
+from benchmarks.common.markdown import goals_table, put, results
+from benchmarks.common.results import Row
+from benchmarks.decode.goals import medians, rounds
+from benchmarks.export.goals import MODELS
 from potq.export.targets import TARGETS
 from potq.numerics.scheme import PRESETS
-from results_io import Row
 
 
 def forms_table() -> str:

@@ -1,15 +1,15 @@
-"""Tokens per second of exported files in their engines, beside potq's engine on the checkpoint: ``decode.py``'s rounds."""
+"""Tokens per second of exported files in their engines, beside potq's engine: rounds as in ``decode/speed.py``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-import export_onnx
-from decode import speed_round, workers
-from decode_contestants import Entry
-from export_models import Subject
-from results_io import Row
+from benchmarks.common.results import Row
+from benchmarks.decode.contestants import Entry
+from benchmarks.decode.speed import speed_round, workers
+from benchmarks.export import onnx as export_onnx
+from benchmarks.export.models import Subject
 
 
 def speed_rows(subject: Subject, work: Path, rounds: int, rows: list[Row], keep: Callable[..., None]) -> None:

@@ -1,4 +1,4 @@
-"""The targets of ``export.py``: how each is written, and read by its own reader.
+"""The targets of ``export/measure.py``: how each is written, and read by its own reader.
 
 A new one is an entry in ``TARGETS``: ``write`` makes the files, ``read`` gives every weight by transformers' name.
 """
@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import export_onnx
 import potq
-from peers.peer import UnavailableError
+from benchmarks.export import onnx as export_onnx
+from benchmarks.peers.packages import UnavailableError
 from potq.export.compressed_tensors import export_compressed_tensors
 from potq.export.gguf.write import export_gguf
 from potq.export.report import ExportReport

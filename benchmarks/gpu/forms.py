@@ -1,4 +1,4 @@
-"""Other ways to dequantize than potq's, as fast as they are known to go: what ``gpu_kernels.py`` and ``gpu_instructions.py``
+"""Other ways to dequantize than potq's, as fast as they are known to go: what ``gpu/kernels.py`` and ``gpu/instructions.py``
 compare with. All have the outline of potq's kernels (:mod:`potq.kernels.triton.dequantize`): a thread decodes octets.
 
 * ``add``: PoT, index added to the exponent of the scale (PoTPTQ): one addition a pair, zeros by a multiplication of bits.

@@ -1,11 +1,11 @@
-"""What ``gpu_kernels.py`` is to reach, and its plot, from its rows alone."""
+"""What ``gpu/kernels.py`` is to reach, and its plot, from its rows alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from results_io import Goal, Row, at_least
+from benchmarks.common.results import Goal, Row, at_least
 
 LARGEST = "8192x28672"
 COPY = 0.85  # of the bandwidth of a copy

@@ -1,4 +1,4 @@
-"""Machine instructions per weight of every way to dequantize: ``python benchmarks/gpu_instructions.py`` (no GPU needed).
+"""Machine instructions per weight of every way to dequantize: ``python -m benchmarks.gpu.instructions`` (no GPU needed).
 
 Triton compiles each kernel for the capability asked for, its ``nvdisasm`` prints the machine code (both come with the
 package ``triton``), and instructions are counted: each thread runs all of them once, there are no loops. ``none`` is a
@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 import triton
 
-import gpu_forms
+from benchmarks.common.results import Goal, Row, print_goals, write_results
+from benchmarks.gpu import forms as gpu_forms
 from potq.kernels.triton import dequantize
 from potq.kernels.triton.launch import Launch
 from potq.kernels.triton.weight import GpuWeight
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
-from results_io import Goal, Row, print_goals, write_results
 
 CAPABILITIES = (80, 90, 100)
 ROWS, COLUMNS = 64, 4096

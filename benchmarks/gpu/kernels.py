@@ -1,8 +1,8 @@
-"""Dequantization and products on a GPU: ``python benchmarks/gpu_kernels.py`` (one GPU, ``pip install 'potq[gpu]'``).
+"""Dequantization and products on a GPU: ``python -m benchmarks.gpu.kernels`` (one GPU, ``pip install 'potq[gpu]'``).
 
 Dequantization of 2, 3 and 4 bits to bfloat16 and float16: power-of-two against uniform grids (converted, with magic numbers,
-fused: ``gpu_forms.py``) and n-term ones, beside a copy of a matrix of that size: time, GB/s of everything read and written.
-Products with 1 to 256 rows of activations against cuBLAS and other people's 4-bit ones (``gpu_peers.py``). The second-level
+fused: ``gpu/forms.py``) and n-term ones, beside a copy of a matrix of that size: time, GB/s of everything read and written.
+Products with 1 to 256 rows of activations against cuBLAS and other people's 4-bit ones (``gpu/peers.py``). The second-level
 cache is flushed between repetitions; what a call costs the CPU is a column apart.
 """
 
@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-import gpu_forms
-from gpu_goals import draw, goals
-from gpu_peers import peers
-from gpu_timing import launch_microseconds, microseconds
+from benchmarks.common.results import RESULTS, Row, print_goals, write_results
+from benchmarks.gpu import forms as gpu_forms
+from benchmarks.gpu.goals import draw, goals
+from benchmarks.gpu.peers import peers
+from benchmarks.gpu.timing import launch_microseconds, microseconds
 from potq.kernels.triton import dequantize, product
 from potq.kernels.triton.weight import GpuWeight
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
-from results_io import RESULTS, Row, print_goals, write_results
 
 Shape = tuple[int, int]
 SHAPES: tuple[Shape, ...] = ((4096, 4096), (4096, 11008), (11008, 4096), (8192, 28672))
@@ -104,7 +104,7 @@ def _products(what: Row, shape: Shape, m: int, dtype: torch.dtype) -> Iterator[R
 
 def main() -> None:
     if not torch.cuda.is_available():
-        sys.exit("this benchmark needs a CUDA GPU; torch finds none (gpu_instructions.py needs none)")
+        sys.exit("this benchmark needs a CUDA GPU; torch finds none (gpu/instructions.py needs none)")
     rows = list(measure())
     reached = goals(rows)
     gpu = {"gpu": torch.cuda.get_device_name()}

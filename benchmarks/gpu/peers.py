@@ -1,4 +1,4 @@
-"""Other people's 4-bit products on a GPU, for ``gpu_kernels.py``: each one whose package is there, or why it is not."""
+"""Other people's 4-bit products on a GPU, for ``gpu/kernels.py``: each one whose package is there, or why it is not."""
 
 from __future__ import annotations
 

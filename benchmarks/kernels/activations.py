@@ -1,8 +1,8 @@
-"""What int8 activations cost: perplexity of packed models with and without them: ``python benchmarks/activations.py``.
+"""What int8 activations cost, in perplexity of packed models: ``python -m benchmarks.kernels.activations``.
 
 The cpu kernels round the inputs of every product, per row and block of at most 64 columns (docs/kernels.md); "float" leaves
 them as they are. Everything else is the same: packed linears, embedding and head in int8 (the default), models, texts and
-windows of ``rtn_table.py``, which also says what ``--data`` holds. Every row is kept as it comes; a killed run resumes.
+windows of ``ptq/rtn_table.py``, which also says what ``--data`` holds. Every row is kept as it comes; a killed run resumes.
 
 ``fine_share`` is the share of blocks, in one window, whose outlier makes the kernels round them to 16 bits.
 """
@@ -22,12 +22,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import potq
+from benchmarks.common.results import Goal, Row, load_rows, print_goals, write_results
+from benchmarks.ptq.rtn_table import Setting, read_tokens, settings
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import Activations, explain, set_activations
 from potq.kernels.activations import in_units, is_fine
 from potq.nn.plan import packed_modules
-from results_io import Goal, Row, load_rows, print_goals, write_results
-from rtn_table import Setting, read_tokens, settings
 
 NAME = "activations"
 TEXTS = {"SmolLM2-135M": "WikiText-2 test", "TinyStories-656K": "TinyStories"}

@@ -1,4 +1,4 @@
-"""Matrix products with packed weights against other libraries': ``python benchmarks/cpu_kernels.py`` (half an hour).
+"""Matrix products with packed weights against other libraries': ``python -m benchmarks.kernels.cpu`` (half an hour).
 
 Every contestant of ``peers/`` computes ``y = x W^T`` for weights of the shapes of GPT-2, SmolLM2 and a 7B Llama, with 1 to
 128 rows of activations, on two threads. Weights are cold: each contestant holds so many copies of the weight that they
@@ -28,14 +28,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from cpu_kernels_plot import draw
-from cpu_kernels_report import Results, goals, table
-from peers import PEERS
-from peers.ggml_library import ggml
-from peers.int8_peak import int8_peak
-from peers.peer import THREADS, Case, Peer, UnavailableError, Work, copies_for, weight_bytes
-from peers.python_overhead import python_overhead
-from results_io import RESULTS, Row, load_rows, print_goals, write_results
+from benchmarks.common.results import RESULTS, Row, load_rows, print_goals, write_results
+from benchmarks.kernels.plot import draw
+from benchmarks.kernels.report import Results, goals, table
+from benchmarks.peers.ggml_library import ggml
+from benchmarks.peers.kernels import PEERS
+from benchmarks.peers.kernels.int8_peak import int8_peak
+from benchmarks.peers.kernels.peer import Case, Peer, Work, copies_for, weight_bytes
+from benchmarks.peers.kernels.python_overhead import python_overhead
+from benchmarks.peers.packages import THREADS, UnavailableError
 
 NAME = "cpu_kernels"
 SHAPES = (

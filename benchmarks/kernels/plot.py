@@ -1,4 +1,4 @@
-"""The roofline of ``cpu_kernels.py``: every shape and m on it, ours and the best 4-bit peer."""
+"""The roofline of ``kernels/cpu.py``: every shape and m on it, ours and the best 4-bit peer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpu_kernels_report import EVERY, WIDTH_576, WIDTH_768, WIDTH_4096, Results
-from results_io import Row
+from benchmarks.common.results import Row
+from benchmarks.kernels.report import EVERY, WIDTH_576, WIDTH_768, WIDTH_4096, Results
 
 COLOURS = {"pot4": "#1f77b4", "pot3": "#2ca02c", "pot2": "#d62728", "4-bit": "#555555"}
 LABELS = {"pot4": "potq, 4 bits", "pot3": "potq, 3 bits", "pot2": "potq, 2 bits", "4-bit": "best 4-bit peer"}

@@ -1,4 +1,4 @@
-"""The rows of ``cpu_kernels.py`` read: ratios within a round, tables, and the goals that the kernels were given."""
+"""The rows of ``kernels/cpu.py`` read: ratios within a round, tables, and the goals that the kernels were given."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rich.table import Table
 
-from peers.peer import Case
-from results_io import Goal, Row
+from benchmarks.common.results import Goal, Row
+from benchmarks.peers.kernels.peer import Case
 
 Cell = tuple[str, int]  # shape, m
 

@@ -1,4 +1,4 @@
-"""The papers' GPT-2 experiment in one command: ``python benchmarks/paper_gpt2.py MODEL``, MODEL being ``gpt2`` or a folder.
+"""The papers' GPT-2 experiment in one command: ``python -m benchmarks.papers.gpt2 MODEL``, MODEL being ``gpt2`` or a folder.
 
 Measured are full precision; rounding to nearest at 4, 5 and 6 bits of exponent (2506.00315); 15 levels, rounded to nearest
 and trained quantized (2601.02298). Each is done as the paper does it (one scale per tensor, the largest weight on the last
@@ -30,7 +30,9 @@ import torch
 from torch import Tensor
 
 import potq
-from paper_gpt2_report import FULL, SETTINGS, Setting, goals, show
+from benchmarks.common.results import Row, load_rows, print_goals, write_results
+from benchmarks.papers.report import FULL, SETTINGS, Setting, goals, show
+from benchmarks.qat.loop import Run, Training, pack
 from potq.data.text import read_text
 from potq.data.tokens import choose_window, tokenize
 from potq.evaluate.bertscore import continuation_score
@@ -39,8 +41,6 @@ from potq.evaluate.encoder import Encoder, load_encoder
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import set_activations
 from potq.nn.plan import evaluation_mode
-from qat_common import Run, Training, pack
-from results_io import Row, load_rows, print_goals, write_results
 
 NAME = "paper_gpt2"
 HUB = "Salesforce/wikitext:wikitext-2-raw-v1"

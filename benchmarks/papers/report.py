@@ -1,4 +1,4 @@
-"""What ``paper_gpt2.py`` measures, and what it says of it: settings, the papers' figures and claims, a table.
+"""What ``papers/gpt2.py`` measures, and what it says of it: settings, the papers' figures and claims, a table.
 
 2506.00315 counts bits of the exponent: its 4 bits are 16 codes a sign, 5 bits with the sign, ``pot(5)`` here. The 15 levels
 of 2601.02298 (zero and seven powers of two of either sign) are 4 bits with the sign, ``pot(4)``.
@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 import potq
+from benchmarks.common.results import Goal, Row, at_least, at_most
 from potq.numerics.grid import pot
 from potq.qat.settings import QATSettings
-from results_io import Goal, Row, at_least, at_most
 
 FULL = "fp32"
 CONTROL, TRAINED_FULL = "control", "fp32, trained as long"

@@ -1,4 +1,4 @@
-"""What each step of post-training quantization brings: ``python benchmarks/potptq_ablation.py [--data DIR]``.
+"""What each step of post-training quantization brings: ``python -m benchmarks.ptq.ablation [--data DIR]``.
 
 TinyStories-656K, pure PoT and 2-term grids at 2, 3 and 4 bits, linears only, groups of 64: PoTPTQ's step 1 (search for the
 scales), its step 2 (refinement of the scales on a block's output) from the largest weight's scales, both, GPTQ, GPTQ with
@@ -20,14 +20,14 @@ from rich.table import Table
 from torch import Tensor
 
 import potq
+from benchmarks.common.results import Goal, Row, load_rows, print_goals, write_results
+from benchmarks.ptq.settings import SCHEMES, SEED, Setting, measure, quantized, settings
 from potq.config import EFFORTS, Effort
 from potq.nn.plan import plan
 from potq.numerics.functional import decode_scale
 from potq.numerics.scale_search import choose_scale
 from potq.ptq.algorithms.rounding import SchemeRounding
 from potq.ptq.sequential import Walk
-from ptq_settings import SCHEMES, SEED, Setting, measure, quantized, settings
-from results_io import Goal, Row, load_rows, print_goals, write_results
 
 NAME = "potptq_ablation"
 GRIDS = ("pot2", "pot3", "pot4", "apot4")

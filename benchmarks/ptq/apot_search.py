@@ -16,7 +16,7 @@ Squared error shortlists, perplexity decides: ``--perplexity`` rounds the shortl
 because a table's least level matters more to a model than to its SNR (inputs with massive activations meet it). The preset
 ``apot4`` is the best of the shortlist on SmolLM2 by a margin and near the best on TinyStories; ``apot3`` is the SNR winner.
 
-    python benchmarks/apot_search.py [--model DIR] [--perplexity]   # 2 minutes on 2 cores, 10 with --perplexity
+    python -m benchmarks.ptq.apot_search [--model DIR] [--perplexity]   # 2 minutes on 2 cores, 10 with --perplexity
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from rich.progress import track
 from rich.table import Table as RichTable
 from torch import Tensor
 
+from benchmarks.common.results import Goal, Row, print_goals, write_results
+from benchmarks.ptq.rtn_table import read_tokens, settings
 from potq.checkpoint.loading import load
 from potq.checkpoint.source import embedded_file
 from potq.config import PoTConfig
@@ -45,8 +47,6 @@ from potq.numerics.functional import dequantize, quantize
 from potq.numerics.grid import additive, shift_terms
 from potq.numerics.scale_search import choose_scale
 from potq.numerics.scheme import QuantScheme
-from results_io import Goal, Row, print_goals, write_results
-from rtn_table import read_tokens, settings
 
 Magnitudes = tuple[int, ...]
 
@@ -287,7 +287,7 @@ def measure(winners: dict[str, Magnitudes], data: dict[str, Tensor]) -> list[Row
 
 
 def perplexities(winners: dict[str, Magnitudes]) -> list[Row]:
-    """Perplexity of the shortlist and the winners, linears only, on the models and texts of ``rtn_table.py``.
+    """Perplexity of the shortlist and the winners, linears only, on the models and texts of ``ptq/rtn_table.py``.
 
     On the *last* windows of the texts, which that script's figures do not touch.
     """

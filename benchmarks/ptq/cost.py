@@ -1,4 +1,4 @@
-"""What the efforts cost on SmolLM2-135M, in seconds and memory: ``python benchmarks/ptq_cost.py [--data DIR]``.
+"""What the efforts cost on SmolLM2-135M, in seconds and memory: ``python -m benchmarks.ptq.cost [--data DIR]``.
 
 Linears to ``pot3``, 64 windows of 512 tokens of WikiText-2's training set; every effort in a process of its own, on a
 machine that does nothing else. Loading is not counted in the time, but in the memory (peak resident size). Rows are kept as
@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 import potq
+from benchmarks.common.results import Goal, Row, load_rows, print_goals, write_results
+from benchmarks.ptq.settings import SCHEMES, SEED, Setting, settings
 from potq.config import EFFORTS
 from potq.ptq.estimate import estimate
-from ptq_settings import SCHEMES, SEED, Setting, settings
-from results_io import Goal, Row, load_rows, print_goals, write_results
 
 NAME = "ptq_cost"
 SCHEME = "pot3"
@@ -84,7 +84,7 @@ def main() -> None:
     for effort in TIMES:
         if any(row["effort"] == effort for row in rows):
             continue
-        command = [sys.executable, __file__, "--data", str(options.data), "--effort", effort]
+        command = [sys.executable, "-m", "benchmarks.ptq.cost", "--data", str(options.data), "--effort", effort]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(f"{effort}: {rows[-1]['seconds']:.0f} s, {rows[-1]['peak_bytes'] / 1e9:.2f} GB", flush=True)

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import torch
 
+from benchmarks.common.results import Goal, Row
+from benchmarks.ptq.settings import FULL, INTEGERS, PURE, TWO_TERM, full_precision
 from potq.evaluate.bootstrap import middle, resampled
-from ptq_settings import FULL, INTEGERS, PURE, TWO_TERM, full_precision
-from results_io import Goal, Row
 
 STORIES, SMOLLM2 = "TinyStories-656K", "SmolLM2-135M"
 _JUDGED = ("fast", "gptq", "balanced", "best")

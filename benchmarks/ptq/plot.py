@@ -1,4 +1,4 @@
-"""The picture of ``ptq_table.py``: excess perplexity against bits per weight, a panel a model."""
+"""The picture of ``ptq/table.py``: excess perplexity against bits per weight, a panel a model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ptq_settings import ABSMAX, FULL, INTEGERS, PURE, TWO_TERM, full_precision
-from results_io import Row
+from benchmarks.common.results import Row
+from benchmarks.ptq.settings import ABSMAX, FULL, INTEGERS, PURE, TWO_TERM, full_precision
 
 FAMILIES = {
     "pure PoT": ("#d62728", {name for names in PURE.values() for name in names} | {"pot2z"}),

@@ -1,4 +1,4 @@
-"""Time and memory of quantizing and loading: ``python benchmarks/quantize_speed.py`` (five minutes).
+"""Time and memory of quantizing and loading: ``python -m benchmarks.ptq.quantize_speed`` (five minutes).
 
 SmolLM2-135M, every weight (embedding and head included), scales of least squared error. Each measurement runs in a
 process of its own. Memory is what the process holds itself (anonymous pages, sampled) beyond what it held after its imports,
@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from results_io import Goal, Row, print_goals, write_results
+from benchmarks.common.results import Goal, Row, print_goals, write_results
 
 NAME = "quantize_speed"
 SHARD = 100_000_000  # bytes of the source folder's shards
@@ -106,7 +106,7 @@ def import_transformers() -> None:
 
 def in_process(task: str, *arguments: object) -> dict[str, Any]:
     """Run one of the functions above in a fresh Python."""
-    command = [sys.executable, __file__, task, *map(str, arguments)]
+    command = [sys.executable, "-m", "benchmarks.ptq.quantize_speed", task, *map(str, arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -163,7 +163,7 @@ def main() -> None:
         print(json.dumps(tasks[task](*paths)))
         return
     if not Path("/proc/self/status").exists():
-        sys.exit("quantize_speed.py reads memory from /proc and runs on Linux only")
+        sys.exit("ptq/quantize_speed.py reads memory from /proc and runs on Linux only")
     rows = measure(Console())
     write_results(NAME, PROTOCOL, rows, goals(rows))
     print_goals(goals(rows))

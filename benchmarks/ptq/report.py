@@ -1,6 +1,6 @@
-"""The rows of ``ptq_table.py`` and ``potptq_ablation.py`` read: tables on the terminal, and in ``docs/ptq.md``.
+"""The rows of ``ptq/table.py`` and ``ptq/ablation.py`` read: tables on the terminal, and in ``docs/ptq.md``.
 
-``python benchmarks/ptq_report.py`` writes the tables of the committed results between the marks in ``docs/ptq.md``.
+``python -m benchmarks.ptq.report`` writes the tables of the committed results between the marks in ``docs/ptq.md``.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from document import put, results
+from benchmarks.common.markdown import put, results
+from benchmarks.common.results import Goal, Row
+from benchmarks.ptq.settings import FULL, full_precision
 from potq.evaluate.bootstrap import paired_bootstrap
-from ptq_settings import FULL, full_precision
-from results_io import Goal, Row
 
 COLUMNS = ("fast", "gptq", "balanced", "best", "peer")
 

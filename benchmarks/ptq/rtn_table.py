@@ -1,4 +1,4 @@
-"""Perplexity of round-to-nearest quantization, preset by preset: ``python benchmarks/rtn_table.py [--data DIR]``.
+"""Perplexity of round-to-nearest quantization, preset by preset: ``python -m benchmarks.ptq.rtn_table [--data DIR]``.
 
 Two models, each with its linears quantized (embedding and head in full precision), and once more with the embedding and head
 at the same scheme:
@@ -25,13 +25,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-import document
 import potq
+from benchmarks.common import markdown as document
+from benchmarks.common.results import Goal, Row, load_rows, print_goals, write_results
 from potq.data.text import read_text
 from potq.data.tokens import tokenize
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import set_activations
-from results_io import Goal, Row, load_rows, print_goals, write_results
 
 NAME = "rtn_table"
 SCHEMES = ("pot4", "apot4", "mxfp4", "int4", "pot3", "int3", "pot2", "int2")

@@ -1,4 +1,4 @@
-"""The models, texts and formats that ``ptq_table.py`` and ``potptq_ablation.py`` share.
+"""The models, texts and formats that ``ptq/table.py`` and ``ptq/ablation.py`` share.
 
 Stories are tokenized one by one, each with the start token that the model was trained with, and joined; the last 40 windows
 of 512 tokens are for evaluation, windows for calibration are drawn from what stands before them. SmolLM2 is evaluated on the
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 import potq
-from peers import asymmetric
+from benchmarks.common.results import Row
+from benchmarks.peers.ptq import asymmetric
 from potq.config import EFFORTS, Effort
 from potq.data.text import read_documents
 from potq.data.tokens import calibration_windows, tokenize
@@ -29,7 +30,6 @@ from potq.kernels import set_activations
 from potq.nn.plan import plan
 from potq.numerics.grid import E2M1, additive
 from potq.ptq.sequential import Walk
-from results_io import Row
 
 WINDOWS = 40
 SEED = 0

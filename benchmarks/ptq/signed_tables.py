@@ -1,8 +1,8 @@
 """Tables of eight levels whose scale has a sign: what the sign is worth, and which two-term table is best.
 
-``python benchmarks/signed_tables.py`` (a minute). Signal to noise in dB over groups of 64 Gaussian weights, every group with
-its own best float16 scale (exact, ``potq.numerics.scale_search``). Tables with a zero, and at most two signed powers of two
-a level, are searched by exchanging one level at a time, from seeded starts; one without a zero adds noise to inputs of
+``python -m benchmarks.ptq.signed_tables`` (a minute). Signal to noise in dB over groups of 64 Gaussian weights, every group
+with its own best float16 scale (exact, ``potq.numerics.scale_search``). Tables with a zero, and at most two signed powers of
+two a level, are searched by exchanging one level at a time, from seeded starts; one without a zero adds noise to inputs of
 massive activation.
 """
 
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 import potq
-from apot_search import POOL
+from benchmarks.common.results import Goal, Row, at_least, print_goals, write_results
+from benchmarks.ptq.apot_search import POOL
 from potq.nn.report import decibels
 from potq.numerics.grid import table
 from potq.ptq.algorithms.rtn import rtn
-from results_io import Goal, Row, at_least, print_goals, write_results
 
 NAME = "signed_tables"
 GROUPS, GROUP, STARTS, TRIES, SEED = 4000, 64, 12, 1200, 0

@@ -1,10 +1,10 @@
 """Perplexity against bits per weight: our grids, the integers and other people's formats under the same algorithms.
 
-``python benchmarks/ptq_table.py [--model tinystories] [--data DIR]``. The linears are quantized, embedding and head stay in
+``python -m benchmarks.ptq.table [--model tinystories] [--data DIR]``. The linears are quantized, embedding and head stay in
 full precision; groups of 64 and float16 scales unless a name says otherwise; bits per weight count all that is stored.
 ``--data`` (or the environment variable POTQ_DATA) is a folder with ``wikitext2/``, ``tinystories/`` and
 ``tinystories-656k/``. Rows are measured side by side, one process a core, and kept as they come; a killed run resumes, with
-``--work DIR`` within a row too. Their ``seconds`` are those of a busy machine (``ptq_cost.py`` measures time). The whole
+``--work DIR`` within a row too. Their ``seconds`` are those of a busy machine (``ptq/cost.py`` measures time). The whole
 test set comes last. Peers need packages of their own (``benchmarks/README.md``); those that are missing are named.
 """
 
@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 import potq
-from peers.ptq import PEERS, unavailable
-from potq.config import EFFORTS
-from ptq_goals import SMOLLM2, goals
-from ptq_plot import draw
-from ptq_report import show
-from ptq_settings import (
+from benchmarks.common.results import RESULTS, Row, load_rows, print_goals, write_results
+from benchmarks.peers.ptq import PEERS, unavailable
+from benchmarks.ptq.goals import SMOLLM2, goals
+from benchmarks.ptq.plot import draw
+from benchmarks.ptq.report import show
+from benchmarks.ptq.settings import (
     ABSMAX,
     ASYMMETRIC,
     FULL,
@@ -41,7 +41,7 @@ from ptq_settings import (
     quantized,
     settings,
 )
-from results_io import RESULTS, Row, load_rows, print_goals, write_results
+from potq.config import EFFORTS
 
 NAME = "ptq_table"
 ALGORITHMS = ("fast", "gptq", "balanced", "best")

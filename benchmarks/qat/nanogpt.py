@@ -1,4 +1,4 @@
-"""Nano-GPT on Shakespeare's characters, quantized before, during and after training: ``python benchmarks/qat_nanogpt.py``.
+"""Nano-GPT on Shakespeare's characters, quantized before, during and after training: ``python -m benchmarks.qat.nanogpt``.
 
 Karpathy's set-up (character tokens, the first 90 % of tiny Shakespeare for training, the rest for validation; ``--size
 small`` is his for a CPU, ``large`` the one for a GPU) with transformers' GPT-2. Three seeds of
@@ -30,13 +30,13 @@ import torch
 from torch import Tensor
 
 import potq
+from benchmarks.common.results import RESULTS, Row, load_rows, print_goals, write_results
+from benchmarks.qat.loop import Run, Training, mean_loss, pack
+from benchmarks.qat.nanogpt_report import FULL, draw, goals, show
 from potq.kernels import set_activations
 from potq.numerics.grid import Grid, uniform
 from potq.numerics.scheme import GroupSize
 from potq.qat.settings import QATSettings
-from qat_common import Run, Training, mean_loss, pack
-from qat_nanogpt_report import FULL, draw, goals, show
-from results_io import RESULTS, Row, load_rows, print_goals, write_results
 
 NAME = "qat_nanogpt"
 SEEDS = (0, 1, 2)

@@ -1,4 +1,4 @@
-"""What ``qat_nanogpt.py`` says of its rows: goals, a table, a picture."""
+"""What ``qat/nanogpt.py`` says of its rows: goals, a table, a picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from results_io import Goal, Row, at_most
+from benchmarks.common.results import Goal, Row, at_most
 
 FULL = "fp32"
 TARGETS = {4: 0.03, 3: 0.06, 2: 0.15}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from results_io import Row
+from benchmarks.common.results import Row
 
 FULL, AS_IT_IS, ON_DATA = "none", "as it is", "trained on next tokens"
 STATES = {

@@ -1,7 +1,7 @@
 """The rows of the ``qat_*.py`` benchmarks read: tables in ``docs/qat.md``, pictures beside the results.
 
-``python benchmarks/qat_report.py`` writes both of the committed results, ``paper_gpt2.py``'s on nano-GPT among them; of the
-pictures all but nano-GPT's, which ``qat_nanogpt.py`` draws.
+``python -m benchmarks.qat.report`` writes both of the committed results, ``papers/gpt2.py``'s on nano-GPT among them; of the
+pictures all but nano-GPT's, which ``qat/nanogpt.py`` draws.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
-import paper_gpt2_report as papers
-import qat_nanogpt_report as nanogpt
-from document import goals_table, put, results, table
-from qat_plot import AS_IT_IS, FULL, STATES, draw_recovery, draw_steps
-from results_io import RESULTS, Row
+from benchmarks.common.markdown import goals_table, put, results, table
+from benchmarks.common.results import RESULTS, Row
+from benchmarks.papers import report as papers
+from benchmarks.qat import nanogpt_report as nanogpt
+from benchmarks.qat.plot import AS_IT_IS, FULL, STATES, draw_recovery, draw_steps
 
 FAST, BEST, DISTILLED, ON_DATA = STATES
 FROM_CONTROL = "distilled from that control"

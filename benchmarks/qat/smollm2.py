@@ -1,6 +1,6 @@
 """Quantization-aware training of SmolLM2-135M on WikiText-2: what a quarter of a million tokens bring back.
 
-``python benchmarks/qat_smollm2.py [--data DIR] [--work DIR] [--scheme pot4] [--encoder DIR [--layer N] [--prompts N]]``.
+``python -m benchmarks.qat.smollm2 [--data DIR] [--work DIR] [--scheme pot4] [--encoder DIR [--layer N] [--prompts N]]``.
 The model is quantized by the best post-training effort, then trained on at most 250,000 tokens of WikiText-2's training
 text, distilled from full precision; beside it the control: full precision trained on the next tokens of the same text, and
 the quantized model trained so too, or distilled from the control, or on a little text that full precision wrote. All goes
@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 import potq
+from benchmarks.common.results import Goal, Row, at_least, load_rows, print_goals, write_results
+from benchmarks.ptq.settings import Setting, measure, settings
 from potq.evaluate.bertscore import continuation_score
 from potq.evaluate.bootstrap import middle, resampled
 from potq.evaluate.continuations import continuations, prompts_of
@@ -29,8 +31,6 @@ from potq.kernels import set_activations
 from potq.qat import QATSettings
 from potq.qat.recipe import DataRecipe, LossRecipe, OptimizationRecipe, TrainRecipe
 from potq.qat.train import TrainingRun
-from ptq_settings import Setting, measure, settings
-from results_io import Goal, Row, at_least, load_rows, print_goals, write_results
 
 NAME = "qat_smollm2"
 TOKENS, LENGTH = 250_000, 512

@@ -1,6 +1,6 @@
 """What a step of quantization-aware training costs over one in full precision: time and peak memory.
 
-``python benchmarks/qat_step.py [--data DIR] [--rounds 5]``. A step is forward, backward and AdamW on the same batch. Times
+``python -m benchmarks.qat.step [--data DIR] [--rounds 5]``. A step is forward, backward and AdamW on the same batch. Times
 are of both models in one process, a step of each in turn; memory is the peak of a process of its own for each (Linux), the
 model's loading not counted.
 """
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 import potq
+from benchmarks.common.results import Goal, Row, at_most, load_rows, print_goals, write_results
+from benchmarks.qat.plot import STEP_GOALS
 from potq.qat import QATSettings, outdate_scales, prepare
-from qat_plot import STEP_GOALS
-from results_io import Goal, Row, at_most, load_rows, print_goals, write_results
 
 NAME = "qat_step"
 CELLS = [*((scheme, "learned") for scheme in ("pot4", "pot3", "pot2", "apot4")), ("pot4", "searched"), ("pot4", "fixed")]

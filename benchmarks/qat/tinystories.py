@@ -1,9 +1,9 @@
 """Quantization-aware training of TinyStories-656K: how much of what rounding costs comes back, and by which means.
 
-``python benchmarks/qat_tinystories.py [--data DIR] [--only PART]``. Parts: ``recovery`` (4, 3 and 2 bits, distilled from the
+``python -m benchmarks.qat.tinystories [--data DIR] [--only PART]``. Parts: ``recovery`` (4, 3 and 2 bits, distilled from the
 full-precision model, starting from the best post-training quantization), ``data`` (next-token loss beside the control: full
 precision trained the same way), ``free`` (the teacher's own text only), ``ablation`` (where scales come from, how weights
-are rounded; three seeds). Rows are kept as they come; a killed run resumes. Texts and windows are ``ptq_table.py``'s: the
+are rounded; three seeds). Rows are kept as they come; a killed run resumes. Texts and windows are ``ptq/table.py``'s: the
 last 40 windows of 512 tokens are for evaluation, training reads what stands before them.
 """
 
@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 import potq
+from benchmarks.common.results import Goal, Row, at_least, load_rows, print_goals, write_results
+from benchmarks.ptq.settings import WINDOWS, Setting, measure, settings
 from potq.config import EFFORTS
 from potq.kernels import set_activations
 from potq.qat import QATSettings, convert, prepare
@@ -31,8 +33,6 @@ from potq.qat.objective import Objective
 from potq.qat.recipe import LossRecipe, OptimizationRecipe
 from potq.qat.text import written_by
 from potq.qat.trainer import QATTrainer
-from ptq_settings import WINDOWS, Setting, measure, settings
-from results_io import Goal, Row, at_least, load_rows, print_goals, write_results
 
 NAME = "qat_tinystories"
 FULL = "none"

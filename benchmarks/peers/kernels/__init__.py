@@ -1,11 +1,11 @@
-"""The contestants of ``cpu_kernels.py``, a file each. All give the interface of :mod:`peers.peer`."""
+"""The contestants of ``kernels/cpu.py``, a file each. All give the interface of :mod:`benchmarks.peers.kernels.peer`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from peers import ggml, onnxruntime_4bit, ours, read_bandwidth, torch_float, torch_int4, torch_int8
-from peers.peer import Peer
+from benchmarks.peers.kernels import ggml, onnxruntime_4bit, ours, read_bandwidth, torch_float, torch_int4, torch_int8
+from benchmarks.peers.kernels.peer import Peer
 
 PEERS: Sequence[Peer] = (
     *read_bandwidth.PEERS,

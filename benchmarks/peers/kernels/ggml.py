@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from peers.ggml_library import Ggml, InitParams, ggml
-from peers.peer import Case, UnavailableError, Work
+from benchmarks.peers.ggml_library import Ggml, InitParams, ggml
+from benchmarks.peers.kernels.peer import Case, Work
+from benchmarks.peers.packages import UnavailableError
 
 ALIGNMENT = 64
 

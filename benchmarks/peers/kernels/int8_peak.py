@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from peers.peer import THREADS
+from benchmarks.peers.packages import THREADS
 
 STEPS = 2_000_000  # a few milliseconds
 RUNS = 25

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from peers.peer import THREADS, Case, Work, optional
+from benchmarks.peers.kernels.peer import Case, Work
+from benchmarks.peers.packages import THREADS, optional
 
 
 @dataclass(frozen=True)

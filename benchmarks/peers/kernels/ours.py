@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from peers.peer import THREADS, Case, UnavailableError, Work
+from benchmarks.peers.kernels.peer import Case, Work
+from benchmarks.peers.packages import THREADS, UnavailableError
 from potq import native as lib
 from potq.kernels.cpu.backend import format_of
 from potq.numerics.functional import dequantize

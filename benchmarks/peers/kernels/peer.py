@@ -1,4 +1,4 @@
-"""What a contestant of ``cpu_kernels.py`` is: something that computes ``y = x W^T`` for many distinct copies of one weight.
+"""What a contestant of ``kernels/cpu.py`` is: something that computes ``y = x W^T`` for many distinct copies of one weight.
 
 What counts is that the copies together exceed the last-level cache, so that every product reads its weight from memory, as
 it does in a model. They lie in distinct memory and hold equal values, except where a library would see that and share them.
@@ -6,16 +6,14 @@ it does in a model. They lie in distinct memory and hold equal values, except wh
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-THREADS = 2
 PATTERN_ROWS = 64  # rows that are quantized; large weights repeat them, which no kernel can tell
 
 
@@ -90,22 +88,6 @@ class Peer(Protocol):
         Raises:
             UnavailableError: a package is missing, or the library refuses the shape.
         """
-
-
-class UnavailableError(Exception):
-    """Why a contestant cannot run here, or not with this shape."""
-
-
-def optional(module: str, package: str) -> Any:
-    """Import an optional package.
-
-    Raises:
-        UnavailableError: it is not installed; says how to get it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UnavailableError(f"pip install {package}") from None
 
 
 def weight_bytes(peer: Peer, case: Case) -> float:

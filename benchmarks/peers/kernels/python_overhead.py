@@ -9,8 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from peers.ours import Ours
-from peers.peer import THREADS, Case
+from benchmarks.peers.kernels.ours import Ours
+from benchmarks.peers.kernels.peer import Case
+from benchmarks.peers.packages import THREADS
 from potq.nn.packed import pack_module
 from potq.numerics.scheme import QuantScheme
 from potq.ptq.algorithms.rtn import rtn

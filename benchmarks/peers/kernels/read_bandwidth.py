@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from peers.peer import Case, Work
+from benchmarks.peers.kernels.peer import Case, Work
 from potq import native as lib
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from peers.peer import Case, Work, distinct
+from benchmarks.peers.kernels.peer import Case, Work, distinct
 
 
 @torch.jit.script

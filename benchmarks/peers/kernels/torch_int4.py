@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from peers.peer import Case, UnavailableError, Work, distinct
+from benchmarks.peers.kernels.peer import Case, Work, distinct
+from benchmarks.peers.packages import UnavailableError
 
 
 @torch.jit.script

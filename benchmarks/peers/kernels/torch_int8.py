@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from peers.peer import Case, UnavailableError, Work
+from benchmarks.peers.kernels.peer import Case, Work
+from benchmarks.peers.packages import UnavailableError
 
 ENGINES = ("fbgemm", "onednn")  # "x86" chooses between these two
 

@@ -1,28 +1,20 @@
-"""Every contestant of ``ptq_table.py``, and those that do not run here."""
+"""Every contestant of ``ptq/table.py``, and those that do not run here."""
 
 from __future__ import annotations
 
-from peers import ptq_autoround, ptq_bitsandbytes, ptq_ggml, ptq_gptqmodel, ptq_hqq, ptq_llmcompressor, ptq_torchao
-from peers.peer import UnavailableError
-from peers.ptq_peer import Peer
+from benchmarks.peers.packages import UnavailableError
+from benchmarks.peers.ptq import autoround, bitsandbytes, ggml, gptqmodel, hqq, llmcompressor, torchao
+from benchmarks.peers.ptq.peer import Peer
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
-    for module in (
-        ptq_ggml,
-        ptq_bitsandbytes,
-        ptq_hqq,
-        ptq_torchao,
-        ptq_gptqmodel,
-        ptq_llmcompressor,
-        ptq_autoround,
-    )
+    for module in (ggml, bitsandbytes, hqq, torchao, gptqmodel, llmcompressor, autoround)
     for peer in module.PEERS
 }
 
 UNAVAILABLE: dict[str, str] = {
     "torchao GPTQ": "refuses the CPU ('GPTQ only supports CUDA currently'), and knows 4 and 8 bits only",
-    "torchao int4 HQQ": "needs the CUDA layout TILE_PACKED_TO_4D; ptq_hqq.py runs the same algorithm",
+    "torchao int4 HQQ": "needs the CUDA layout TILE_PACKED_TO_4D; hqq.py runs the same algorithm",
 }
 """Name -> why it is not in the table, for what was tried and does not run on a CPU."""
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from peers.peer import optional
-from peers.ptq_peer import GROUP, Peer, linears, replace_each
+from benchmarks.peers.packages import optional
+from benchmarks.peers.ptq.peer import GROUP, Peer, linears, replace_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from peers.ggml_library import ggml
-from peers.peer import UnavailableError
-from peers.ptq_peer import Peer, linears, replace_each
+from benchmarks.peers.ggml_library import ggml
+from benchmarks.peers.packages import UnavailableError
+from benchmarks.peers.ptq.peer import Peer, linears, replace_each
 from potq.ptq.calibration import input_mean_squares
 
 if TYPE_CHECKING:

@@ -20,8 +20,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from peers.peer import optional
-from peers.ptq_peer import GROUP, Peer, grouped_bits, half_scales, linears, model_bits, replace, require_whole_groups
+from benchmarks.peers.packages import optional
+from benchmarks.peers.ptq.peer import (
+    GROUP,
+    Peer,
+    grouped_bits,
+    half_scales,
+    linears,
+    model_bits,
+    replace,
+    require_whole_groups,
+)
 from potq.nn.plan import evaluation_mode
 
 if TYPE_CHECKING:

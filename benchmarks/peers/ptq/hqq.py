@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from peers.peer import optional
-from peers.ptq_peer import GROUP, Peer, grouped_bits, linears, model_bits, replace_each, require_whole_groups
+from benchmarks.peers.packages import optional
+from benchmarks.peers.ptq.peer import GROUP, Peer, grouped_bits, linears, model_bits, replace_each, require_whole_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -21,8 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from peers.peer import optional
-from peers.ptq_peer import GROUP, Peer, grouped_bits, half_scales, linears, model_bits, replace, require_whole_groups
+from benchmarks.peers.packages import optional
+from benchmarks.peers.ptq.peer import (
+    GROUP,
+    Peer,
+    grouped_bits,
+    half_scales,
+    linears,
+    model_bits,
+    replace,
+    require_whole_groups,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

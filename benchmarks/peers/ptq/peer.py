@@ -1,4 +1,4 @@
-"""What a contestant of ``ptq_table.py`` is: something that replaces the weights of a model's linears by quantized ones.
+"""What a contestant of ``ptq/table.py`` is: something that replaces the weights of a model's linears by quantized ones.
 
 Accuracy only: the linears keep float32 tensors that hold the dequantized values (embedding and head are left alone). Bits
 are counted the same way for all: the codes at their own width, densely packed, plus every scale, zero-point and minimum at
@@ -31,7 +31,7 @@ class Peer:
         bits: nominal bits per weight, where groups divide the rows.
         needs_calibration: whether ``apply`` reads its batches.
         apply: replaces the weights of a full-precision model in place, given token batches ``(1, length)``, and returns
-            the bits per weight; raises :class:`peers.peer.UnavailableError` if its package is missing.
+            the bits per weight; raises :class:`UnavailableError` if its package is missing.
         require: raises the same error without doing anything else.
         note: settings that a reader of the table should know.
     """

@@ -2,7 +2,7 @@
 
 Two ways to choose them: from the minimum and maximum of a group, with an integer zero-point, or symmetric with torchao's
 half-quadratic search for the scale ("HQQ scale only"). Its int4 route with HQQ's zero-points wants a CUDA layout; it is the
-algorithm of ptq_hqq.py.
+algorithm of hqq.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from peers.peer import optional
-from peers.ptq_peer import GROUP, Peer, grouped_bits, half_scales, linears, model_bits, replace_each, require_whole_groups
+from benchmarks.peers.packages import optional
+from benchmarks.peers.ptq.peer import (
+    GROUP,
+    Peer,
+    grouped_bits,
+    half_scales,
+    linears,
+    model_bits,
+    replace_each,
+    require_whole_groups,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

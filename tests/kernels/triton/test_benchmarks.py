@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-import gpu_goals
+from benchmarks.gpu import goals as gpu_goals
 
 DTYPES = [torch.float16, torch.bfloat16]
 
@@ -57,8 +57,8 @@ def test_the_plot(tmp_path: Path) -> None:
 )
 def test_the_other_forms_are_exact(grid: str, form: str, dtype: torch.dtype) -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
-    import gpu_forms
-    import gpu_kernels
+    from benchmarks.gpu import forms as gpu_forms
+    from benchmarks.gpu import kernels as gpu_kernels
 
     weight = gpu_kernels.random_weight(grid, (3, 136), "cpu")
     weight.scale.copy_(torch.tensor([2.0**-8, 2.0**-7 - 2.0**-15, 2.0**-9 * 1.25]))  # bfloat16 holds them, float16 lifted
@@ -69,8 +69,8 @@ def test_the_other_forms_are_exact(grid: str, form: str, dtype: torch.dtype) -> 
 
 def test_a_form_of_another_grid_is_refused() -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
-    import gpu_forms
-    import gpu_kernels
+    from benchmarks.gpu import forms as gpu_forms
+    from benchmarks.gpu import kernels as gpu_kernels
     from potq.errors import ConfigError
 
     with pytest.raises(ConfigError, match="no form 'magic' of pot4"):
@@ -79,7 +79,7 @@ def test_a_form_of_another_grid_is_refused() -> None:
 
 def test_everything_that_will_be_timed_runs() -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
-    import gpu_kernels
+    from benchmarks.gpu import kernels as gpu_kernels
 
     timed = list(gpu_kernels.dequantizations((2, 64), torch.bfloat16, "cpu"))
     timed += gpu_kernels.products((2, 64), 1, torch.float16, "cpu")
@@ -103,7 +103,7 @@ DISASSEMBLY = """
 
 def test_instructions_are_counted_by_kind() -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
-    import gpu_instructions
+    from benchmarks.gpu import instructions as gpu_instructions
 
     names = gpu_instructions.parse(DISASSEMBLY)
     assert names == ["LDC", "LDG", "HFMA2", "LOP3", "UIADD3", "EXIT"]
@@ -112,7 +112,7 @@ def test_instructions_are_counted_by_kind() -> None:
 
 def test_the_instructions_of_decoding_are_compared() -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
-    import gpu_instructions
+    from benchmarks.gpu import instructions as gpu_instructions
 
     per_weight = {"potq": 5.0, "none": 3.0, "magic": 5.5, "fused": 4.5, "add": 9.0}
     rows = [
