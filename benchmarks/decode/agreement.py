@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 import potq
-from benchmarks.common.results import Goal, Row, at_least, at_most, load_rows, print_goals, write_results
+from benchmarks.common.goals import Row, print_goals
+from benchmarks.decode.goals import AGREEMENT
 from benchmarks.ptq.settings import Setting, settings
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import Activations, set_activations
 
-NAME = "engine_agreement"
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS, STRIDE = 100, 32, 64, 400
 WINDOWS, WINDOW = 40, 1024
 ACTIVATIONS: tuple[Activations, ...] = ("float", "int8")
@@ -103,18 +103,6 @@ def measure(folder: Path, setting: Setting, activations: Activations) -> Row:
     return row
 
 
-def goals(rows: list[Row]) -> list[Goal]:
-    found: list[Goal] = []
-    for row in rows:
-        texts, relative = row["equal_texts"], abs(row["perplexity"] / row["modules_perplexity"] - 1)
-        name = f"{row['activations']} activations"
-        found += [
-            at_least(f"{name}: equal greedy texts", 0.95, texts),
-            at_most(f"{name}: relative difference of perplexity", 0.002, relative),
-        ]
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder of texts")
@@ -122,11 +110,11 @@ def main() -> None:
     if options.data is None:
         parser.error("give --data DIR or set POTQ_DATA")
     setting = settings(Path(options.data))["smollm2"]
-    rows = load_rows(NAME, PROTOCOL)
+    rows = AGREEMENT.load(PROTOCOL)
     left = [each for each in ACTIVATIONS if all(row["activations"] != each for row in rows)]
     if left:
         measure_all(left, setting, rows)
-    print_goals(goals(rows))
+    print_goals(AGREEMENT.judge(rows))
 
 
 def measure_all(activations: Sequence[Activations], setting: Setting, rows: list[Row]) -> None:
@@ -136,7 +124,7 @@ def measure_all(activations: Sequence[Activations], setting: Setting, rows: list
         potq.save(model, Path(folder) / "model")
         for each in activations:
             rows.append(measure(Path(folder) / "model", setting, each))
-            write_results(NAME, PROTOCOL, rows, goals(rows))
+            AGREEMENT.write(PROTOCOL, rows)
 
 
 if __name__ == "__main__":

@@ -6,47 +6,55 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.results import Row
+from benchmarks.common.goals import Row
+from benchmarks.common.plots import picture
 from benchmarks.decode.goals import medians
+from benchmarks.decode.quality import quality
 
 KINDS = {"potq": ("#d62728", "o"), "llama.cpp native": ("#ff7f0e", "s"), "llama.cpp": ("#ffbb78", "D")}
 WORST = 200  # perplexity: beyond it a point stands at the edge
+TICKS = (25, 30, 40, 60, 100)
 
 
 def draw(rows: Sequence[Row], path: Path) -> str:
     """Draw to ``path``; says where, or why not."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return "no plot: pip install matplotlib"
-    quality = {row["name"]: row["perplexity"] for row in rows if row["what"] == "perplexity"}
-    figure = Figure(figsize=(13, 5.5), layout="constrained")
+    return picture(path, (13, 5.5), lambda figure: _paint(figure, rows))
+
+
+def _paint(figure: Any, rows: Sequence[Row]) -> None:
     for axes, what in zip(figure.subplots(1, 2), ("decode", "prefill"), strict=True):
-        axes.set(title=what, xlabel="perplexity of the very files, WikiText-2", ylabel="tokens/s, two threads", xscale="log")
-        _panel(axes, medians(rows, what), quality)
-        axes.set_ylim(bottom=0)
-    figure.axes[0].legend(loc="center right")
-    figure.savefig(path, dpi=130)
-    return f"drawn: {path.name}"
+        panel(axes, medians(rows, what))
+        axes.set_title(what)
+    figure.axes[0].legend(loc="lower right", title="filled: rounded, as timed; hollow: calibrated")
 
 
-def _panel(axes: Any, speeds: dict[str, float], quality: dict[str, float]) -> None:
+def panel(axes: Any, speeds: dict[str, float]) -> None:
+    """Ours and llama.cpp's files, speed over perplexity."""
     labelled = set()
     for name, speed in speeds.items():
         kind = next((each for each in KINDS if name.startswith(each)), None)
-        same_file = quality.get(name, quality.get(name.replace(" native", "")))
-        if kind is None or same_file is None:
+        if kind is None:
             continue
-        colour, marker = KINDS[kind]
         label = None if kind in labelled else kind
         labelled.add(kind)
-        x, text = same_file, name.removeprefix(kind)
-        if x > WORST:
-            x, text = WORST, f"{text} (at {x:,.0f})"
-        axes.scatter(x, speed, color=colour, marker=marker, s=40, label=label)
-        if kind != "llama.cpp":  # the same files as the native build's
-            axes.annotate(text, (x, speed), fontsize=7, xytext=(4, 3), textcoords="offset points")
-    axes.set_xticks((25, 30, 40, 60, 100, WORST), ("25", "30", "40", "60", "100", f"≥ {WORST}"), minor=False)
+        found, words = quality(name), "" if kind == "llama.cpp" else name.removeprefix(kind)  # the native build's files
+        for perplexity, filled in ((found.rounded, True), (found.calibrated, False)):
+            if perplexity is not None:
+                _point(axes, kind, (perplexity, speed), words, filled, label)
+                label, words = None, ""
+    axes.set(xlabel="perplexity of the file, WikiText-2", ylabel="tokens/s, two threads", xscale="log", ylim=(0, None))
+    axes.set_xticks((*TICKS, WORST), (*map(str, TICKS), f"≥ {WORST}"), minor=False)
     axes.set_xlim(22, 1.45 * WORST)
     axes.minorticks_off()
     axes.grid(True, which="both", alpha=0.15)
+
+
+def _point(axes: Any, kind: str, at: tuple[float, float], words: str, filled: bool, label: str | None) -> None:
+    colour, marker = KINDS[kind]
+    x, speed = min(at[0], WORST), at[1]
+    face = colour if filled else "none"
+    axes.scatter(x, speed, edgecolors=colour, facecolors=face, marker=marker, s=40, label=label)
+    if words:
+        beyond = f" ({at[0]:,.0f})" if at[0] > WORST else ""
+        side = {"xytext": (-6, 5), "ha": "right"} if beyond else {"xytext": (4, 3)}
+        axes.annotate(words + beyond, (x, speed), fontsize=7, textcoords="offset points", **side)

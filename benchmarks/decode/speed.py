@@ -3,10 +3,11 @@
 ``python -m benchmarks.decode.speed --work DIR [--data DIR] [--rounds N]``. Two threads each, one sequence; prompts of one
 and of 512 tokens. DIR keeps the models that are made first (half an hour, most of it calibration). Every round measures
 every contestant once, in turn, each in a process of its own that sleeps meanwhile; medians of rounds count, and ratios are
-medians of each round's ratio. Perplexity is that of the very files, weights dequantized and activations not rounded, on the
-first 40 windows of 1024 of WikiText-2 test; for it our files are made once more, calibrated (effort ``balanced``), which
-changes their numbers and not their speed. Rows are kept as they come; a killed run resumes. Wants a machine that does
-nothing else.
+medians of each round's ratio. Rows are kept as they come; a killed run resumes. Wants a machine that does nothing else.
+
+Perplexity, which no machine changes, has a results file of its own: of the very files, weights dequantized and activations
+not rounded, on the first 40 windows of 1024 of WikiText-2 test; and of our files made once more, calibrated (effort
+``balanced``), which changes their numbers and not their speed.
 
 Contestants whose package is missing are named: ``pip install xllamacpp llama-cpp-python``; the second is built for this
 machine's own instruction set and usually the faster one.
@@ -28,16 +29,15 @@ from typing import Any
 import torch
 
 import potq
-from benchmarks.common.results import RESULTS, Row, load_rows, print_goals, write_results
+from benchmarks.common.goals import Row, print_goals
 from benchmarks.decode.contestants import Entry
 from benchmarks.decode.files import GGML_TYPES, OURS, gguf_file, types_used
-from benchmarks.decode.goals import goals
+from benchmarks.decode.goals import FILES, SPEED
 from benchmarks.decode.plot import draw
 from benchmarks.ptq.settings import Setting, settings
 from potq import kernels
 from potq.evaluate.perplexity import perplexity
 
-NAME = "decode"
 NEW_TOKENS, PROMPT_TOKENS, ROUNDS = 128, 512, 7
 STARTS = 9  # of the program, for the time to the first token
 PROTOCOL = {
@@ -45,8 +45,11 @@ PROTOCOL = {
     "decode": f"{NEW_TOKENS} tokens, greedy, after a prompt of one",
     "prefill": f"{PROMPT_TOKENS} tokens to the last one's logits",
     "first_token": "potq-run as a process: start, load, one-token prompt, one new token, end; files in the page cache",
+    "effort": "of our files: fast",
+}
+FILES_PROTOCOL = {
     "perplexity": "WikiText-2 test, first 40 windows of 1024 tokens, weights as stored, activations not rounded",
-    "effort": "of our files: fast where timed, balanced for perplexity (64 windows of 512 tokens of WikiText-2 train)",
+    "calibrated": "our files by effort balanced, 64 windows of 512 tokens of WikiText-2 train; others are rounded, as timed",
 }
 
 
@@ -146,7 +149,7 @@ def first_token(entry: Entry) -> Row:
     return {"what": "first token", "name": entry.name, "seconds": seconds, "peak_bytes": peak, "model_bytes": size}
 
 
-def quality(entry: Entry, setting: Setting) -> Row:
+def quality(entry: Entry, setting: Setting, calibrated: bool) -> Row:
     model = potq.load(entry.argument, dtype="float32")
     if entry.kind == "engine":
         kernels.set_activations(model, "float")
@@ -155,7 +158,8 @@ def quality(entry: Entry, setting: Setting) -> Row:
     files = list(path.glob("*.safetensors")) if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files)
     types = {} if path.is_dir() else {"types": types_used(path)}
-    return {"what": "perplexity", "name": entry.name, "perplexity": found.perplexity, "file_bytes": size, **types}
+    named = {"name": entry.name, "calibrated": calibrated}
+    return {**named, "perplexity": found.perplexity, "file_bytes": size, **types}
 
 
 def time_all(listed: list[Entry], rows: list[Row], rounds: int, keep: Callable[..., None]) -> None:
@@ -171,6 +175,19 @@ def time_all(listed: list[Entry], rows: list[Row], rounds: int, keep: Callable[.
             keep(first_token(entry))
 
 
+def judge_all(work: Path, setting: Setting) -> None:
+    """The perplexities that are not there yet: of all files rounded, and of ours calibrated."""
+    rows = FILES.load(FILES_PROTOCOL)
+    known = {(row["name"], row["calibrated"]) for row in rows}
+    for calibrated in (False, True):
+        kinds = ("engine",) if calibrated else ("engine", "llama.cpp")
+        for entry in entries(work, setting.batches() if calibrated else None):
+            if entry.kind in kinds and (entry.name, calibrated) not in known:
+                rows.append(quality(entry, setting, calibrated))
+                FILES.write(FILES_PROTOCOL, rows)
+                print(f"{entry.name}: perplexity {rows[-1]['perplexity']:.2f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the models")
@@ -182,20 +199,17 @@ def main() -> None:
         parser.error("give --data DIR or set POTQ_DATA")
     options.work.mkdir(parents=True, exist_ok=True)
     setting = settings(Path(options.data))["smollm2"]
-    rows = load_rows(NAME, PROTOCOL)
+    rows = SPEED.load(PROTOCOL)
 
     def keep(*found: Row) -> None:
         rows.extend(found)
-        write_results(NAME, PROTOCOL, rows, goals(rows), packages=("xllamacpp", "llama-cpp-python"))
+        SPEED.write(PROTOCOL, rows)
 
     time_all(entries(options.work), rows, options.rounds, keep)
-    known = {row["name"] for row in rows if row["what"] == "perplexity"}
-    for entry in entries(options.work, setting.batches()) if not options.speed else ():
-        if entry.kind in ("engine", "llama.cpp") and entry.name not in known:
-            keep(quality(entry, setting))
-            print(f"{entry.name}: perplexity {rows[-1]['perplexity']:.2f}", flush=True)
-    print(draw(rows, RESULTS / f"{NAME}.png"))
-    print_goals(goals(rows))
+    if not options.speed:
+        judge_all(options.work, setting)
+    print(draw(rows, SPEED.picture()))
+    print_goals(SPEED.judge(rows))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import potq
-from benchmarks.common.results import Row
+from benchmarks.common.goals import Row
 from benchmarks.export.llama import Scorer, Writer, perplexity, round_activations
 from benchmarks.export.models import PROMPT_TOKENS, Subject
 from benchmarks.export.targets import stock

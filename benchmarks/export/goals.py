@@ -1,16 +1,17 @@
-"""What ``export/measure.py`` is judged by."""
+"""What exported files are judged by."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.common.results import Goal, Row, at_least, at_most
+from benchmarks.common.goals import Goal, Row, at_least, at_most
+from benchmarks.common.results import Benchmark
 
 TEXTS, PERPLEXITY = 18, 0.005
 MODELS = ("TinyStories-656K", "nano GPT-2", "SmolLM2-135M")
 
 
-def goals(rows: Sequence[Row]) -> list[Goal]:
+def export(rows: Sequence[Row]) -> list[Goal]:
     files = [row for row in rows if row["what"] == "file"]
     agreement = [row for row in rows if row["what"] == "agreement"]
     unequal = [row["unequal_weights"] + row["missing"] for row in files]
@@ -42,3 +43,14 @@ def _llama_goals(name: str, rows: list[Row]) -> list[Goal]:
 
 def _worst(name: str, target: float, measured: list[float]) -> Goal:
     return at_most(name, target, max(measured, default=None))
+
+
+def speed(rows: Sequence[Row]) -> list[Goal]:
+    """Other engines run at their own speed; nothing is asked of it."""
+    return []
+
+
+_PACKAGES = ("gguf", "xllamacpp", "llama-cpp-python", "compressed-tensors", "onnx", "onnxruntime")
+EXPORT = Benchmark("export", export, packages=_PACKAGES)
+SPEED = Benchmark("export_speed", speed, timed="cpu", packages=_PACKAGES)
+BENCHMARKS = (EXPORT, SPEED)

@@ -25,19 +25,16 @@ from typing import Any
 import torch
 
 from benchmarks.common.gguf_copy import copy
-from benchmarks.common.results import Row, load_rows, print_goals, write_results
-from benchmarks.decode.speed import NEW_TOKENS, PROMPT_TOKENS
+from benchmarks.common.goals import Row, print_goals
 from benchmarks.export.agreement import logits_row, text_row
-from benchmarks.export.goals import goals
+from benchmarks.export.goals import EXPORT
 from benchmarks.export.models import Subject, subjects
 from benchmarks.export.onnx import differences
-from benchmarks.export.speed import speed_rows
+from benchmarks.export.speed import speed
 from benchmarks.export.targets import TARGETS, Target, named_weights
 from benchmarks.peers.packages import UnavailableError
 from potq import load
 
-NAME = "export"
-PACKAGES = ("gguf", "xllamacpp", "llama-cpp-python", "compressed-tensors", "onnx", "onnxruntime")
 PROTOCOL = {
     "models": "rounded to nearest (fast), SmolLM2-135M balanced (64 windows of 512 tokens of WikiText-2 train); "
     "embedding and head int8; nano GPT-2: 2 layers of 128, 512 tokens, 400 steps",
@@ -49,7 +46,6 @@ PROTOCOL = {
     "rounded alike": "our modules, inputs of packed linears rounded to int8 in blocks of 32 with float16 scales",
     "one token": "relative difference of logits after each of 64 texts of one token, median",
     "onnx": "logits of 64 tokens, largest difference relative to the largest logit, by ONNX Runtime alone",
-    "speed": f"2 threads; decode: {NEW_TOKENS} tokens after one; prefill: {PROMPT_TOKENS} tokens",
 }
 
 
@@ -130,11 +126,11 @@ def main() -> None:
         parser.error("give --data DIR or set POTQ_DATA")
     for target in TARGETS:
         (options.work / target.name).mkdir(parents=True, exist_ok=True)
-    rows = load_rows(NAME, PROTOCOL)
+    rows = EXPORT.load(PROTOCOL)
 
     def keep(*found: Row) -> None:
         rows.extend(found)
-        write_results(NAME, PROTOCOL, rows, goals(rows), packages=PACKAGES)
+        EXPORT.write(PROTOCOL, rows)
         print(*found, sep="\n", flush=True)
 
     listed = subjects(Path(options.data), options.work)
@@ -142,9 +138,9 @@ def main() -> None:
         if options.models is None or subject.name in options.models:
             measure_all(subject, options.work, rows, keep)
     if options.speed:
-        speed_rows(listed["SmolLM2-135M"], options.work, options.speed, rows, keep)
-    write_results(NAME, PROTOCOL, rows, goals(rows), packages=PACKAGES)
-    print_goals(goals(rows))
+        speed(listed["SmolLM2-135M"], options.work, options.speed)
+    EXPORT.write(PROTOCOL, rows)
+    print_goals(EXPORT.judge(rows))
 
 
 def measure_all(subject: Subject, work: Path, rows: list[Row], keep: Callable[[Row], None]) -> None:

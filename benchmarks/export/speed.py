@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.common.results import Row
 from benchmarks.decode.contestants import Entry
-from benchmarks.decode.speed import speed_round, workers
+from benchmarks.decode.speed import NEW_TOKENS, PROMPT_TOKENS, speed_round, workers
 from benchmarks.export import onnx as export_onnx
+from benchmarks.export.goals import SPEED
 from benchmarks.export.models import Subject
 
+PROTOCOL = {
+    "models": "SmolLM2-135M balanced (64 windows of 512 tokens of WikiText-2 train); embedding and head int8",
+    "speed": f"2 threads; decode: {NEW_TOKENS} tokens after one; prefill: {PROMPT_TOKENS} tokens",
+}
 
-def speed_rows(subject: Subject, work: Path, rounds: int, rows: list[Row], keep: Callable[..., None]) -> None:
-    """Rounds that are not among ``rows`` yet; one that is cut off does not count."""
-    left = set(range(rounds)) - {row["round"] for row in rows if row["what"] == "speed"}
+
+def speed(subject: Subject, work: Path, rounds: int) -> None:
+    """Measure the rounds that are not there yet; one that is cut off does not count."""
+    rows = SPEED.load(PROTOCOL)
+    left = set(range(rounds)) - {row["round"] for row in rows}
     if left:
         with workers(_entries(subject, work)) as started:
             for number in sorted(left):
-                keep(*speed_round(number, started))
+                rows.extend(speed_round(number, started))
+                SPEED.write(PROTOCOL, rows)
 
 
 def _entries(subject: Subject, work: Path) -> list[Entry]:

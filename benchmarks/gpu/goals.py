@@ -1,19 +1,19 @@
-"""What ``gpu/kernels.py`` is to reach, and its plot, from its rows alone."""
+"""What the GPU kernels are to reach, from rows alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from benchmarks.common.results import Goal, Row, at_least
+from benchmarks.common.goals import Goal, Row, at_least
+from benchmarks.common.results import Benchmark
 
+POT, UNIFORM = {2: "pot2", 3: "pot3", 4: "pot4"}, {2: "int2", 3: "int3", 4: "int4"}  # by bits
 LARGEST = "8192x28672"
 COPY = 0.85  # of the bandwidth of a copy
 AGAINST_CUBLAS = ((1, LARGEST, 3.2), (1, "11008x4096", 2.5), (1, "4096x4096", 1.8), (16, LARGEST, 2.0))
-COLOURS = {"pot2": "#d62728", "pot3": "#2ca02c", "pot4": "#1f77b4", "int4": "#555555", "int4 magic": "#999999"}
 
 
-def goals(rows: Sequence[Row]) -> list[Goal]:
+def kernels(rows: Sequence[Row]) -> list[Goal]:
     """The figures this project set itself, in bfloat16; one whose rows are missing counts as missed."""
     timed = {_key(row): row for row in rows if row["dtype"] == "bfloat16" and "microseconds" in row}
 
@@ -45,26 +45,20 @@ def _part(rows: Sequence[Row], name: str) -> float | None:
     return min(parts, default=None)
 
 
-def draw(rows: Sequence[Row], path: Path) -> str:
-    """How much faster than cuBLAS every product is, by rows of activations, one panel a shape; says where, or why not."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return "no plot: pip install matplotlib"
-    products = [row for row in rows if row["work"] == "product" and row["dtype"] == "bfloat16" and "microseconds" in row]
-    shapes = list(dict.fromkeys(row["shape"] for row in products))
-    if not shapes:
-        return "no plot: no product was measured"
-    figure = Figure(figsize=(4 * len(shapes), 4), layout="constrained")
-    panels = figure.subplots(1, len(shapes), sharey=True, squeeze=False)[0]
-    for axes, shape in zip(panels, shapes, strict=True):
-        here = [row for row in products if row["shape"] == shape]
-        dense = {row["m"]: row["microseconds"] for row in here if row["contestant"] == "cuBLAS"}
-        for who in dict.fromkeys(row["contestant"] for row in here):
-            points = sorted((row["m"], dense[row["m"]] / row["microseconds"]) for row in here if row["contestant"] == who)
-            axes.plot(*zip(*points, strict=True), marker="o", label=who, color=COLOURS.get(who))
-        axes.set(xscale="log", title=shape, xlabel="rows of activations")
-    panels[0].set_ylabel("times faster than cuBLAS, bfloat16")
-    panels[-1].legend(fontsize=7)
-    figure.savefig(path, dpi=130)
-    return f"drawn: {path.name}"
+def instructions(rows: Sequence[Row]) -> list[Goal]:
+    """PoT needs fewer instructions to decode a weight than the best uniform form, published or not, at sm_90."""
+    found: list[Goal] = []
+    for which, forms in (("published uniform form", ("potq", "magic")), ("uniform form", ("potq", "magic", "fused"))):
+        for bits, grid in POT.items():
+            for dtype in ("float16", "bfloat16"):
+                cell = [row for row in rows if (row["capability"], row["dtype"], row["bits"]) == (90, dtype, bits)]
+                uniform = min(r["decoding_per_weight"] for r in cell if r["grid"] == UNIFORM[bits] and r["form"] in forms)
+                pot = min(r["decoding_per_weight"] for r in cell if r["grid"] == grid and r["form"] == "potq")
+                name = f"{grid}, {dtype}: instructions of decoding a weight, below the best {which}"
+                found.append(Goal(name=name, target=round(uniform, 3), measured=round(pot, 3), met=pot < uniform))
+    return found
+
+
+KERNELS = Benchmark("gpu_kernels", kernels, timed="gpu", packages=("triton", "bitsandbytes", "gemlite", "marlin"))
+INSTRUCTIONS = Benchmark("gpu_instructions", instructions, packages=("triton",))
+BENCHMARKS = (KERNELS, INSTRUCTIONS)

@@ -8,7 +8,6 @@ are in the totals only. Padding (NOP) and the idle jump behind EXIT are not coun
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -20,8 +19,9 @@ from pathlib import Path
 import torch
 import triton
 
-from benchmarks.common.results import Goal, Row, print_goals, write_results
+from benchmarks.common.goals import Row, print_goals
 from benchmarks.gpu import forms as gpu_forms
+from benchmarks.gpu.goals import INSTRUCTIONS, POT, UNIFORM
 from potq.kernels.triton import dequantize
 from potq.kernels.triton.launch import Launch
 from potq.kernels.triton.weight import GpuWeight
@@ -31,7 +31,6 @@ from potq.numerics.tensor import QuantizedWeight
 CAPABILITIES = (80, 90, 100)
 ROWS, COLUMNS = 64, 4096
 DTYPES = (torch.float16, torch.bfloat16)
-POT, UNIFORM = {2: "pot2", 3: "pot3", 4: "pot4"}, {2: "int2", 3: "int3", 4: "int4"}
 CATEGORIES = {
     "memory": ("LDG", "STG", "LDS", "STS", "LDSM", "LDC", "ULDC", "LDCU", "BAR", "S2R", "S2UR", "CS2R", "SHFL"),
     "float": ("HFMA2", "HMUL2", "HADD2", "FMUL", "FADD", "FFMA", "I2F", "I2FP", "F2F", "F2FP", "MUFU", "FMUL2", "HSETP2"),
@@ -116,27 +115,11 @@ def _case(row: Row, grid: str | None = None) -> tuple[int, str, str]:
     return row["capability"], row["dtype"], grid or row["grid"]
 
 
-def goals(rows: list[Row]) -> list[Goal]:
-    """PoT needs fewer instructions to decode a weight than the best uniform form, published or not, at sm_90."""
-    found: list[Goal] = []
-    for which, forms in (("published uniform form", ("potq", "magic")), ("uniform form", ("potq", "magic", "fused"))):
-        for bits, grid in POT.items():
-            for dtype in ("float16", "bfloat16"):
-                cell = [row for row in rows if (row["capability"], row["dtype"], row["bits"]) == (90, dtype, bits)]
-                uniform = min(r["decoding_per_weight"] for r in cell if r["grid"] == UNIFORM[bits] and r["form"] in forms)
-                pot = min(r["decoding_per_weight"] for r in cell if r["grid"] == grid and r["form"] == "potq")
-                name = f"{grid}, {dtype}: instructions of decoding a weight, below the best {which}"
-                found.append({"name": name, "target": round(uniform, 3), "measured": round(pot, 3), "met": pot < uniform})
-    return found
-
-
 def main() -> None:
     if torch.cuda.is_available():
         print("counting compiled code; the GPU is not used", file=sys.stderr)
     rows = with_decoding(list(measure()))
-    reached = goals(rows)
-    write_results("gpu_instructions", json.loads(json.dumps(PROTOCOL)), rows, reached, packages=("triton",))
-    print_goals(reached)
+    print_goals(INSTRUCTIONS.write(PROTOCOL, rows))
 
 
 if __name__ == "__main__":

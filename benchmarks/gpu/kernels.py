@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks.common.results import RESULTS, Row, print_goals, write_results
+from benchmarks.common.goals import Row, print_goals
 from benchmarks.gpu import forms as gpu_forms
-from benchmarks.gpu.goals import draw, goals
+from benchmarks.gpu.goals import KERNELS
 from benchmarks.gpu.peers import peers
+from benchmarks.gpu.plot import draw
 from benchmarks.gpu.timing import launch_microseconds, microseconds
 from potq.kernels.triton import dequantize, product
 from potq.kernels.triton.weight import GpuWeight
@@ -106,11 +107,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("this benchmark needs a CUDA GPU; torch finds none (gpu/instructions.py needs none)")
     rows = list(measure())
-    reached = goals(rows)
-    gpu = {"gpu": torch.cuda.get_device_name()}
-    write_results("gpu_kernels", PROTOCOL | gpu, rows, reached, packages=("triton", "bitsandbytes", "gemlite", "marlin"))
-    print_goals(reached)
-    print(draw(rows, RESULTS / "gpu_kernels.png"))
+    print_goals(KERNELS.write(PROTOCOL, rows))
+    print(draw(rows, KERNELS.picture()))
 
 
 if __name__ == "__main__":

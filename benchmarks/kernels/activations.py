@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,19 +22,18 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import potq
-from benchmarks.common.results import Goal, Row, load_rows, print_goals, write_results
+from benchmarks.common.goals import Row, print_goals
+from benchmarks.common.results import summary
+from benchmarks.kernels.goals import ACTIVATIONS, ACTIVATIONS_COST, difference, find
 from benchmarks.ptq.rtn_table import Setting, read_tokens, settings
 from potq.evaluate.perplexity import perplexity
-from potq.kernels import Activations, explain, set_activations
+from potq.kernels import explain, set_activations
 from potq.kernels.activations import in_units, is_fine
 from potq.nn.plan import packed_modules
 
-NAME = "activations"
 TEXTS = {"SmolLM2-135M": "WikiText-2 test", "TinyStories-656K": "TinyStories"}
 SCHEMES = ("apot4", "pot4", "mxfp4")
-ACTIVATIONS: tuple[Activations, ...] = ("float", "int8")
 WINDOWS = 40
-TARGET = 0.002
 PROTOCOL = {
     "perplexity": "GPTQ protocol: text tokenized once, non-overlapping windows, exp(total nll / predicted tokens)",
     "windows": WINDOWS,
@@ -106,31 +105,8 @@ def measure(setting: Setting, scheme: str, done: list[Row], windows: int) -> Ite
     for activations in missing:
         set_activations(model, activations)
         found = perplexity(model, tokens, window=setting.window, max_windows=windows)
-        row = {**key, "activations": activations, "kernel": str(explain(linears(model)[0])), **found.to_dict()}
+        row = {**key, "activations": activations, "kernel": str(explain(linears(model)[0])), **summary(found)}
         yield {**row, "fine_share": share} if activations == "int8" else row
-
-
-def find(rows: list[Row], model: str, scheme: str, activations: Activations) -> Row | None:
-    wanted = {"model": model, "scheme": scheme, "activations": activations}
-    return next((row for row in rows if wanted.items() <= row.items()), None)
-
-
-def difference(rows: list[Row], model: str, scheme: str) -> float | None:
-    """``int8 / float - 1`` of the perplexities, if both were measured."""
-    exact, rounded = (find(rows, model, scheme, a) for a in ACTIVATIONS)
-    return cast(float, rounded["perplexity"] / exact["perplexity"]) - 1 if exact and rounded else None
-
-
-def goals(rows: list[Row]) -> list[Goal]:
-    found = difference(rows, "SmolLM2-135M", "apot4")
-    return [
-        {
-            "name": "SmolLM2-135M apot4: relative difference of perplexity, int8 activations against float",
-            "target": f"<= {TARGET} either way",
-            "measured": found,
-            "met": found is not None and abs(found) <= TARGET,
-        }
-    ]
 
 
 def show(rows: list[Row]) -> None:
@@ -156,7 +132,7 @@ def main() -> None:
     if options.data is None:
         parser.error("give --data DIR or set POTQ_DATA")
     keep = options.windows == WINDOWS
-    rows = load_rows(NAME, PROTOCOL) if keep else []
+    rows = ACTIVATIONS_COST.load(PROTOCOL) if keep else []
     for setting in settings(Path(options.data)):
         if TEXTS[setting.model] != setting.text:
             continue
@@ -165,9 +141,9 @@ def main() -> None:
                 rows.append(row)
                 print(f"{row['model']} {scheme} {row['activations']}: {row['perplexity']:.3f}", flush=True)
                 if keep:
-                    write_results(NAME, PROTOCOL, rows, goals(rows))
+                    ACTIVATIONS_COST.write(PROTOCOL, rows)
     show(rows)
-    print_goals(goals(rows))
+    print_goals(ACTIVATIONS_COST.judge(rows))
 
 
 if __name__ == "__main__":

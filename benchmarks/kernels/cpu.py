@@ -28,9 +28,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.common.results import RESULTS, Row, load_rows, print_goals, write_results
+from benchmarks.common.goals import Row, print_goals
+from benchmarks.kernels.goals import CPU
 from benchmarks.kernels.plot import draw
-from benchmarks.kernels.report import Results, goals, table
+from benchmarks.kernels.report import cell_table
+from benchmarks.kernels.rows import Results
 from benchmarks.peers.ggml_library import ggml
 from benchmarks.peers.kernels import PEERS
 from benchmarks.peers.kernels.int8_peak import int8_peak
@@ -38,7 +40,6 @@ from benchmarks.peers.kernels.peer import Case, Peer, Work, copies_for, weight_b
 from benchmarks.peers.kernels.python_overhead import python_overhead
 from benchmarks.peers.packages import THREADS, UnavailableError
 
-NAME = "cpu_kernels"
 SHAPES = (
     *((768, 768), (2304, 768), (3072, 768), (768, 3072), (50257, 768)),  # GPT-2
     *((576, 576), (1536, 576), (576, 1536), (49152, 576)),  # SmolLM2-135M
@@ -50,7 +51,6 @@ FOOTPRINT = {"m <= 16": 8, "m > 16": 2}  # times the last-level cache; products 
 MOST = 2**30  # bytes of footprint, whatever the cache
 TIMING, WARM, REST = 5e-3, 20e-3, 10e-3  # seconds: the least that is timed; passes below WARM are run once before; sleep
 DISTURBED = 0.05  # of a core taken by other processes: the cell should be measured again
-PACKAGES = ("onnxruntime", "xllamacpp")
 
 
 def protocol(rounds: int) -> dict[str, Any]:
@@ -195,8 +195,8 @@ def extras() -> Iterator[Row]:
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     settings, todo = protocol(arguments.rounds), list(cells(arguments))
-    rows = load_rows(NAME, settings)
-    if not rows and (RESULTS / f"{NAME}.json").exists():
+    rows = CPU.load(settings)
+    if not rows and CPU.file().exists():
         console.print("the results at hand are of other settings, and will be replaced")
     if arguments.fresh:
         again = {(case.shape, case.m) for case in todo}
@@ -208,12 +208,12 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         if (case.shape, case.m) not in done:
             rows.extend(measure(case, arguments.rounds))
             gc.collect()
-            write_results(NAME, settings, rows, goals(rows), PACKAGES)
-        console.print(table(Results(rows), case))
-    write_results(NAME, settings, rows, goals(rows), PACKAGES)
+            CPU.write(settings, rows)
+        console.print(cell_table(Results(rows), case))
+    CPU.write(settings, rows)
     console.print(*(row for row in rows if "task" in row), sep="\n")
-    print_goals(goals(rows))
-    console.print(draw(rows, RESULTS / f"{NAME}.png"))
+    print_goals(CPU.judge(rows))
+    console.print(draw(rows, CPU.picture()))
 
 
 def arguments_of(argv: Sequence[str]) -> argparse.Namespace:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.results import Row
-from benchmarks.kernels.report import EVERY, WIDTH_576, WIDTH_768, WIDTH_4096, Results
+from benchmarks.common.goals import Row
+from benchmarks.common.plots import picture
+from benchmarks.kernels.rows import EVERY, WIDTH_576, WIDTH_768, WIDTH_4096, Results
 
 COLOURS = {"pot4": "#1f77b4", "pot3": "#2ca02c", "pot2": "#d62728", "4-bit": "#555555"}
 LABELS = {"pot4": "potq, 4 bits", "pot3": "potq, 3 bits", "pot2": "potq, 2 bits", "4-bit": "best 4-bit peer"}
@@ -28,24 +29,22 @@ CAPTION = (
 
 def draw(rows: Sequence[Row], path: Path) -> str:
     """Draw to ``path``; says where, or why not."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return "no plot: pip install matplotlib"
     results = Results(rows)
     if not any("pot4" in results.timed(cell) for cell in results.cells):
         return "no plot: our kernels were not measured"
-    figure = Figure(figsize=(12, 8), layout="constrained")
+    peak = next((row["gops"] for row in rows if row.get("task") == "int8 peak"), None)
+    return picture(path, (12, 8), lambda figure: _paint(figure, results, peak))
+
+
+def _paint(figure: Any, results: Results, peak: float | None) -> None:
     axes = figure.subplots()
     axes.set(xscale="log", yscale="log", xlabel="operations per byte of packed weight", ylabel="GOP/s")
     _points(axes, results)
-    _roofs(axes, results, next((row["gops"] for row in rows if row.get("task") == "int8 peak"), None))
+    _roofs(axes, results, peak)
     axes.grid(True, which="both", alpha=0.15)
     axes.set_title("Products with packed weights: measured speed under the roofs of memory and int8 arithmetic")
     _legends(axes)
     figure.supxlabel(CAPTION, fontsize=8, color="#444444")
-    figure.savefig(path, dpi=130)
-    return f"drawn: {path.name}"
 
 
 def _points(axes: Any, results: Results) -> None:

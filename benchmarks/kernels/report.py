@@ -1,69 +1,23 @@
-"""The rows of ``kernels/cpu.py`` read: ratios within a round, tables, and the goals that the kernels were given."""
+"""The rows of the kernels' benchmarks as tables: on the terminal, and in the documents."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from rich.table import Table
 
-from benchmarks.common.results import Goal, Row
+from benchmarks.common.goals import Row
+from benchmarks.common.markdown import captioned, goals_table, table
+from benchmarks.common.results import Content
+from benchmarks.kernels.goals import ACTIVATIONS, ACTIVATIONS_COST, CPU, difference, find
+from benchmarks.kernels.rows import EVERY, Cell, Results
 from benchmarks.peers.kernels.peer import Case
 
-Cell = tuple[str, int]  # shape, m
-
-WIDTH_4096 = ("4096x4096", "11008x4096", "4096x11008")
-WIDTH_768 = ("768x768", "2304x768", "3072x768", "768x3072", "50257x768")
-WIDTH_576 = ("576x576", "1536x576", "576x1536", "49152x576")
-EVERY = WIDTH_768 + WIDTH_576 + WIDTH_4096
-LARGE = tuple(shape for shape in EVERY if int(shape.split("x")[0]) * int(shape.split("x")[1]) * 4.25 / 8 >= 8e6)  # 8 MB
 TOO_FAST = 1.15  # of the read bandwidth: nothing that reads its weight from memory is
 
 
-class Results:
-    """Rows by cell and contestant."""
-
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self.cells: dict[Cell, dict[str, Row]] = {}
-        for row in rows:
-            if "shape" in row:
-                self.cells.setdefault((row["shape"], row["m"]), {})[row["contestant"]] = row
-
-    def timed(self, cell: Cell) -> dict[str, Row]:
-        return {name: row for name, row in self.cells.get(cell, {}).items() if "microseconds" in row}
-
-    def best(self, cell: Cell, group: str) -> Row | None:
-        """The fastest contestant of a group."""
-        rows = [row for row in self.timed(cell).values() if row["group"] == group]
-        return min(rows, key=lambda row: float(row["microseconds"]), default=None)
-
-    def speedup(self, cell: Cell, contestant: str, group: str) -> float | None:
-        """How many times faster ``contestant`` is than the fastest of ``group``: median over the rounds."""
-        ours, other = self.timed(cell).get(contestant), self.best(cell, group)
-        if ours is None or other is None:
-            return None
-        return statistics.median(float(b / a) for a, b in zip(ours["rounds_us"], other["rounds_us"], strict=True))
-
-    def of_bandwidth(self, cell: Cell, contestant: str) -> float | None:
-        """Weight bytes per second as a part of the fastest read of memory in the same round: median over the rounds."""
-        ours, reads = self.timed(cell).get(contestant), self.reads(cell)
-        if ours is None or not reads:
-            return None
-        return statistics.median(rate / read for rate, read in zip(_rates(ours), reads, strict=True))
-
-    def reads(self, cell: Cell) -> list[float]:
-        """GB/s that the faster reader of memory reached, round by round."""
-        readers = [_rates(row) for row in self.timed(cell).values() if row["group"] == "bandwidth"]
-        return [max(rates) for rates in zip(*readers, strict=True)]
-
-
-def _rates(row: Row) -> list[float]:
-    """GB/s of every round."""
-    total = row["gbytes_per_s"] * row["microseconds"]
-    return [total / microseconds for microseconds in row["rounds_us"]]
-
-
-def table(results: Results, case: Case) -> Table:
+def cell_table(results: Results, case: Case) -> Table:
     """One cell: every contestant, its speed, and how much faster it is than the best 4-bit peer and float32."""
     cell = (case.shape, case.m)
     best = results.best(cell, "4-bit")
@@ -94,45 +48,47 @@ def _columns(results: Results, cell: Cell, row: Row) -> list[str]:
     ]
 
 
-def goals(rows: Sequence[Row]) -> list[Goal]:
-    """What the kernels are to reach on two threads; a ratio's goal is judged where it is worst."""
-    results = Results(rows)
-
-    def faster(contestant: str, group: str) -> Callable[[Cell], float | None]:
-        return lambda cell: results.speedup(cell, contestant, group)
-
-    def part(contestant: str) -> Callable[[Cell], float | None]:
-        return lambda cell: results.of_bandwidth(cell, contestant)
-
-    pot4 = faster("pot4", "4-bit")
-    return [
-        _worst("m=1, 4 bits / best 4-bit peer, every shape", 1.0, EVERY, 1, pot4),
-        _mean("m=1, 4 bits / best 4-bit peer, geometric mean", 1.2, EVERY, 1, pot4),
-        _worst("m=1, 4 bits, part of read bandwidth, weights >= 8 MB", 0.85, LARGE, 1, part("pot4")),
-        _worst("m=1, 3 bits, part of read bandwidth, same shapes", 0.80, LARGE, 1, part("pot3")),
-        _worst("m=1, 2 bits, part of read bandwidth, same shapes", 0.75, LARGE, 1, part("pot2")),
-        *(_worst(f"m={m}, 4 bits / best 4-bit peer, 4096-wide", 3.0, WIDTH_4096, m, pot4) for m in (16, 128)),
-        *(_worst(f"m={m}, 4 bits / best 4-bit peer, 768-wide", 1.5, WIDTH_768, m, pot4) for m in (16, 128)),
-        *(_worst(f"m={m}, 4 bits / torch dynamic int8", 0.9, EVERY, m, faster("pot4", "int8")) for m in (16, 128)),
-        _worst("m=1, 4 bits / torch fp32, 4096-wide", 7.0, WIDTH_4096, 1, faster("pot4", "fp32")),
-        _worst("m=1, 2 bits / torch fp32, 4096-wide", 12.0, WIDTH_4096, 1, faster("pot2", "fp32")),
-    ]
+OURS = ("pot4", "pot3", "pot2")
 
 
-def _worst(name: str, target: float, shapes: Sequence[str], m: int, value: Callable[[Cell], float | None]) -> Goal:
-    """Met if the least value over ``shapes`` reaches the target and none is missing."""
-    found = [(v, shape) for shape in shapes if (v := value((shape, m))) is not None]
-    if not found:
-        return Goal(name=name, target=target, measured=None, met=False)
-    least, where = min(found)
-    missing = f", {len(shapes) - len(found)} shapes not measured" if len(found) < len(shapes) else ""
-    met = least >= target and not missing
-    return Goal(name=f"{name} (worst: {where}{missing})", target=target, measured=round(least, 4), met=met)
+def product_table(content: Content, m: int) -> str:
+    """Microseconds of a product with ``m`` rows of activations; the last column is what memory gave meanwhile."""
+    results, lines = Results(content["rows"]), []
+    for shape in EVERY:
+        cell = (shape, m)
+        best = results.best(cell, "4-bit")
+        others = [results.best(cell, group) for group in ("int8", "fp32")]
+        peer = f"{_time(best)} ({best['contestant']})" if best else "-"
+        reads = [row["gbytes_per_s"] for row in results.timed(cell).values() if row["group"] == "bandwidth"]
+        speed = f"{max(reads):.0f}" if reads else "-"
+        lines.append([shape, *(_time(results.timed(cell).get(name)) for name in OURS), peer, *map(_time, others), speed])
+    headings = (f"m = {m}, us", *(f"`{name}`" for name in OURS), "best 4-bit peer", "torch int8", "torch fp32", "read, GB/s")
+    return table(headings, lines)
 
 
-def _mean(name: str, target: float, shapes: Sequence[str], m: int, value: Callable[[Cell], float | None]) -> Goal:
-    found = [v for shape in shapes if (v := value((shape, m))) is not None]
-    if not found:
-        return Goal(name=name, target=target, measured=None, met=False)
-    mean = statistics.geometric_mean(found)
-    return Goal(name=name, target=target, measured=round(mean, 4), met=mean >= target and len(found) == len(shapes))
+def _time(row: Row | None) -> str:
+    """Microseconds, three digits of them."""
+    if row is None:
+        return "-"
+    found = row["microseconds"]
+    return f"{found:.{max(0, 2 - len(str(int(found))) + 1)}f}" if found < 100 else f"{found:.0f}"
+
+
+def activations_table(rows: Sequence[Row]) -> str:
+    lines = []
+    for model, text, window, scheme in dict.fromkeys((r["model"], r["text"], r["window"], r["scheme"]) for r in rows):
+        exact, rounded = (find(rows, model, scheme, each) for each in ACTIVATIONS)
+        change = difference(rows, model, scheme)
+        if exact and rounded and change is not None:
+            figures = [f"{row['perplexity']:.3f}" for row in (exact, rounded)]
+            shares = [f"{change:+.2%}", f"{rounded['fine_share']:.1%}"]
+            lines.append([f"{model} `{scheme}`, {text}, windows of {window}", *figures, *shares])
+    headings = ("perplexity, first 40 windows", "float activations", "int8", "difference", "blocks rounded to 16 bits")
+    return table(headings, lines)
+
+
+def document() -> dict[str, str]:
+    """The tables of docs/kernels.md."""
+    products = {f"m={m}": captioned(CPU, partial(product_table, m=m)) for m in (1, 4, 16, 128)}
+    goals = captioned(CPU, lambda content: goals_table(content["goals"]))
+    return {"activations": activations_table(ACTIVATIONS_COST.read()["rows"]), **products, "goals": goals}

@@ -30,8 +30,11 @@ import torch
 from torch import Tensor
 
 import potq
-from benchmarks.common.results import Row, load_rows, print_goals, write_results
-from benchmarks.papers.report import FULL, SETTINGS, Setting, goals, show
+from benchmarks.common.goals import Row, print_goals
+from benchmarks.common.results import summary
+from benchmarks.papers.goals import NANO
+from benchmarks.papers.report import show
+from benchmarks.papers.settings import FULL, SETTINGS, Setting
 from benchmarks.qat.loop import Run, Training, pack
 from potq.data.text import read_text
 from potq.data.tokens import choose_window, tokenize
@@ -42,7 +45,6 @@ from potq.evaluate.perplexity import perplexity
 from potq.kernels import set_activations
 from potq.nn.plan import evaluation_mode
 
-NAME = "paper_gpt2"
 HUB = "Salesforce/wikitext:wikitext-2-raw-v1"
 CALIBRATION = 64  # windows
 SEED = 0
@@ -74,14 +76,14 @@ class Experiment:
         began = time.perf_counter()
         model, bits = self._made(setting)
         seconds = time.perf_counter() - began
-        found = perplexity(model, self.texts.evaluation, max_windows=self.windows).to_dict()
+        found = summary(perplexity(model, self.texts.evaluation, max_windows=self.windows))
         row = {**found, "setting": setting.name, "kind": setting.kind, "bits_per_weight": bits, "seconds": seconds}
         row["bytes"] = stored_bytes(model, packed=setting.config is not None)
         if self.encoder is not None:
             row["bertscore"] = self._bertscore(model)
         if setting.config is not None:
             set_activations(model, "int8")
-            row["int8"] = perplexity(model, self.texts.evaluation, max_windows=self.windows).to_dict()
+            row["int8"] = summary(perplexity(model, self.texts.evaluation, max_windows=self.windows))
         return {**row, "speed": self._speed(model)}
 
     @cached_property
@@ -244,7 +246,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="for the speed")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="default: torch's")
-    parser.add_argument("--name", default=NAME, help=f"of the results; default: {NAME}")
+    parser.add_argument("--name", default="paper_gpt2", help="of the results; default: %(default)s")
     return parser.parse_args()
 
 
@@ -262,17 +264,18 @@ def main() -> None:
         options.model, base, texts, training, options.windows, encoder, options.prompts, options.rounds, device
     )
     used = protocol(options, experiment)
-    rows = load_rows(options.name, used)
+    results = replace(NANO, name=options.name)
+    rows = results.load(used)
     for setting in SETTINGS:
         if any(row["setting"] == setting.name for row in rows):
             continue
         rows.append(experiment.row(setting))
         print("{setting}: perplexity {perplexity:.3f} after {seconds:.0f} s".format(**rows[-1]), flush=True)
-        write_results(options.name, used, rows, goals(rows))
+        results.write(used, rows)
     show(rows)
     if encoder is None:
         print("BERTScore was left out: give --encoder")
-    print_goals(goals(rows))
+    print_goals(NANO.judge(rows))
 
 
 if __name__ == "__main__":

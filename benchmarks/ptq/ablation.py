@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -20,7 +19,9 @@ from rich.table import Table
 from torch import Tensor
 
 import potq
-from benchmarks.common.results import Goal, Row, load_rows, print_goals, write_results
+from benchmarks.common.goals import Row, print_goals
+from benchmarks.common.results import summary
+from benchmarks.ptq.goals import ABLATION, GRIDS
 from benchmarks.ptq.settings import SCHEMES, SEED, Setting, measure, quantized, settings
 from potq.config import EFFORTS, Effort
 from potq.nn.plan import plan
@@ -29,8 +30,6 @@ from potq.numerics.scale_search import choose_scale
 from potq.ptq.algorithms.rounding import SchemeRounding
 from potq.ptq.sequential import Walk
 
-NAME = "potptq_ablation"
-GRIDS = ("pot2", "pot3", "pot4", "apot4")
 STEPS: dict[str, Effort] = {
     "absmax scales": Effort(),
     "step 1: searched scales": EFFORTS["fast"],
@@ -69,25 +68,7 @@ def row(setting: Setting, scheme: str, step: str) -> Row:
     else:
         model, _ = quantized(setting, scheme, STEPS[step])
     seconds = time.perf_counter() - began
-    return {"scheme": scheme, "step": step, **measure(setting, model).to_dict(), "seconds": seconds}
-
-
-def goals(rows: list[Row]) -> list[Goal]:
-    """Every further step should help."""
-    found: list[Goal] = []
-    chains = [
-        ("absmax scales", "step 1: searched scales", "steps 1 and 2"),
-        ("step 1: searched scales", "GPTQ", "GPTQ + layer", "GPTQ + layer + model"),
-    ]
-    values = {(r["scheme"], r["step"]): r["perplexity"] for r in rows}
-    for scheme in GRIDS:
-        for chain in chains:
-            for before, after in pairwise(chain):
-                over, under = values.get((scheme, after)), values.get((scheme, before))
-                ratio = over / under if over and under else None
-                name = f"{scheme}: perplexity of '{after}' / '{before}', below"
-                found.append({"name": name, "target": 1.0, "measured": ratio, "met": ratio is not None and ratio < 1})
-    return found
+    return {"scheme": scheme, "step": step, **summary(measure(setting, model)), "seconds": seconds}
 
 
 def main() -> None:
@@ -98,20 +79,20 @@ def main() -> None:
         parser.error("give --data DIR or set POTQ_DATA")
     setting = settings(Path(options.data))["tinystories"]
     protocol = {**PROTOCOL, "threads": torch.get_num_threads()}
-    rows = load_rows(NAME, protocol)
+    rows = ABLATION.load(protocol)
     for scheme in GRIDS:
         for step in STEPS:
             if any((r["scheme"], r["step"]) == (scheme, step) for r in rows):
                 continue
             rows.append(row(setting, scheme, step))
             print(f"{scheme}, {step}: {rows[-1]['perplexity']:.3f} in {rows[-1]['seconds']:.0f} s", flush=True)
-            write_results(NAME, protocol, rows, goals(rows))
+            ABLATION.write(protocol, rows)
     table = Table("step", *GRIDS, title="TinyStories-656K, perplexity")
     values = {(r["scheme"], r["step"]): f"{r['perplexity']:.2f}" for r in rows}
     for step in STEPS:
         table.add_row(step, *(values.get((scheme, step), "-") for scheme in GRIDS))
     Console(width=120).print(table)
-    print_goals(goals(rows))
+    print_goals(ABLATION.judge(rows))
 
 
 if __name__ == "__main__":

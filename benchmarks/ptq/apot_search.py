@@ -34,7 +34,9 @@ from rich.progress import track
 from rich.table import Table as RichTable
 from torch import Tensor
 
-from benchmarks.common.results import Goal, Row, print_goals, write_results
+from benchmarks.common.goals import Row, print_goals
+from benchmarks.common.results import summary
+from benchmarks.ptq.goals import APOT_SEARCH
 from benchmarks.ptq.rtn_table import read_tokens, settings
 from potq.checkpoint.loading import load
 from potq.checkpoint.source import embedded_file
@@ -304,24 +306,12 @@ def perplexities(winners: dict[str, Magnitudes]) -> list[Row]:
                 set_activations(model, "float")  # what the weights cost, and nothing else
             found = perplexity(model, tokens, window=setting.window, max_windows=WINDOWS)
             magnitudes = list(table) if table is not None else None
-            rows.append({"model": setting.model, "text": setting.text, "magnitudes": magnitudes, **found.to_dict()})
+            rows.append({"model": setting.model, "text": setting.text, "magnitudes": magnitudes, **summary(found)})
     return rows
 
 
-def judge(rows: list[Row], data: list[str]) -> list[Goal]:
-    """The goals for the 4-bit preset: its gain over int4, and at least NF4 (with searched scale) minus 0.1 dB."""
-    snr = {(row["table"], row["data"]): row["snr_db"] for row in rows}
-    gain = round(snr["apot4", "gaussian"] - snr["int4", "gaussian"], 3)
-    goals = [Goal(name="apot4 SNR gain over int4 on gaussian (dB)", target=">= 1.0", measured=gain, met=gain >= 1.0)]
-    for name in data:
-        margin = round(snr["apot4", name] - snr["nf4", name], 3)
-        label = f"apot4 SNR minus that of NF4 with searched scale on {name} (dB)"
-        goals.append(Goal(name=label, target=">= -0.1", measured=margin, met=margin >= -0.1))
-    return goals
-
-
-def show(rows: list[Row], goals: list[Goal], data: list[str]) -> None:
-    """Print the SNR table (best mean first within the bits) and the goals."""
+def show(rows: list[Row], data: list[str]) -> None:
+    """Print the SNR table, best mean first within the bits."""
     table = RichTable("table", "magnitudes", *data, "mean", title="SNR in dB, groups of 64, searched float16 scales")
     names = list(dict.fromkeys((row["bits"], row["table"], tuple(row["magnitudes"] or ())) for row in rows))
     snr = {(row["table"], row["data"]): float(row["snr_db"]) for row in rows}
@@ -330,7 +320,6 @@ def show(rows: list[Row], goals: list[Goal], data: list[str]) -> None:
         figures = [f"{snr[name, d]:.2f}" for d in data]
         table.add_row(name, " ".join(map(str, magnitudes)), *figures, f"{means[name]:.2f}")
     Console(width=140).print(table)
-    print_goals(goals)
 
 
 def show_perplexities(rows: list[Row]) -> None:
@@ -381,12 +370,12 @@ def main() -> None:
     }
     data = load_data(model, FINAL_GROUPS, SEED + 100)
     rows = measure(winners, data)
-    goals = judge(rows, list(data))
-    show(rows, goals, list(data))
+    show(rows, list(data))
     if options.perplexity:
         rows += perplexities(winners)
         show_perplexities(rows)
-    print(f"wrote {write_results('apot_search', protocol(data), rows, goals)}")
+    print_goals(APOT_SEARCH.write(protocol(data), rows))
+    print(f"wrote {APOT_SEARCH.file()}")
 
 
 if __name__ == "__main__":

@@ -19,15 +19,13 @@ from pathlib import Path
 import torch
 
 import potq
-from benchmarks.common.results import Goal, Row, load_rows, print_goals, write_results
+from benchmarks.common.goals import Row, print_goals
+from benchmarks.ptq.goals import COST, TIMES
 from benchmarks.ptq.settings import SCHEMES, SEED, Setting, settings
 from potq.config import EFFORTS
 from potq.ptq.estimate import estimate
 
-NAME = "ptq_cost"
 SCHEME = "pot3"
-TIMES = {"fast": 45.0, "balanced": 300.0, "best": 2700.0}  # seconds, at most
-MEMORY = {"balanced": 2e9}  # bytes, at most
 PROTOCOL = {
     "model": "SmolLM2-135M, float32, linears",
     "scheme": SCHEME,
@@ -52,24 +50,6 @@ def row(setting: Setting, effort: str) -> Row:
     return {"effort": effort, "seconds": seconds, "peak_bytes": peak, **guess, **threads}
 
 
-def goals(rows: list[Row]) -> list[Goal]:
-    found = {row["effort"]: row for row in rows}
-    return [
-        *(_goal(f"{effort}, seconds", found, effort, "seconds", limit) for effort, limit in TIMES.items()),
-        *(_goal(f"{effort}, peak bytes", found, effort, "peak_bytes", limit) for effort, limit in MEMORY.items()),
-    ]
-
-
-def _goal(name: str, found: dict[str, Row], effort: str, key: str, limit: float) -> Goal:
-    measured = found[effort][key] if effort in found else None
-    return {
-        "name": f"{name}, under",
-        "target": limit,
-        "measured": measured,
-        "met": measured is not None and measured < limit,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder of texts and models")
@@ -80,7 +60,7 @@ def main() -> None:
     if options.effort:
         print(json.dumps(row(settings(Path(options.data))["smollm2"], options.effort)))
         return
-    rows = load_rows(NAME, PROTOCOL)
+    rows = COST.load(PROTOCOL)
     for effort in TIMES:
         if any(row["effort"] == effort for row in rows):
             continue
@@ -88,8 +68,8 @@ def main() -> None:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(f"{effort}: {rows[-1]['seconds']:.0f} s, {rows[-1]['peak_bytes'] / 1e9:.2f} GB", flush=True)
-        write_results(NAME, PROTOCOL, rows, goals(rows))
-    print_goals(goals(rows))
+        COST.write(PROTOCOL, rows)
+    print_goals(COST.judge(rows))
 
 
 if __name__ == "__main__":

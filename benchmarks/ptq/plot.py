@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.results import Row
+from benchmarks.common.goals import Row
+from benchmarks.common.plots import picture
 from benchmarks.ptq.settings import ABSMAX, FULL, INTEGERS, PURE, TWO_TERM, full_precision
 
 FAMILIES = {
@@ -27,19 +28,16 @@ CAPTION = (
 
 def draw(rows: Sequence[Row], path: Path) -> str:
     """Draw to ``path``; says where, or why not."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return "no plot: pip install matplotlib"
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure = Figure(figsize=(8 * len(models), 7), layout="constrained")
+    return picture(path, (8 * len(models), 7), lambda figure: _paint(figure, rows, models))
+
+
+def _paint(figure: Any, rows: Sequence[Row], models: Sequence[str]) -> None:
     for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
         _panel(axes, [row for row in rows if row["model"] == model], full_precision(rows, model)["perplexity"])
         axes.set_title(model)
     _legends(figure.axes[0])
     figure.supxlabel(CAPTION, fontsize=8, color="#444444")
-    figure.savefig(path, dpi=130)
-    return f"drawn: {path.name}"
 
 
 def family(row: Row) -> tuple[str, str]:

@@ -8,7 +8,6 @@ and its peak resident size, which also counts the pages of the mapped input file
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,11 +19,9 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.common.results import Goal, Row, print_goals, write_results
+from benchmarks.common.goals import Row, print_goals
+from benchmarks.ptq.goals import QUANTIZE_SPEED, SHARD
 
-NAME = "quantize_speed"
-SHARD = 100_000_000  # bytes of the source folder's shards
-LAYER = 49152 * 576 * 4  # bytes of SmolLM2's largest weight in float32
 MODEL = 134_515_008 * 4  # bytes of SmolLM2's parameters in float32
 RUNS = 3
 PROTOCOL = {"model": "SmolLM2-135M, float32", "effort": "fast", "runs": RUNS, "source_shards_bytes": SHARD}
@@ -134,27 +131,6 @@ def measure(console: Console) -> list[Row]:
     return rows
 
 
-def goals(rows: list[Row]) -> list[Goal]:
-    def median(task: str, key: str) -> float:
-        chosen = [row[key] for row in rows if row["task"] == task and row.get("embedding") in (None, "pot4")]
-        return float(statistics.median(chosen))
-
-    packed = median("quantize", "file_bytes")
-    limit = SHARD + LAYER + packed
-    figures = [
-        ("quantize every weight of SmolLM2-135M (s)", 45.0, median("quantize", "seconds")),
-        ("4-bit group-64 checkpoint, everything quantized (bytes)", 72.5e6, packed),
-        (
-            "memory while streaming: packed model + one shard + one layer (bytes)",
-            limit,
-            median("quantize", "anonymous_bytes"),
-        ),
-        ("potq --help (s)", 1.0, median("help", "seconds")),
-        ("load the packed model (s)", 3.0, median("load", "seconds")),
-    ]
-    return [Goal(name=name, target=target, measured=value, met=value <= target) for name, target, value in figures]
-
-
 def main() -> None:
     tasks: dict[str, Callable[..., dict[str, Any]]] = {"export": export, "stream": stream, "load": load}
     if len(sys.argv) > 1:
@@ -165,8 +141,8 @@ def main() -> None:
     if not Path("/proc/self/status").exists():
         sys.exit("ptq/quantize_speed.py reads memory from /proc and runs on Linux only")
     rows = measure(Console())
-    write_results(NAME, PROTOCOL, rows, goals(rows))
-    print_goals(goals(rows))
+    QUANTIZE_SPEED.write(PROTOCOL, rows)
+    print_goals(QUANTIZE_SPEED.judge(rows))
 
 
 if __name__ == "__main__":

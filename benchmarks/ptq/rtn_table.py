@@ -26,14 +26,15 @@ from rich.table import Table
 from torch import Tensor
 
 import potq
-from benchmarks.common import markdown as document
-from benchmarks.common.results import Goal, Row, load_rows, print_goals, write_results
+from benchmarks.common.goals import Row, print_goals
+from benchmarks.common.results import summary
+from benchmarks.ptq.accuracy import TREATMENTS, lines
+from benchmarks.ptq.goals import RTN_TABLE
 from potq.data.text import read_text
 from potq.data.tokens import tokenize
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import set_activations
 
-NAME = "rtn_table"
 SCHEMES = ("pot4", "apot4", "mxfp4", "int4", "pot3", "int3", "pot2", "int2")
 ZERO_FREE = ("pot3nz", "int3_midrise")  # without calibration they are for models without massive activations
 WINDOWS = 40
@@ -108,77 +109,35 @@ def measure(cell: Cell, setting: Setting) -> Row:
         set_activations(model, "float")  # what the weights cost, and nothing else
         bits, snr = report.bits_per_weight, sum(m.snr_db or 0 for m in report.modules) / len(report.modules)
     result = perplexity(model, tokens, window=setting.window, max_windows=WINDOWS)
-    return {**asdict(cell), "bits_per_weight": bits, "mean_snr_db": snr, **result.to_dict()}
+    return {**asdict(cell), "bits_per_weight": bits, "mean_snr_db": snr, **summary(result)}
 
 
-def goals(rows: list[Row]) -> list[Goal]:
-    """The issue asks for the table, and gives a prototype's figures to compare with (ten windows, linears only)."""
-    wanted = {"full precision": 28.5, "int4": 44.0, "pot4": 60.8, "mxfp4": 41.5, "pot3": 175.0, "int3": 514.0}
-    found = {
-        row["scheme"]: row["perplexity"]
-        for row in rows
-        if row["model"] == "SmolLM2-135M" and row["embedding"] == "full precision"
-    }
-    return [
-        {
-            "name": f"SmolLM2-135M {scheme}, linears only: perplexity at most a prototype's (8 or 10 windows) + 5 %",
-            "target": target * 1.05,
-            "measured": found.get(scheme),
-            "met": scheme in found and found[scheme] <= target * 1.05,
-        }
-        for scheme, target in wanted.items()
-    ]
-
-
-def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells: a row for each scheme, a column for each model, text and treatment of the embedding."""
-    columns = sorted({(r["model"], r["text"], r["embedding"]) for r in rows if r["scheme"] != "full precision"})
-    headings = [f"{model}, {text}: {'everything' if e == 'same' else 'linears only'}" for model, text, e in columns]
-    lines = []
-    for scheme in ("full precision", *SCHEMES, *ZERO_FREE):
-        alike = [row for row in rows if row["scheme"] == scheme]
-        bits = next((f"{row['bits_per_weight']:.2f}" for row in alike), "")
-        lines.append([scheme, bits, *(_perplexity(alike, *column) for column in columns)])
-    return ["scheme", "bits per weight", *headings], lines
-
-
-def _perplexity(rows: list[Row], model: str, text: str, embedding: str) -> str:
-    """The figure for one cell; full precision is the same whatever becomes of the embedding."""
-    treatments = (embedding, "full precision") if rows and rows[0]["scheme"] == "full precision" else (embedding,)
-    found = [r["perplexity"] for r in rows if (r["model"], r["text"]) == (model, text) and r["embedding"] in treatments]
-    return (f"{found[0]:.2f}" if found[0] < 1000 else f"{found[0]:,.0f}") if found else "-"
-
-
-def show(rows: list[Row], *, markdown: bool) -> None:
-    headings, lines = table(rows)
-    if markdown:
-        print(document.table(headings, lines))
-        return
-    rendered = Table(*headings, title="Perplexity, round to nearest")
-    for cells in lines:
-        rendered.add_row(*cells)
+def show(rows: list[Row]) -> None:
+    columns = sorted({(row["model"], row["text"], what) for row in rows for what in TREATMENTS})
+    rendered = Table("scheme", "bits per weight", *map(", ".join, columns), title="Perplexity, round to nearest")
+    for line in lines(rows, columns):
+        rendered.add_row(*line)
     Console().print(rendered)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder of texts and models")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown (for the README)")
     options = parser.parse_args()
     data = options.data
     if data is None:
         parser.error("give --data DIR or set POTQ_DATA")
     console = Console(stderr=True)
-    rows = load_rows(NAME, PROTOCOL)
+    rows = RTN_TABLE.load(PROTOCOL)
     for setting in settings(Path(data)):
         for cell in cells(setting):
             if cell.measured_in(rows):
                 continue
             rows.append(measure(cell, setting))
             console.print(f"{cell.model} {cell.text} {cell.scheme} embedding {cell.embedding}: {rows[-1]['perplexity']:.2f}")
-            write_results(NAME, PROTOCOL, rows, goals(rows))
-    show(rows, markdown=options.markdown)
-    print_goals(goals(rows))
+            RTN_TABLE.write(PROTOCOL, rows)
+    show(rows)
+    print_goals(RTN_TABLE.judge(rows))
 
 
 if __name__ == "__main__":

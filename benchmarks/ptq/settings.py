@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import potq
-from benchmarks.common.results import Row
+from benchmarks.common.goals import Row
 from benchmarks.peers.ptq import asymmetric
 from potq.config import EFFORTS, Effort
 from potq.data.text import read_documents

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 import potq
-from benchmarks.common.results import Goal, Row, at_least, print_goals, write_results
+from benchmarks.common.goals import Row, print_goals
 from benchmarks.ptq.apot_search import POOL
+from benchmarks.ptq.goals import SIGNED_TABLES
 from potq.nn.report import decibels
 from potq.numerics.grid import table
 from potq.ptq.algorithms.rtn import rtn
 
-NAME = "signed_tables"
 GROUPS, GROUP, STARTS, TRIES, SEED = 4000, 64, 12, 1200, 0
 LEVELS = [sign * level for level in POOL if level for sign in (1, -1)]
 KNOWN = ("pot3", "pot3nz", "pot3s", "apot3", "apot3s", "int3", "int3_midrise")
@@ -56,18 +56,6 @@ def search(weight: Tensor, rng: random.Random) -> tuple[float, list[int]]:
     return quality(weight, signed(levels)), sorted(levels)
 
 
-def goals(rows: list[Row]) -> list[Goal]:
-    found = {row["table"]: row["decibels"] for row in rows}
-    best = max(row["decibels"] for row in rows if row["table"].startswith("searched"))
-    return [
-        at_least("pot3s / pot3, decibels gained", 0.5, found["pot3s"] - found["pot3"]),
-        at_least(
-            "apot3s / best integers with a zero and as many bits, decibels gained", 0, found["apot3s"] - found["int3 signed"]
-        ),
-        at_least("apot3s / the best table found, decibels gained", -0.05, found["apot3s"] - best),
-    ]
-
-
 def main() -> None:
     weight = torch.randn(GROUPS, GROUP, generator=torch.Generator().manual_seed(SEED))
     schemes = {name: potq.PRESETS[name] for name in KNOWN} | {"int3 signed": potq.QuantScheme("int3", signed_scale=True)}
@@ -79,8 +67,8 @@ def main() -> None:
         rows.append({"table": f"searched, start {start}", "levels": levels, "decibels": value})
     for row in rows:
         print(f"{row['decibels']:.2f} dB  {row['table']}: {row['levels']}")
-    write_results(NAME, PROTOCOL, rows, goals(rows))
-    print_goals(goals(rows))
+    SIGNED_TABLES.write(PROTOCOL, rows)
+    print_goals(SIGNED_TABLES.judge(rows))
 
 
 if __name__ == "__main__":

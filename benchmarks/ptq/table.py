@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 import potq
-from benchmarks.common.results import RESULTS, Row, load_rows, print_goals, write_results
+from benchmarks.common.goals import Row, print_goals
+from benchmarks.common.results import summary
 from benchmarks.peers.ptq import PEERS, unavailable
-from benchmarks.ptq.goals import SMOLLM2, goals
+from benchmarks.ptq.goals import SMOLLM2, TABLE
 from benchmarks.ptq.plot import draw
 from benchmarks.ptq.report import show
 from benchmarks.ptq.settings import (
@@ -43,9 +44,7 @@ from benchmarks.ptq.settings import (
 )
 from potq.config import EFFORTS
 
-NAME = "ptq_table"
 ALGORITHMS = ("fast", "gptq", "balanced", "best")
-PACKAGES = ("xllamacpp", "gguf", "gptqmodel", "llmcompressor", "hqq", "torchao", "auto-round", "bitsandbytes")
 PROTOCOL = {
     "perplexity": f"GPTQ protocol: {WINDOWS} non-overlapping windows (SmolLM2: WikiText-2 test, 1024 tokens, the first "
     "ones; TinyStories: 512 tokens, the last ones, each story with its start token)",
@@ -108,7 +107,7 @@ def row(setting: Setting, scheme: str, algorithm: str, work: Path | None) -> Row
 
 def whole(setting: Setting, scheme: str, algorithm: str, work: Path | None) -> Row:
     model, _ = contestant(setting, scheme, algorithm, work)
-    found = measure(setting, model, whole=True).to_dict()
+    found = summary(measure(setting, model, whole=True))
     return {"model": setting.model, "scheme": scheme, "algorithm": algorithm, "whole": found}
 
 
@@ -137,7 +136,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data DIR or set POTQ_DATA")
-    rows = load_rows(NAME, PROTOCOL)
+    rows = TABLE.load(PROTOCOL)
     known = settings(Path(options.data))
     chosen = [known[name] for name in options.model or known]
     asked = [
@@ -158,13 +157,13 @@ def main() -> None:
             old = next((row for row in rows if identity(row) == identity(found)), {})
             rows = [*(row for row in rows if row is not old), old | found]
             print(*identity(found), f"{found.get('whole', found)['perplexity']:.3f}", flush=True)
-            write_results(NAME, PROTOCOL, rows, goals(rows), packages=PACKAGES)
+            TABLE.write(PROTOCOL, rows)
     for setting in chosen:
         show(rows, setting.model)
     for name, reason in unavailable().items():
         print(f"not measured: {name}: {reason}")
-    print(draw(rows, RESULTS / f"{NAME}.png"))
-    print_goals(goals(rows))
+    print(draw(rows, TABLE.picture()))
+    print_goals(TABLE.judge(rows))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,15 +30,16 @@ import torch
 from torch import Tensor
 
 import potq
-from benchmarks.common.results import RESULTS, Row, load_rows, print_goals, write_results
+from benchmarks.common.goals import Row, print_goals
+from benchmarks.common.results import Benchmark
+from benchmarks.qat.goals import FULL, NANOGPT
 from benchmarks.qat.loop import Run, Training, mean_loss, pack
-from benchmarks.qat.nanogpt_report import FULL, draw, goals, show
+from benchmarks.qat.nanogpt_report import draw, show
 from potq.kernels import set_activations
 from potq.numerics.grid import Grid, uniform
 from potq.numerics.scheme import GroupSize
 from potq.qat.settings import QATSettings
 
-NAME = "qat_nanogpt"
 SEEDS = (0, 1, 2)
 GROUPS: tuple[GroupSize, ...] = (64, "tensor", "row", 32)
 TRAINED: tuple[GroupSize, ...] = (64, "tensor")
@@ -250,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder of texts")
     parser.add_argument("--size", choices=tuple(SIZES), default="small")
-    parser.add_argument("--work", type=Path, default=Path("build") / NAME, help="folder for trained models")
+    parser.add_argument("--work", type=Path, default=Path("build/qat_nanogpt"), help="folder for trained models")
     parser.add_argument("--save", type=Path, help="write the first seed's full-precision model and a tokenizer here")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="1 is as fast as 2 for so small a model")
@@ -264,20 +265,20 @@ def main() -> None:
     work = options.work / hashlib.sha256(json.dumps(used).encode()).hexdigest()[:12]
     work.mkdir(parents=True, exist_ok=True)
     bench = Bench(size, text, work, torch.device(options.device))
-    name = NAME if options.size == "small" else f"{NAME}_{options.size}"
-    rows = measure(bench, name, {**used, "device": str(bench.device)}, options.kind)
+    results = NANOGPT if options.size == "small" else replace(NANOGPT, name=f"{NANOGPT.name}_{options.size}")
+    rows = measure(bench, results, {**used, "device": str(bench.device)}, options.kind)
     if options.save is not None:
         tokenizer: Any = text.tokenizer()
         bench.final(SEEDS[0]).save_pretrained(options.save)
         tokenizer.save_pretrained(options.save)
     show(rows)
-    print(draw(rows, RESULTS / f"{name}.png"))
-    print_goals(goals(rows))
+    print(draw(rows, results.picture()))
+    print_goals(NANOGPT.judge(rows))
 
 
-def measure(bench: Bench, name: str, used: dict[str, Any], kinds: Sequence[str] | None) -> list[Row]:
+def measure(bench: Bench, results: Benchmark, used: dict[str, Any], kinds: Sequence[str] | None) -> list[Row]:
     """All rows, those of an earlier run included."""
-    rows = load_rows(name, used)
+    rows = results.load(used)
     for cell in cells(bench.size, SEEDS):
         wanted = kinds is None or cell.kind.split()[0] in (FULL, *kinds)
         if not wanted or any(cell._asdict().items() <= row.items() for row in rows):
@@ -287,7 +288,7 @@ def measure(bench: Bench, name: str, used: dict[str, Any], kinds: Sequence[str] 
             "{kind} {family} {bits} {group} seed {seed}: {loss:.4f} in {processor_seconds:.0f} s".format(**rows[-1]),
             flush=True,
         )
-        write_results(name, used, rows, goals(rows))
+        results.write(used, rows)
     return rows
 
 

@@ -1,8 +1,7 @@
-"""What ``qat/nanogpt.py`` says of its rows: goals, a table, a picture."""
+"""What ``qat/nanogpt.py`` says of its rows: a table, a picture."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,46 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common.results import Goal, Row, at_most
+from benchmarks.common.goals import Row
+from benchmarks.common.plots import picture
+from benchmarks.qat.goals import FULL, chosen, excess
 
-FULL = "fp32"
-TARGETS = {4: 0.03, 3: 0.06, 2: 0.15}
 COLOURS = {"PoT": "#d62728", "integers": "#555555", "mid-rise integers": "#1f77b4"}
 STYLES = {"PTQ": ("--", "v"), "QAT": ("-", "o")}
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile by number of seeds
-
-Key = dict[str, Any]
-
-
-def chosen(rows: Sequence[Row], **key: Any) -> list[Row]:
-    return [row for row in rows if key.items() <= row.items()]
-
-
-def excess(rows: Sequence[Row], **key: Any) -> list[float]:
-    """Loss above full precision's of the same seed, a seed each."""
-    full = {row["seed"]: row["loss"] for row in rows if row["kind"] == FULL}
-    return [row["loss"] - full[row["seed"]] for row in chosen(rows, **key)]
-
-
-def interval(values: Sequence[float]) -> list[float]:
-    """The mean's 95 % interval, by Student."""
-    half = STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return [statistics.mean(values) - half, statistics.mean(values) + half]
-
-
-def goals(rows: Sequence[Row]) -> list[Goal]:
-    """The project's, for groups of 64; the same for one scale per tensor, and for tables in full precision."""
-    found: list[Goal] = []
-    kinds = [("groups of 64", 64, True), ("one scale per tensor", "tensor", True), ("groups of 64, linears only", 64, False)]
-    for words, group, tables in kinds:
-        for bits, target in TARGETS.items():
-            values = excess(rows, kind="QAT", family="PoT", bits=bits, group=group, tables=tables)
-            mean = statistics.mean(values) if values else None
-            goal = at_most(f"QAT, {bits}-bit PoT, {words}: nats above fp32 of as many steps, mean over seeds", target, mean)
-            if len(values) > 1:
-                goal["interval"] = interval(values)
-            found.append(goal)
-    return found
 
 
 HEADINGS = ("kind", "family", "scales", "tables", "2 bits", "3", "4", "5", "6")
@@ -85,12 +50,11 @@ def _figure(values: Sequence[float]) -> str:
 
 def draw(rows: Sequence[Row], path: Path) -> str:
     """Draw to ``path``; says where, or why not."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return "no plot: pip install matplotlib"
     groups = list(dict.fromkeys(row["group"] for row in rows if row["kind"] != FULL))
-    figure = Figure(figsize=(4.2 * len(groups), 8), layout="constrained")
+    return picture(path, (4.2 * len(groups), 8), lambda figure: _paint(figure, rows, groups))
+
+
+def _paint(figure: Any, rows: Sequence[Row], groups: Sequence[Any]) -> None:
     panels = figure.subplots(2, len(groups), squeeze=False, sharex=True, sharey="row")
     for column, group in enumerate(groups):
         for axes in panels[:, column]:
@@ -101,8 +65,6 @@ def draw(rows: Sequence[Row], path: Path) -> str:
         axes.set_ylabel(f"validation loss, nats a character ({part})")
     panels[0][0].legend(fontsize=8)
     figure.suptitle("Nano-GPT on Shakespeare's characters: linears and embedding tables quantized; bars: 3 seeds' deviation")
-    figure.savefig(path, dpi=110)
-    return f"drawn: {path.name}"
 
 
 def _words(group: Any) -> str:

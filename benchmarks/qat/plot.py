@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.results import Row
+from benchmarks.common.goals import Row
+from benchmarks.common.plots import picture
+from benchmarks.qat.goals import STEP_GOALS
 
 FULL, AS_IT_IS, ON_DATA = "none", "as it is", "trained on next tokens"
 STATES = {
@@ -16,8 +18,6 @@ STATES = {
     "distilled": ("#d62728", "o"),
     ON_DATA: ("#ff7f0e", "s"),
 }
-STEP_GOALS = {"time": 1.25, "memory": 1.15}
-"""Of a step, over full precision's."""
 
 Points = Mapping[tuple[str, str], Sequence[float]]
 """Perplexities, a seed each, by scheme and by what was done to the model."""
@@ -25,17 +25,14 @@ Points = Mapping[tuple[str, str], Sequence[float]]
 
 def draw_recovery(panels: Mapping[str, Points], path: Path) -> str:
     """Perplexity before and after training, a panel a model; says where it is drawn, or why not."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return "no plot: pip install matplotlib"
-    figure = Figure(figsize=(6.5 * len(panels), 5.5), layout="constrained")
+    return picture(path, (6.5 * len(panels), 5.5), lambda figure: _paint_recovery(figure, panels))
+
+
+def _paint_recovery(figure: Any, panels: Mapping[str, Points]) -> None:
     for axes, (model, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         _recovery(axes, points)
         axes.set_title(model)
     figure.axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    return f"drawn: {path.name}"
 
 
 def _recovery(axes: Any, points: Points) -> None:
@@ -58,11 +55,10 @@ def _recovery(axes: Any, points: Points) -> None:
 
 def draw_steps(rows: Sequence[Row], path: Path) -> str:
     """Time and memory of a step over full precision's, a panel each; says where it is drawn, or why not."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return "no plot: pip install matplotlib"
-    figure = Figure(figsize=(13, 4.5), layout="constrained")
+    return picture(path, (13, 4.5), lambda figure: _paint_steps(figure, rows))
+
+
+def _paint_steps(figure: Any, rows: Sequence[Row]) -> None:
     kinds = list(dict.fromkeys((row["model"], row["dtype"]) for row in rows))
     cells = list(dict.fromkeys((row["scheme"], row["scales"]) for row in rows))
     for axes, (what, goal) in zip(figure.subplots(1, 2), STEP_GOALS.items(), strict=True):
@@ -75,5 +71,3 @@ def draw_steps(rows: Sequence[Row], path: Path) -> str:
         axes.set_ylabel(f"{what} of a step / full precision's")
         axes.grid(True, axis="y", alpha=0.2)
     figure.axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    return f"drawn: {path.name}"

@@ -1,19 +1,17 @@
-"""The rows of the ``qat_*.py`` benchmarks read: tables in ``docs/qat.md``, pictures beside the results.
-
-``python -m benchmarks.qat.report`` writes both of the committed results, ``papers/gpt2.py``'s on nano-GPT among them; of the
-pictures all but nano-GPT's, which ``qat/nanogpt.py`` draws.
-"""
+"""The rows of the benchmarks of quantization-aware training as tables and pictures."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
 
-from benchmarks.common.markdown import goals_table, put, results, table
-from benchmarks.common.results import RESULTS, Row
+from benchmarks.common.goals import Row
+from benchmarks.common.markdown import captioned, goals_table, table
 from benchmarks.papers import report as papers
+from benchmarks.papers.goals import NANO
 from benchmarks.qat import nanogpt_report as nanogpt
-from benchmarks.qat.plot import AS_IT_IS, FULL, STATES, draw_recovery, draw_steps
+from benchmarks.qat.goals import NANOGPT, SMOLLM2, STEP, TINYSTORIES
+from benchmarks.qat.plot import AS_IT_IS, FULL, STATES, Points
 
 FAST, BEST, DISTILLED, ON_DATA = STATES
 FROM_CONTROL = "distilled from that control"
@@ -27,8 +25,8 @@ STATE = {
     "free": WITHOUT_DATA,
     "tuned_teacher": FROM_CONTROL,
 }
-SMOLLM2 = ("scheme", "", "perplexity", "of the gap closed", "of `best`'s gap closed")
-TINYSTORIES = (
+SMOLLM2_HEADINGS = ("scheme", "", "perplexity", "of the gap closed", "of `best`'s gap closed")
+TINYSTORIES_HEADINGS = (
     "scheme",
     "rounded to nearest",
     "`best`",
@@ -37,14 +35,14 @@ TINYSTORIES = (
     "next tokens",
     "above the control",
 )
-STEP = ("model", "scheme", "scales", "time, float32", "memory, float32", "time, bfloat16", "memory, bfloat16")
+STEP_HEADINGS = ("model", "scheme", "scales", "time, float32", "memory, float32", "time, bfloat16", "memory, bfloat16")
 
 
 def smollm2(rows: list[Row]) -> str:
     """A line a state of the model; shares closed are of what rounding to nearest leaves, and of what ``best`` leaves."""
     starts = ("fast", "best")
     lines = [[*_state(row), f"{row['perplexity']:.2f}", *(_share(rows, row, start) for start in starts)] for row in rows]
-    return table(SMOLLM2, lines)
+    return table(SMOLLM2_HEADINGS, lines)
 
 
 def bertscores(rows: list[Row]) -> str:
@@ -81,7 +79,7 @@ def tinystories(rows: list[Row]) -> str:
         closed = (fast - statistics.mean(distilled)) / (fast - exact)
         above = [f"{closed:.0%}", _spread(on_data), f"{statistics.mean(on_data) - control:.2f}"]
         lines.append([f"`{scheme}`", f"{fast:.2f}", f"{best:.2f}", _spread(distilled), *above])
-    return table(TINYSTORIES, lines)
+    return table(TINYSTORIES_HEADINGS, lines)
 
 
 def ablation(rows: list[Row]) -> str:
@@ -102,7 +100,7 @@ def steps(rows: list[Row]) -> str:
         own = {row["dtype"]: row for row in rows if (row["model"], row["scheme"], row["scales"]) == cell}
         figures = [own[dtype][f"{what}_ratio"] for dtype in ("float32", "bfloat16") for what in ("time", "memory")]
         lines.append([*cell, *(f"{figure:.2f}" for figure in figures)])
-    return table(STEP, lines)
+    return table(STEP_HEADINGS, lines)
 
 
 def points(rows: Sequence[Row], state: Callable[[Row], str]) -> dict[tuple[str, str], list[float]]:
@@ -132,28 +130,24 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f}{deviation}"
 
 
-def main() -> None:
-    found = {name: results(f"qat_{name}") for name in ("smollm2", "tinystories", "nanogpt", "step")}
-    found["papers"] = results("paper_gpt2_nano")
+def document() -> dict[str, str]:
+    """The tables of docs/qat.md; a step's 48 goals are the picture's dashed lines."""
+    found = {"smollm2": SMOLLM2.read(), "tinystories": TINYSTORIES.read(), "nanogpt": NANOGPT.read()}
     rows = {name: content["rows"] for name, content in found.items()}
-    tables = {
+    return {
         "smollm2": smollm2(rows["smollm2"]),
         "bertscores": bertscores(rows["smollm2"]),
         "tinystories": tinystories(rows["tinystories"]),
         "ablation": ablation(rows["tinystories"]),
         "nanogpt": table(nanogpt.HEADINGS, nanogpt.lines(rows["nanogpt"])),
-        "papers": table(papers.HEADINGS, papers.lines(rows["papers"])),
-        "step": steps(rows["step"]),
+        "papers": captioned(NANO, lambda content: table(papers.HEADINGS, papers.lines(content["rows"]))),
+        "step": captioned(STEP, lambda content: steps(content["rows"])),
+        "goals, papers": captioned(NANO, lambda content: goals_table(content["goals"])),
+        **{f"goals, {name}": goals_table(content["goals"]) for name, content in found.items()},
     }
-    goals = {f"goals, {name}": goals_table(content["goals"]) for name, content in found.items() if name != "step"}
-    put("qat", tables | goals)  # a step's 48 goals are the picture's dashed lines
-    panels = {
-        "SmolLM2-135M": points(rows["smollm2"], lambda row: row["step"]),
-        "TinyStories-656K": of_stories(rows["tinystories"]),
-    }
-    print(draw_recovery(panels, RESULTS / "qat_recovery.png"))
-    print(draw_steps(rows["step"], RESULTS / "qat_step.png"))
 
 
-if __name__ == "__main__":
-    main()
+def recovery() -> dict[str, Points]:
+    """What the picture of the same name shows: a panel a model."""
+    smollm2 = points(SMOLLM2.read()["rows"], lambda row: row["step"])
+    return {"SmolLM2-135M": smollm2, "TinyStories-656K": of_stories(TINYSTORIES.read()["rows"])}

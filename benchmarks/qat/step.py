@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 import potq
-from benchmarks.common.results import Goal, Row, at_most, load_rows, print_goals, write_results
-from benchmarks.qat.plot import STEP_GOALS
+from benchmarks.common.goals import Row, print_goals
+from benchmarks.qat.goals import STEP
 from potq.qat import QATSettings, outdate_scales, prepare
 
-NAME = "qat_step"
 CELLS = [*((scheme, "learned") for scheme in ("pot4", "pot3", "pot2", "apot4")), ("pot4", "searched"), ("pot4", "fixed")]
 FULL, EMBEDDED = "full precision", "smollm2"
 SEARCH_EVERY = QATSettings().search_every
@@ -97,15 +96,6 @@ def in_a_process(*arguments: Any) -> int:
         return pool.apply(peak, arguments)
 
 
-def goals(rows: list[Row]) -> list[Goal]:
-    found: list[Goal] = []
-    for row in rows:
-        name = f"{row['model']}, {row['dtype']}, {row['scheme']}, {row['scales']} scales"
-        for what, target in STEP_GOALS.items():
-            found.append(at_most(f"{what} of a step / full precision, {name}", target, row[f"{what}_ratio"]))
-    return found
-
-
 def measure(place: str, batch: tuple[int, int], cell: tuple[str, str, str], rounds: int, exact_peak: int) -> Row:
     scheme, scales, dtype = cell
     timed = ratio(place, scheme, scales, batch, dtype, rounds)
@@ -121,7 +111,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data DIR or set POTQ_DATA")
-    rows = load_rows(NAME, PROTOCOL)
+    rows = STEP.load(PROTOCOL)
     done = {(row["model"], row["scheme"], row["scales"], row["dtype"]) for row in rows}
     for model, (source, batch) in MODELS.items():
         place = source if source == EMBEDDED else str(Path(options.data) / source)
@@ -131,8 +121,8 @@ def main() -> None:
             for cell in cells:
                 rows.append({"model": model, **measure(place, batch, cell, options.rounds, exact_peak)})
                 print("{model} {dtype} {scheme} {scales}: x{time_ratio:.3f}, x{memory_ratio:.3f}".format(**rows[-1]))
-                write_results(NAME, PROTOCOL, rows, goals(rows))
-    print_goals(goals(rows))
+                STEP.write(PROTOCOL, rows)
+    print_goals(STEP.judge(rows))
 
 
 if __name__ == "__main__":

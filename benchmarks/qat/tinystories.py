@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,8 +23,10 @@ import torch
 from torch import Tensor
 
 import potq
-from benchmarks.common.results import Goal, Row, at_least, load_rows, print_goals, write_results
+from benchmarks.common.goals import Row, print_goals
+from benchmarks.common.results import summary
 from benchmarks.ptq.settings import WINDOWS, Setting, measure, settings
+from benchmarks.qat.goals import CLOSED, NONE, TINYSTORIES
 from potq.config import EFFORTS
 from potq.kernels import set_activations
 from potq.qat import QATSettings, convert, prepare
@@ -34,8 +35,6 @@ from potq.qat.recipe import LossRecipe, OptimizationRecipe
 from potq.qat.text import written_by
 from potq.qat.trainer import QATTrainer
 
-NAME = "qat_tinystories"
-FULL = "none"
 SEEDS = (0, 1, 2)
 STEPS, BATCH, RATE = {"recovery": 240, "data": 240, "free": 240, "ablation": 60}, 8, 3e-3
 WRITTEN = 500_000
@@ -44,7 +43,6 @@ ABLATION = [
     *((start, scheme, "nearest") for start in ("fast", "best") for scheme in ("pot4", "pot2")),
 ]
 SEARCHED = QATSettings(scales="searched")
-TARGETS = {"pot4": 0.9, "pot3": 0.85, "pot2": 0.8}
 PROTOCOL = {
     "perplexity": f"GPTQ protocol: the last {WINDOWS} windows of 512 tokens, each story with its start token",
     "weights": "linears in groups of 64; embedding and head in full precision; activations never rounded",
@@ -70,11 +68,11 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    ptq = [Cell("ptq", scheme, effort, trained=False) for scheme in TARGETS for effort in ("fast", "best")]
-    recovery = [Cell("recovery", scheme) for scheme in TARGETS] + [Cell("recovery", "pot4", seed=seed) for seed in SEEDS[1:]]
+    ptq = [Cell("ptq", scheme, effort, trained=False) for scheme in CLOSED for effort in ("fast", "best")]
+    recovery = [Cell("recovery", scheme) for scheme in CLOSED] + [Cell("recovery", "pot4", seed=seed) for seed in SEEDS[1:]]
     data = [
-        Cell("data", FULL, loss="next_token", start="-"),
-        *(Cell("data", scheme, loss="next_token") for scheme in TARGETS),
+        Cell("data", NONE, loss="next_token", start="-"),
+        *(Cell("data", scheme, loss="next_token") for scheme in CLOSED),
     ]
     free = [Cell("free", "pot4")]
     ablation = [
@@ -84,7 +82,7 @@ def cells() -> list[Cell]:
         for seed in SEEDS
     ]
     log = Cell("ptq", "pot4", "fast", rounding="log", trained=False)
-    return [Cell("ptq", FULL, "-", trained=False), *ptq, log, *recovery, *data, *free, *ablation]
+    return [Cell("ptq", NONE, "-", trained=False), *ptq, log, *recovery, *data, *free, *ablation]
 
 
 @cache
@@ -112,7 +110,7 @@ def quantized(setting: Setting, scheme: str, rounding: str, effort: str) -> Any:
 def model_of(setting: Setting, cell: Cell) -> Any:
     """The model as training finds it, or the post-training quantization itself."""
     model = potq.load(setting.source, dtype="float32")
-    if cell.scheme == FULL:
+    if cell.scheme == NONE:
         return model
     start = quantized(setting, cell.scheme, cell.rounding, cell.start)
     if not cell.trained:
@@ -139,34 +137,12 @@ def row(setting: Setting, cell: Cell) -> Row:
     model = model_of(setting, cell)
     if cell.trained:
         tokens = train(setting, cell, model)
-        if cell.scheme != FULL:
+        if cell.scheme != NONE:
             convert(model)
-    if cell.scheme != FULL:
+    if cell.scheme != NONE:
         set_activations(model, "float")
-    result = measure(setting, model.eval()).to_dict()
+    result = summary(measure(setting, model.eval()))
     return {**result, **asdict(cell), "tokens": tokens, "seconds": time.perf_counter() - began}
-
-
-def goals(rows: list[Row]) -> list[Goal]:
-    found: list[Goal] = []
-    for scheme, target in TARGETS.items():
-        found.append(at_least(f"gap closed by distillation, {scheme}", target, _closed(rows, scheme, "recovery")))
-    found.append(at_least("gap closed without data, pot4", 0.75, _closed(rows, "pot4", "free")))
-    return found
-
-
-def _closed(rows: list[Row], scheme: str, part: str) -> float | None:
-    """Of the gap between rounding to nearest and full precision; the mean over seeds."""
-    exact, rounded = _perplexity(rows, "ptq", FULL, "-"), _perplexity(rows, "ptq", scheme, "fast")
-    trained = _perplexity(rows, part, scheme, "best")
-    if exact is None or rounded is None or trained is None:
-        return None
-    return (rounded - trained) / (rounded - exact)
-
-
-def _perplexity(rows: list[Row], part: str, scheme: str, start: str) -> float | None:
-    chosen = [r for r in rows if (r["part"], r["scheme"], r["start"], r["rounding"]) == (part, scheme, start, "nearest")]
-    return statistics.mean(r["perplexity"] for r in chosen) if chosen else None
 
 
 def todo(rows: list[Row], only: list[str] | None) -> Iterator[Cell]:
@@ -186,12 +162,12 @@ def main() -> None:
         parser.error("give --data DIR or set POTQ_DATA")
     torch.set_num_threads(options.threads)
     setting = settings(options.data)["tinystories"]
-    rows = load_rows(NAME, PROTOCOL)
+    rows = TINYSTORIES.load(PROTOCOL)
     for cell in todo(rows, options.only):
         rows.append(row(setting, cell))
         print(f"{cell}: {rows[-1]['perplexity']:.3f} in {rows[-1]['seconds']:.0f} s", flush=True)
-        write_results(NAME, PROTOCOL, rows, goals(rows))
-    print_goals(goals(rows))
+        TINYSTORIES.write(PROTOCOL, rows)
+    print_goals(TINYSTORIES.judge(rows))
 
 
 if __name__ == "__main__":
