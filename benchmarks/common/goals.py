@@ -52,8 +52,14 @@ def verdict(goal: Goal) -> str:
     return "met" if goal["met"] else "not measured" if goal["measured"] is None else "missed"
 
 
+def target_of(goal: Goal) -> str:
+    """Without the last digits of a product of floats."""
+    target = goal["target"]
+    return target if isinstance(target, str) else f"{round(target, 6)}"
+
+
 def print_goals(goals: Sequence[Goal]) -> None:
     """One line per goal: met or missed, measured, target."""
     for goal in goals:
         measured = f"{goal['measured']:.4g}" if goal["measured"] is not None else "not measured"
-        print(f"{'met   ' if goal['met'] else 'MISSED'} {goal['name']}: {measured} (target {goal['target']})")
+        print(f"{'met   ' if goal['met'] else 'MISSED'} {goal['name']}: {measured} (target {target_of(goal)})")

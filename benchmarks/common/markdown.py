@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.common.goals import Goal, verdict
+from benchmarks.common.goals import Goal, target_of, verdict
 from benchmarks.common.results import ISAS, Benchmark, Content
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +40,7 @@ def goal_line(goal: Goal) -> list[str]:
     low, high = goal.get("interval", (None, None))
     measured += f" [{low:.3g}, {high:.3g}]" if low is not None else ""
     said = verdict(goal)
-    return [goal["name"].replace("|", r"\|"), f"{goal['target']}", measured, f"**{said}**" if said == "missed" else said]
+    return [goal["name"].replace("|", r"\|"), target_of(goal), measured, f"**{said}**" if said == "missed" else said]
 
 
 def filled(path: Path, tables: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common.goals import Goal, Row, verdict
+from benchmarks.common.goals import Goal, Row, target_of, verdict
 from benchmarks.common.markdown import captioned, table
 from benchmarks.common.results import Content
 from benchmarks.ptq.accuracy import accuracy, wikitext2_of_stories
@@ -44,7 +44,7 @@ def goals_table(goals: list[Goal]) -> str:
         measured = "-" if goal["measured"] is None else f"{goal['measured']:.2f}"
         measured += f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else ""
         name = goal["name"].removeprefix("excess perplexity, ").removesuffix(", at most")
-        lines.append([name, f"{goal['target']}", measured, verdict(goal)])
+        lines.append([name, target_of(goal), measured, verdict(goal)])
     return table(("ratio of excess perplexities", "at most", "measured [95 %]", ""), lines)
 
 
