@@ -20,7 +20,7 @@ CROSS := aarch64-linux-gnu-g++
 FUZZ_SECONDS ?= 600
 FUZZ_CXX ?= $(notdir $(firstword $(wildcard /usr/bin/clang++ /usr/bin/clang++-*)))
 
-.PHONY: demo test selftest lint format bench check-deep fuzz potq-run clean
+.PHONY: demo test selftest lint format bench tables tables-check pictures check-deep fuzz potq-run clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py --scheme $(SCHEME)
@@ -65,6 +65,16 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.decode.speed --work build/bench/decode
 	$(BIN)/python -m benchmarks.decode.agreement
 	$(BIN)/python -m benchmarks.export.measure --work build/bench/export --speed 5
+
+# the generated tables of README and docs, and docs/goals.md, from benchmarks/results; nothing is measured
+tables: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.tables
+
+tables-check: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.tables --check
+
+pictures: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.pictures
 
 # the engine as one static program, build/potq-run-ARCHITECTURE, for this machine and, where its compiler is, for aarch64
 potq-run: $(VENV)/.ready

@@ -79,7 +79,7 @@ def _speeds(axes: Any) -> None:
         axes.bar_label(bars, labels, padding=3, fontsize=8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.margins(x=0.14)
+    axes.margins(x=0.14 * len(kinds))
     machines = " and ".join(ISAS.get(kind, kind) for kind in kinds)
     axes.set_title(f"SmolLM2-135M, one sequence, two threads, {machines}", fontsize=9)
     axes.set_xlabel("decoded tokens a second")

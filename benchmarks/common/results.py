@@ -136,7 +136,7 @@ def machine(timed: str = "") -> dict[str, Any]:
     found = {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "isa": "no compiled library" if native.missing() else native.isa(),
+        "isa": _isa(),
         "memory_gib": round(memory, 1) if memory else None,
         "os": platform.platform(),
         "python": platform.python_version(),
@@ -148,14 +148,17 @@ def _kind(timed: str) -> str:
     """Of this machine, as part of a file's name.
 
     Raises:
-        SystemExit: the library is missing, or told to use less than the CPU has, which its rivals are not.
+        SystemExit: the kernels were told to use less than the CPU has, which their rivals are not.
     """
     if timed == "gpu":
         return re.sub(r"\W+", "-", _gpu()).strip("-").lower()
-    if native.missing() or os.environ.get("POTQ_CPU_ISA"):
-        reason = native.missing() or "unset POTQ_CPU_ISA"
-        raise SystemExit(f"speed is measured with the CPU's best instruction set: {reason}")
-    return native.isa()
+    if os.environ.get("POTQ_CPU_ISA"):
+        raise SystemExit("speed is measured with the CPU's best instruction set: unset POTQ_CPU_ISA")
+    return _isa()
+
+
+def _isa() -> str:
+    return "reference" if native.missing() else native.isa()
 
 
 def _gpu() -> str:

@@ -60,6 +60,7 @@ def readme_speed() -> str:
     for name in chosen(found):
         cells = [f"{found[name][column]:.0f}" if column in found.get(name, {}) else "-" for column in _columns()]
         shown = f"`{name.removeprefix('potq ')}`" if name in README_OURS else name
+        shown += " (fastest 4-bit file)" if name.endswith(LLAMA_FOUR) else ""
         lines.append([shown, *_perplexities(name), *cells])
     return f"{_machines()}\n\n{table(('', *PERPLEXITIES, *_headings()), lines)}"
 
