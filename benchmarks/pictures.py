@@ -20,7 +20,7 @@ from benchmarks.qat import plot as qat
 from benchmarks.qat.goals import NANOGPT, STEP
 from benchmarks.qat.report import recovery
 
-OVERVIEW = ROOT / "docs" / "pictures" / "overview.svg"
+OVERVIEW = ROOT / "docs" / "pictures" / "overview.png"
 DRAWN = {
     TABLE: ptq.draw,
     NANOGPT: nanogpt_report.draw,

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +33,31 @@ if TYPE_CHECKING:
 PROMPT = "The capital of France is"
 WINDOW, WINDOWS = 1024, 8
 NEW_TOKENS = 32
+
+
+@dataclass
+class Clock:
+    """Prints a line when a step begins, and remembers how long it took."""
+
+    console: Console
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        self.console.print(f"{what} ...", style="bold", highlight=False)
+        began = time.perf_counter()
+        yield
+        self.seconds[what] = time.perf_counter() - began
+
+    def show(self, setup: dict[str, float]) -> None:
+        """Where the time went, the set-up included if its times are known."""
+        table = Table("", "seconds", title="Where the time went", title_justify="left")
+        for title, steps in (("set-up, once", setup), ("demo", self.seconds)):
+            for what, seconds in steps.items():
+                table.add_row(what, f"{seconds:.1f}")
+            if steps:
+                table.add_row(title, f"{sum(steps.values()):.1f}", style="bold", end_section=True)
+        self.console.print(table)
 
 
 @dataclass(frozen=True)
@@ -71,7 +99,7 @@ def on_engine(folder: Path) -> OnEngine | EngineError:
             engine.generate(PROMPT, max_new_tokens=2).finish()
             engine.reset()
             began = time.perf_counter()
-            generation = engine.generate(PROMPT, max_new_tokens=NEW_TOKENS, end_ids=()).finish()
+            generation = engine.generate(PROMPT, max_new_tokens=NEW_TOKENS, stop_token_ids=()).finish()
             return OnEngine(PROMPT + generation.text, NEW_TOKENS / (time.perf_counter() - began), engine.isa)
     except EngineError as error:
         return error
@@ -126,29 +154,45 @@ def show(
     )
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scheme", default="apot4", help="preset of the linears")
     parser.add_argument("--output", type=Path, default=Path("demo-out"))
-    options = parser.parse_args()
-    quiet_libraries()
-    console = Console()
+    parser.add_argument("--setup-times", type=Path, help="JSON of what the set-up took, to show it at the end")
+    return parser.parse_args()
 
-    model, tokenizer = potq.load("smollm2"), potq.load_tokenizer("smollm2")
-    tokens = tokenize(tokenizer, read_text("pydoc"))
-    size = sum(parameter.nbytes for parameter in model.parameters())  # tied weights count once
-    full = measure(model, tokenizer, tokens, size, "full precision")
 
-    with progress_bar("quantizing") as update:
-        report = potq.quantize(model, potq.PoTConfig(options.scheme), progress=update)
+def run(scheme: str, output: Path, clock: Clock) -> None:
+    console = clock.console
+    with clock.step("load SmolLM2-135M"):
+        model, tokenizer = potq.load("smollm2"), potq.load_tokenizer("smollm2")
+        tokens = tokenize(tokenizer, read_text("pydoc"))
+    with clock.step("evaluate full precision"):
+        size = sum(parameter.nbytes for parameter in model.parameters())  # tied weights count once
+        full = measure(model, tokenizer, tokens, size, "full precision")
+    with clock.step(f"quantize to {scheme}"), progress_bar("quantizing") as update:
+        report = potq.quantize(model, potq.PoTConfig(scheme), progress=update)
+    with clock.step("save and load"):
+        potq.save(model, output, tokenizer, force=True)
+        packed_model = potq.load(output)
+        size = sum(file.stat().st_size for file in output.glob("*.safetensors"))
+    with clock.step(f"evaluate {scheme}"):
+        packed = measure(packed_model, tokenizer, tokens, size, scheme)
+    with clock.step("generate on the decode engine"):
+        engine = on_engine(output)
     console.print(*report.tables())
-    potq.save(model, options.output, tokenizer, force=True)
+    show(console, scheme, full, packed, engine, linear_kernel(packed_model))
 
-    packed_model = potq.load(options.output)
-    size = sum(file.stat().st_size for file in options.output.glob("*.safetensors"))
-    packed = measure(packed_model, tokenizer, tokens, size, options.scheme)
-    show(console, options.scheme, full, packed, on_engine(options.output), linear_kernel(packed_model))
-    console.print(f"The checkpoint is in {options.output}/: try  .venv/bin/potq inspect {options.output}", highlight=False)
+
+def main() -> None:
+    chosen = options()
+    quiet_libraries()
+    clock = Clock(Console())
+    run(chosen.scheme, chosen.output, clock)
+    clock.show(json.loads(chosen.setup_times.read_text(encoding="utf-8")) if chosen.setup_times else {})
+    clock.console.print(
+        f"The checkpoint is in {chosen.output}/: try  .venv/bin/potq inspect {chosen.output}", highlight=False
+    )
 
 
 if __name__ == "__main__":

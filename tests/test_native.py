@@ -120,7 +120,7 @@ def _ignoring_the_warning(make: Any) -> Any:
 def test_the_library_is_found_in_any_folder_of_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An editable install keeps the sources and the built library in two folders."""
     monkeypatch.delenv("POTQ_LIBRARY", raising=False)
-    monkeypatch.setattr(potq, "__path__", [str(tmp_path / "sources"), str(tmp_path)])
+    monkeypatch.setattr(potq.__spec__, "submodule_search_locations", [str(tmp_path / "sources"), str(tmp_path)])
     assert native.path() is None
     assert "not installed" in (native.missing() or "")
     (tmp_path / "libpotq.so").write_bytes(b"")
@@ -129,7 +129,7 @@ def test_the_library_is_found_in_any_folder_of_the_package(monkeypatch: pytest.M
 
 def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("POTQ_LIBRARY", "")
-    monkeypatch.setattr(potq, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(potq.__spec__, "submodule_search_locations", [str(tmp_path)])
     assert native.path() is None
 
 

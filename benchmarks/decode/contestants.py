@@ -41,7 +41,7 @@ class Engine:
         return seconds(self._engine.generate(ids, max_new_tokens=1).finish)
 
     def decode(self, first: int, count: int) -> float:
-        stream = self._engine.generate([first], max_new_tokens=count + 1, end_ids=())
+        stream = self._engine.generate([first], max_new_tokens=count + 1, stop_token_ids=())
         next(stream)
         return seconds(stream.finish)
 

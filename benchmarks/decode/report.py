@@ -55,20 +55,22 @@ def fastest_builds() -> Speeds:
 
 
 def readme_speed() -> str:
-    """Ours beside the fastest of llama.cpp's 4-bit files, and others."""
-    found, lines = fastest_builds(), []
-    for name in chosen(found):
-        cells = [f"{found[name][column]:.0f}" if column in found.get(name, {}) else "-" for column in _columns()]
-        shown = f"`{name.removeprefix('potq ')}`" if name in README_OURS else name
-        shown += " (fastest 4-bit file)" if name.endswith(LLAMA_FOUR) else ""
-        lines.append([shown, *_perplexities(name), *cells])
-    return f"{_machines()}\n\n{table(('', *PERPLEXITIES, *_headings()), lines)}"
+    """Ours beside the fastest of llama.cpp's 4-bit files, and others: a column each."""
+    found = fastest_builds()
+    names = chosen(found)
+    lines = [list(line) for line in zip(PERPLEXITIES, *map(_perplexities, names), strict=True)]
+    for kind, content in SPEED.by_kind().items():
+        for what, words in WHAT.items():
+            cells = [f"{found[name][kind, what]:.0f}" if (kind, what) in found.get(name, {}) else "-" for name in names]
+            lines.append([f"{words}, tokens/s, {machine_name(kind, content)}", *cells])
+    return table(("", *(f"`{each[5:]}`" if each in README_OURS else each for each in names)), lines)
 
 
 def chosen(found: Speeds) -> list[str]:
     """What README shows: of llama.cpp's 4-bit files the one that decodes fastest, on each kind of machine."""
     four = [name for name in found if name.startswith("llama.cpp") and name.endswith(LLAMA_FOUR)]
-    best = (max(four, key=lambda name: found[name].get((kind, "decode"), 0)) for kind in SPEED.by_kind())
+    timed = {kind: [name for name in four if (kind, "decode") in found[name]] for kind in SPEED.by_kind()}
+    best = [max(names, key=lambda name: found[name][kind, "decode"]) for kind, names in timed.items() if names]
     return [*README_OURS, *dict.fromkeys(best), "llama.cpp F16", *README_OTHERS]
 
 

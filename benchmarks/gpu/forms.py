@@ -25,6 +25,7 @@ from potq.kernels.triton.codes import LOW_HALVES, halves, load_fields, load_scal
 from potq.kernels.triton.launch import Launch, packed_arithmetic
 from potq.kernels.triton.layout import Words, arrange, octets_of, words_of
 from potq.kernels.triton.weight import MANTISSA, TYPES, GpuWeight
+from potq.kernels.weight import PackedWeight
 from potq.numerics.packing import pack, unpack
 from potq.numerics.tensor import QuantizedWeight
 
@@ -141,7 +142,7 @@ def launch(form: str, weight: QuantizedWeight, out: Tensor) -> Launch:
     Raises:
         ConfigError: a form that is not for such a grid.
     """
-    arranged = GpuWeight.of(weight.packed, weight.scale, weight.scheme, weight.shape[1])
+    arranged = GpuWeight.of(PackedWeight.of(weight))
     fits = {"add": "powers", "magic": "integer", "fused": "integer", "none": arranged.form.kind}
     if fits.get(form) != arranged.form.kind:
         raise ConfigError(f"no form {form!r} of {weight.scheme.name}; there are {', '.join(FORMS)}")

@@ -25,6 +25,7 @@ from benchmarks.gpu.goals import INSTRUCTIONS, POT, UNIFORM
 from potq.kernels.triton import dequantize
 from potq.kernels.triton.launch import Launch
 from potq.kernels.triton.weight import GpuWeight
+from potq.kernels.weight import PackedWeight
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
 
@@ -59,13 +60,13 @@ def contestants(dtype: torch.dtype) -> Iterator[Contestant]:
     for names, forms in ((POT, ("none", "add")), (UNIFORM, ("none", "magic", "fused"))):
         for bits, name in names.items():
             weight = weight_of(name)
-            arranged = GpuWeight.of(weight.packed, weight.scale, weight.scheme, COLUMNS)
+            arranged = GpuWeight.of(PackedWeight.of(weight))
             yield name, "potq", bits, dequantize.launch(arranged, out)
             for form in forms:
                 yield name, form, bits, gpu_forms.launch(form, weight, out)
     for name, bits in (("apot3", 3), ("apot4", 4)):
         weight = weight_of(name)
-        arranged = GpuWeight.of(weight.packed, weight.scale, weight.scheme, COLUMNS)
+        arranged = GpuWeight.of(PackedWeight.of(weight))
         yield name, "potq", bits, dequantize.launch(arranged, out)
 
 

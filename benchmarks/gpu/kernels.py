@@ -22,6 +22,7 @@ from benchmarks.gpu.plot import draw
 from benchmarks.gpu.timing import launch_microseconds, microseconds
 from potq.kernels.triton import dequantize, product
 from potq.kernels.triton.weight import GpuWeight
+from potq.kernels.weight import PackedWeight
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
 
@@ -59,7 +60,7 @@ def dequantizations(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> I
     for name in GRIDS:
         weight = random_weight(name, shape, device)
         moved = weight.nbytes + out.nbytes
-        arranged = GpuWeight.of(weight.packed, weight.scale, weight.scheme, shape[1])
+        arranged = GpuWeight.of(PackedWeight.of(weight))
         yield name, moved, dequantize.launch(arranged, out).run
         for form in OTHER_FORMS.get(name[:3], ()):
             yield f"{name} {form}", moved, gpu_forms.launch(form, weight, out).run
@@ -72,7 +73,7 @@ def products(shape: Shape, m: int, dtype: torch.dtype, device: str = "cuda") -> 
     yield "cuBLAS", dense.nbytes, lambda: torch.nn.functional.linear(x, dense)
     for name in GRIDS:
         weight = random_weight(name, shape, device)
-        arranged = GpuWeight.of(weight.packed, weight.scale, weight.scheme, shape[1])
+        arranged = GpuWeight.of(PackedWeight.of(weight))
         yield name, weight.nbytes, lambda arranged=arranged: product.linear(x, arranged, None)  # type: ignore[misc]
 
 

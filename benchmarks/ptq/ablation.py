@@ -28,7 +28,7 @@ from potq.nn.plan import plan
 from potq.numerics.functional import decode_scale
 from potq.numerics.scale_search import choose_scale
 from potq.ptq.algorithms.rounding import SchemeRounding
-from potq.ptq.sequential import Walk
+from potq.ptq.sequential import SequentialCalibration
 
 STEPS: dict[str, Effort] = {
     "absmax scales": Effort(),
@@ -62,7 +62,9 @@ def row(setting: Setting, scheme: str, step: str) -> Row:
         model = potq.load(setting.source)
         config = potq.PoTConfig(scheme=SCHEMES[scheme], embedding=None)
         targets = plan(model, config).targets
-        layers = Walk(model, targets, STEPS[step], setting.batches(), seed=SEED, rounding=AbsmaxRounding.of).run()
+        layers = SequentialCalibration(
+            model, targets, STEPS[step], setting.batches(), seed=SEED, rounding=AbsmaxRounding.of
+        ).run()
         for target in targets:
             model.get_submodule(target.name).weight.data = layers[target.name].weight.dequantize()
     else:

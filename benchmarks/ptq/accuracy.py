@@ -11,7 +11,7 @@ from benchmarks.ptq.settings import FULL
 
 ORDER = (FULL, "apot4", "int4", "mxfp4", "pot4", "pot3", "int3", "pot3nz", "int3_midrise", "pot2", "int2")
 WIKITEXT, OWN = "WikiText-2 test", "TinyStories"
-TREATMENTS = {"linears": FULL, "everything": "same"}
+TREATMENTS = {"linears": FULL, "all": "same"}
 """What is quantized, and how ``rtn_table`` says what became of embedding and head."""
 
 Column = tuple[str, str, str]
@@ -26,7 +26,7 @@ def accuracy() -> str:
     more = [row | {"text": WIKITEXT, "embedding": FULL} for row in more]
     rows += [row for row in more if (row["model"], row["text"], row["scheme"], row["embedding"]) not in known]
     columns = [(model, text, what) for model, text in ((SMOLLM2, WIKITEXT), (STORIES, OWN)) for what in TREATMENTS]
-    headings = [f"{model}, {text.split()[0]}: {what}" if what == "linears" else what for model, text, what in columns]
+    headings = [f"{model.split('-')[0]}: {what}" for model, _, what in columns]
     return table(("scheme", "bits per weight", *headings), lines(rows, columns))
 
 

@@ -29,7 +29,7 @@ from potq.evaluate.perplexity import Perplexity, perplexity
 from potq.kernels import set_activations
 from potq.nn.plan import plan
 from potq.numerics.grid import E2M1, additive
-from potq.ptq.sequential import Walk
+from potq.ptq.sequential import SequentialCalibration
 
 WINDOWS = 40
 SEED = 0
@@ -158,7 +158,7 @@ def _asymmetric(model: Any, bits: int, effort: Effort, batches: list[Tensor]) ->
     config = potq.PoTConfig(f"int{bits}", embedding=None)
     targets = plan(model, config).targets
     rounding: Any = asymmetric.AsymmetricRounding.of  # its weights are no QuantizedWeight: all that is used is dequantize()
-    walk = Walk(model, targets, effort, batches, seed=SEED, rounding=rounding)
+    walk = SequentialCalibration(model, targets, effort, batches, seed=SEED, rounding=rounding)
     layers = walk.run()
     for target in targets:
         model.get_submodule(target.name).weight.data = layers[target.name].weight.dequantize()

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from potq.config import PoTConfig
 from potq.kernels import set_activations
 from potq.nn.plan import evaluation_mode
-from potq.qat.prepare import convert, outdate_scales, prepare
+from potq.qat.prepare import convert, prepare, refresh_scales
 from potq.qat.settings import QATSettings
 
 _TOLD = 100  # steps from one line of progress to the next
@@ -92,7 +92,7 @@ class Run:
         self.model.train()
         while self.step < step:
             if self.settings is not None and self.settings.searches_before(*self._since_prepared()):
-                outdate_scales(self.model)
+                refresh_scales(self.model)
             loss = self._advance()
             self.step += 1
             if self.step % _TOLD == 0:

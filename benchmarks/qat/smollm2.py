@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from functools import cached_property
+from contextlib import nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from potq.evaluate.encoder import Encoder, load_encoder
 from potq.kernels import set_activations
 from potq.qat import QATSettings
 from potq.qat.recipe import DataRecipe, LossRecipe, OptimizationRecipe, TrainRecipe
-from potq.qat.train import TrainingRun
+from potq.qat.run import train
 
 TOKENS, LENGTH = 250_000, 512
 FREE, WRITTEN = "free", 32_768  # distilled without data; tokens that full precision writes
@@ -86,13 +87,12 @@ def quantized(setting: Setting, scheme: str, effort: str, work: Path) -> Any:
 def trained(setting: Setting, scheme: str, step: str, work: Path) -> Any:
     wanted = recipe(setting, scheme, step, work)
     if not wanted.output.exists():
-        run = TrainingRun.load(wanted)
-        run.read()
-        run.fit(
-            lambda done, steps, losses: print(f"\r{scheme} {step}: step {done} of {steps}, {losses}", end="", flush=True)
-        )
-        run.finish()
+        train(wanted, stages=lambda stage: nullcontext(partial(_tell, f"{scheme} {step}: {stage}")))
     return potq.load(wanted.output)
+
+
+def _tell(what: str, done: int, steps: int, losses: str) -> None:
+    print(f"\r{what}: step {done} of {steps}, {losses}", end="", flush=True)
 
 
 def cells(schemes: list[str]) -> list[tuple[str, str]]:

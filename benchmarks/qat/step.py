@@ -22,7 +22,7 @@ from torch import Tensor
 import potq
 from benchmarks.common.goals import Row, print_goals
 from benchmarks.qat.goals import STEP
-from potq.qat import QATSettings, outdate_scales, prepare
+from potq.qat import QATSettings, prepare, refresh_scales
 
 CELLS = [*((scheme, "learned") for scheme in ("pot4", "pot3", "pot2", "apot4")), ("pot4", "searched"), ("pot4", "fixed")]
 FULL, EMBEDDED = "full precision", "smollm2"
@@ -56,7 +56,7 @@ class Stepper:
     def __call__(self, *, search: bool = False) -> float:
         """Seconds that a step takes."""
         if search:
-            outdate_scales(self.model)
+            refresh_scales(self.model)
         began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bfloat16"):
             loss = self.model(self.ids, labels=self.ids, use_cache=False).loss

@@ -57,7 +57,7 @@ class Reader {
     const Value value = object_[key];
     if (value.null()) return otherwise;
     if (!(value.is(Kind::kInteger) || value.is(Kind::kNumber)) || !(value.number() >= least && value.number() <= most))
-      fail("%s: %s is no number in %g..%g", file_.c_str(), key, least, most);
+      fail("%s: %s is not a number in %g..%g", file_.c_str(), key, least, most);
     return value.number();
   }
   bool flag(const char* key, bool otherwise) const {
@@ -69,7 +69,7 @@ class Reader {
   std::string text(const char* key, const char* otherwise) const {
     const Value value = object_[key];
     if (value.null()) return otherwise;
-    if (!value.is(Kind::kString)) fail("%s: %s is no text", file_.c_str(), key);
+    if (!value.is(Kind::kString)) fail("%s: %s is not a string", file_.c_str(), key);
     return std::string(value.string());
   }
   Value value(const char* key) const { return object_[key]; }
@@ -78,7 +78,7 @@ class Reader {
  private:
   int64_t checked(const Value& value, const char* key, int64_t least, int64_t most) const {
     if (!value.is(Kind::kInteger) || value.integer() < least || value.integer() > most)
-      fail("%s: %s is no integer in %lld..%lld", file_.c_str(), key, static_cast<long long>(least),
+      fail("%s: %s is not an integer in %lld..%lld", file_.c_str(), key, static_cast<long long>(least),
            static_cast<long long>(most));
     return value.integer();
   }
@@ -129,7 +129,7 @@ std::vector<float> read_frequencies(const Reader& reader, int head_size) {
   // transformers 5 writes rope_parameters with the theta inside, before that it was rope_theta and rope_scaling
   Value rope = reader.value("rope_parameters");
   if (rope.null()) rope = reader.value("rope_scaling");
-  if (!rope.null() && !rope.is(Kind::kObject)) fail("%s: rope_parameters is no object", reader.file().c_str());
+  if (!rope.null() && !rope.is(Kind::kObject)) fail("%s: rope_parameters is not an object", reader.file().c_str());
   const Reader inner(rope, reader.file());
   const double theta = inner.number("rope_theta", 1, 1e12, reader.number("rope_theta", 1, 1e12, 10000));
   const std::string type = inner.text("rope_type", inner.text("type", "default").c_str());
@@ -226,7 +226,7 @@ void read_end_ids(const Reader& reader, Config* config) {
   if (!ids.null()) config->end_ids.clear();
   const auto add = [&](const Value& id) {
     if (!id.is(Kind::kInteger) || id.integer() < 0 || id.integer() > INT32_MAX)
-      fail("%s: eos_token_id is no token id", reader.file().c_str());
+      fail("%s: eos_token_id is not a token id", reader.file().c_str());
     config->end_ids.push_back(int32_t(id.integer()));
   };
   if (ids.is(Kind::kArray)) {

@@ -64,7 +64,7 @@ POTQ_API int32_t potq_engine_truncate(potq_engine* engine, int32_t length);
 POTQ_API int32_t potq_engine_start(potq_engine* engine, const int32_t* prompt, int32_t count, const potq_sampling* sampling,
                                    const int32_t* ends, int32_t end_count, char* message, size_t size);
 /* A step of the text: at most 128 tokens of the prompt, or one new token. Returns POTQ_STEP_..., and the text goes on, or
- * POTQ_END_.... The token that ends a text is none of it. Appending and truncating end a text, too. */
+ * POTQ_END_.... The token that ends a text is not part of it. Appending and truncating end a text, too. */
 POTQ_API int32_t potq_engine_next(potq_engine* engine, int32_t* token, char* message, size_t size);
 
 /* Called with every new token; 0 goes on, anything else ends. */

@@ -20,7 +20,7 @@ File::File(const std::string& path) : path_(path) {
   struct stat status;
   if (fstat(descriptor_, &status) || !S_ISREG(status.st_mode)) {
     close(descriptor_);
-    fail("%s is no file", path.c_str());
+    fail("%s is not a file", path.c_str());
   }
   size_ = uint64_t(status.st_size);
 }

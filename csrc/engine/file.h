@@ -14,7 +14,7 @@ namespace engine {
 
 class File {
  public:
-  // Throws if it is no regular file that can be read.
+  // Throws unless it is a regular file that can be read.
   explicit File(const std::string& path);
   ~File();
   File(const File&) = delete;

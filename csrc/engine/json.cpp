@@ -2,12 +2,35 @@
 
 #include <algorithm>
 #include <charconv>
+#if !defined(__cpp_lib_to_chars)
+#include <cmath>
+#include <cstdlib>
+#if defined(__APPLE__)
+#include <xlocale.h>
+#else
+#include <locale.h>
+#endif
+#endif
 
 #include "error.h"
 #include "utf8.h"
 
 namespace potq {
 namespace engine {
+namespace {
+
+// Whether the number that is written in [from, to) is in range. Apple's from_chars knows no floating point before macOS 26.
+bool read_double(const char* from, const char* to, double* value) {
+#if defined(__cpp_lib_to_chars)
+  return std::from_chars(from, to, *value).ec == std::errc();
+#else
+  static const locale_t c_locale = newlocale(LC_ALL_MASK, "C", nullptr);
+  *value = strtod_l(std::string(from, to).c_str(), nullptr, c_locale);
+  return std::isfinite(*value);
+#endif
+}
+
+}  // namespace
 
 Kind Value::kind() const { return document_->nodes_[node_].kind; }
 std::string_view Value::key() const {
@@ -64,7 +87,7 @@ class Parser {
     while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\t' || text_[at_] == '\r')) at_++;
   }
   void expect(char c) {
-    if (peek() != c) wrong("is no valid JSON");
+    if (peek() != c) wrong("is not valid JSON");
     at_++;
   }
   void word(const char* rest) {
@@ -106,7 +129,7 @@ class Parser {
       last = child;
       size++;
       space();
-      if (peek() != ',' && peek() != end) wrong("is no valid JSON");
+      if (peek() != ',' && peek() != end) wrong("is not valid JSON");
     }
     at_++;
     node(index).kind = kind;
@@ -202,7 +225,7 @@ class Parser {
     if (peek() == '0') {
       at_++;
     } else if (!digits()) {
-      wrong("is no valid JSON");
+      wrong("is not valid JSON");
     }
     if (peek() == '.') {
       integer = false, at_++;
@@ -217,7 +240,7 @@ class Parser {
     node(index).kind = Kind::kInteger;
     if (integer && std::from_chars(from, to, node(index).integer).ec == std::errc()) return;
     node(index).kind = Kind::kNumber;
-    if (std::from_chars(from, to, node(index).number).ec != std::errc()) wrong("has a number that is out of range");
+    if (!read_double(from, to, &node(index).number)) wrong("has a number that is out of range");
   }
 
   Document& document_;

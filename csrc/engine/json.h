@@ -42,7 +42,7 @@ class Value {
   uint32_t size() const;
   Value first() const;
   Value next() const;
-  Value operator[](std::string_view key) const;  // nothing if absent, or if this is no object
+  Value operator[](std::string_view key) const;  // nothing if absent, or if this is not an object
 
  private:
   const Document* document_ = nullptr;

@@ -40,14 +40,14 @@ double number(const char* option, const char* text) {
   char* end;
   errno = 0;
   const double value = std::strtod(text, &end);
-  if (end == text || *end || errno) misused(std::string(option) + ": " + text + " is no number");
+  if (end == text || *end || errno) misused(std::string(option) + ": " + "invalid number " + text);
   return value;
 }
 
 int32_t integer(const char* option, const char* text) {
   const double value = number(option, text);
   if (!(value >= 0 && value < 2147483647) || value != double(int32_t(value)))
-    misused(std::string(option) + ": " + text + " is no whole number");
+    misused(std::string(option) + ": " + "invalid integer " + text);
   return int32_t(value);
 }
 

@@ -46,13 +46,13 @@ Tensor read_entry(const File& file, const Value& entry, uint64_t data_bytes) {
   uint64_t bytes = known->bits / 8;
   if (shape.size() > kMaxDimensions) damaged(file, name, "has too many dimensions");
   for (Value size = shape.first(); size; size = size.next()) {
-    if (!size.is(Kind::kInteger) || size.integer() < 0) damaged(file, name, "has a shape that is none");
+    if (!size.is(Kind::kInteger) || size.integer() < 0) damaged(file, name, "has an invalid shape");
     tensor.shape.push_back(size.integer());
     if (__builtin_mul_overflow(bytes, uint64_t(size.integer()), &bytes)) damaged(file, name, "has a shape that overflows");
   }
   const Value begin = offsets.first(), end = begin.next();
   if (!begin.is(Kind::kInteger) || !end.is(Kind::kInteger) || begin.integer() < 0 || end.integer() < begin.integer())
-    damaged(file, name, "has data_offsets that are none");
+    damaged(file, name, "has invalid data_offsets");
   if (uint64_t(end.integer()) > data_bytes) damaged(file, name, "ends behind the end of the file (truncated?)");
   tensor.offset = uint64_t(begin.integer()), tensor.bytes = uint64_t(end.integer() - begin.integer());
   if (tensor.bytes != bytes) damaged(file, name, "has data_offsets that do not fit its shape and dtype");
@@ -75,7 +75,7 @@ std::vector<std::string> shard_names(const std::string& folder) {
     const std::string name(entry.is(Kind::kString) ? entry.string() : "");
     // a plain file name: an index must not lead out of its folder
     if (name.empty() || name[0] == '.' || name.find_first_of(std::string("/\\\0", 3)) != std::string::npos)
-      fail("%s names %s, which is no file of the folder; copy it again", index.c_str(), quoted(name).c_str());
+      fail("%s names %s, which is not in the folder; copy it again", index.c_str(), quoted(name).c_str());
     names.insert(name);
     if (names.size() > kMaxShards) fail("%s names more than %u files; copy it again", index.c_str(), kMaxShards);
   }
@@ -111,7 +111,7 @@ void Tensors::read_header(const File& file) {
   std::string text(size_t(length), '\0');
   file.read(8, &text[0], text.size());
   const Document header(file.path() + "'s header", std::move(text), kMaxValues);
-  if (!header.root().is(Kind::kObject)) fail("%s's header is no JSON object; copy it again", file.path().c_str());
+  if (!header.root().is(Kind::kObject)) fail("%s: its header is not a JSON object; copy it again", file.path().c_str());
 
   const uint64_t start = 8 + length, data_bytes = file.size() - start;
   struct Extent {

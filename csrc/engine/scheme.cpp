@@ -16,12 +16,12 @@ constexpr uint32_t kMaxPatterns = 1 << 16;
 
 std::vector<int64_t> read_levels(const Value& list, const std::string& where) {
   std::vector<int64_t> levels;
-  if (list && !list.is(Kind::kArray)) wrong(where, "a grid's levels are no list");
+  if (list && !list.is(Kind::kArray)) wrong(where, "a grid's levels are not a list");
   if (!list) return levels;
   if (list.size() > 256) wrong(where, "a grid has more than 256 levels");
   for (Value level = list.first(); level; level = level.next()) {
     if (!level.is(Kind::kInteger) || level.integer() > (int64_t(1) << 62) || level.integer() < -(int64_t(1) << 62))
-      wrong(where, "a grid has a level that is no integer, or beyond 2^62");
+      wrong(where, "a grid has a level that is not an integer, or beyond 2^62");
     levels.push_back(level.integer());
   }
   return levels;
@@ -41,7 +41,7 @@ void read_sign_magnitude(std::vector<int64_t> magnitudes, Scheme* scheme, const 
 
 void read_grid(const Value& grid, Scheme* scheme, const std::string& where) {
   const Value bits = grid["bits"], encoding = grid["encoding"];
-  if (!bits.is(Kind::kInteger) || bits.integer() < 2 || bits.integer() > 8) wrong(where, "a grid has no 2 to 8 bits");
+  if (!bits.is(Kind::kInteger) || bits.integer() < 2 || bits.integer() > 8) wrong(where, "a grid has not 2 to 8 bits");
   scheme->bits = int(bits.integer());
   const size_t count = size_t(1) << scheme->bits;
   scheme->unused.assign(count, 0);
@@ -120,19 +120,19 @@ Quantization::Quantization(const Value& config, const std::string& file) {
   const Value targets = config["targets"], ignore = config["ignore"];
   const bool pairs = targets.is(Kind::kArray);
   if (!targets.null() && ((!pairs && !targets.is(Kind::kObject)) || targets.size() > kMaxPatterns))
-    wrong(file, "targets are no list of patterns and schemes");
+    wrong(file, "targets are not a list of patterns and schemes");
   for (Value entry = targets.null() ? Value() : targets.first(); entry; entry = entry.next()) {
     if (!pairs) {  // older folders have a mapping
       targets_.push_back({Pattern(entry.key(), file), read_scheme(entry, file)});
       continue;
     }
     if (!entry.is(Kind::kArray) || entry.size() != 2 || !entry.first().is(Kind::kString))
-      wrong(file, "targets are no list of patterns and schemes");
+      wrong(file, "targets are not a list of patterns and schemes");
     targets_.push_back({Pattern(entry.first().string(), file), read_scheme(entry.first().next(), file)});
   }
-  if (!ignore.null() && (!ignore.is(Kind::kArray) || ignore.size() > kMaxPatterns)) wrong(file, "ignore is no list");
+  if (!ignore.null() && (!ignore.is(Kind::kArray) || ignore.size() > kMaxPatterns)) wrong(file, "ignore is not a list");
   for (Value entry = ignore.null() ? Value() : ignore.first(); entry; entry = entry.next()) {
-    if (!entry.is(Kind::kString)) wrong(file, "ignore is no list of patterns");
+    if (!entry.is(Kind::kString)) wrong(file, "ignore is not a list of patterns");
     ignore_.emplace_back(entry.string(), file);
   }
 }

@@ -109,7 +109,7 @@ void Tokenizer::read_vocabulary(const Value& vocabulary) {
     // as many ids as entries, give or take the added tokens: a table by id must not be larger than the file
     if (!entry.is(Kind::kInteger) || entry.integer() < 0 || entry.integer() >= 2 * int64_t(vocabulary.size()) + 4096 ||
         entry.integer() >= kMaxTokens)
-      fail("%s: %s has an id that is none", file_.c_str(), quoted(entry.key()).c_str());
+      fail("%s: %s has an invalid id", file_.c_str(), quoted(entry.key()).c_str());
     const int32_t id = int32_t(entry.integer());
     if (size_t(id) < tokens_.size() && tokens_[size_t(id)].known) fail("%s gives the id %d twice", file_.c_str(), id);
     if (!decode_entry(entry.key(), &bytes)) {  // an added token, or nothing that text can become
@@ -157,7 +157,7 @@ void Tokenizer::read_merges(const Value& merges) {
 
 void Tokenizer::read_added(const Value& added) {
   if (added.null()) return;
-  if (!added.is(Kind::kArray)) fail("%s: added_tokens are no list", file_.c_str());
+  if (!added.is(Kind::kArray)) fail("%s: added_tokens is not a list", file_.c_str());
   int64_t most = int64_t(tokens_.size()) + 2 * int64_t(added.size()) + 4096;
   if (most > kMaxTokens) most = kMaxTokens;
   for (Value token = added.first(); token; token = token.next()) {
@@ -216,7 +216,7 @@ void Tokenizer::read_template(const Value& processor) {
     if (!special.is(Kind::kArray)) fail("%s: the post-processor's template names an unknown token", file_.c_str());
     for (Value id = special.first(); id; id = id.next()) {
       if (!id.is(Kind::kInteger) || id.integer() < 0 || id.integer() >= size())
-        fail("%s: the post-processor's template has an id that is none", file_.c_str());
+        fail("%s: the post-processor's template has an invalid id", file_.c_str());
       side->push_back(int32_t(id.integer()));
     }
   }

@@ -1,4 +1,4 @@
-// UTF-8, one code point at a time. Overlong forms, surrogates and code points beyond U+10FFFF are no UTF-8.
+// UTF-8, one code point at a time. Overlong forms, surrogates and code points beyond U+10FFFF are not UTF-8.
 #pragma once
 
 #include <cstddef>

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The compiled library's own checks:
 #
-#   csrc/tests/check.sh [native] [program] [sanitize] [tsan] [aarch64] [full] [packages]    without words: all of them,
-#                                                                                          25 minutes on two cores
+#   csrc/tests/check.sh [native] [program] [sanitize] [tsan] [aarch64] [full]    without words: all of them, 25 minutes on
+#                                                                               two cores
 #
 # native    the short self-tests, of the kernels, of what fits weights and of the engine, and the corpus of its fuzzers
 # program   potq-run, static: its size, that it runs in an empty root, and that the one for aarch64 writes the same under qemu.
@@ -11,7 +11,6 @@
 # tsan      the engine's self-test with ThreadSanitizer
 # aarch64   native, cross-built and run by qemu, on CPUs with and without dot products
 # full      the long self-test
-# packages  sdist, wheel of it, wheel without a compiler: what is in them, and that they work
 #
 # All runs of a short self-test must print one hash. Wants cmake, ninja and a Python with potq's [dev] in PATH (the Makefile
 # sees to it); beyond native, Linux and GCC.
@@ -90,6 +89,7 @@ small() {
   bytes=$(stat -c %s "$1")
   printf '%s: %s bytes\n' "$1" "$bytes"
   [ "$bytes" -lt 3000000 ] || die "$1 has $bytes bytes, 3 MB are too many"
+  need readelf binutils
   ! readelf -l "$1" | grep -q INTERP || die "$1 is linked dynamically"
 }
 
@@ -101,7 +101,7 @@ enter() {
   if [ "$(id -u)" -eq 0 ]; then
     chroot "$@"
   else
-    unshare --map-root-user --root="$@"
+    unshare --map-root-user --root="$1" "${@:2}"
   fi
 }
 
@@ -184,91 +184,21 @@ full() {
   "$out/native/selftest" --full
 }
 
-# clean_python FOLDER WHEEL: a Python with that potq only. The dependencies come from where the Python in PATH has torch: its
-# own potq is behind a .pth file, which Python does not read in a folder that itself was added by one.
-clean_python() {
-  local own
-  python -m venv "$1"
-  "$1/bin/python" -m pip install --quiet --no-deps "$2"
-  own=$("$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  python -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' >"$own/dependencies.pth"
-}
-
-# one FILE: that it is the only one there is; an unmatched pattern stands for itself
-one() {
-  [ $# -eq 1 ] && [ -e "$1" ] || die "expected one file, found $*"
-}
-
-packages() {
-  local folder=$out/packages sdist wheel
-  title "packages"
-  rm -rf "$folder"
-  python -m build --outdir "$folder" . >"$out/build.log" 2>&1 || die "python -m build failed, see $out/build.log"
-  sdist=("$folder"/potq-*.tar.gz) wheel=("$folder"/potq-*-py3-none-linux_*.whl)
-  one "${sdist[@]}"
-  one "${wheel[@]}"
-  clean_python "$folder/compiled" "${wheel[0]}"
-  (cd "$folder/compiled" && bin/python - "${wheel[0]}") <<'PYTHON'
-import subprocess
-import sys
-import zipfile
-
-from potq import native
-
-libraries = [name for name in zipfile.ZipFile(sys.argv[1]).namelist() if ".so" in name]
-assert libraries == ["potq/libpotq.so"], libraries  # libgomp is torch's
-assert native.missing() is None, native.missing()
-assert str(native.path()).startswith(sys.prefix), native.path()
-needed = subprocess.run(["readelf", "-d", str(native.path())], capture_output=True, text=True, check=True).stdout
-assert "NEEDED" in needed and "[libgomp.so.1]" in needed, needed
-print(f"{sys.argv[1]} works: {native.isa()}")
-PYTHON
-
-  CXX=/bin/false python -m pip wheel --quiet --no-deps --wheel-dir "$folder/pure" "${sdist[0]}"
-  wheel=("$folder"/pure/potq-*-py3-none-any.whl)
-  one "${wheel[@]}"
-  clean_python "$folder/reference" "${wheel[0]}"
-  (cd "$folder/reference" && bin/python - "${wheel[0]}") <<'PYTHON'
-import sys
-import warnings
-
-import torch
-
-from potq import native
-from potq.ptq.algorithms.rtn import rtn
-from potq.nn.packed import pack_module
-from potq.numerics.scheme import PRESETS
-
-assert native.path() is None, native.path()
-layer = torch.nn.Linear(64, 8).requires_grad_(False)
-packed = pack_module(layer, rtn(layer.weight, PRESETS["pot4"]))
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    for _ in range(2):
-        assert packed(torch.ones(3, 64)).shape == (3, 8)
-found = [str(warning.message) for warning in caught if warning.category is RuntimeWarning]
-assert len(found) == 1 and "reference" in found[0], found
-print(f"{sys.argv[1]} works, and warns: {found[0]}")
-PYTHON
-}
-
 compare_hashes() {
   local distinct
   distinct=$(awk '{ print $2, $3, $5 }' "${runs[@]}" | sort -u) # how many products or cases, and the hash of their outputs
   [ "$(wc -l <<<"$distinct")" -eq 2 ] || die "outputs differ:"$'\n'"$(grep . "${runs[@]}")"
 }
 
-[ $# -gt 0 ] || set -- native program sanitize tsan aarch64 full packages
+[ $# -gt 0 ] || set -- native program sanitize tsan aarch64 full
 for check in "$@"; do
   case $check in
-    native | full) ;;
-    program) need readelf binutils ;;
+    native | program | full) ;;
     sanitize | tsan) need "${CXX:-g++}" g++ ;;
     aarch64)
       need aarch64-linux-gnu-g++ "g++-aarch64-linux-gnu qemu-user"
       need qemu-aarch64 "g++-aarch64-linux-gnu qemu-user"
       ;;
-    packages) need readelf binutils ;;
     *) die "no check is called $check; see the top of this file" ;;
   esac
 done

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from potq.config import PoTConfig
     from potq.data.calibration_text import load_calibration
     from potq.engine.engine import Engine
+    from potq.engine.runners import open_runner
     from potq.errors import PotqError
     from potq.nn.report import QuantReport
     from potq.numerics.grid import Grid
@@ -42,6 +43,7 @@ _HOME = {
     "load": "checkpoint.loading",
     "load_calibration": "data.calibration_text",
     "load_tokenizer": "checkpoint.loading",
+    "open_runner": "engine.runners",
     "quantize": "ptq.quantize",
     "save": "checkpoint.folder",
 }
@@ -60,6 +62,7 @@ __all__ = [
     "load",
     "load_calibration",
     "load_tokenizer",
+    "open_runner",
     "quantize",
     "save",
 ]

@@ -23,7 +23,7 @@ Scope = Literal["none", "block", "model"]
 
 
 class Effort(Strict):
-    """The steps of post-training quantization, in the order they are taken; the defaults are none of them.
+    """The steps of post-training quantization, in the order they are taken. By default none is taken.
 
     Attributes:
         compensate: round column by column and let the columns to come make up for each error (GPTQ, 2210.17323).
@@ -225,10 +225,10 @@ def _regex(pattern: str) -> re.Pattern[str]:
 
 
 def require_config(config: object) -> None:
-    """Refuse what is meant as a config and is none.
+    """Refuse anything but a :class:`PoTConfig`.
 
     Raises:
         ConfigError: says how one is written.
     """
     if not isinstance(config, PoTConfig):
-        raise ConfigError(f"{config!r} is no PoTConfig; write potq.PoTConfig('pot4'), with the name of a preset")
+        raise ConfigError(f"invalid config {config!r}; write potq.PoTConfig('pot4'), with the name of a preset")

@@ -53,7 +53,9 @@ def check_destination(path: str | os.PathLike[str], *, force: bool, sources: Ite
     if not force:
         raise CheckpointError(f"{path} exists; choose another output folder, or pass --force (force=True) to replace it")
     if not (target / "config.json").exists():
-        raise CheckpointError(f"{path} is no model folder (it has no config.json); it is not replaced, even by force")
+        raise CheckpointError(
+            f"{path} is not a model folder (it has no config.json) and is never replaced, not even by force"
+        )
     return target
 
 

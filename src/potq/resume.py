@@ -46,7 +46,7 @@ class WorkFolder:
         mark.write_text(fingerprint, encoding="utf-8")
 
     def load(self, name: str) -> dict[str, Tensor] | None:
-        """The tensors saved under ``name``, or None if there are none, or none that can be read."""
+        """The tensors saved under ``name``, or None if they are missing or cannot be read."""
         file = self._file(name)
         try:
             return load_file(file) if file.is_file() else None

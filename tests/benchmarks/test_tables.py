@@ -56,26 +56,33 @@ def test_the_page_of_goals_has_every_goal_missed_ones_first() -> None:
     assert page.count("| **missed** |") == sum(verdict(goal) == "missed" for _, goal in tables.every_goal())
 
 
-def test_speeds_of_another_machine_stand_in_columns_of_their_own(copied: Path) -> None:
+def test_speeds_of_another_machine_stand_apart(copied: Path) -> None:
     content = read(copied / "decode.avx512vnni.json")
     slower = [row | {"decode": 100.0, "prefill": 200.0} for row in content["rows"] if row["name"] == "potq pot4"]
     save(copied / "decode.avx2.json", content | {"machine": content["machine"] | {"isa": "avx2"}, "rows": slower})
     line = next(line for line in decode.speed_table().splitlines() if line.startswith("| potq pot4 |"))
-    assert [cell.strip() for cell in line.split("|")][-3:-1] == ["100", "200"]
-    assert "AVX-512 VNNI (AMD EPYC, 2 cores); AVX2 (AMD EPYC, 2 cores)" in decode.readme_speed()
+    assert _cells(line)[-2:] == ["100", "200"]
+    assert "AVX-512 VNNI (AMD EPYC, 2 cores); AVX2 (AMD EPYC, 2 cores)" in decode.speed_table()
+    last = decode.readme_speed().splitlines()[-1]
+    assert _cells(last) == ["prompt of 512, tokens/s, AVX2 (AMD EPYC, 2 cores)", "200", *["-"] * 7]
 
 
 def test_perplexities_stand_beside_the_files_that_were_timed() -> None:
-    lines = {line.split("|")[1].strip(): line for line in decode.readme_speed().splitlines() if line.startswith("|")}
-    assert "| 37.05 | 29.44 |" in lines["`apot4`"]  # rounded, as timed; calibrated
-    assert "| 589 | 114 |" in lines["`pot3`"]
-    assert "| 31.46 | - |" in lines["llama.cpp IQ4_NL (fastest 4-bit file)"]
+    names, _, rounded, calibrated, *_ = map(_cells, decode.readme_speed().splitlines())
+    found = dict(zip(names, zip(rounded, calibrated, strict=True), strict=True))
+    assert found["`apot4`"] == ("37.05", "29.44")
+    assert found["`pot3`"] == ("589", "114")
+    assert found["llama.cpp IQ4_NL"] == ("31.46", "-")
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
 def test_what_nothing_has_measured_is_marked() -> None:
     lines = {line.split("|")[1].strip(): line for line in accuracy().splitlines()}
-    assert [cell.strip() for cell in lines["`pot3nz`"].split("|")[3:5]] == ["6,269", "-"]
-    assert all(cell.strip() for line in lines.values() for cell in line.split("|")[1:-1])
+    assert _cells(lines["`pot3nz`"])[2:4] == ["6,269", "-"]
+    assert all(all(_cells(line)) for line in lines.values())
     assert len(wikitext2_of_stories().splitlines()) == 2 + 11
 
 

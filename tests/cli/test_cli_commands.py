@@ -72,7 +72,7 @@ def test_eval_of_a_full_precision_model_on_the_built_in_text(tiny_folder: Path) 
         (b"", [], "text.txt is empty"),
         ("Grüße".encode("latin-1"), [], "text.txt is not UTF-8"),
         (b"the cat " * 99, ["--window", "129"], "exceed the model's limit of 128; use a window of 128"),
-        (b"the cat " * 99, ["--window", "1"], "predicts nothing"),
+        (b"the cat " * 99, ["--window", "1"], "invalid window 1"),
     ],
 )
 def test_eval_refuses_a_text(packed_folder: Path, text: Path, content: bytes, options: list[str], message: str) -> None:

@@ -143,7 +143,7 @@ def test_a_file_that_holds_no_rows(tiny_folder: Path, tmp_path: Path, content: b
         (["--schemes", "pot4,pot4:group_size=64"], "pot4-g64 is named twice"),
         (["--schemes", "pot4:32"], "'32' is not an override"),
         (["--schemes", "pot4:colour=red"], "colour: unknown key"),
-        (["--schemes", "pot4:group_size=0"], "group_size is a positive integer"),
+        (["--schemes", "pot4:group_size=0"], "invalid group size 0; use a positive integer"),
         (["--schemes", "pot4", "--efforts", "fast,some"], "unknown effort 'some'"),
         (["--schemes", "pot4", "--efforts", "fast,fast"], "fast is named twice"),
         (["--schemes", "pot4", "--efforts", ""], "no effort is named"),
@@ -158,7 +158,7 @@ def test_wrong_settings(tmp_path: Path, words: list[str], message: str) -> None:
 @pytest.mark.parametrize("option", ["--resume", "--plot"])
 def test_a_folder_that_is_not_there(tmp_path: Path, option: str) -> None:
     words = [tmp_path / "none", "--schemes", "pot4", option, tmp_path / "nowhere" / "file.png"]
-    assert "there is no folder" in refused(DataError, "compare", *words)
+    assert "does not exist" in refused(DataError, "compare", *words)
 
 
 def test_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 import potq
 from cli_helpers import invoke, refused, succeed
 from potq import native
-from potq.cli import generate as command
+from potq.engine import runners
 from potq.errors import CheckpointError, DataError, EngineError
 
 BOTH = pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_the_engine_runs_where_it_can(packed_folder: Path, tiny_folder: Path) ->
 
 def test_the_modules_run_if_asked_for(packed_folder: Path) -> None:
     result = found(packed_folder, "the", "-n", "3", "--no-engine")
-    assert (result["path"], result["why_not_engine"]) == ("modules", "--no-engine")
+    assert (result["path"], result["why_not_engine"]) == ("modules", "the modules were asked for")
     assert sum(result["kernels"].values()) == 16
 
 
@@ -185,11 +185,11 @@ def test_a_family_that_the_engine_does_not_know(packed_folder: Path, monkeypatch
     took = []
 
     class Modules:
-        def __init__(self, model: str, **_: Any) -> None:
+        def __init__(self, model: str, *_: Any, **__: Any) -> None:
             took.append(model)
             raise DataError("far enough")
 
-    monkeypatch.setattr(command, "ModulesPath", Modules)
+    monkeypatch.setattr(runners, "ModulesRunner", Modules)
     refused(DataError, "generate", packed_folder, "the")
     assert took == [str(packed_folder)]
 

@@ -16,7 +16,7 @@ from cli_helpers import invoke, refused, succeed
 from potq.errors import CheckpointError, ConfigError, DataError
 from potq.nn.plan import packed_modules
 from potq.nn.report import QuantReport
-from potq.qat import train as module
+from potq.qat import run as module
 from potq.qat.objective import Objective
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -209,9 +209,9 @@ def test_progress(tiny_model: Any) -> None:
     ("sizes", "message"),
     [
         ({"window": 129}, "windows of 129 tokens exceed the model's limit of 128"),
-        ({"window": 1}, "a window of 1 tokens predicts nothing"),
-        ({"windows": 0}, "windows is 0; use at least 1"),
-        ({"batch": 0}, "batch is 0; use at least 1"),
+        ({"window": 1}, "invalid window 1"),
+        ({"windows": 0}, "invalid windows 0; use at least 1"),
+        ({"batch": 0}, "invalid batch 0; use at least 1"),
     ],
 )
 def test_sizes_that_cannot_be(tiny_model: Any, sizes: dict[str, int], message: str) -> None:

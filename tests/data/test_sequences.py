@@ -69,5 +69,5 @@ def test_a_real_tokenizer(tiny_folder: Path) -> None:
 
 @pytest.mark.parametrize("length", [1, 0, -3])
 def test_a_length_that_predicts_nothing(length: int) -> None:
-    with pytest.raises(DataError, match=f"a sequence of {length} tokens predicts nothing; use a length of at least 2"):
+    with pytest.raises(DataError, match=f"invalid sequence length {length}; use at least 2 tokens"):
         packed(["the cat"], length)

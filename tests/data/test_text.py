@@ -226,7 +226,7 @@ def test_datasets_saved_to_disk(datasets: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["wikitext:wikitext-2-raw-v1:train", "a/b:c", "a:", "no name at all:x:y", ":", "/none:a:b"])
 def test_a_dataset_that_cannot_be_had(datasets: Any, name: str) -> None:
     """The tests are offline."""
-    with pytest.raises(DataError, match=r"cannot load the dataset .*; it is written name:config:split, and a name that is"):
+    with pytest.raises(DataError, match=r"cannot load the dataset .*; write it as name:config:split; a name that is"):
         read_documents(name)
 
 

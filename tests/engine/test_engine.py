@@ -32,7 +32,7 @@ DRAWN: dict[str, Any] = {
     "top_p": 0.95,
     "min_p": 0.001,
     "repetition_penalty": 1.1,
-    "end_ids": (),
+    "stop_token_ids": (),
 }
 
 
@@ -68,38 +68,38 @@ def test_pieces_are_the_text_of_the_ids(engine: Engine) -> None:
     pieces = list(generation)
     assert len(pieces) > 1
     assert "".join(pieces) == generation.text == engine.tokenizer.decode(generation.ids, skip_special_tokens=True)
-    assert (len(generation.ids), generation.end) == (40, "length")
+    assert (len(generation.ids), generation.finish_reason) == (40, "length")
 
 
 def test_greedy_text_is_what_the_logits_say(engine: Engine) -> None:
     generation = engine.generate("the cat", max_new_tokens=30)
-    assert (generation.ids, generation.end, generation.text) == ([], None, "")
+    assert (generation.ids, generation.finish_reason, generation.text) == ([], None, "")
     made = generation.finish().ids
     prompt = engine.tokenizer("the cat")["input_ids"]
     chosen = engine.logits(prompt + made)[len(prompt) - 1 :].argmax(-1).tolist()
     assert chosen[: len(made)] == made
-    assert generation.end == ("token" if len(made) < 30 else "length")
+    assert generation.finish_reason == ("token" if len(made) < 30 else "length")
 
 
 def test_prompts_of_all_kinds_go_on_alike(engine: Engine) -> None:
     ids = engine.tokenizer("the cat")["input_ids"]
-    text = engine.generate("the cat", max_new_tokens=9, end_ids=()).finish()
+    text = engine.generate("the cat", max_new_tokens=9, stop_token_ids=()).finish()
     prompts: list[Any] = [ids, tuple(ids), torch.tensor(ids), torch.tensor([ids])]
     for prompt in prompts:
-        generation = engine.generate(prompt, max_new_tokens=9, end_ids=())
+        generation = engine.generate(prompt, max_new_tokens=9, stop_token_ids=())
         assert list(generation) == generation.ids == text.ids
         assert generation.text == text.text
     engine.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    chat = engine.generate([{"role": "user", "content": "the cat"}], max_new_tokens=9, end_ids=())
+    chat = engine.generate([{"role": "user", "content": "the cat"}], max_new_tokens=9, stop_token_ids=())
     assert "".join(chat) == text.text
 
 
 def test_end_tokens_end_a_text_and_are_none_of_it(engine: Engine) -> None:
-    made = engine.generate([5, 6], max_new_tokens=20, end_ids=()).finish().ids
+    made = engine.generate([5, 6], max_new_tokens=20, stop_token_ids=()).finish().ids
     assert len(made) == 20
     last = made[7]
-    generation = engine.generate([5, 6], max_new_tokens=20, end_ids=[last]).finish()
-    assert (generation.ids, generation.end) == (made[: made.index(last)], "token")
+    generation = engine.generate([5, 6], max_new_tokens=20, stop_token_ids=[last]).finish()
+    assert (generation.ids, generation.finish_reason) == (made[: made.index(last)], "token")
     assert list(generation) == []
 
 
@@ -108,7 +108,7 @@ def test_a_stop_text_ends_a_text_before_it(engine: Engine) -> None:
     stop = whole[10:13]
     generation = engine.generate("the cat", max_new_tokens=40, seed=3, stop=["never there", stop], **DRAWN)
     assert "".join(generation) == whole[: whole.index(stop)]
-    assert generation.end == "stop"
+    assert generation.finish_reason == "stop"
     assert len(generation.ids) < 40
 
 
@@ -123,8 +123,8 @@ def test_a_seed_is_a_text_whatever_the_threads(packed_folder: Path) -> None:
 
 def test_a_full_context_ends_a_text(packed_folder: Path) -> None:
     engine = Engine(packed_folder, context=40)
-    generation = engine.generate([5] * 38, end_ids=()).finish()
-    assert (len(generation.ids), generation.end) == (3, "context")
+    generation = engine.generate([5] * 38, stop_token_ids=()).finish()
+    assert (len(generation.ids), generation.finish_reason) == (3, "context")
     with pytest.raises(EngineError, match="41 tokens do not fit the context of 40"):
         engine.generate([5] * 41)
     with pytest.raises(EngineError, match="41 tokens do not fit the context of 40"):
@@ -133,19 +133,19 @@ def test_a_full_context_ends_a_text(packed_folder: Path) -> None:
 
 def test_breaking_off_leaves_the_engine_usable(engine: Engine) -> None:
     expected = engine.generate("the cat", max_new_tokens=20).finish().ids
-    for _ in engine.generate("another text", end_ids=()):
+    for _ in engine.generate("another text", stop_token_ids=()):
         break
     assert engine.generate("the cat", max_new_tokens=20).finish().ids == expected
 
 
 def test_what_prompts_share_is_kept_and_changes_nothing(engine: Engine) -> None:
     prompts = [[*range(50)], [*range(50)], [*range(30), 7, 8], [*range(60)], [9], [*range(50)]]
-    found = [engine.generate(prompt, max_new_tokens=8, end_ids=()).finish().ids for prompt in prompts]
+    found = [engine.generate(prompt, max_new_tokens=8, stop_token_ids=()).finish().ids for prompt in prompts]
     for prompt, made in zip(prompts, found, strict=True):
         engine.reset()
-        assert engine.generate(prompt, max_new_tokens=8, end_ids=()).finish().ids == made
+        assert engine.generate(prompt, max_new_tokens=8, stop_token_ids=()).finish().ids == made
     continued = [*prompts[5], *found[5][:4]]
-    assert engine.generate(continued, max_new_tokens=4, end_ids=()).finish().ids == found[5][4:]
+    assert engine.generate(continued, max_new_tokens=4, stop_token_ids=()).finish().ids == found[5][4:]
 
 
 def test_kept_tokens_are_not_computed_again(engine: Engine) -> None:
@@ -172,13 +172,13 @@ def test_logits(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threads": 0}, "threads is a whole number in 1..256, found 0"),
+        ({"threads": 0}, "invalid threads 0; use an integer in 1..256"),
         ({"threads": 257}, "threads"),
         ({"threads": 1.5}, "threads"),
-        ({"context": 0}, "context is a whole number"),
+        ({"context": 0}, "invalid context"),
         ({"context": 2**31}, "context"),
         ({"context": "8"}, "context"),
-        ({"activations": "int4"}, "activations are one of int8, float, found 'int4'"),
+        ({"activations": "int4"}, "unknown activations 'int4'; choose int8 or float"),
     ],
     ids=str,
 )
@@ -240,7 +240,7 @@ def test_prompts_and_settings_that_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         engine.generate(prompt, **settings)
-    assert len(engine.generate([1], max_new_tokens=2, end_ids=()).finish().ids) == 2
+    assert len(engine.generate([1], max_new_tokens=2, stop_token_ids=()).finish().ids) == 2
 
 
 def test_logits_refuse_the_same(engine: Engine) -> None:
@@ -254,7 +254,7 @@ def test_no_tokenizer_is_needed_for_ids(packed_folder: Path) -> None:
     for file in packed_folder.glob("tokenizer*"):
         file.unlink()
     engine = Engine(packed_folder)
-    assert len(list(engine.generate([1, 2], max_new_tokens=5, end_ids=()))) == 5
+    assert len(list(engine.generate([1, 2], max_new_tokens=5, stop_token_ids=()))) == 5
     with pytest.raises(CheckpointError, match="no tokenizer"):
         engine.generate("the cat")
 
@@ -264,7 +264,7 @@ def test_no_tokenizer_is_needed_for_ids(packed_folder: Path) -> None:
 
 @pytest.mark.parametrize("later", ["generate", "logits", "reset"])
 def test_a_later_use_ends_a_text(engine: Engine, later: str) -> None:
-    first = engine.generate([1, 2], end_ids=())
+    first = engine.generate([1, 2], stop_token_ids=())
     next(first)
     uses: dict[str, Any] = {
         "generate": lambda: engine.generate([3]),
@@ -299,7 +299,7 @@ def test_two_threads_at_once_are_refused(engine: Engine) -> None:
             error = in_another_thread(use)
             assert isinstance(error, EngineError)
             assert "another thread is using the engine" in str(error)
-    assert len(engine.generate([1], max_new_tokens=2, end_ids=()).finish().ids) == 2
+    assert len(engine.generate([1], max_new_tokens=2, stop_token_ids=()).finish().ids) == 2
 
 
 def test_two_threads_hammering_one_engine(long_folder: Path) -> None:
@@ -321,7 +321,7 @@ def test_two_threads_hammering_one_engine(long_folder: Path) -> None:
         thread.join()
     assert not wrong
     assert all("another thread" in str(error) or "later use" in str(error) for error in refused)
-    assert len(engine.generate([1], max_new_tokens=2, end_ids=()).finish().ids) == 2
+    assert len(engine.generate([1], max_new_tokens=2, stop_token_ids=()).finish().ids) == 2
 
 
 def test_two_threads_that_read_one_text_are_refused(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +353,9 @@ def test_other_threads_go_on_while_it_computes(long_folder: Path) -> None:
     sys.setswitchinterval(60)
     try:
         moved = 0
-        text = engine._start(potq.engine.generation.token_ids([1] * 2000), potq.engine.generation.Settings(end_ids=()))
+        text = engine._start(
+            potq.engine.generation.token_ids([1] * 2000), potq.engine.generation.Settings(stop_token_ids=())
+        )
         began = time.monotonic()
         while not moved and time.monotonic() - began < 20:
             start = count
@@ -371,8 +373,8 @@ def test_ctrl_c_is_heard_while_it_generates(long_folder: Path) -> None:
         raise KeyboardInterrupt
 
     engine, before = Engine(long_folder), signal.signal(signal.SIGALRM, interrupt)
-    expected = engine.generate([1, 2, 3], max_new_tokens=5, end_ids=()).finish().ids
-    generation = engine.generate([1] * 100, max_new_tokens=29_000, end_ids=())
+    expected = engine.generate([1, 2, 3], max_new_tokens=5, stop_token_ids=()).finish().ids
+    generation = engine.generate([1] * 100, max_new_tokens=29_000, stop_token_ids=())
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         began = time.monotonic()
@@ -382,9 +384,9 @@ def test_ctrl_c_is_heard_while_it_generates(long_folder: Path) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert time.monotonic() - began < 1
-    assert generation.end is None
+    assert generation.finish_reason is None
     assert list(generation) == []  # it does not go on as if nothing had been
-    assert engine.generate([1, 2, 3], max_new_tokens=5, end_ids=()).finish().ids == expected
+    assert engine.generate([1, 2, 3], max_new_tokens=5, stop_token_ids=()).finish().ids == expected
 
 
 # ---- its life
@@ -392,7 +394,7 @@ def test_ctrl_c_is_heard_while_it_generates(long_folder: Path) -> None:
 
 def test_a_closed_engine(packed_folder: Path) -> None:
     with Engine(packed_folder) as engine:
-        generation = engine.generate([1], end_ids=())
+        generation = engine.generate([1], stop_token_ids=())
         next(generation)
     engine.close()
     assert "closed" in repr(engine)
@@ -405,7 +407,7 @@ def test_a_closed_engine(packed_folder: Path) -> None:
 def test_an_engine_that_nobody_holds_is_closed(packed_folder: Path) -> None:
     closed: list[Any] = []
     engine = Engine(packed_folder)
-    generation, gone = engine.generate([1], max_new_tokens=3, end_ids=()), weakref.ref(engine)
+    generation, gone = engine.generate([1], max_new_tokens=3, stop_token_ids=()), weakref.ref(engine)
     weakref.finalize(engine._closing.peek()[0], closed.append, True)  # type: ignore[index]
     del engine
     assert len(list(generation)) == 3  # a text holds its engine

@@ -30,8 +30,8 @@ WRONG: list[dict[str, Any]] = [
     {"stop": ""},
     {"stop": ["a", ""]},
     {"stop": 5},
-    {"end_ids": [-1]},
-    {"end_ids": [2**31]},
+    {"stop_token_ids": [-1]},
+    {"stop_token_ids": [2**31]},
     {"best_of": 3},
 ]
 

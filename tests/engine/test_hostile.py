@@ -72,12 +72,12 @@ NAME = "model.layers.0.mlp.up_proj.weight_packed"
 HEADERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "overlap": (lambda h: h[NAME].update(data_offsets=[x - 1 for x in h[NAME]["data_offsets"]]), "overlaps|gap"),
     "beyond": (lambda h: h[NAME].update(data_offsets=[2**40, 2**40 + 10]), "behind the end"),
-    "backwards": (lambda h: h[NAME].update(data_offsets=[10, 5]), "data_offsets that are none"),
-    "negative": (lambda h: h[NAME].update(data_offsets=[-5, 5]), "data_offsets that are none"),
-    "huge numbers": (lambda h: h[NAME].update(data_offsets=[0, 1e300]), "data_offsets that are none"),
+    "backwards": (lambda h: h[NAME].update(data_offsets=[10, 5]), "invalid data_offsets"),
+    "negative": (lambda h: h[NAME].update(data_offsets=[-5, 5]), "invalid data_offsets"),
+    "huge numbers": (lambda h: h[NAME].update(data_offsets=[0, 1e300]), "invalid data_offsets"),
     "overflow": (lambda h: h[NAME].update(shape=[2**32, 2**32]), "overflows"),
-    "negative shape": (lambda h: h[NAME].update(shape=[-1, 5]), "shape that is none"),
-    "fractional shape": (lambda h: h[NAME].update(shape=[1.5, 5]), "shape that is none"),
+    "negative shape": (lambda h: h[NAME].update(shape=[-1, 5]), "invalid shape"),
+    "fractional shape": (lambda h: h[NAME].update(shape=[1.5, 5]), "invalid shape"),
     "other shape": (lambda h: h[NAME].update(shape=h[NAME]["shape"][::-1]), "expected U8"),
     "other dtype": (lambda h: h[NAME].update(dtype="I8"), "expected U8"),
     "unknown dtype": (lambda h: h[NAME].update(dtype="X9"), "unknown dtype"),
@@ -124,18 +124,18 @@ def test_bytes_behind_the_last_tensor(folder: Path) -> None:
 
 
 JSONS = {
-    "{" * 100000: "nested|no valid JSON",
+    "{" * 100000: "nested|not valid JSON",
     "[" * 100000: "nested",
     '{"a":' * 70 + "1" + "}" * 70: "nested",
     '{"a": 1, "a": 2}': "twice",
-    '{"a": 01}': "no valid JSON",
-    '{"a": 1,}': "no valid JSON|string",
-    '{"a": NaN}': "no valid JSON",
-    '{"a": "\\ud800"}': "surrogate|no valid JSON",
+    '{"a": 01}': "not valid JSON",
+    '{"a": 1,}': "not valid JSON|string",
+    '{"a": NaN}': "not valid JSON",
+    '{"a": "\\ud800"}': "surrogate|not valid JSON",
     '{"a": 1e999}': "out of range",
     '{"a": "x': "ends within a string",
     "[]": "no JSON object",
-    "": "no valid JSON",
+    "": "not valid JSON",
     "{} x": "goes on",
     "{}": "model_type",
 }
@@ -149,9 +149,9 @@ def test_json(text: str, folder: Path) -> None:
 
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "huge hidden": ({"hidden_size": 2**31}, "hidden_size is no integer in"),
+    "huge hidden": ({"hidden_size": 2**31}, "hidden_size is not an integer in"),
     "other hidden": ({"hidden_size": 128}, "expected"),
-    "no heads": ({"num_attention_heads": 0}, "num_attention_heads is no integer in"),
+    "no heads": ({"num_attention_heads": 0}, "num_attention_heads is not an integer in"),
     "heads do not divide": ({"num_key_value_heads": 3}, "cannot share"),
     "many layers": ({"num_hidden_layers": 1000}, "have no model.layers.2"),
     "fewer layers": ({"num_hidden_layers": 1}, "does not explain"),
@@ -219,7 +219,7 @@ def test_folders_and_pipes(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="is missing"):
         opens(tmp_path)
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(EngineError, match="is no file"):
+    with pytest.raises(EngineError, match="is not a file"):
         opens(tmp_path)
 
 
@@ -272,7 +272,7 @@ def test_a_file_that_changes_while_it_is_read(folder: Path) -> None:
 
 def continuation(folder: Path) -> tuple[list[int], str | None]:
     generation = Engine(folder).generate([3, 4, 5], max_new_tokens=4).finish()
-    return list(generation.ids), generation.end
+    return list(generation.ids), generation.finish_reason
 
 
 def test_end_tokens(folder: Path) -> None:

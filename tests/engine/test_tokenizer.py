@@ -102,7 +102,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pattern": ({"pre_tokenizer": sequence(split(r"\w+"), byte_level(regex=False))}, "does not know"),
     "model": ({"model": {"type": "Unigram"}}, "'Unigram'"),
     "post-processor": ({"post_processor": {"type": "BertProcessing"}}, "'BertProcessing'"),
-    "huge id": ({"model": {"type": "BPE", "vocab": {"a": 2**31}, "merges": []}}, "id that is none"),
+    "huge id": ({"model": {"type": "BPE", "vocab": {"a": 2**31}, "merges": []}}, "invalid id"),
     **{
         key: ({"added_tokens": [{"id": 0, "content": "<x>", key: True}]}, f"'<x>' has {key}")
         for key in ("lstrip", "rstrip", "single_word")

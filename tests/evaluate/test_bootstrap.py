@@ -85,7 +85,7 @@ def test_many_draws_are_taken_piece_by_piece(monkeypatch: pytest.MonkeyPatch) ->
     ("a", "b", "predicted", "draws", "message"),
     [
         ([1.0, 2.0], [1.0], 10, 10, "2 windows against 1"),
-        ([], [], 10, 10, "0 windows vary in no way"),
+        ([], [], 10, 10, "needs at least 2 windows, found 0"),
         ([1.0], [1.0], 10, 10, "at least 2"),
         ([1.0, math.nan], [1.0, 2.0], 10, 10, "NaN"),
         ([1.0, math.inf], [1.0, 2.0], 10, 10, "infinite"),

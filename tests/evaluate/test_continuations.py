@@ -39,7 +39,7 @@ def test_a_text_that_is_too_short() -> None:
 
 @pytest.mark.parametrize("name", ["count", "prompt_tokens", "new_tokens"])
 def test_no_prompts_at_all(name: str) -> None:
-    with pytest.raises(DataError, match=f"{name} is 0; use at least 1"):
+    with pytest.raises(DataError, match=f"invalid {name} 0; use at least 1"):
         prompts_of(torch.arange(1000), **{"count": 1, name: 0})
 
 
@@ -123,7 +123,7 @@ def test_what_does_not_fit_the_model(tiny_model: Any) -> None:
 
 @pytest.mark.parametrize("name", ["new_tokens", "batch"])
 def test_no_continuation_at_all(tiny_model: Any, tokens: torch.Tensor, name: str) -> None:
-    with pytest.raises(DataError, match=f"{name} is 0; use at least 1"):
+    with pytest.raises(DataError, match=f"invalid {name} 0; use at least 1"):
         continuations(tiny_model, tokens, **{name: 0})  # type: ignore[arg-type]
 
 

@@ -108,7 +108,7 @@ def test_a_window_beyond_the_limit(tiny_model: Any, text_tokens: torch.Tensor) -
 
 @pytest.mark.parametrize("window", [1, 0, -5])
 def test_a_window_that_predicts_nothing(tiny_model: Any, text_tokens: torch.Tensor, window: int) -> None:
-    with pytest.raises(DataError, match=f"a window of {window} tokens predicts nothing; use at least 2"):
+    with pytest.raises(DataError, match=f"invalid window {window}; use at least 2 tokens"):
         perplexity(tiny_model, text_tokens, window=window)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from potq import native
 from potq.kernels.cpu import backend
+from potq.kernels.weight import PackedWeight
 from potq.numerics.grid import Grid, shift_terms, uniform
 from potq.numerics.packing import pack
 from potq.numerics.scheme import PRESETS, QuantScheme
@@ -64,7 +65,7 @@ class Weight:
         return QuantizedWeight(pack(self.codes, self.scheme.grid.bits), self.scale, tuple(self.codes.shape), self.scheme)
 
     def kernel(self, isa: str) -> backend.Kernel:
-        made = backend.Kernel(self.quantized.packed, self.scale, self.scheme, self.columns)
+        made = backend.Kernel(PackedWeight.of(self.quantized))
         made._isa = ISAS[isa]
         return made
 
@@ -361,7 +362,7 @@ def test_bits_behind_the_last_code_do_not_matter(name: str, columns: int) -> Non
     assert dirty.shape == weight.quantized.packed.shape
     assert not torch.equal(dirty, weight.quantized.packed)
     for isa, number in ISAS.items():
-        kernel = backend.Kernel(dirty, weight.scale, weight.scheme, columns)
+        kernel = backend.Kernel(PackedWeight(dirty, weight.scale, weight.scheme, columns))
         kernel._isa = number
         assert same(kernel(x, None, "int8"), weight.kernel(isa)(x, None, "int8")), isa
 
@@ -370,9 +371,10 @@ def test_packed_tensors_need_not_be_contiguous() -> None:
     weight, x = _weight(_scheme("pot4", 16), 9, 70), _activations(2, 70)
     packed, scale = weight.quantized.packed.T.contiguous().T, weight.scale.T.contiguous().T
     assert not packed.is_contiguous()
-    assert same(backend.Kernel(packed, scale, weight.scheme, 70)(x, None, "int8"), int8_oracle(weight, x, None))
+    strided = PackedWeight(packed, scale, weight.scheme, 70)
+    assert same(backend.Kernel(strided)(x, None, "int8"), int8_oracle(weight, x, None))
     ids = torch.tensor([3, 8])
-    found = backend.embedding(ids, packed, scale, weight.scheme, 70, torch.float32)
+    found = backend.embedding(ids, strided, torch.float32)
     assert same(found, weight.quantized.dequantize()[ids])
 
 
@@ -674,8 +676,7 @@ def test_results_do_not_depend_on_the_number_of_threads(arithmetic: Any, m: int)
             torch.set_num_threads(threads)
             kernel = weight.kernel(isa)  # its tiles are packed by as many
             results.append(kernel(x, None, arithmetic))
-            q = weight.quantized
-            rows.append(backend.embedding(ids, q.packed, q.scale, q.scheme, 330, torch.float32))
+            rows.append(backend.embedding(ids, PackedWeight.of(weight.quantized), torch.float32))
         assert same(results[1], results[0]), isa
         assert same(results[2], results[0]), isa
         assert same(rows[1], rows[0])
@@ -706,7 +707,7 @@ def test_a_row_gives_the_same_alone_and_in_any_batch(name: str, arithmetic: Any)
 def test_embedding_gives_the_dequantized_rows(name: str, group: Any, scale_dtype: str, dtype: torch.dtype) -> None:
     weight = _weight(_scheme(name, group, scale_dtype), 13, 75, scales=ALL_SCALES).quantized
     ids = torch.tensor([[0, 12, 3], [3, 3, 7]])
-    found = backend.embedding(ids, weight.packed, weight.scale, weight.scheme, 75, dtype)
+    found = backend.embedding(ids, PackedWeight.of(weight), dtype)
     assert same(found, weight.dequantize()[ids].to(dtype))
 
 
@@ -715,7 +716,7 @@ def test_embedding_gives_the_dequantized_rows(name: str, group: Any, scale_dtype
 def test_embedding_takes_ids_of_any_shape(shape: tuple[int, ...], integer: torch.dtype) -> None:
     weight = _weight(_scheme("pot3"), 13, 75).quantized
     ids = torch.randint(0, 13, shape, generator=_generator(9)).to(integer)
-    found = backend.embedding(ids, weight.packed, weight.scale, weight.scheme, 75, torch.float32)
+    found = backend.embedding(ids, PackedWeight.of(weight), torch.float32)
     assert found.shape == (*shape, 75)
     assert same(found, weight.dequantize()[ids.long()])
 
@@ -724,14 +725,14 @@ def test_embedding_takes_ids_of_any_shape(shape: tuple[int, ...], integer: torch
 def test_embedding_refuses_ids_outside_the_table(index: int) -> None:
     weight = _weight(_scheme("pot3"), 13, 75).quantized
     with pytest.raises(IndexError, match=str(index)):
-        backend.embedding(torch.tensor([[0, 2], [index, 1]]), weight.packed, weight.scale, weight.scheme, 75, torch.float32)
+        backend.embedding(torch.tensor([[0, 2], [index, 1]]), PackedWeight.of(weight), torch.float32)
 
 
 @given(SCHEMES, st.integers(1, 40), st.integers(1, 150), st.integers(0, 99))
 def test_embedding_of_any_shape(scheme: QuantScheme, rows: int, columns: int, seed: int) -> None:
     weight = _weight(scheme, rows, columns, seed, ALL_SCALES).quantized
     ids = torch.randint(0, rows, (9,), generator=_generator(seed))
-    found = backend.embedding(ids, weight.packed, weight.scale, scheme, columns, torch.float32)
+    found = backend.embedding(ids, PackedWeight.of(weight), torch.float32)
     assert same(found, weight.dequantize()[ids])
 
 

@@ -16,6 +16,7 @@ from potq.errors import ConfigError
 from potq.kernels import explain, set_activations
 from potq.kernels.cpu import backend
 from potq.kernels.prepared import Prepared
+from potq.kernels.weight import PackedWeight
 from potq.nn.packed import PackedModule, PoTLinear, pack_module
 from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.ptq.algorithms.rtn import rtn
@@ -59,7 +60,7 @@ class _Tied(nn.Module):
 def _anew(module: PackedModule, x: Tensor, *, bias: bool = True) -> Tensor:
     """The product with what the buffers hold now (row scales apart), by tiles that nobody has used before."""
     weight = module.quantized
-    kernel = backend.Kernel(weight.packed.clone(), weight.scale.clone(), weight.scheme, weight.shape[1])
+    kernel = backend.Kernel(PackedWeight(weight.packed.clone(), weight.scale.clone(), weight.scheme, weight.shape[1]))
     return kernel(x, module._parameters["bias"] if bias else None, module.activations)
 
 
@@ -212,18 +213,18 @@ def test_a_row_scale_that_changes_is_noticed() -> None:
 
 @pytest.mark.parametrize("make", [lambda good: None, lambda good: good.T, lambda good: good.float(), lambda good: good[:-1]])
 def test_row_scales_that_are_none_are_refused(make: Any) -> None:
-    weight = _linear(_rows()).quantized
-    row_scale = make(weight.row_scale)
+    weight = PackedWeight.of(_linear(_rows()).quantized)
+    weight = weight._replace(row_scale=make(weight.row_scale))
     with pytest.raises(RuntimeError, match="row scale"):
-        backend.linear(_rand(3, IN), weight.packed, weight.scale, None, weight.scheme, "int8", row_scale)
+        backend.linear(_rand(3, IN), weight, None, "int8")
     with pytest.raises(RuntimeError, match="row scale"):
-        backend.embedding(torch.tensor([1]), weight.packed, weight.scale, weight.scheme, IN, torch.float32, row_scale)
+        backend.embedding(torch.tensor([1]), weight, torch.float32)
 
 
 def test_a_row_scale_that_the_scheme_does_not_have_is_refused() -> None:
-    weight, row_scale = _linear().quantized, torch.ones(OUT, 1, dtype=torch.float16)
+    weight = PackedWeight.of(_linear().quantized)._replace(row_scale=torch.ones(OUT, 1, dtype=torch.float16))
     with pytest.raises(RuntimeError, match="no row scale"):
-        backend.linear(_rand(3, IN), weight.packed, weight.scale, None, weight.scheme, "int8", row_scale)
+        backend.linear(_rand(3, IN), weight, None, "int8")
 
 
 def test_gradients_with_row_scales_are_those_of_the_exact_product() -> None:

@@ -12,6 +12,7 @@ from potq import native
 from potq.kernels import ops, set_activations
 from potq.kernels.cpu import backend
 from potq.kernels.prepared import Prepared
+from potq.kernels.weight import PackedWeight
 from potq.nn.packed import pack_module
 from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.numerics.tensor import QuantizedWeight
@@ -194,11 +195,11 @@ def test_compiled_gradients_equal_the_eager_ones() -> None:
 
 @pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 def test_compiled_calls_reuse_the_tiles_and_notice_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Tensor] = []
+    made: list[PackedWeight] = []
 
-    def counted(packed: Tensor, *others: Any) -> backend.Kernel:
-        made.append(packed)
-        return backend.Kernel(packed, *others)
+    def counted(weight: PackedWeight) -> backend.Kernel:
+        made.append(weight)
+        return backend.Kernel(weight)
 
     monkeypatch.setattr(backend, "kernels", Prepared(counted))
     linear, x = _linear(), _rand(3, IN)

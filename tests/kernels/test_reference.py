@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from potq.kernels import reference
+from potq.kernels.weight import PackedWeight
 from potq.numerics.functional import decode_scale, level_table
 from potq.numerics.scale_search import choose_scale
 from potq.numerics.scheme import PRESETS, QuantScheme
@@ -57,12 +58,13 @@ def test_row_scales_multiply_the_rows_bitwise(name: str, group_size: Any) -> Non
     scale = torch.randint(100, 140, empty.scale.shape, generator=generator).to(torch.uint8)
     row_scale = torch.randint(0, 0x7C00, (7, 1), generator=generator).to(torch.int16).view(torch.float16)
     expected = QuantizedWeight(packed, scale, (7, 71), scheme, row_scale).dequantize()
-    found = reference.rows(None, packed, scale, scheme, 71, torch.float32, row_scale)
+    weight = PackedWeight(packed, scale, scheme, 71, row_scale)
+    found = reference.matrix(weight, torch.float32)
     assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
     ids = torch.tensor([[6, 0], [2, 2]])
-    assert torch.equal(reference.embedding(ids, packed, scale, scheme, 71, torch.float32, row_scale), expected[ids])
+    assert torch.equal(reference.embedding(ids, weight, torch.float32), expected[ids])
     x, bias = torch.randn(3, 71, generator=generator), torch.randn(7, generator=generator)
-    found = reference.linear(x, packed, scale, bias, scheme, "int8", row_scale)
+    found = reference.linear(x, weight, bias, "int8")
     assert torch.equal(found, torch.nn.functional.linear(x, expected, bias))
 
 

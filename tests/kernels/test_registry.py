@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from potq import native
-from potq.kernels import explain, ops, register_kernel, registry
+from potq.kernels import explain, ops, register_backend, registry
+from potq.kernels.weight import PackedWeight
 from potq.nn.packed import pack_module
 from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.ptq.algorithms.rtn import rtn
@@ -34,22 +35,11 @@ class _Fake:
         self.asked.append((scheme, shape, device, dtype))
         return self.reason
 
-    def linear(
-        self, input: Tensor, packed: Tensor, scale: Tensor, bias: Any, scheme: QuantScheme, activations: Any, row_scale: Any
-    ) -> Tensor:
-        return input.new_full((*input.shape[:-1], len(packed)), self.value)
+    def linear(self, input: Tensor, weight: PackedWeight, bias: Any, activations: Any) -> Tensor:
+        return input.new_full((*input.shape[:-1], weight.shape[0]), self.value)
 
-    def embedding(
-        self,
-        ids: Tensor,
-        packed: Tensor,
-        scale: Tensor,
-        scheme: QuantScheme,
-        columns: int,
-        dtype: torch.dtype,
-        row_scale: Any,
-    ) -> Tensor:
-        return torch.full((*ids.shape, columns), self.value, dtype=dtype)
+    def embedding(self, ids: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+        return torch.full((*ids.shape, weight.columns), self.value, dtype=dtype)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +67,7 @@ def test_cpu_is_asked_before_the_reference() -> None:
 
 def test_a_registered_backend_is_asked_first_and_used() -> None:
     fake = _Fake()
-    register_kernel(fake)
+    register_backend(fake)
     linear, x = _linear(), torch.ones(2, 70)
     assert list(registry.BACKENDS) == ["fake", "cpu", "triton", "reference"]
     assert torch.equal(linear(x), torch.full((2, 11), 7.0))
@@ -88,7 +78,7 @@ def test_a_registered_backend_is_asked_first_and_used() -> None:
 
 def test_the_ops_use_a_registered_backend_too() -> None:
     weight = _linear().quantized
-    register_kernel(_Fake())
+    register_backend(_Fake())
     spec = weight.scheme.model_dump_json()
     found = ops.linear(torch.ones(2, 70), weight.packed, weight.scale, None, spec, "int8")
     assert torch.equal(found, torch.full((2, 11), 7.0))
@@ -99,18 +89,18 @@ def test_the_ops_use_a_registered_backend_too() -> None:
 
 def test_a_backend_that_refuses_is_passed_over_with_its_reason() -> None:
     before = registry.choose(PRESETS["pot4"], (11, 70), CPU, torch.float32)
-    register_kernel(_Fake(reason="not today"))
+    register_backend(_Fake(reason="not today"))
     after = registry.choose(PRESETS["pot4"], (11, 70), CPU, torch.float32)
     assert after.backend == before.backend
     assert after.rejected == {"fake": "not today", **before.rejected}
 
 
 def test_a_backend_replaces_one_of_its_name() -> None:
-    register_kernel(_Fake(value=1.0))
+    register_backend(_Fake(value=1.0))
     linear, x = _linear(), torch.ones(2, 70)
     linear(x)
-    register_kernel(_Fake(NAME="other", reason="no"))
-    register_kernel(_Fake(value=2.0))
+    register_backend(_Fake(NAME="other", reason="no"))
+    register_backend(_Fake(value=2.0))
     assert list(registry.BACKENDS) == ["fake", "other", "cpu", "triton", "reference"]
     assert torch.equal(linear(x), torch.full((2, 11), 2.0))
 
@@ -118,13 +108,13 @@ def test_a_backend_replaces_one_of_its_name() -> None:
 def test_modules_that_ran_keep_their_choice() -> None:
     linear, x = _linear(), torch.ones(2, 70)
     before = linear(x)
-    register_kernel(_Fake())
+    register_backend(_Fake())
     assert torch.equal(linear(x), before)
 
 
 def test_a_backend_is_asked_once_per_kind_of_weight() -> None:
     fake = _Fake()
-    register_kernel(fake)
+    register_backend(fake)
     for _ in range(3):
         registry.choose(PRESETS["pot4"], (11, 70), CPU, torch.float32)
     registry.choose(PRESETS["pot4"], (11, 70), CPU, torch.bfloat16)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from potq.config import PoTConfig
 from potq.kernels import reference
+from potq.kernels.weight import PackedWeight
 from potq.nn.lazy import LazyTensor
 from potq.nn.packed import pack_module
 from potq.numerics import fake_quantize as straight_through
@@ -74,12 +75,12 @@ def test_a_look_up_makes_no_table_of_a_packed_embedding(monkeypatch: pytest.Monk
     packed = pack_module(embedding, rtn(embedding.weight, QuantScheme("int8"), method="mse"))
     expected = packed.quantized.dequantize()[[3, 7]] * 8.0
 
-    def rows(ids: Tensor | None, *rest: Any) -> Tensor:
-        assert ids is not None, "the whole table"
-        return found(ids, *rest)
+    def matrix(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+        assert len(weight.packed) < 50, "the whole table"
+        return found(weight, dtype)
 
-    found = reference.rows
-    monkeypatch.setattr(reference, "rows", rows)
+    found = reference.matrix
+    monkeypatch.setattr(reference, "matrix", matrix)
     assert torch.equal(packed(torch.tensor([3, 7])), expected)
 
 

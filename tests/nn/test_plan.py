@@ -106,8 +106,8 @@ def test_weights_that_do_not_fit_are_skipped_with_the_reason() -> None:
 
 def test_plan_on_the_meta_device_equals_the_plan_of_the_model(tiny_model: LlamaForCausalLM) -> None:
     with torch.device("meta"):
-        hollow = LlamaForCausalLM(tiny_model.config)
-    assert plan(hollow, PoTConfig("pot4")) == plan(tiny_model, PoTConfig("pot4"))
+        meta_model = LlamaForCausalLM(tiny_model.config)
+    assert plan(meta_model, PoTConfig("pot4")) == plan(tiny_model, PoTConfig("pot4"))
 
 
 def test_install_replaces_and_forgets_the_tie(tiny_model: LlamaForCausalLM) -> None:

@@ -70,8 +70,12 @@ def _assert_same_storage(empty: QuantizedWeight, quantized: QuantizedWeight) -> 
     stored = quantized.tensors()
     assert storage((5, 71), quantized.scheme) == {name: (tuple(t.shape), t.dtype) for name, t in stored.items()}
     assert empty.tensors().keys() == stored.keys()
-    for name, hollow in empty.tensors().items():
-        assert (hollow.shape, hollow.dtype, hollow.device.type) == (stored[name].shape, stored[name].dtype, "meta")
+    for name, unfilled in empty.tensors().items():
+        assert (unfilled.shape, unfilled.dtype, unfilled.device.type) == (
+            stored[name].shape,
+            stored[name].dtype,
+            "meta",
+        )
 
 
 @pytest.mark.parametrize("group_size", [1, 32, "row"])

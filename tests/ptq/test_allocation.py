@@ -228,7 +228,7 @@ def test_what_is_left_is_filled_with_smaller_steps() -> None:
 
 @pytest.mark.parametrize("budget", [0, -1, math.nan, math.inf])
 def test_a_budget_that_is_none(budget: float) -> None:
-    with pytest.raises(ConfigError, match="is none; give a positive number"):
+    with pytest.raises(ConfigError, match=r"invalid budget .*; give a positive number"):
         within_budget(options([(1, [(2, 1.0)])]), budget)
 
 

@@ -25,7 +25,7 @@ from potq.ptq.algorithms.learned import LearnedWeight
 from potq.ptq.algorithms.rounding import SchemeRounding
 from potq.ptq.algorithms.rtn import rtn
 from potq.ptq.blocks import HiddenStates, find_blocks, record_calls, second_moments
-from potq.ptq.sequential import Layer, Walk
+from potq.ptq.sequential import Layer, SequentialCalibration
 from potq.resume import WorkFolder
 
 SCHEMES = ["pot4", "pot3", "pot2", "int3", "nf4", "apot4", "mxfp4"]
@@ -67,7 +67,7 @@ def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
 def run(model: Any, effort: Effort, batches: list[Tensor], scheme: str = "pot3", **fields: Any) -> dict[str, Layer]:
     prefix = find_blocks(model)[0]
     targets = [t for t in plan(model, potq.PoTConfig(scheme)).targets if t.name.startswith(prefix)]
-    return Walk(model, targets, effort, batches, **fields).run()
+    return SequentialCalibration(model, targets, effort, batches, **fields).run()
 
 
 def same(one: dict[str, Layer], other: dict[str, Layer]) -> bool:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
 from potq.config import PoTConfig
-from potq.qat import QATSettings, outdate_scales, prepare
+from potq.qat import QATSettings, prepare, refresh_scales
 from potq.qat.prepare import scale_state
 
 PROCESSES = 2
@@ -39,7 +39,7 @@ def train(folder: Path, scales: Any, way: str | None) -> dict[str, Tensor]:
     wrapped.train()
     for step, batch in enumerate(batches()):
         if step % 2 == 0:
-            outdate_scales(model)
+            refresh_scales(model)
         ids = batch.chunk(count)[rank]
         wrapped(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()

@@ -13,7 +13,7 @@ import torch
 
 from potq.nn.report import QuantReport
 from potq.qat.recipe import TrainRecipe
-from potq.qat.train import TrainingRun
+from potq.qat.run import Texts, TrainingRun
 
 Tell = Callable[[int, int, str], None]
 
@@ -36,12 +36,20 @@ def make_recipe(model: Path, output: Path, text: Path, **changes: Any) -> TrainR
     return TrainRecipe(**fields)
 
 
-def train(recipe: TrainRecipe, tell: Tell | None = None) -> TrainingRun:
+def trained(recipe: TrainRecipe, tell: Tell | None = None) -> tuple[TrainingRun, Texts]:
     """Everything but the last stage."""
     run = TrainingRun.load(recipe)
-    run.read()
-    run.fit(tell)
-    return run
+    texts = run.read()
+    fit(run, texts, tell)
+    return run, texts
+
+
+def fit(run: TrainingRun, texts: Texts, tell: Tell | None = None) -> None:
+    run.fit(texts, run.teach(texts), tell)
+
+
+def train(recipe: TrainRecipe, tell: Tell | None = None) -> TrainingRun:
+    return trained(recipe, tell)[0]
 
 
 def finish(recipe: TrainRecipe, tell: Tell | None = None) -> QuantReport | None:

@@ -17,7 +17,7 @@ from potq.errors import ConfigError, ModelError
 from potq.nn.plan import packed_modules
 from potq.numerics.functional import codebook
 from potq.numerics.scheme import PRESETS, QuantScheme
-from potq.qat import QATSettings, convert, outdate_scales, prepare
+from potq.qat import QATSettings, convert, prepare, refresh_scales
 from potq.qat.nn import qat_class
 from potq.qat.prepare import load_scale_state, qat_modules, scale_state
 
@@ -37,7 +37,7 @@ def train(model: nn.Module, tokens: Tensor, steps: int = 3, rate: float = 1e-2) 
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     model.train()
     for _ in range(steps):
-        outdate_scales(model)
+        refresh_scales(model)
         loss = model(tokens, labels=tokens).loss
         optimizer.zero_grad()
         loss.backward()
@@ -156,7 +156,7 @@ def test_scales_are_searched_only_when_they_are_outdated_and_only_in_training(
             if module.tied_to is None:
                 module.weight.mul_(1.3)
     tiny_model.train()(tokens)
-    outdate_scales(tiny_model)
+    refresh_scales(tiny_model)
     tiny_model.eval()(tokens)
     assert all(torch.equal(tensor, first[name]) for name, tensor in scale_state(tiny_model).items())
     tiny_model.train()(tokens)

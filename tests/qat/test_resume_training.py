@@ -19,7 +19,7 @@ import qat_helpers
 from potq.errors import CheckpointError
 from potq.qat import trainer as module
 from potq.qat.recipe import TrainRecipe
-from potq.qat.train import TrainingRun
+from potq.qat.run import TrainingRun
 from qat_helpers import (
     Killed,
     checkpoints,

@@ -30,7 +30,7 @@ def test_training_searches_when_the_settings_say_so(
     make: Callable[..., TrainRecipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched: list[Any] = []
-    monkeypatch.setattr(trainer, "outdate_scales", searched.append)
+    monkeypatch.setattr(trainer, "refresh_scales", searched.append)
     qat = {"scales": "searched", "search_every": 1, "search_until": 0.5}
     train(make(qat=qat, optimization={"steps": 6}))
     assert len(searched) == 3  # before the steps 1, 2 and 3

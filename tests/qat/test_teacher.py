@@ -211,9 +211,9 @@ def test_nan_is_refused(tiny_model: Any, sequences: Tensor, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 261}, r"top_k=261 tokens of a vocabulary of 260 cannot be kept; use 1\.\.260"),
+        ({"top_k": 261}, r"invalid top_k 261 for a vocabulary of 260 tokens; use 1\.\.260"),
         ({"top_k": 0}, "top_k=0"),
-        ({"temperature": 0.0}, r"a temperature of 0\.0 makes no probabilities; use a positive number"),
+        ({"temperature": 0.0}, r"invalid temperature 0\.0; use a positive number"),
         ({"temperature": math.nan}, "temperature"),
         ({"batch": 0}, "batches of 0 sequences"),
     ],

@@ -113,7 +113,7 @@ def test_another_run_starts_anew(tiny_model: Any, tiny_folder: Path, tmp_path: P
 
 
 def test_bad_input(tiny_model: Any, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="0 tokens of text teach nothing; use at least 1"):
+    with pytest.raises(DataError, match="invalid number of tokens 0; use at least 1"):
         write(tiny_model, tmp_path / "work", tokens=0)
     with pytest.raises(DataError, match="windows of 129 tokens exceed the model's limit of 128"):
         write(tiny_model, tmp_path / "work", length=129)

@@ -15,11 +15,11 @@ from potq.config import PoTConfig
 from potq.errors import CheckpointError, ConfigError, DataError, MissingDependencyError, ModelError
 from potq.nn.plan import tensor_bytes
 from potq.qat import device, prepare
-from potq.qat import train as module
+from potq.qat import run as module
 from potq.qat.device import estimate_bytes
 from potq.qat.recipe import TrainRecipe
+from potq.qat.run import TrainingRun
 from potq.qat.settings import QATSettings
-from potq.qat.train import TrainingRun
 from qat_helpers import Killed, killing, train, training_folder, weights
 
 Make = Callable[..., TrainRecipe]

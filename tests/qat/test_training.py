@@ -24,16 +24,18 @@ from potq.qat import text as text_module
 from potq.qat.objective import Objective
 from potq.qat.prepare import convert, load_scale_state, qat_modules
 from potq.qat.recipe import OptimizationRecipe, TrainRecipe
-from potq.qat.train import TrainingRun
+from potq.qat.run import TrainingRun
 from potq.qat.trainer import training_arguments
 from qat_helpers import (
     Killed,
     checkpoints,
     evaluations,
     finish,
+    fit,
     killing,
     logged,
     train,
+    trained,
     training_folder,
     weights,
 )
@@ -61,8 +63,8 @@ def test_the_result_is_the_best_checkpoint_with_its_scales(
     qat, loss = {"scales": scales, "search_every": 1}, {"next_token": 1.0, "distillation": 0.0}
     recipe = make(qat=qat, loss=loss, data={"evaluation": str(text)})
     run = TrainingRun.load(recipe)
-    run.read()
-    run.fit(spoiling(run, recipe, 4, tmp_path / "kept"))
+    texts = run.read()
+    fit(run, texts, spoiling(run, recipe, 4, tmp_path / "kept"))
     found = evaluations(recipe)
     assert found[4] > found[2]
     assert found[6] > found[2]
@@ -81,11 +83,11 @@ def test_the_result_is_the_best_checkpoint_with_its_scales(
 def test_a_huge_learning_rate_ends_where_it_began_to_hurt(make: Callable[..., TrainRecipe], text: Path) -> None:
     changes: dict[str, Any] = {"warmup": 0.9, "steps": 10, "learning_rate": 3.0}  # rates of 0, 1/3, 2/3 ...
     recipe = make(data={"evaluation": str(text)}, optimization=changes, loss={"next_token": 1.0, "distillation": 0.0})
-    run = train(recipe)
+    run, texts = trained(recipe)
     found = evaluations(recipe)
     del found[0]
     assert min(found, key=lambda step: found[step]) < 10
-    assert mean_loss(run.model, run.evaluation) == pytest.approx(min(found.values()), rel=1e-6)
+    assert mean_loss(run.model, texts.evaluation) == pytest.approx(min(found.values()), rel=1e-6)
 
 
 @pytest.mark.parametrize("at", [None, 3, 5])
@@ -122,11 +124,11 @@ def test_perplexity_is_that_of_all_sequences(windows: int, make: Callable[..., T
     file = tmp_path / "evaluation.txt"
     file.write_text("the cat sat on the mat, then the other cat. " * 2 + "#! 12 '&' $ 77 ()[]{}<> ~~ " * 2)
     recipe = make(data={"evaluation": str(file), "evaluation_windows": windows}, optimization={"steps": 2})
-    run = train(recipe)
-    assert run.evaluation is not None
-    assert len(run.evaluation) == windows
+    run, texts = trained(recipe)
+    assert texts.evaluation is not None
+    assert len(texts.evaluation) == windows
     last = [line for line in logged(recipe) if "eval_loss" in line][-1]
-    expected = mean_loss(run.model, run.evaluation)
+    expected = mean_loss(run.model, texts.evaluation)
     assert last["eval_loss"] == pytest.approx(expected, rel=1e-6)
     assert last["eval_perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
 
@@ -256,10 +258,9 @@ def test_text_that_the_teacher_writes(make: Callable[..., TrainRecipe], monkeypa
 def test_a_model_that_is_only_needed_to_write_is_not_kept(make: Callable[..., TrainRecipe]) -> None:
     data = {"text": "self", "tokens": 64}
     run = TrainingRun.load(make(data=data, loss={"next_token": 1.0, "distillation": 0.0}, optimization={"steps": 1}))
-    run.read()
+    texts = run.read()
     assert run.teacher is None
-    assert run.train is not None
-    assert run.train.shape == (4, 16)
+    assert texts.train.shape == (4, 16)
 
 
 # ---- what is no number ---------------------------------------------------------------------------------------------
@@ -301,14 +302,14 @@ def test_weights_that_are_no_numbers_are_not_saved(make: Callable[..., TrainReci
     """A step may break them after its loss was fine."""
     recipe = make()
     run = TrainingRun.load(recipe)
-    run.read()
+    texts = run.read()
 
     def tell(step: int, steps: int, what: str) -> None:
         if step == 4:
             run.model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
 
     with pytest.raises(ModelError, match=r"layers\.0\.mlp\.up_proj\.weight has NaN .* after step 4;.* is .*checkpoint-2$"):
-        run.fit(tell)
+        fit(run, texts, tell)
     assert checkpoints(recipe) == ["checkpoint-2"]
 
 
@@ -347,12 +348,12 @@ def test_the_teacher_computes_in_the_recipes_dtype(dtype: str, make: Callable[..
     for loss in ({}, {"top_k": 4}):
         recipe = make(optimization={"dtype": dtype, "steps": 1}, loss=loss)
         run = TrainingRun.load(recipe)
-        run.read()
+        texts = run.read()
         seen: set[str] = set()
         assert run.teacher is not None
         run.teacher.model.layers[0].mlp.up_proj.register_forward_hook(
             lambda module, args, output, seen=seen: seen.add(str(output.dtype).removeprefix("torch."))
         )
-        run.fit()
+        fit(run, texts)
         assert seen == {dtype}
         shutil.rmtree(training_folder(recipe))

@@ -28,7 +28,7 @@ from potq.checkpoint.card import packed_card, write_card
 from potq.config import PoTConfig
 from potq.errors import CheckpointError, ConfigError, ModelError
 from potq.files import check_destination, disk_errors, flush, replacing
-from potq.nn.plan import Target, hollow, packed_modules, plan, tensor_bytes
+from potq.nn.plan import WeightPlan, meta_model, packed_modules, plan, tensor_bytes
 from potq.numerics.tensor import storage
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def save(
     write is kept.
 
     Raises:
-        CheckpointError: ``path`` exists (and ``force`` is not given, or it is no model folder), or the disk is full.
+        CheckpointError: ``path`` exists (and ``force`` is not given, or it is not a model folder), or the disk is full.
         ModelError: the model is not quantized, or was changed since so that its config no longer describes it.
-        ConfigError: ``max_shard_size`` is no size.
+        ConfigError: an invalid ``max_shard_size``.
     """
     if not isinstance(getattr(getattr(model, "config", None), "quantization_config", None), PoTConfig):
         raise ModelError("the model is not quantized; call potq.quantize first, or use model.save_pretrained")
@@ -84,7 +84,7 @@ def write(
     """What :func:`save` does, for a model in full precision too, and without a look at it.
 
     Raises:
-        CheckpointError: ``path`` exists (and ``force`` is not given, or it is no model folder), or the disk is full.
+        CheckpointError: ``path`` exists (and ``force`` is not given, or it is not a model folder), or the disk is full.
     """
     target = check_destination(path, force=force)
     with disk_errors(target, tensor_bytes(model)), replacing(target) as folder:
@@ -104,7 +104,7 @@ def check_shard_size(size: str | int) -> None:
         ConfigError: not a positive number of bytes, nor a number with KB, MB, GB or TB.
     """
     if not re.fullmatch(r"0*[1-9]\d*([KMGT]B)?", str(size), re.IGNORECASE):
-        raise ConfigError(f"max_shard_size {size!r} is no size; write a number of bytes, or e.g. 500MB or 5GB")
+        raise ConfigError(f"invalid max_shard_size {size!r}; write a number of bytes, or e.g. 500MB or 5GB")
 
 
 def check_reloadable(model: PreTrainedModel) -> None:
@@ -113,7 +113,7 @@ def check_reloadable(model: PreTrainedModel) -> None:
     Raises:
         ModelError: names the modules that differ (after ``resize_token_embeddings``, say).
     """
-    targets = plan(hollow(model), model.config.quantization_config).targets
+    targets = plan(meta_model(model), model.config.quantization_config).targets
     expected = {name: (target.shape, target.scheme, target.name) for target in targets for name in target.names}
     packed = packed_modules(model)
     names = {id(module): name for name, module in packed.items()}
@@ -189,7 +189,7 @@ def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
     return tensors
 
 
-def check_headers(stored: dict[str, StoredTensor], targets: Iterable[Target], where: str) -> None:
+def check_headers(stored: dict[str, StoredTensor], targets: Iterable[WeightPlan], where: str) -> None:
     """Compare what the files hold with what the config asks for, before anything is loaded.
 
     Raises:

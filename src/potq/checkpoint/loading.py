@@ -67,7 +67,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer of a model that :func:`load` takes.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: it has no tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -77,7 +77,9 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where.name, **options)
     except Exception as error:  # transformers raises many kinds, down to bare Exception
         if where.folder is None:
-            raise CheckpointError(f"there is no folder {source} here, and no such model on the hub ({error})") from error
+            raise CheckpointError(
+                f"{source} is not a folder here, and the hub did not give a tokenizer of that name ({error})"
+            ) from error
         raise CheckpointError(f"{source} has no tokenizer that transformers can read ({error})") from error
     return tokenizer
 
@@ -86,7 +88,7 @@ def rounded_types(source: str | os.PathLike[str]) -> list[str]:
     """Types of a GGUF file's tensors that are quantized: the floats which :func:`load` makes of them were rounded before.
 
     Raises:
-        CheckpointError: a path that is not there, or a file that is no GGUF file.
+        CheckpointError: a missing path, or a file that is not GGUF.
     """
     where = resolve(source)
     if where.gguf_file is None:
@@ -103,7 +105,7 @@ def _check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
     named = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
     if named != "auto" and not (isinstance(named, torch.dtype) and named.is_floating_point and named.itemsize > 1):
-        raise ConfigError(f"dtype {dtype!r} is none to compute in; use auto, float32, bfloat16 or float16")
+        raise ConfigError(f"invalid dtype {dtype!r}; use auto, float32, bfloat16 or float16")
     return named
 
 

@@ -24,7 +24,7 @@ from potq.checkpoint.folder import check_headers, check_reloadable, read_headers
 from potq.config import PoTConfig
 from potq.errors import CheckpointError, PotqError
 from potq.nn.packed import PackedModule
-from potq.nn.plan import Plan, Target, as_matrix, install, keep_dtype, packed_modules, plan, tensor_bytes, unpack
+from potq.nn.plan import Plan, WeightPlan, as_matrix, install, keep_dtype, packed_modules, plan, tensor_bytes, unpack
 from potq.nn.report import ModuleReport, Progress, QuantReport
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.quantize import attach, quantize_weight, require_calibration
@@ -81,7 +81,7 @@ class PoTQuantizer(HfQuantizer):
     def __init__(self, quantization_config: PoTConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self._plan = Plan([], [])
-        self._by_name: dict[str, Target] = {}
+        self._by_name: dict[str, WeightPlan] = {}
         self._read: dict[str, dict[str, tuple[QuantizedWeight, ModuleReport]]] = {}  # target -> its own or a tied name
         self._reports: dict[str, ModuleReport] = {}
 
@@ -125,7 +125,7 @@ class PoTQuantizer(HfQuantizer):
         missing_keys.difference_update(f"{each}.weight" for each in target.names)
         return {f"{target.name}.weight_{part}": tensor for part, tensor in quantized.tensors().items()}
 
-    def _untie_if_different(self, model: nn.Module, target: Target) -> None:
+    def _untie_if_different(self, model: nn.Module, target: WeightPlan) -> None:
         """A checkpoint may hold two weights although its config ties them; equal ones stay one, others are kept apart."""
         read = self._read[target.name]
         first, second = (weight.tensors() for weight, _ in list(read.values())[-2:])

@@ -41,7 +41,7 @@ def quiet_libraries() -> None:
 
 
 def note(message: str) -> None:
-    """A line on stderr that is no result."""
+    """A line on stderr, beside the result."""
     stderr.print(message, style="dim", highlight=False)
 
 

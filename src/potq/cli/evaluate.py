@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from potq.cli import console
-from potq.cli.kernels import Activations, kernel_lines, use_kernels
+from potq.cli.kernels import Activations, kernel_lines
 from potq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def evaluate(
     window: Annotated[int | None, typer.Option(help="Tokens per window. Default: 2048 or the model's limit.")] = None,
     windows: Annotated[int | None, typer.Option(min=1, help="Only the first so many windows. Default: all.")] = None,
     dtype: Annotated[str, typer.Option(help="What the model computes in.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Where it runs, e.g. cuda. Default: cpu.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device to run on, e.g. cuda. Default: cpu.")] = None,
     activations: Annotated[
         Activations, typer.Option(help="Inputs of packed products: exact, or rounded as generate does.")
     ] = Activations.float,
@@ -43,9 +43,9 @@ def evaluate(
         str | None, typer.Option(metavar="MODEL", help="The full-precision model, whose continuations BERTScore compares.")
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts of 64 tokens that BERTScore continues.")] = 100,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a continuation.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens per continuation.")] = 64,
     layer: Annotated[
-        int | None, typer.Option(min=1, help="Of the encoder. Default: bert-score's choice, or its last.")
+        int | None, typer.Option(min=1, help="Layer of the encoder. Default: bert-score's choice, or the last.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
@@ -87,10 +87,11 @@ def _load(
 ) -> tuple[PreTrainedModel, dict[str, int]]:
     """A model, and what computes its packed products."""
     from potq.checkpoint.loading import load
+    from potq.kernels import use_kernels
 
     with console.status(f"loading {source}"):
         model = load(source, dtype=dtype, device=device)
-    return model, use_kernels(model, activations)
+    return model, use_kernels(model, activations.value)
 
 
 def _prepare(

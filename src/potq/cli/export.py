@@ -38,7 +38,9 @@ def export(
     ] = False,
     activations: Annotated[
         Activations | None,
-        typer.Option(help="Of onnx: inputs of products exact (float, the default), or rounded to int8, many times as fast."),
+        typer.Option(
+            help="For onnx: inputs of products exact (float, the default) or rounded to int8, which is many times as fast."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     list_forms: Annotated[

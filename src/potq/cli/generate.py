@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from potq.cli import console
 from potq.cli.kernels import Activations
-from potq.cli.paths import EnginePath, GeneratePath, ModulesPath
-from potq.errors import DataError, EngineError
+from potq.errors import DataError
 
 if TYPE_CHECKING:
     from potq.engine.generation import Chat, Settings
+    from potq.engine.runners import Runner
 
 
 def generate(
@@ -35,8 +35,10 @@ def generate(
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads. Default: torch's number.")] = None,
-    dtype: Annotated[str, typer.Option(help="What the modules compute in; the engine knows auto alone.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Where the modules run, e.g. cuda. Default: cpu.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Data type that the modules compute in. The engine supports auto only.")
+    ] = "auto",
+    device: Annotated[str | None, typer.Option(help="Device of the modules, e.g. cuda. Default: cpu.")] = None,
     activations: Annotated[
         Activations, typer.Option(help="Inputs of packed products: rounded to int8 (fast), or exact.")
     ] = Activations.int8,
@@ -47,6 +49,7 @@ def generate(
     potq generate out "The capital of France is"
     """
     from potq.engine.generation import Settings, encode
+    from potq.engine.runners import open_runner
 
     settings = Settings(
         max_new_tokens=max_new_tokens,
@@ -58,40 +61,29 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    options = {"dtype": dtype, "device": device, "activations": activations, "threads": threads}
     console.quiet_libraries()
     with console.status(f"loading {model}"):
-        path, reason = _load(model, engine, options)
-        asked = _asked(path, prompt, chat=chat)
-        ids = encode(path.tokenizer, asked)
-        begin = path.tokenizer.decode(ids, skip_special_tokens=True)
-    settings = _within(path.limit, len(ids), settings)
+        runner = open_runner(
+            model, engine=engine, dtype=dtype, device=device, activations=activations.value, threads=threads
+        )
+        asked = _asked(runner, prompt, chat=chat)
+        ids = encode(runner.tokenizer, asked)
+        begin = runner.tokenizer.decode(ids, skip_special_tokens=True)
+    settings = _within(runner.limit, len(ids), settings)
     write = _nothing if as_json else _to_stdout
     write(begin)
     began = time.perf_counter()
-    text, tokens = path.run(asked, settings, write)
+    text, tokens = runner.run(asked, settings, write)
     seconds = time.perf_counter() - began
     write("\n")
     if as_json:
         counts = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-        ran = {"path": path.name, "why_not_engine": reason, "kernels": path.kernels}
+        ran = {"path": runner.name, "why_not_engine": runner.why_not_engine, "kernels": runner.kernels}
         console.emit_json({"prompt": prompt, "text": text, **counts, **ran})
         return
-    because = [f"not the engine: {reason}"] if reason else []
-    for line in [f"{tokens} tokens, {tokens / seconds:.1f} tokens/s", *path.lines, *because]:
+    because = [f"not the engine: {runner.why_not_engine}"] if runner.why_not_engine else []
+    for line in [f"{tokens} tokens, {tokens / seconds:.1f} tokens/s", *runner.lines, *because]:
         console.note(line)
-
-
-def _load(model: str, engine: bool | None, options: dict[str, Any]) -> tuple[GeneratePath, str | None]:
-    """The path to take, and why it is not the engine."""
-    if engine is False:
-        return ModulesPath(model, **options), "--no-engine"
-    try:
-        return EnginePath(model, **options), None
-    except EngineError as error:
-        if engine:
-            raise
-        return ModulesPath(model, **options), str(error)
 
 
 def _within(limit: int | None, prompt: int, settings: Settings) -> Settings:
@@ -103,10 +95,10 @@ def _within(limit: int | None, prompt: int, settings: Settings) -> Settings:
     return settings.model_copy(update={"max_new_tokens": min(settings.max_new_tokens, limit - prompt + 1)})
 
 
-def _asked(path: GeneratePath, prompt: str, *, chat: bool) -> str | Chat:
+def _asked(runner: Runner, prompt: str, *, chat: bool) -> str | Chat:
     if not chat:
         return prompt
-    if not path.tokenizer.chat_template:
+    if not runner.tokenizer.chat_template:
         raise DataError("the tokenizer has no chat template; leave --chat out")
     if not prompt:
         raise DataError("the prompt is empty; give at least one character")

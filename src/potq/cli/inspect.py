@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from potq.cli import console
-from potq.cli.kernels import Activations, kernel_lines, use_kernels
+from potq.cli.kernels import kernel_lines
 from potq.errors import ModelError
 
 
@@ -21,6 +21,7 @@ def inspect(
     """Show schemes, bits per weight, each layer's error, and how often each level is used."""
     from potq.checkpoint.loading import load
     from potq.evaluate.usage import level_usage, plot_usage
+    from potq.kernels import use_kernels
     from potq.nn.plan import packed_modules
     from potq.ptq.quantize import describe
 
@@ -33,7 +34,7 @@ def inspect(
             remedy = "but by something else" if quantized else f"potq quantize {model} OUTPUT makes a checkpoint of it"
             raise ModelError(f"{model} is not quantized by potq; {remedy}")
         usage = level_usage({name: module.quantized for name, module in packed.items()})
-    report, kernels = describe(loaded), use_kernels(loaded, Activations.int8)
+    report, kernels = describe(loaded), use_kernels(loaded, "int8")
     if plot is not None:
         plot_usage(usage, plot)
     if as_json:

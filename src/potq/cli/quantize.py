@@ -51,12 +51,13 @@ def quantize(
         ),
     ] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Bits per weight of the linears, which get a scheme each. Needs calibration.")
+        float | None,
+        typer.Option(help="Average bits per weight of the linears; each gets a scheme of its own. Needs calibration."),
     ] = None,
     candidates: Annotated[
         str | None,
         typer.Option(
-            help="What each linear's scheme is chosen from, e.g. pot2,pot3,pot4:group_size=32; without --budget, of those "
+            help="Schemes that each linear chooses from, e.g. pot2,pot3,pot4:group_size=32. Without --budget, of those "
             "no larger than --scheme. Default with --budget: pot2,pot3,pot3s,apot3s,pot4,apot4."
         ),
     ] = None,

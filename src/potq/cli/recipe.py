@@ -72,7 +72,7 @@ class QuantizeRecipe(Strict):
         return tuple(map(QuantScheme, DEFAULT_CANDIDATES)) if self.candidates is None else self.candidates
 
     def calibration_text(self) -> CalibrationRecipe | None:
-        """The recipe's calibration; where there is none but the effort needs it, the model's own text.
+        """The recipe's calibration; if it has none but the effort needs it, the model's own text.
 
         Raises:
             ConfigError: a budget or candidates without calibration.
@@ -98,7 +98,7 @@ def parse_schemes(text: str) -> tuple[QuantScheme, ...]:
     """Schemes as the command line gives them: ``pot3,pot4:group_size=32:scale_dtype=e8m0``.
 
     Raises:
-        ConfigError: none, an unknown preset, an override that is none.
+        ConfigError: no scheme, an unknown preset, an invalid override.
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
@@ -131,7 +131,7 @@ def build(kind: type[_Recipe], file: Path | None, overrides: list[str], options:
     """A recipe from its file, then ``options`` (dotted keys; None means not given), then ``a.b=value`` overrides.
 
     Raises:
-        ConfigError: a file that is no YAML mapping, an override that is none, an unknown key.
+        ConfigError: a file that is not a YAML mapping, an invalid override, an unknown key.
     """
     fields = _read(file) if file is not None else {}
     for key, value in options.items():
@@ -170,7 +170,7 @@ def _parse(text: str, what: str) -> Any:
 
 
 def _require_words(value: Any, what: str) -> None:
-    """YAML reads ``1:`` and ``true:`` as keys that are no strings; refuse them by name."""
+    """YAML reads ``1:`` and ``true:`` as keys that are not strings; refuse them by name."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):

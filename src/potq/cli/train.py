@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,9 +14,9 @@ from potq.cli import console
 from potq.cli.recipe import build
 
 if TYPE_CHECKING:
-    from potq.nn.report import QuantReport
+    from potq.nn.report import Progress
     from potq.qat.recipe import TrainRecipe
-    from potq.qat.train import TrainingRun
+    from potq.qat.run import Texts, TrainingResult, TrainingRun
 
 
 def train(
@@ -41,34 +42,23 @@ def train(
     settings = build(TrainRecipe, recipe, overrides or [], {"force": force or None})
     console.quiet_libraries()
     began = time.perf_counter()
-    from potq.qat.train import TrainingRun
+    from potq.qat.run import train
 
-    with console.status(f"loading {settings.model}"):
-        run = TrainingRun.load(settings)
-    bar = console.progress_bar if run.leads else _no_bar
-    with bar("training text") as update:
-        run.read(update)
-    if run.leads:
-        _announce(run)
-    with bar("teacher") as update:
-        run.teach(update)
-    with bar("training") as update:
-        run.fit(update)
-    with console.status(f"writing {settings.output}"):
-        report = run.finish()
-    if run.leads:
-        _show(settings, run, report, time.perf_counter() - began, every_module=every_module, as_json=as_json)
+    result = train(settings, stages=partial(_stage, settings), announce=_announce)
+    if result.leads:
+        _show(settings, result, time.perf_counter() - began, every_module=every_module, as_json=as_json)
 
 
-def _no_bar(label: str) -> nullcontext[None]:
-    return nullcontext()
+def _stage(settings: TrainRecipe, name: str) -> AbstractContextManager[Progress | None]:
+    if name == "loading":
+        return console.status(f"loading {settings.model}")
+    return console.status(f"writing {settings.output}") if name == "writing" else console.progress_bar(name)
 
 
-def _announce(run: TrainingRun) -> None:
+def _announce(run: TrainingRun, texts: Texts) -> None:
     """What will be trained, on what, and what is skipped."""
-    assert run.train is not None
-    evaluated = f", {len(run.evaluation)} to evaluate on" if run.evaluation is not None else ""
-    console.note(f"text: {len(run.train)} sequences of {run.train.shape[1]} tokens{evaluated}")
+    evaluated = f", {len(texts.evaluation)} to evaluate on" if texts.evaluation is not None else ""
+    console.note(f"text: {len(texts.train)} sequences of {texts.train.shape[1]} tokens{evaluated}")
     if run.plan is not None:
         console.note(f"quantized: {len(run.plan.targets)} weights; skipped: {len(run.plan.skipped)}")
         for skipped in run.plan.skipped:
@@ -81,30 +71,19 @@ def _announce(run: TrainingRun) -> None:
         console.note(f"resuming at step {run.resumes}")
 
 
-def _show(
-    settings: TrainRecipe,
-    run: TrainingRun,
-    report: QuantReport | None,
-    seconds: float,
-    *,
-    every_module: bool,
-    as_json: bool,
-) -> None:
-    from potq.qat.trainer import LOG
-
-    evaluated = [line for line in run.log() if "eval_perplexity" in line]
-    first = evaluated[0] if evaluated else {}
-    best = min(evaluated[1:] or evaluated, key=lambda line: line["eval_loss"]) if evaluated else {}  # of the checkpoints
+def _show(settings: TrainRecipe, result: TrainingResult, seconds: float, *, every_module: bool, as_json: bool) -> None:
+    report, best = result.report, result.best
+    before = result.evaluations[0]["eval_perplexity"] if best is not None else None
+    after = best["eval_perplexity"] if best is not None else None
     if as_json:
-        result: dict[str, Any] = {"output": str(settings.output), "seconds": seconds, "log": run.log()}
-        result |= {"perplexity_before": first.get("eval_perplexity"), "perplexity": best.get("eval_perplexity")}
-        console.emit_json(result | (report.to_dict() if report is not None else {}))
+        found = {"output": str(settings.output), "seconds": seconds, "log": result.log}
+        found |= {"perplexity_before": before, "perplexity": after}
+        console.emit_json(found | (report.to_dict() if report is not None else {}))
         return
     out = console.stdout()
     if report is not None:
         out.print(*report.tables(every_module=every_module))
-    if evaluated:
-        before, after = first["eval_perplexity"], best["eval_perplexity"]
+    if best is not None:
         out.print(f"perplexity {before:.3f} before, {after:.3f} after (step {best['step']})", highlight=False)
-    lines = f"wrote {settings.output} in {seconds:.1f} s\nthe log is {run.folder / LOG}"
+    lines = f"wrote {settings.output} in {seconds:.1f} s\nthe log is {result.log_file}"
     out.print(lines, highlight=False, soft_wrap=True)

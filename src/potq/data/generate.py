@@ -45,7 +45,7 @@ def self_generated(
 
     Args:
         batch: texts written at a time. A larger one is faster, and takes more memory for keys and values.
-        tokenizer: random tokens are none of its special or added ones. Without it only BOS, EOS and padding are known.
+        tokenizer: random tokens are never its special or added ones. Without it only BOS, EOS and padding are known.
 
     Raises:
         DataError: a window longer than the model's limit, or a size that is not positive.
@@ -54,7 +54,7 @@ def self_generated(
     window = choose_window(model, window, window)
     for name, count in (("windows", windows), ("batch", batch)):
         if count < 1:
-            raise DataError(f"{name} is {count}; use at least 1")
+            raise DataError(f"invalid {name} {count}; use at least 1")
     ordinary = _ordinary_tokens(model, tokenizer)
     generator = torch.Generator().manual_seed(seed)
     chance = torch.rand(windows, window, generator=generator)

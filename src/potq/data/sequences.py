@@ -25,7 +25,7 @@ def pack(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: i
         DataError: not enough text for one row; rows of less than 2 tokens.
     """
     if length < 2:
-        raise DataError(f"a sequence of {length} tokens predicts nothing; use a length of at least 2")
+        raise DataError(f"invalid sequence length {length}; use at least 2 tokens")
     written = [document for document in documents if document.strip()]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     parts, count = [torch.empty(0, dtype=torch.long)], 0

@@ -12,7 +12,7 @@ from potq.errors import DataError, MissingDependencyError
 
 BUILT_IN = "pydoc"
 SEPARATOR = "<|endoftext|>"
-_TABLES = (".json", ".csv", ".tsv", ".xml", ".html", ".pdf", ".docx")  # what is no text by itself
+_TABLES = (".json", ".csv", ".tsv", ".xml", ".html", ".pdf", ".docx")  # not plain text
 _FORMS = f"give a file, a dataset as name:config:split, or {BUILT_IN!r}"
 
 
@@ -139,7 +139,7 @@ def _dataset(source: str, name: str, config: str | None, split: str, file: Path 
     except Exception as error:  # datasets and what it builds on raise many kinds
         reason = str(error).strip().partition("\n")[0]
         raise DataError(
-            f"cannot load the dataset {source} ({reason}); it is written name:config:split, and a name that is no folder "
+            f"cannot load the dataset {source} ({reason}); write it as name:config:split; a name that is not a folder "
             "here is looked for on the hub, which needs the network the first time"
         ) from error
 

@@ -76,7 +76,7 @@ def choose_window(model: PreTrainedModel, window: int | None, default: int) -> i
     limit = longest_text(model)
     window = window if window is not None else min(default, limit or default)
     if window < 2:
-        raise DataError(f"a window of {window} tokens predicts nothing; use at least 2")
+        raise DataError(f"invalid window {window}; use at least 2 tokens")
     if limit is not None and window > limit:
         raise DataError(f"windows of {window} tokens exceed the model's limit of {limit}; use a window of {limit}")
     return window
@@ -96,7 +96,7 @@ def calibration_windows(
         DataError: the text has less than one window; ``windows`` is not positive.
     """
     if windows < 1:
-        raise DataError(f"{windows} windows of calibration text teach nothing; use at least 1")
+        raise DataError(f"invalid number of calibration windows {windows}; use at least 1")
     written = [document for document in documents if document.strip()]
     enough = _some(written, windows * window * _ENOUGH, seed)
     tokens = torch.cat([torch.empty(0, dtype=torch.long), *token_parts(tokenizer, enough)])

@@ -19,7 +19,7 @@ from torch import Tensor
 from potq import native
 from potq.checkpoint.loading import load_tokenizer
 from potq.checkpoint.source import resolve
-from potq.engine.generation import Chat, End, Generation, Ids, Settings, SettingsFields, encode, token_ids
+from potq.engine.generation import Chat, FinishReason, Generation, Ids, Settings, SettingsFields, encode, token_ids
 from potq.engine.text_stream import TextStream
 from potq.errors import ConfigError, EngineError
 from potq.kernels.activations import Activations, check_activations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _MAX_THREADS = 256
 _STEP_TOKEN = 5  # of potq_state
-_ENDS: dict[int, End] = {1: "token", 3: "context"}
+_ENDS: dict[int, FinishReason] = {1: "token", 3: "context"}
 
 
 class Engine:
@@ -93,7 +93,7 @@ class Engine:
         """The model's; token ids as prompts need none.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: it has no tokenizer.
         """
         return load_tokenizer(self.path)
 
@@ -114,7 +114,7 @@ class Engine:
         Raises:
             CheckpointError: a prompt of text, and no tokenizer.
             ConfigError: settings out of range; stop texts with a prompt of ids.
-            DataError: an empty prompt, something that is no ids, a chat without template.
+            DataError: an empty prompt, invalid ids, a chat without template.
             EngineError: ids outside the vocabulary, a prompt that is longer than the context, an engine that is in use or
                 closed. While it generates: outputs that are not finite.
         """
@@ -134,7 +134,7 @@ class Engine:
         """What the model expects behind each token: float32 ``(count, vocabulary)``. Ends a text that is under way.
 
         Raises:
-            DataError: something that is no ids.
+            DataError: invalid ids.
             EngineError: as in :meth:`generate`.
         """
         return self._append(ids, behind=0)
@@ -195,18 +195,22 @@ class Engine:
             top_k=settings.top_k,
             seed=secrets.randbits(64) if settings.seed is None else settings.seed,
         )
-        ends = None if settings.end_ids is None else (ctypes.c_int32 * max(len(settings.end_ids), 1))(*settings.end_ids)
+        ends = (
+            None
+            if settings.stop_token_ids is None
+            else (ctypes.c_int32 * max(len(settings.stop_token_ids), 1))(*settings.stop_token_ids)
+        )
         with self._mine() as engine:
             kept = self._library.potq_engine_start(
-                engine, *ids.buffer_info(), sampling, ends, len(settings.end_ids or ()), *self._reason
+                engine, *ids.buffer_info(), sampling, ends, len(settings.stop_token_ids or ()), *self._reason
             )
             if kept < 0:
                 self._fail()
             self._text += 1
             return self._text
 
-    def _next(self, text: int) -> int | End:
-        """The next token, or why there is none."""
+    def _next(self, text: int) -> int | FinishReason:
+        """The next token, or the reason why the text ends."""
         token = ctypes.c_int32()
         while True:  # a long prompt takes several steps; in between, Ctrl-C is heard
             with self._mine() as engine:
@@ -227,7 +231,7 @@ class Engine:
         with self._mine() as engine:
             self._text += 1
             if self._library.potq_engine_truncate(engine, behind):
-                raise EngineError(f"the sequence has no {behind} tokens")
+                raise EngineError(f"the sequence has fewer than {behind} tokens")
             if self._library.potq_engine_append(engine, *tokens.buffer_info(), logits.data_ptr(), all, *self._reason):
                 self._fail()
         return logits
@@ -265,7 +269,7 @@ def _options(threads: int | None, context: int | None, activations: Activations)
 
 def _whole(name: str, value: int, most: int) -> int:
     if not isinstance(value, int) or not 1 <= value <= most:
-        raise ConfigError(f"{name} is a whole number in 1..{most}, found {value!r}")
+        raise ConfigError(f"invalid {name} {value!r}; use an integer in 1..{most}")
     return value
 
 

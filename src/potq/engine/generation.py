@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Chat: TypeAlias = Sequence[Mapping[str, str]]  # turns of "role" and "content"
 Ids: TypeAlias = Iterable[int] | Tensor
-End: TypeAlias = Literal["token", "stop", "length", "context"]
+FinishReason: TypeAlias = Literal["token", "stop", "length", "context"]
 Piece = TypeVar("Piece", str, int)
 
 
@@ -34,7 +34,7 @@ class SettingsFields(TypedDict, total=False):
     repetition_penalty: float
     seed: int | None
     stop: str | Sequence[str]
-    end_ids: Sequence[int] | None
+    stop_token_ids: Sequence[int] | None
 
 
 def _several(stop: object) -> object:
@@ -53,7 +53,7 @@ class Settings(Strict):
         repetition_penalty: divides the logits of tokens that stand in prompt or text (multiplies negative ones).
         seed: the same seed draws the same tokens; None draws others each time.
         stop: a text, or several, that end the text before them.
-        end_ids: tokens that end the text before them; None is those of generation_config.json, else of config.json.
+        stop_token_ids: tokens that end the text before them; None is those of generation_config.json, else of config.json.
     """
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
@@ -64,7 +64,7 @@ class Settings(Strict):
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
     stop: Annotated[tuple[Annotated[str, StringConstraints(min_length=1)], ...], BeforeValidator(_several)] = ()
-    end_ids: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None = None
+    stop_token_ids: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None = None
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat) -> list[int]:
@@ -77,7 +77,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat) -> list[int]:
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"the prompt is no Unicode text ({error})") from None
+            raise DataError(f"the prompt is not valid Unicode ({error})") from None
         ids: list[int] = tokenizer(prompt)["input_ids"] if prompt else []
         if not ids:
             raise DataError("the prompt is empty; give at least one character")
@@ -96,7 +96,7 @@ def token_ids(ids: Ids) -> array[int]:
     """``ids`` as int32; a tensor may have the shape ``(count,)`` or ``(1, count)``.
 
     Raises:
-        DataError: they are no whole numbers of 32 bits, or of another shape.
+        DataError: they are not 32-bit integers in one sequence.
     """
     if isinstance(ids, bytes | bytearray):
         raise DataError("a prompt of bytes is neither a text nor token ids; decode it")
@@ -119,19 +119,19 @@ class Generation(Iterator[Piece], Generic[Piece]):
 
     Attributes:
         ids: the new tokens so far, without the one that ended the text.
-        end: why it ended: one of the model's end tokens (``"token"``), a stop text (``"stop"``), ``max_new_tokens``
-            (``"length"``), a full context (``"context"``); None before it did.
+        finish_reason: why it ended: one of the model's end tokens (``"token"``), a stop text (``"stop"``),
+            ``max_new_tokens`` (``"length"``), a full context (``"context"``); None before it did.
     """
 
     def __init__(
         self,
-        step: Callable[[], int | End],
+        step: Callable[[], int | FinishReason],
         settings: Settings,
         stream: TextStream | None,
         decode: Callable[[list[int]], str],
     ) -> None:
         self.ids: list[int] = []
-        self.end: End | None = None
+        self.finish_reason: FinishReason | None = None
         self._step, self._settings = step, settings
         self._stream, self._decode = stream, decode
         self._pieces: Generator[Any, None, None] = self._tokens() if stream is None else self._texts(stream)
@@ -154,21 +154,21 @@ class Generation(Iterator[Piece], Generic[Piece]):
         return piece
 
     def _tokens(self) -> Generator[int, None, None]:
-        while self.end is None:
+        while self.finish_reason is None:
             token = self._step()
             if isinstance(token, str):
-                self.end = token
+                self.finish_reason = token
                 return
             self.ids.append(token)
             if len(self.ids) == self._settings.max_new_tokens:
-                self.end = "length"
+                self.finish_reason = "length"
             yield token
 
     def _texts(self, stream: TextStream) -> Generator[str, None, None]:
         for token in self._tokens():
             piece = stream.put(token)
             if stream.stopped:
-                self.end = "stop"
+                self.finish_reason = "stop"
             if piece:
                 yield piece
         if piece := stream.finish():

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CONTEXT = 6  # tokens that the next ones are decoded with: some tokenizers drop a space that begins a text
-_INCOMPLETE = "\ufffd"  # what tokenizers write for bytes that are no character, or not yet
+_INCOMPLETE = "\ufffd"  # what tokenizers write for bytes that are not (yet) a character
 
 
 class TextStream:
@@ -20,7 +20,7 @@ class TextStream:
     Args:
         tokenizer: the model's.
         prompt: the tokens before the first.
-        stop: texts that end the text; they are no part of it.
+        stop: texts that end the text; they are not part of it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:

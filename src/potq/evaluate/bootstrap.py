@@ -31,9 +31,9 @@ def paired_bootstrap(
     if len(nll_a) != len(nll_b):
         raise DataError(f"{len(nll_a)} windows against {len(nll_b)}: a paired bootstrap needs both on the same windows")
     if len(nll_a) < 2:
-        raise DataError(f"{len(nll_a)} windows vary in no way; a bootstrap needs at least 2")
+        raise DataError(f"a bootstrap needs at least 2 windows, found {len(nll_a)}")
     if predicted < len(nll_a) or draws < 1:
-        raise DataError(f"a bootstrap of {predicted} predicted tokens in {len(nll_a)} windows, {draws} draws, is none")
+        raise DataError(f"invalid bootstrap: {predicted} predicted tokens in {len(nll_a)} windows, {draws} draws")
     pair = torch.tensor([nll_a, nll_b], dtype=torch.float64)
     if not bool(pair.isfinite().all()):
         raise DataError("a window's negative log-likelihood is NaN or infinite")

@@ -120,13 +120,13 @@ class KeptRows:
         """Read ``file``, if it is there.
 
         Raises:
-            DataError: it is no such file, or there is no folder to write it to.
+            DataError: the file has another format, or its folder does not exist.
         """
         self._file, self._rows = file, {}
         if file is None:
             return
         if not file.parent.is_dir():
-            raise DataError(f"cannot keep rows in {file}: there is no folder {file.parent}")
+            raise DataError(f"cannot keep rows in {file}: the folder {file.parent} does not exist")
         if file.exists():
             self._rows = _read_rows(file)
 
@@ -209,14 +209,14 @@ def check_plot(path: Path) -> None:
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
-        DataError: there is no folder for it.
+        DataError: its folder does not exist.
     """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         raise MissingDependencyError("--plot draws with matplotlib: pip install 'potq[plot]'") from None
     if not path.parent.is_dir():
-        raise DataError(f"cannot write the plot {path}: there is no folder {path.parent}")
+        raise DataError(f"cannot write the plot {path}: the folder {path.parent} does not exist")
 
 
 def plot(rows: Sequence[Row], path: Path, title: str) -> None:

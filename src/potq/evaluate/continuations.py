@@ -43,7 +43,7 @@ def prompts_of(
     """
     for name, value in (("count", count), ("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens)):
         if value < 1:
-            raise DataError(f"{name} is {value}; use at least 1")
+            raise DataError(f"invalid {name} {value}; use at least 1")
     size = prompt_tokens + new_tokens
     stride = len(tokens) // count
     if stride < size:
@@ -91,7 +91,7 @@ def continuations(
 def _check_sizes(model: PreTrainedModel, prompts: Sequence[Tensor] | Tensor, new_tokens: int, batch: int) -> None:
     for name, value in (("new_tokens", new_tokens), ("batch", batch)):
         if value < 1:
-            raise DataError(f"{name} is {value}; use at least 1")
+            raise DataError(f"invalid {name} {value}; use at least 1")
     lengths = [len(prompt) for prompt in prompts]
     if 0 in lengths:
         raise DataError(f"prompt {lengths.index(0)} is empty; give at least one token")

@@ -106,7 +106,7 @@ def load_encoder(
     layers = getattr(model.config, "num_hidden_layers", 0)
     if not layers or tokenizer.pad_token_id is None or len(tokenizer("")["input_ids"]) != 2:
         raise ModelError(
-            f"{name} is no encoder for bert-score, which expects padding and a token at either end of a text; use one like "
+            f"{name} cannot be used with bert-score, which needs padding and a token at either end of a text; use one like "
             "BERT or RoBERTa"
         )
     layer = _usual_layer(name, layers) if layer is None else layer
@@ -140,7 +140,7 @@ def _find(source: str | os.PathLike[str]) -> str:
         return str(path)
     if path.exists() or path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or not text:
         raise CheckpointError(
-            f"there is no encoder {text!r}; give a folder (config.json, safetensors, tokenizer) or a hub name"
+            f"encoder {text!r} not found; give a folder (config.json, safetensors, tokenizer) or a hub name"
         )
     return text
 

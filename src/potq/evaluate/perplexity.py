@@ -70,7 +70,7 @@ def perplexity(
     """
     window = choose_window(model, window, 2048)
     if max_windows is not None and max_windows < 1:
-        raise DataError(f"max_windows is {max_windows}; measure at least one window")
+        raise DataError(f"invalid max_windows {max_windows}; use at least 1")
     count = len(tokens) // window
     if not count:
         raise DataError(
@@ -93,7 +93,7 @@ def _exp(nats: float) -> float:
     try:
         return math.exp(nats)
     except OverflowError:
-        raise ModelError(f"the model loses {nats:.0f} nats per token: it is broken, and exp of that is no number") from None
+        raise ModelError(f"the model loses {nats:.0f} nats per token: it is broken, and its perplexity overflows") from None
 
 
 @torch.no_grad()

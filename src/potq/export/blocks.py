@@ -4,7 +4,7 @@ A block is some consecutive weights of a row that share a scale ``d``: ``w = d *
 is ``w = s * L / reference``. So a block holds our weights if for some ``shift`` every ``L / 2**shift`` is one of its levels
 and ``d = s / reference * 2**shift`` is one of its scales. Only powers of two leave the significant bits of a float16 scale
 alone. Levels and groups are a matter of the scheme (:func:`obstacle`), the range of a scale one of the weights
-(:func:`misfit`): most float16 scales near 2**-10 are none any more when they are divided by 64. Where a block does not use
+(:func:`misfit`): most float16 scales near 2**-10 lose bits when they are divided by 64. Where a block does not use
 all levels, another shift may help.
 """
 
@@ -166,7 +166,7 @@ def _stored_scale(scale: Tensor, kind: BlockType) -> tuple[Tensor, Tensor]:
 def _shifts(grid: Grid, kind: BlockType) -> tuple[int, ...]:
     """Shifts to try: one under which the type has every level of the grid, then others for blocks that lack some levels.
 
-    Empty: there is none under which it has them all.
+    Empty: no power has them all.
     """
     largest = max(abs(level) for level in kind.levels if level is not None)
     possible = range(-largest.bit_length(), max(map(abs, grid.levels)).bit_length() + 1)

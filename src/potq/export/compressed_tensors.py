@@ -22,7 +22,7 @@ from potq.export.output import check_on_cpu, folder_bytes
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import COMPRESSED_TENSORS, check_schemes
 from potq.files import check_destination, disk_errors, flush, replacing
-from potq.nn.plan import hollow, packed_modules
+from potq.nn.plan import meta_model, packed_modules
 from potq.numerics.tensor import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ def export_compressed_tensors(
         force: replace an existing model folder; a ``README.md`` in it that potq did not write is kept.
 
     Raises:
-        ExportError: a scheme without exact form, linears that are no ``nn.Linear`` (GPT-2's), no packed weight, a scale or
+        ExportError: a scheme without exact form, linears that are not ``nn.Linear`` (GPT-2's), no packed weight, a scale or
             rows that do not fit, MXFP4 beside integers.
         CheckpointError: something is in the way at ``path``, or the disk is full.
     """
     target = check_destination(path, force=force)
     check_on_cpu(model)
-    reader: Any = hollow(model)  # what the folder's reader will build
+    reader: Any = meta_model(model)  # what the folder's reader will build
     packed = packed_modules(model)
     kinds = _kinds(model, reader, allow_8bit=allow_8bit)
     dtype = dtype_of(next(iter(kinds.values())))
@@ -97,7 +97,7 @@ def _kinds(model: PreTrainedModel, reader: nn.Module, *, allow_8bit: bool) -> di
     """The types of the linears to be stored packed, by name: all but a head that the format cannot hold.
 
     Raises:
-        ExportError: there are none, one that the format cannot hold, or types that are unpacked to several dtypes.
+        ExportError: no packed weight, one that the format cannot hold, or types that are unpacked to several dtypes.
     """
     head, found = model.get_output_embeddings(), {}
     for name, module in packed_modules(model).items():

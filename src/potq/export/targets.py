@@ -1,4 +1,4 @@
-"""What each target can hold: the smallest exact type of a scheme, and the nearest scheme where there is none."""
+"""What each target can hold: the smallest exact type of a scheme, and the nearest scheme that has one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDE = 8.0  # bits per weight
 
 
 @dataclass(frozen=True)
-class Target:
+class ExportTarget:
     """A file format, by the word of ``--to``, and its block types, the smallest first."""
 
     name: str
@@ -29,9 +29,9 @@ class Target:
         return min(exact, key=lambda kind: kind.bits(columns), default=None)
 
 
-GGUF = Target("gguf", tuple(kind.block for kind in GGML_TYPES.values()))
-COMPRESSED_TENSORS = Target("compressed-tensors", COMPRESSED_TYPES)
-ONNX = Target("onnx", NBITS_TYPES)
+GGUF = ExportTarget("gguf", tuple(kind.block for kind in GGML_TYPES.values()))
+COMPRESSED_TENSORS = ExportTarget("compressed-tensors", COMPRESSED_TYPES)
+ONNX = ExportTarget("onnx", NBITS_TYPES)
 TARGETS = {target.name: target for target in (GGUF, COMPRESSED_TENSORS, ONNX)}
 """By name."""
 
@@ -41,7 +41,7 @@ def is_wide(scheme: QuantScheme, kind: BlockType) -> bool:
     return kind.bits_per_weight >= _WIDE and scheme.grid.bits < _WIDE
 
 
-def nearest(scheme: QuantScheme, target: Target) -> str:
+def nearest(scheme: QuantScheme, target: ExportTarget) -> str:
     """The preset most like ``scheme`` that ``target`` holds exactly in less than 8 bits: in bits, then terms, then size."""
 
     def distance(name: str) -> tuple[float, ...]:
@@ -55,7 +55,7 @@ def nearest(scheme: QuantScheme, target: Target) -> str:
     return min(held, key=distance)
 
 
-def check_schemes(schemes: Iterable[QuantScheme], target: Target, *, allow_8bit: bool) -> None:
+def check_schemes(schemes: Iterable[QuantScheme], target: ExportTarget, *, allow_8bit: bool) -> None:
     """Refuse what ``target`` cannot hold exactly, or only in 8 bits and more where that is not allowed.
 
     Raises:

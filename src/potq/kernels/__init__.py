@@ -5,7 +5,7 @@ activations unrounded.
 """
 
 from potq.kernels.activations import Activations
-from potq.kernels.explain import Explanation, explain, set_activations
-from potq.kernels.registry import register_kernel
+from potq.kernels.explain import Explanation, explain, set_activations, use_kernels
+from potq.kernels.registry import register_backend
 
-__all__ = ["Activations", "Explanation", "explain", "register_kernel", "set_activations"]
+__all__ = ["Activations", "Explanation", "explain", "register_backend", "set_activations", "use_kernels"]

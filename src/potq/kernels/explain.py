@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,17 @@ def set_activations(model: nn.Module, activations: Activations) -> None:
         raise ConfigError(f"{type(model).__name__} has no packed modules; quantize or load a potq checkpoint first")
     for module in packed:
         module.activations = activations
+
+
+def use_kernels(model: nn.Module, activations: Activations) -> dict[str, int]:
+    """Set how packed products treat activations; returns what computes them, and in how many modules each.
+
+    A model without packed modules has nothing to set, and gives an empty mapping.
+    """
+    packed = [module for module in model.modules() if _is_packed(module)]
+    if packed:
+        set_activations(model, activations)
+    return dict(Counter(str(explain(module)) for module in packed))
 
 
 def _is_packed(module: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from potq.kernels import reference
 from potq.kernels.activations import Activations
 from potq.kernels.registry import BACKENDS, choose
+from potq.kernels.weight import PackedWeight
 from potq.numerics.scheme import QuantScheme
 
 
@@ -41,10 +42,10 @@ def linear(
         scheme: JSON of the :class:`~potq.numerics.scheme.QuantScheme`.
         activations: "int8" (rounded per row and block of at most 64 inputs, where the backend can) or "float".
     """
-    parsed = _scheme(scheme)
-    chosen = choose(parsed, (len(packed), input.shape[-1]), packed.device, input.dtype)
+    weight = PackedWeight(packed, scale, _scheme(scheme), input.shape[-1], row_scale)
+    chosen = choose(weight.scheme, weight.shape, packed.device, input.dtype)
     kept = cast(Activations, activations)  # a schema knows strings only
-    return BACKENDS[chosen.backend].linear(input, packed, scale, bias, parsed, kept, row_scale)
+    return BACKENDS[chosen.backend].linear(input, weight, bias, kept)
 
 
 @linear.register_fake
@@ -69,9 +70,9 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, Tensor | None, None, None, None]:
     """Gradients of the exact product: rounding of the activations is passed straight through."""
     packed, scale, row_scale = ctx.saved_tensors
-    weight = reference.rows(None, packed, scale, _scheme(ctx.scheme), ctx.columns, upstream.dtype, row_scale)
+    weight = PackedWeight(packed, scale, _scheme(ctx.scheme), ctx.columns, row_scale)
     bias = upstream.reshape(-1, upstream.shape[-1]).sum(0) if ctx.has_bias else None
-    return upstream @ weight, None, None, bias, None, None, None
+    return upstream @ reference.matrix(weight, upstream.dtype), None, None, bias, None, None, None
 
 
 linear.register_autograd(_backward, setup_context=_save_for_backward)
@@ -92,9 +93,9 @@ def embedding(
     Raises:
         IndexError: an id outside the table.
     """
-    parsed = _scheme(scheme)
-    chosen = choose(parsed, (len(packed), columns), packed.device, dtype)
-    return BACKENDS[chosen.backend].embedding(ids, packed, scale, parsed, columns, dtype, row_scale)
+    weight = PackedWeight(packed, scale, _scheme(scheme), columns, row_scale)
+    chosen = choose(weight.scheme, weight.shape, packed.device, dtype)
+    return BACKENDS[chosen.backend].embedding(ids, weight, dtype)
 
 
 @embedding.register_fake

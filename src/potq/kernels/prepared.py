@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
+from potq.kernels.weight import PackedWeight
 from potq.numerics.scheme import QuantScheme
-from potq.numerics.tensor import storage
 
 T = TypeVar("T")
 
@@ -30,7 +30,8 @@ class _Entry(Generic[T]):
     scheme: QuantScheme
     columns: int
 
-    def is_of(self, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> bool:
+    def is_of(self, weight: PackedWeight) -> bool:
+        packed, scale, scheme, columns, _ = weight
         same = self.packed() is packed and self.scale() is scale and self.states == (_state(packed), _state(scale))
         return same and self.columns == columns and (self.scheme is scheme or self.scheme == scheme)
 
@@ -41,45 +42,33 @@ def _state(tensor: Tensor) -> tuple[int, int]:
 
 
 class Prepared(Generic[T]):
-    """One backend's table of prepared weights.
+    """One backend's table of prepared weights. Row scales are not part of what is prepared.
 
     Args:
-        make: of packed codes, stored scales, scheme and columns.
+        make: of a weight.
     """
 
-    def __init__(self, make: Callable[[Tensor, Tensor, QuantScheme, int], T]) -> None:
+    def __init__(self, make: Callable[[PackedWeight], T]) -> None:
         self._make = make
         self._entries: dict[int, _Entry[T]] = {}  # by the id of the packed tensor
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def of(self, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> T:
+    def of(self, weight: PackedWeight) -> T:
         """This weight, made ready at first use."""
-        key = id(packed)
+        key = id(weight.packed)
         entry = self._entries.get(key)
-        if entry is None or not entry.is_of(packed, scale, scheme, columns):
-            entry = self._entries[key] = self._entry(packed, scale, scheme, columns)
-            weakref.finalize(packed, self._forget, key, weakref.ref(entry))
+        if entry is None or not entry.is_of(weight):
+            entry = self._entries[key] = self._entry(weight)
+            weakref.finalize(weight.packed, self._forget, key, weakref.ref(entry))
         return entry.made
 
-    def _entry(self, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> _Entry[T]:
-        made = self._make(packed, scale, scheme, columns)
-        states = _state(packed), _state(scale)
-        return _Entry(made, weakref.ref(packed), weakref.ref(scale), states, scheme, columns)
+    def _entry(self, weight: PackedWeight) -> _Entry[T]:
+        packed, scale, scheme, columns, _ = weight
+        made = self._make(weight)
+        return _Entry(made, weakref.ref(packed), weakref.ref(scale), (_state(packed), _state(scale)), scheme, columns)
 
     def _forget(self, key: int, entry: weakref.ref[_Entry[T]]) -> None:
         if self._entries.get(key) is entry():
             self._entries.pop(key, None)
-
-
-def check_storage(packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int, device_type: str) -> None:
-    """Raise RuntimeError unless these are the tensors of such a weight, on one device: kernels would read past others."""
-    stored = storage((len(packed), columns), scheme)
-    expected = stored["packed"], stored["scale"]
-    found = (tuple(packed.shape), packed.dtype), (tuple(scale.shape), scale.dtype)
-    if found != expected or packed.device != scale.device or packed.device.type != device_type:
-        raise RuntimeError(
-            f"a weight of shape {(len(packed), columns)} in {scheme.name} has codes and scales {expected} "
-            f"on {device_type.upper()}, found {found} on {packed.device} and {scale.device}"
-        )

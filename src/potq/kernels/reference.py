@@ -17,6 +17,7 @@ from potq.numerics.packing import unpack
 
 if TYPE_CHECKING:
     from potq.kernels.activations import Activations
+    from potq.kernels.weight import PackedWeight
     from potq.numerics.scheme import QuantScheme
 
 NAME = "reference"
@@ -55,47 +56,19 @@ def supports(scheme: QuantScheme, shape: tuple[int, int], device: torch.device, 
     return None
 
 
-def rows(
-    ids: Tensor | None,
-    packed: Tensor,
-    scale: Tensor,
-    scheme: QuantScheme,
-    columns: int,
-    dtype: torch.dtype,
-    row_scale: Tensor | None = None,
-) -> Tensor:
-    """Dequantized rows (1-D ``ids``; None for all of them) in ``dtype``."""
-    if ids is not None:
-        packed = packed.index_select(0, ids)  # unlike packed[ids], it refuses negative indices
-        scale = scale.index_select(0, ids) if len(scale) > 1 else scale
-        row_scale = None if row_scale is None else row_scale.index_select(0, ids)
+def matrix(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """The whole weight ``(rows, columns)``, dequantized exactly, then in ``dtype``."""
+    packed, scale, scheme, columns, row_scale = weight
     grid = scheme.grid  # the table is made anew: one cached while torch traces would be a fake tensor
     levels = torch.tensor([level / grid.reference for level in grid.levels], dtype=torch.float32, device=packed.device)
     return dequantize(packed, decode_scale(scale, row_scale), levels, columns, scheme.group(columns)).to(dtype)
 
 
-def linear(
-    input: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    scheme: QuantScheme,
-    activations: Activations,
-    row_scale: Tensor | None = None,
-) -> Tensor:
+def linear(input: Tensor, weight: PackedWeight, bias: Tensor | None, activations: Activations) -> Tensor:
     """``input W^T + bias``, activations never rounded."""
-    weight = rows(None, packed, scale, scheme, input.shape[-1], input.dtype, row_scale)
-    return torch.nn.functional.linear(input, weight, bias)
+    return torch.nn.functional.linear(input, matrix(weight, input.dtype), bias)
 
 
-def embedding(
-    ids: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    scheme: QuantScheme,
-    columns: int,
-    dtype: torch.dtype,
-    row_scale: Tensor | None = None,
-) -> Tensor:
+def embedding(ids: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     """Rows ``ids`` of the weight in ``dtype``, exact before the cast."""
-    return rows(ids.flatten(), packed, scale, scheme, columns, dtype, row_scale).view(*ids.shape, columns)
+    return matrix(weight.rows(ids.flatten()), dtype).view(*ids.shape, weight.columns)

@@ -19,6 +19,7 @@ from potq.kernels import reference
 from potq.kernels.activations import Activations
 from potq.kernels.cpu import backend as cpu
 from potq.kernels.triton import backend as triton
+from potq.kernels.weight import PackedWeight
 from potq.numerics.scheme import QuantScheme
 
 
@@ -30,35 +31,17 @@ class Backend(Protocol):
     def supports(self, scheme: QuantScheme, shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot compute with such a weight, or None if it can."""
 
-    def linear(
-        self,
-        input: Tensor,
-        packed: Tensor,
-        scale: Tensor,
-        bias: Tensor | None,
-        scheme: QuantScheme,
-        activations: Activations,
-        row_scale: Tensor | None = None,
-    ) -> Tensor:
+    def linear(self, input: Tensor, weight: PackedWeight, bias: Tensor | None, activations: Activations) -> Tensor:
         """``input W^T + bias`` in ``input``'s dtype."""
 
-    def embedding(
-        self,
-        ids: Tensor,
-        packed: Tensor,
-        scale: Tensor,
-        scheme: QuantScheme,
-        columns: int,
-        dtype: torch.dtype,
-        row_scale: Tensor | None = None,
-    ) -> Tensor:
+    def embedding(self, ids: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
         """Rows ``ids`` of the weight in ``dtype``."""
 
 
 BACKENDS: dict[str, Backend] = {backend.NAME: backend for backend in (cpu, triton, reference)}
 
 
-def register_kernel(backend: Backend) -> None:
+def register_backend(backend: Backend) -> None:
     """Ask ``backend`` before all others; it replaces one of the same name. Packed modules made before keep their choice."""
     others = {name: other for name, other in BACKENDS.items() if name != backend.NAME}
     BACKENDS.clear()

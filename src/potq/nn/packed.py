@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from potq.kernels import Activations, ops, reference
 from potq.kernels.registry import BACKENDS, Backend, choose
+from potq.kernels.weight import PackedWeight
 from potq.nn.lazy import LazyTensor
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
@@ -83,26 +84,31 @@ class PackedModule(ScaledModule):
     @property
     def quantized(self) -> QuantizedWeight:
         """The packed weight, sharing storage with the buffers."""
-        packed, scale, row_scale = self._tensors()
-        return QuantizedWeight(packed, scale, self._shape, self.scheme, row_scale)
+        weight = self._packed()
+        return QuantizedWeight(weight.packed, weight.scale, self._shape, self.scheme, weight.row_scale)
 
     @property
     def weight(self) -> Tensor:
         """The dequantized weight ``(out, in)`` in ``compute_dtype``, for reading only; made by whatever computes with it."""
         if torch.compiler.is_compiling():
             return self._dequantized()
-        weight = LazyTensor(self._shape, self.compute_dtype, self._tensors()[0].device, self._dequantized)
+        weight = LazyTensor(self._shape, self.compute_dtype, self._packed().packed.device, self._dequantized)
         weight._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: not to be initialised
         return weight
 
     def _dequantized(self) -> Tensor:
-        packed, scale, row_scale = self._tensors()
-        return reference.rows(None, packed, scale, self.scheme, self._shape[1], self.compute_dtype, row_scale)
+        return reference.matrix(self._packed(), self.compute_dtype)
 
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _packed(self) -> PackedWeight:
         """Codes and scales, this module's or its owner's; past ``nn.Module.__getattr__``, which costs a microsecond."""
         buffers: Any = (self._owner[0] if self._owner else self)._buffers
-        return buffers["weight_packed"], buffers["weight_scale"], buffers.get("weight_row_scale")
+        return PackedWeight(
+            buffers["weight_packed"],
+            buffers["weight_scale"],
+            self.scheme,
+            self._shape[1],
+            buffers.get("weight_row_scale"),
+        )
 
     def _backend(self, device: torch.device, dtype: torch.dtype) -> Backend:
         name = self._backends.get((device, dtype))
@@ -129,8 +135,8 @@ class PoTLinear(PackedModule, nn.Linear):  # type: ignore[override]  # its weigh
     """``y = x W^T + b`` with a packed ``W`` of shape ``(out_features, in_features)``; the bias stays a float parameter."""
 
     def forward(self, input: Tensor) -> Tensor:
-        packed, scale, row_scale = self._tensors()
-        _check_device(input, packed)
+        weight = self._packed()
+        _check_device(input, weight.packed)
         if input.shape[-1] != self._shape[1]:
             raise RuntimeError(f"an input of shape {tuple(input.shape)} does not fit a weight of shape {self._shape}")
         kind = input.device.type
@@ -139,26 +145,27 @@ class PoTLinear(PackedModule, nn.Linear):  # type: ignore[override]  # its weigh
         bias = self._parameters["bias"]
         needs_grad = torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad))
         if needs_grad or torch.compiler.is_compiling():
-            result: Tensor = ops.linear(input, packed, scale, bias, self._spec, self.activations, row_scale)
+            result: Tensor = ops.linear(
+                input, weight.packed, weight.scale, bias, self._spec, self.activations, weight.row_scale
+            )
             return result
-        backend = self._backend(packed.device, input.dtype)
-        return backend.linear(input, packed, scale, bias, self.scheme, self.activations, row_scale)
+        return self._backend(weight.packed.device, input.dtype).linear(input, weight, bias, self.activations)
 
 
 class PoTEmbedding(PackedModule, nn.Embedding):  # type: ignore[override]  # its weight is read-only
     """Look-up of packed rows ``(num_embeddings, embedding_dim)``; yields ``compute_dtype``."""
 
     def forward(self, input: Tensor) -> Tensor:
-        packed, scale, row_scale = self._tensors()
-        _check_device(input, packed)
+        weight = self._packed()
+        _check_device(input, weight.packed)
         if input.dtype not in (torch.int64, torch.int32):
             raise RuntimeError(f"ids are Long or Int tensors, found {input.dtype}")
         if torch.compiler.is_compiling():
-            columns, dtype = self._shape[1], self.compute_dtype
-            result: Tensor = ops.embedding(input, packed, scale, self._spec, columns, dtype, row_scale)
+            result: Tensor = ops.embedding(
+                input, weight.packed, weight.scale, self._spec, weight.columns, self.compute_dtype, weight.row_scale
+            )
             return result
-        backend = self._backend(packed.device, self.compute_dtype)
-        return backend.embedding(input, packed, scale, self.scheme, self._shape[1], self.compute_dtype, row_scale)
+        return self._backend(weight.packed.device, self.compute_dtype).embedding(input, weight, self.compute_dtype)
 
 
 @cache

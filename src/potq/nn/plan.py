@@ -29,7 +29,7 @@ _KEEPS_DTYPE = "_potq_keeps_dtype"
 
 
 @dataclass(frozen=True)
-class Target:
+class WeightPlan:
     """A weight to be quantized: the module that owns it, the modules tied to it, its scheme.
 
     ``shape`` is ``(out, in)`` for linears, ``(rows, dim)`` for embeddings. ``tied`` names the other modules.
@@ -51,7 +51,7 @@ class Target:
 class Plan:
     """Every target of a model in module order, and what is left out and why."""
 
-    targets: list[Target]
+    targets: list[WeightPlan]
     skipped: list[SkippedModule]
 
 
@@ -68,11 +68,11 @@ def plan(model: nn.Module, config: PoTConfig) -> Plan:
         raise ModelError("the model is prepared for training; convert it (potq.qat.convert), or load the full-precision one")
     groups = _tie_groups(model)
     _check_patterns(config, [name for group in groups for name, _ in group])
-    targets: list[Target] = []
+    targets: list[WeightPlan] = []
     skipped = _unhandled(model)
     for group in groups:
         choice = _choose(group, config, head=_embeddings(model, "output"))
-        if isinstance(choice, Target):
+        if isinstance(choice, WeightPlan):
             targets.append(choice)
         else:
             skipped.extend(_skip(group, choice))
@@ -92,7 +92,7 @@ def as_matrix(module: nn.Module, weight: Tensor) -> Tensor:
     return weight.t() if _is_conv1d(module) else weight
 
 
-def install(model: nn.Module, target: Target, quantized: QuantizedWeight) -> None:
+def install(model: nn.Module, target: WeightPlan, quantized: QuantizedWeight) -> None:
     """Put ``quantized`` in place of ``target``'s weight and of the weights tied to it."""
     owner = pack_module(model.get_submodule(target.name), quantized)
     _replace(model, target.name, owner)
@@ -102,7 +102,7 @@ def install(model: nn.Module, target: Target, quantized: QuantizedWeight) -> Non
         _forget_ties(model)
 
 
-def hollow(model: nn.Module) -> nn.Module:
+def meta_model(model: nn.Module) -> nn.Module:
     """The float model of the same config, which has one of transformers', without weights: on the meta device."""
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
@@ -117,7 +117,7 @@ def hollow(model: nn.Module) -> nn.Module:
 def unpack(model: nn.Module, dtype: torch.dtype) -> None:
     """Put float modules, those that the architecture has, in place of packed ones."""
     weights: dict[PackedModule, nn.Parameter] = {}
-    float_model = hollow(model)
+    float_model = meta_model(model)
     for name, module in packed_modules(model).items():
         plain, owner = float_model.get_submodule(name), module.tied_to or module
         if owner not in weights:
@@ -219,7 +219,7 @@ def _embeddings(model: nn.Module, side: Literal["input", "output"]) -> nn.Module
     return module if isinstance(module, nn.Module) else None
 
 
-def _choose(group: list[tuple[str, nn.Module]], config: PoTConfig, head: nn.Module | None) -> Target | str:
+def _choose(group: list[tuple[str, nn.Module]], config: PoTConfig, head: nn.Module | None) -> WeightPlan | str:
     """The target that a tie group makes, or the reason to skip it."""
     names = [name for name, _ in group]
     ignored = [name for name in names if any(matches(pattern, name) for pattern in config.ignore)]
@@ -236,7 +236,7 @@ def _choose(group: list[tuple[str, nn.Module]], config: PoTConfig, head: nn.Modu
     if scheme is None:
         return "embedding=None leaves it in full precision"
     out_features, in_features = linear_weight(owner).shape
-    return Target(names[0], _kind(owner, head), (out_features, in_features), scheme, tuple(names[1:]))
+    return WeightPlan(names[0], _kind(owner, head), (out_features, in_features), scheme, tuple(names[1:]))
 
 
 def _skip(group: list[tuple[str, nn.Module]], reason: str) -> list[SkippedModule]:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from potq.numerics.grid import Grid
-from potq.numerics.scheme import QuantScheme, Rounding, ScaleDtype
+from potq.numerics.scheme import QuantScheme, RoundingMode, ScaleDtype
 
 E8M0_BIAS = 127
 _LUT_LIMIT = 1 << 15  # largest magnitude that is looked up; wider grids search their thresholds
@@ -154,7 +154,7 @@ def nearest_integer(x: Tensor, grid: Grid) -> Tensor:
     return torch.floor(x * 2).mul_(0.5).ceil_().clamp_(-(2 ** (grid.bits - 1)), 2 ** (grid.bits - 1) - 1)
 
 
-def nearest_index(x: Tensor, grid: Grid, rounding: Rounding) -> Tensor:
+def nearest_index(x: Tensor, grid: Grid, rounding: RoundingMode) -> Tensor:
     """Index (uint8) of what is nearest to ``x``, of any shape: a table's level, or the magnitude nearest to ``x >= 0``."""
     if rounding == "nearest" and _fits_lut(grid):
         return torch.take(index_lut(grid, x.device), lut_position(x, grid))
@@ -197,7 +197,7 @@ def _entry_lut(grid: Grid, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def thresholds(grid: Grid, rounding: Rounding, device: torch.device) -> Tensor:
+def thresholds(grid: Grid, rounding: RoundingMode, device: torch.device) -> Tensor:
     """The values between neighbouring magnitudes (ascending, repeats merged) or levels of a table at which rounding changes.
 
     ``"nearest"``: arithmetic midpoints. ``"log"``: geometric ones, zero standing one octave below the least magnitude.

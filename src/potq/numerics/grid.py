@@ -184,7 +184,7 @@ def table(levels: tuple[int, ...]) -> Grid:
     """Any 4, 8, ..., 256 ascending integer levels, code by code.
 
     Raises:
-        ConfigError: another number of levels, or levels that are no table (see :class:`Grid`).
+        ConfigError: another number of levels, or levels that cannot be a table (see :class:`Grid`).
     """
     bits = len(levels).bit_length() - 1
     if len(levels) != 2**bits or not 2 <= bits <= 8:

@@ -43,7 +43,7 @@ def choose_row_scale(
         candidates: as for :func:`potq.numerics.scale_search.choose_scale`.
 
     Raises:
-        ModelError: a weight is NaN or infinite, or there is none.
+        ModelError: a weight is NaN or infinite, or the matrix is empty.
         ConfigError: ``method`` and ``importance`` do not belong together.
     """
     if not weight.numel():

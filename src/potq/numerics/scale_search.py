@@ -46,7 +46,7 @@ def choose_scale(
         importance: non-negative weights of the errors: ``(in,)``, e.g. the mean square of each input, or ``(out, in)``.
 
     Raises:
-        ModelError: a weight is NaN or infinite, or there is none.
+        ModelError: a weight is NaN or infinite, or the matrix is empty.
         ConfigError: ``method="weighted"`` without ``importance`` (or the reverse); or it has the wrong shape, or negative,
             NaN or infinite entries.
     """

@@ -22,7 +22,7 @@ from potq.validation import Strict
 
 GroupSize = int | Literal["row", "tensor"]
 ScaleDtype = Literal["float16", "e8m0"]
-Rounding = Literal["nearest", "log"]
+RoundingMode = Literal["nearest", "log"]
 ScaleMethod = Literal["absmax", "mse", "weighted", "fisher"]
 
 _GRIDS: dict[str, Grid] = {
@@ -61,7 +61,7 @@ class QuantScheme(Strict):
     scale_dtype: ScaleDtype = "float16"
     row_scale: bool = False
     signed_scale: bool = False
-    rounding: Rounding = "nearest"
+    rounding: RoundingMode = "nearest"
 
     def __init__(self, preset: str | None = None, /, **fields: Any) -> None:
         super().__init__(**{**_preset_fields(preset), **fields})
@@ -75,7 +75,7 @@ class QuantScheme(Strict):
     @classmethod
     def _positive(cls, value: GroupSize) -> GroupSize:
         if isinstance(value, int) and value < 1:
-            raise ValueError("group_size is a positive integer, 'row' or 'tensor'")
+            raise ValueError(f"invalid group size {value}; use a positive integer, 'row' or 'tensor'")
         return value
 
     @model_validator(mode="after")

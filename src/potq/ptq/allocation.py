@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from potq.config import PoTConfig, matches
 from potq.errors import ConfigError
-from potq.nn.plan import Target, linear_weight, plan
+from potq.nn.plan import WeightPlan, linear_weight, plan
 from potq.nn.report import Progress
 from potq.numerics.scheme import QuantScheme
 from potq.ptq import calibration as calib
@@ -190,7 +190,7 @@ def check_candidates(candidates: Sequence[QuantScheme | str]) -> list[QuantSchem
     """The candidates as schemes.
 
     Raises:
-        ConfigError: there are none, one is given twice, or a preset is unknown.
+        ConfigError: no candidate, one given twice, or an unknown preset.
     """
     if isinstance(candidates, str):
         raise ConfigError(f"candidates is the string {candidates!r}; give a list of schemes or presets")
@@ -211,10 +211,10 @@ def within_budget(layers: Sequence[LayerOptions], budget: float) -> list[int]:
     worse than one.
 
     Raises:
-        ConfigError: the budget is no number, or below what the cheapest options take.
+        ConfigError: an invalid budget, or one below what the cheapest options take.
     """
     if not 0 < budget < math.inf:
-        raise ConfigError(f"a budget of {budget} bits per weight is none; give a positive number, e.g. 3.25")
+        raise ConfigError(f"invalid budget {budget}; give a positive number of bits per weight, e.g. 3.25")
     weights = sum(layer.weights for layer in layers)
     limit = math.floor(Fraction(budget) * weights)
     cheapest = [min((o.bits, o.loss, index) for index, o in enumerate(layer.options))[2] for layer in layers]
@@ -289,12 +289,12 @@ def _stored_bits(scheme: QuantScheme, shape: tuple[int, int]) -> int:
     return round(scheme.bits_per_weight(*shape) * shape[0] * shape[1])
 
 
-def _to_choose_for(model: nn.Module, config: PoTConfig) -> list[Target]:
+def _to_choose_for(model: nn.Module, config: PoTConfig) -> list[WeightPlan]:
     """The linears that neither ``config.ignore`` nor ``config.targets`` name."""
     linears = [target for target in plan(model, config).targets if target.kind == "linear"]
     free = [t for t in linears if not any(matches(pattern, name) for pattern in config.targets for name in t.names)]
     if not free:
-        raise ConfigError("there is no linear to choose a scheme for: all are ignored, or named by targets")
+        raise ConfigError("no linear is left to choose a scheme for: all are ignored, or named by targets")
     return free
 
 

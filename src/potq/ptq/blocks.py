@@ -51,7 +51,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Name and list of the decoder's blocks.
 
     Raises:
-        ModelError: there is no list of modules.
+        ModelError: the model has no list of modules.
     """
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
     if not lists:

@@ -16,7 +16,7 @@ from potq.ptq.blocks import TOKENS, find_blocks, record_calls, shared_inputs
 _TRIAL = (1024, 576, 1536)  # the product that is timed
 _SECONDS = 0.1
 _FITTING = 2000  # operations a weight for the exact search of its group's scale
-_DESCENT = 42  # operations per output and pair of inputs in the time of a round of descent, whose loops are no products
+_DESCENT = 42  # operations per output and pair of inputs in the time of a round of descent, whose loops are not products
 _COMPENSATION = 2  # the same for GPTQ
 _FACTOR = 4  # operations per cubed number of inputs for the Cholesky factor of the inverse
 _LEARNED = 16  # bytes a weight: value, gradient, Adam's two moments

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from potq.config import EFFORTS, Effort, PoTConfig, require_config
 from potq.errors import ConfigError, ModelError
-from potq.nn.plan import Plan, Target, install, is_tied, keep_dtype, linear_weight, packed_modules, plan, tensor_bytes
+from potq.nn.plan import Plan, WeightPlan, install, is_tied, keep_dtype, linear_weight, packed_modules, plan, tensor_bytes
 from potq.nn.report import ModuleReport, Progress, QuantReport, decibels
 from potq.numerics.scale_search import CANDIDATES, is_exact, scale_multipliers
 from potq.numerics.scheme import QuantScheme, ScaleMethod
@@ -22,7 +22,7 @@ from potq.numerics.tensor import QuantizedWeight
 from potq.ptq import calibration as calib
 from potq.ptq.algorithms.rtn import rtn
 from potq.ptq.blocks import find_blocks, merge
-from potq.ptq.sequential import Walk
+from potq.ptq.sequential import SequentialCalibration
 from potq.resume import WorkFolder, fingerprint
 from potq.version import __version__
 
@@ -109,7 +109,7 @@ class _Run:
     cache_bytes: int
     progress: Progress | None
 
-    def rounded(self, targets: Sequence[Target]) -> Done:
+    def rounded(self, targets: Sequence[WeightPlan]) -> Done:
         """Every target by itself, to the nearest level."""
         importance = _importance(self.model, self.config, targets, self.batches)
         done: Done = {}
@@ -124,7 +124,7 @@ class _Run:
         """What is outside the blocks to the nearest level, then the blocks by the steps of the effort."""
         prefix = find_blocks(self.model)[0] + "."
         done = self.rounded([target for target in self.todo.targets if not target.name.startswith(prefix)])
-        walk = Walk(
+        calibrated = SequentialCalibration(
             self.model,
             [target for target in self.todo.targets if target.name.startswith(prefix)],
             self.effort,
@@ -135,8 +135,8 @@ class _Run:
             folder=self._folder(work_folder),
             progress=self.progress,
         )
-        layers = walk.run()
-        for target in walk.targets:
+        layers = calibrated.run()
+        for target in calibrated.targets:
             weight = linear_weight(self.model.get_submodule(target.name))
             layer = layers[target.name]
             done[target.name] = layer.weight, describe_weight(weight, target, layer.weight, layer.algorithm)
@@ -150,7 +150,7 @@ class _Run:
 
 
 def quantize_weight(
-    weight: Tensor, target: Target, config: PoTConfig, importance: Tensor | None = None
+    weight: Tensor, target: WeightPlan, config: PoTConfig, importance: Tensor | None = None
 ) -> tuple[QuantizedWeight, ModuleReport]:
     """Quantize one weight ``(out, in)`` and say how well it went.
 
@@ -168,7 +168,7 @@ def quantize_weight(
     return quantized, describe_weight(original, target, quantized, _algorithm(label, target.scheme, config.scale_candidates))
 
 
-def describe_weight(weight: Tensor, target: Target, quantized: QuantizedWeight, algorithm: str) -> ModuleReport:
+def describe_weight(weight: Tensor, target: WeightPlan, quantized: QuantizedWeight, algorithm: str) -> ModuleReport:
     """The report of one weight: sizes, and how far ``quantized`` is from ``weight`` ``(out, in)``."""
     return ModuleReport(
         name=target.name,
@@ -192,7 +192,7 @@ def _algorithm(method: ScaleMethod, scheme: QuantScheme, candidates: int | None)
     return f"rtn/{method}-{'exact' if exact else len(scale_multipliers(scheme, candidates or CANDIDATES))}"
 
 
-def check_weight(weight: Tensor, target: Target) -> None:
+def check_weight(weight: Tensor, target: WeightPlan) -> None:
     """Refuse weights that no scale can represent.
 
     Raises:
@@ -210,7 +210,7 @@ def check_weight(weight: Tensor, target: Target) -> None:
 
 
 def require_calibration(config: PoTConfig, *, given: bool) -> None:
-    """Refuse what needs calibration text where there is none.
+    """Refuse what needs calibration text if none is given.
 
     Raises:
         ConfigError: says what to pass.
@@ -250,7 +250,9 @@ def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
         model_config.tie_word_embeddings = False  # two weights, whatever the config said; both are saved
 
 
-def _importance(model: nn.Module, config: PoTConfig, targets: Sequence[Target], batches: list[Tensor]) -> dict[str, Tensor]:
+def _importance(
+    model: nn.Module, config: PoTConfig, targets: Sequence[WeightPlan], batches: list[Tensor]
+) -> dict[str, Tensor]:
     names = [target.name for target in targets if target.kind == "linear"]
     if config.scale_method == "weighted" and names:
         return calib.input_mean_squares(model, names, batches)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from potq.config import Effort
 from potq.nn.losses import divergence, output_loss
-from potq.nn.plan import Target, as_matrix, evaluation_mode, linear_weight
+from potq.nn.plan import WeightPlan, as_matrix, evaluation_mode, linear_weight
 from potq.nn.report import Progress
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
@@ -49,7 +49,7 @@ class Layer:
 
 
 @dataclass
-class Walk:
+class SequentialCalibration:
     """One calibrated run over a model's blocks.
 
     Attributes:
@@ -64,7 +64,7 @@ class Walk:
     """
 
     model: nn.Module
-    targets: Sequence[Target]
+    targets: Sequence[WeightPlan]
     effort: Effort
     batches: Sequence[Tensor]
     fixed: dict[str, QuantizedWeight] = field(default_factory=dict)
@@ -118,7 +118,7 @@ class Walk:
 
         return report
 
-    def _load(self, index: int, inside: dict[str, Target]) -> dict[str, Layer] | None:
+    def _load(self, index: int, inside: dict[str, WeightPlan]) -> dict[str, Layer] | None:
         found = self.folder.load(f"block-{index:04}") if self.folder is not None else None
         if found is None:
             return None
@@ -180,7 +180,7 @@ class Walk:
         self,
         block: nn.Module,
         prefix: str,
-        inside: dict[str, Target],
+        inside: dict[str, WeightPlan],
         seen: HiddenStates,
         exact: HiddenStates | None,
         seed: int,

@@ -77,7 +77,7 @@ class QATModule(ScaledModule):
         latent: Any = self._parameters["weight"]
         return as_matrix(self, latent)
 
-    def outdate_scales(self) -> None:
+    def refresh_scales(self) -> None:
         """Search scales, if that is how they are found, at the next training pass: there the weight is whole, even if it is
         sharded between passes."""
         self._stale = self.settings.scales == "searched"

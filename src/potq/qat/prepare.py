@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
 from potq.nn.packed import PackedModule
-from potq.nn.plan import Plan, Target, install, linear_weight, packed_modules, plan, tensor_bytes
+from potq.nn.plan import Plan, WeightPlan, install, linear_weight, packed_modules, plan, tensor_bytes
 from potq.nn.report import QuantReport
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.rtn import choose_scales
@@ -88,11 +88,11 @@ def qat_modules(model: nn.Module) -> dict[str, QATModule]:
     return {name: module for name, module in model.named_modules() if isinstance(module, QATModule)}
 
 
-def outdate_scales(model: nn.Module) -> None:
+def refresh_scales(model: nn.Module) -> None:
     """Have scales searched anew in the next training pass: for training loops of one's own, under ``scales="searched"``."""
     for module in qat_modules(model).values():
         if module.tied_to is None:
-            module.outdate_scales()
+            module.refresh_scales()
 
 
 def scale_state(model: nn.Module) -> dict[str, Tensor]:
@@ -141,7 +141,7 @@ def require_no_text(config: PoTConfig) -> None:
         raise ConfigError(f"scale_method={config.scale_method!r} needs text; quantize first and pass start=, or use 'mse'")
 
 
-def _starts(start: nn.Module, targets: list[Target]) -> dict[str, PackedModule]:
+def _starts(start: nn.Module, targets: list[WeightPlan]) -> dict[str, PackedModule]:
     """The packed module of every target, compared with it."""
     packed = packed_modules(start)
     for target in targets:
@@ -164,7 +164,7 @@ def _copy_rest(model: nn.Module, start: nn.Module) -> None:
 
 
 def _prepare_target(
-    model: nn.Module, target: Target, config: PoTConfig, settings: QATSettings, packed: PackedModule | None
+    model: nn.Module, target: WeightPlan, config: PoTConfig, settings: QATSettings, packed: PackedModule | None
 ) -> None:
     module = model.get_submodule(target.name)
     weight = linear_weight(module).detach()

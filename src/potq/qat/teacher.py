@@ -139,7 +139,7 @@ class TeacherCache:
 
         Raises:
             CheckpointError: a file is missing or damaged.
-            IndexError: there is no such sequence.
+            IndexError: an index beyond the last sequence.
         """
         found = [self._read(index) for index in indices.tolist()]
         return TopK(*(torch.cat(tensors) for tensors in zip(*found, strict=True)))
@@ -209,15 +209,15 @@ def check_top_k(teacher: nn.Module, top_k: int) -> None:
     """
     size = vocabulary(teacher) or top_k
     if not 1 <= top_k <= size:
-        raise ConfigError(f"top_k={top_k} tokens of a vocabulary of {size} cannot be kept; use 1..{size}, for example 64")
+        raise ConfigError(f"invalid top_k {top_k} for a vocabulary of {size} tokens; use 1..{size}, for example 64")
 
 
 def _check_settings(teacher: nn.Module, top_k: int, temperature: float, batch: int) -> None:
     check_top_k(teacher, top_k)
     if not 0.0 < temperature < math.inf:
-        raise ConfigError(f"a temperature of {temperature} makes no probabilities; use a positive number, such as 1.0")
+        raise ConfigError(f"invalid temperature {temperature}; use a positive number, such as 1.0")
     if batch < 1:
-        raise ConfigError(f"batches of {batch} sequences never end; use at least 1")
+        raise ConfigError(f"invalid batch size {batch}; use at least 1")
 
 
 def _check_sequences(teacher: PreTrainedModel, sequences: Tensor) -> None:

@@ -51,7 +51,7 @@ def written_by(
         ModelError: the model's output is NaN.
     """
     if tokens < 1:
-        raise DataError(f"{tokens} tokens of text teach nothing; use at least 1")
+        raise DataError(f"invalid number of tokens {tokens}; use at least 1")
     length = choose_window(model, length, length)
     kept = None if folder is None else WorkFolder(Path(folder), _fingerprint(model, length, seed, tokenizer))
     rows = -(-tokens // length)

@@ -1,4 +1,4 @@
-"""transformers' Trainer for prepared models: scales, exact resumption, a log, and a stop where the loss is no number.
+"""transformers' Trainer for prepared models: scales, exact resumption, a log, and a stop where the loss is NaN or infinite.
 
 What it adds to the Trainer: the losses of :mod:`potq.nn.losses`; a rate of their own for learned scales; scales that no
 state dict holds, kept in ``scales.safetensors`` of every checkpoint; a mark in checkpoints that are whole, so that a run
@@ -32,7 +32,7 @@ from potq.errors import CheckpointError, ModelError
 from potq.nn.losses import next_token_loss
 from potq.nn.report import Progress
 from potq.qat.objective import Objective
-from potq.qat.prepare import load_scale_state, outdate_scales, qat_modules, scale_state
+from potq.qat.prepare import load_scale_state, qat_modules, refresh_scales, scale_state
 from potq.qat.recipe import OptimizationRecipe
 
 LOG = "log.jsonl"
@@ -220,7 +220,7 @@ def clear_unfinished(folder: Path) -> None:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """What was logged, a mapping a line; a line that a killed run left half written is none."""
+    """What was logged, a mapping a line; a line that a killed run left half written is left out."""
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -255,7 +255,7 @@ class _Scales(TrainerCallback):
         modules = qat_modules(options["model"])
         settings = next((module.settings for module in modules.values()), None)
         if settings is not None and settings.searches_before(state.global_step, state.max_steps):
-            outdate_scales(options["model"])
+            refresh_scales(options["model"])
 
 
 class _Log(TrainerCallback):

@@ -9,6 +9,7 @@ import torch
 from potq.kernels.triton import dequantize, product
 from potq.kernels.triton.launch import Launch
 from potq.kernels.triton.weight import TYPES, GpuWeight
+from potq.kernels.weight import PackedWeight
 from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.ptq.algorithms.rtn import rtn
 
@@ -19,7 +20,7 @@ SCHEMES[QuantScheme("pot4", group_size=16, scale_dtype="e8m0", row_scale=True)] 
 def launches(scheme: QuantScheme, dtype: torch.dtype) -> list[Launch]:
     """Dequantization to both types, and products of one row and of several in one."""
     weight = rtn(torch.ones(64, 512), scheme, method="absmax")
-    arranged = GpuWeight.of(weight.packed, weight.scale, scheme, 512)
+    arranged = GpuWeight.of(PackedWeight.of(weight))
     found = [dequantize.launch(arranged, torch.empty(64, 512, dtype=each), weight.row_scale) for each in TYPES]
     for m in (1, 16):
         x, out = torch.empty(m, 512, dtype=dtype), torch.empty(m, 64, dtype=dtype)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
 
-from potq.kernels import explain, ops, register_kernel, registry
+from potq.kernels import explain, ops, register_backend, registry
 from potq.kernels.triton import backend
+from potq.kernels.weight import PackedWeight
 from potq.nn.packed import pack_module
 from potq.numerics.grid import Grid, pot
 from potq.numerics.scheme import PRESETS, QuantScheme
@@ -35,7 +36,7 @@ class _Anywhere:
 @pytest.fixture
 def _first() -> Iterator[None]:
     before = dict(registry.BACKENDS)
-    register_kernel(_Anywhere())
+    register_backend(_Anywhere())
     yield
     registry.BACKENDS.clear()
     registry.BACKENDS.update(before)
@@ -119,25 +120,23 @@ def test_embedding_is_the_dequantized_rows() -> None:
 
 def test_a_weight_is_arranged_once_and_anew_after_a_write() -> None:
     weight = rtn(_rand(OUT, IN), PRESETS["pot4"], method="absmax")
-    arguments = weight.packed, weight.scale, weight.scheme, IN
-    first = backend.weights.of(*arguments)
-    assert backend.weights.of(*arguments) is first
+    first = backend.weights.of(PackedWeight.of(weight))
+    assert backend.weights.of(PackedWeight.of(weight)) is first
     weight.packed.fill_(0x21)
-    assert not torch.equal(backend.weights.of(*arguments).words.low, first.words.low)
+    assert not torch.equal(backend.weights.of(PackedWeight.of(weight)).words.low, first.words.low)
 
 
 def test_an_arranged_weight_goes_with_its_tensor() -> None:
     weight = rtn(_rand(OUT, IN), PRESETS["pot4"], method="absmax")
-    backend.weights.of(weight.packed, weight.scale, weight.scheme, IN)
+    backend.weights.of(PackedWeight.of(weight))
     before = len(backend.weights)
     del weight
     assert len(backend.weights) == before - 1
 
 
 def test_tensors_of_another_weight_are_refused() -> None:
-    weight = rtn(_rand(OUT, IN), PRESETS["pot4"], method="absmax")
-    x, scheme = _rand(1, IN).to(HALF), weight.scheme
+    weight, x = PackedWeight.of(rtn(_rand(OUT, IN), PRESETS["pot4"], method="absmax")), _rand(1, IN).to(HALF)
     with pytest.raises(RuntimeError, match="has codes and scales"):
-        backend.linear(x, weight.packed, weight.scale[:1], None, scheme, "float")
+        backend.linear(x, weight._replace(scale=weight.scale[:1]), None, "float")
     with pytest.raises(RuntimeError, match=r"has row scales None, found \(11, 1\)"):
-        backend.linear(x, weight.packed, weight.scale, None, scheme, "float", torch.ones(OUT, 1, dtype=HALF))
+        backend.linear(x, weight._replace(row_scale=torch.ones(OUT, 1, dtype=HALF)), None, "float")

@@ -14,6 +14,7 @@ from potq.errors import ConfigError
 from potq.kernels.triton.dequantize import dequantize
 from potq.kernels.triton.form import form_of
 from potq.kernels.triton.weight import MANTISSA, GpuWeight
+from potq.kernels.weight import PackedWeight
 from potq.numerics import functional
 from potq.numerics.grid import pot
 from potq.numerics.packing import pack
@@ -42,7 +43,7 @@ def _every_code(scheme: QuantScheme, scale: Tensor) -> QuantizedWeight:
 
 
 def _arranged(weight: QuantizedWeight) -> GpuWeight:
-    return GpuWeight.of(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, weight.shape[1])
+    return GpuWeight.of(PackedWeight(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, weight.shape[1]))
 
 
 def _found(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:

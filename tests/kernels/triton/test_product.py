@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'potq
 
 from potq.kernels.triton.product import linear
 from potq.kernels.triton.weight import GpuWeight
+from potq.kernels.weight import PackedWeight
 from potq.numerics import functional
 from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.numerics.tensor import QuantizedWeight
@@ -34,7 +35,7 @@ def _check(weight: QuantizedWeight, m: int, dtype: torch.dtype, bias: bool = Fal
     x, b = _rand(m, columns, seed=3).to(dtype), _rand(rows, seed=4).to(dtype) if bias else None
     dense, exact = weight.dequantize().double(), x.double()
     expected = exact @ dense.T + (0 if b is None else b.double())
-    arranged = GpuWeight.of(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, columns)
+    arranged = GpuWeight.of(PackedWeight(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, weight.shape[1]))
     row_scale = None if weight.row_scale is None else weight.row_scale.to(DEVICE)
     found = linear(x.to(DEVICE), arranged, None if b is None else b.to(DEVICE), row_scale).cpu()
     assert found.dtype == dtype
@@ -53,7 +54,7 @@ def test_grids(name: str, m: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("m", [1, 3])
 def test_inputs_that_start_at_an_odd_place(m: int) -> None:
     weight = _weight(QuantScheme("pot3"), 5, 64)
-    arranged = GpuWeight.of(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, 64)
+    arranged = GpuWeight.of(PackedWeight(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, weight.shape[1]))
     x = torch.cat([torch.zeros(1), _rand(m, 64).flatten()]).half().to(DEVICE)[1:].view(m, 64)
     assert torch.equal(linear(x, arranged, None), linear(x.clone(), arranged, None))
 
@@ -80,7 +81,7 @@ def test_shapes_of_several_blocks_and_parts(name: str, m: int, rows: int, column
 
 def test_batches_and_no_rows() -> None:
     weight = _weight(PRESETS["pot4"], 5, 64)
-    arranged = GpuWeight.of(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, 64)
+    arranged = GpuWeight.of(PackedWeight(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, weight.shape[1]))
     x = _rand(2, 3, 64).half().to(DEVICE)
     assert torch.equal(linear(x, arranged, None), linear(x.view(6, 64), arranged, None).view(2, 3, 5))
     assert linear(x[:, :0], arranged, None).shape == (2, 0, 5)
@@ -89,13 +90,13 @@ def test_batches_and_no_rows() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_rows_multiply_with_the_dequantized_weight(dtype: torch.dtype) -> None:
     weight, x, bias = _weight(PRESETS["pot4"], 5, 64), _rand(257, 64).to(DEVICE, dtype), _rand(5).to(DEVICE, dtype)
-    arranged = GpuWeight.of(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, 64)
+    arranged = GpuWeight.of(PackedWeight(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, weight.shape[1]))
     expected = torch.nn.functional.linear(x, weight.dequantize().to(DEVICE, dtype), bias)
     assert torch.equal(linear(x, arranged, bias), expected)
 
 
 def test_the_same_bits_every_time() -> None:
     weight = _weight(PRESETS["pot4"], 5, 2048)
-    arranged = GpuWeight.of(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, 2048)
+    arranged = GpuWeight.of(PackedWeight(weight.packed.to(DEVICE), weight.scale.to(DEVICE), weight.scheme, weight.shape[1]))
     x = _rand(1, 2048).half().to(DEVICE)
     assert torch.equal(linear(x, arranged, None), linear(x, arranged, None))

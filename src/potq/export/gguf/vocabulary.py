@@ -1,7 +1,7 @@
 """A tokenizer as GGUF metadata: byte-level BPE, and SentencePiece's kind of BPE (Llama 2's).
 
-llama.cpp has the rules by which a text is cut into words built in, by name; a tokenizer whose rules are none of those known
-here is refused, because its text would become other tokens.
+llama.cpp has the rules by which a text is cut into words built in, by name; a tokenizer with other rules is
+refused here, because its text would become other tokens.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def _array(stored: Any, name: str) -> NDArray[Any]:
     """A tensor of the file, mapped into memory.
 
     Raises:
-        ExportError: there is none of that name.
+        ExportError: the graph has no such name.
     """
     if name not in stored:
         raise ExportError(f"the ONNX model has no tensor {name}; nothing was written")

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from potq import native as lib
-from potq.kernels.prepared import Prepared, check_storage
+from potq.kernels.prepared import Prepared
 
 if TYPE_CHECKING:
     from potq.kernels.activations import Activations
+    from potq.kernels.weight import PackedWeight
     from potq.numerics.scheme import QuantScheme
 
 NAME = "cpu"
@@ -65,14 +66,14 @@ def format_of(scheme: QuantScheme, shape: tuple[int, int]) -> lib.Format:
 class Kernel:
     """One weight, ready for products."""
 
-    def __init__(self, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> None:
-        check_storage(packed, scale, scheme, columns, "cpu")
-        self.rows, self.columns = len(packed), columns
-        self._format = format_of(scheme, (self.rows, columns))
+    def __init__(self, weight: PackedWeight) -> None:
+        weight.check("cpu")
+        self.rows, self.columns = weight.shape
+        self._format = format_of(weight.scheme, weight.shape)
         self._library = lib.library()
         self._isa = lib.usable_isas()[lib.isa()]
         self._tiles = torch.empty(self._library.potq_tiles_bytes(self._format), dtype=torch.uint8)
-        packed, scale = packed.contiguous(), scale.contiguous()
+        packed, scale = weight.packed.contiguous(), weight.scale.contiguous()
         self._library.potq_pack_all(
             self._format, packed.data_ptr(), scale.data_ptr(), self._tiles.data_ptr(), torch.get_num_threads()
         )
@@ -103,8 +104,9 @@ class Kernel:
         return output
 
 
-def _row_factors(row_scale: Tensor | None, rows: int, scheme: QuantScheme) -> Tensor:
+def _row_factors(weight: PackedWeight) -> Tensor:
     """Float32 ``(rows, 1)``. Raises RuntimeError if the row scales are not those of such a weight."""
+    row_scale, scheme, rows = weight.row_scale, weight.scheme, len(weight.packed)
     if not scheme.row_scale or row_scale is None:
         raise RuntimeError(f"a weight in {scheme.name} has {'a' if scheme.row_scale else 'no'} row scale")
     if row_scale.shape != (rows, 1) or row_scale.dtype != torch.float16 or row_scale.device.type != "cpu":
@@ -116,54 +118,36 @@ def _row_factors(row_scale: Tensor | None, rows: int, scheme: QuantScheme) -> Te
 kernels = Prepared(Kernel)
 
 
-def linear(
-    input: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    scheme: QuantScheme,
-    activations: Activations,
-    row_scale: Tensor | None = None,
-) -> Tensor:
+def linear(input: Tensor, weight: PackedWeight, bias: Tensor | None, activations: Activations) -> Tensor:
     """``input W^T + bias``."""
-    kernel = kernels.of(packed, scale, scheme, input.shape[-1])
-    if row_scale is None and not scheme.row_scale:
+    kernel = kernels.of(weight)
+    if weight.row_scale is None and not weight.scheme.row_scale:
         return kernel(input, bias, activations)
-    factors = _row_factors(row_scale, kernel.rows, scheme)
+    factors = _row_factors(weight)
     output = kernel(input.float(), None, activations).mul_(factors[:, 0])  # in float32: halves are rounded once, at the end
     return (output if bias is None else output.add_(bias)).to(input.dtype)
 
 
-def embedding(
-    ids: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    scheme: QuantScheme,
-    columns: int,
-    dtype: torch.dtype,
-    row_scale: Tensor | None = None,
-) -> Tensor:
+def embedding(ids: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     """Rows ``ids`` of the weight, dequantized exactly, in ``dtype``: ``(*ids.shape, columns)``.
 
     Raises:
         IndexError: an id outside the table.
     """
-    if row_scale is None and not scheme.row_scale:
-        wanted = dtype if dtype in _DTYPES else torch.float32
-        return _look_up(ids, packed, scale, scheme, columns, wanted).to(dtype)
-    factors = _row_factors(row_scale, len(packed), scheme)
-    rows = _look_up(ids, packed, scale, scheme, columns, torch.float32)
-    return rows.mul_(torch.nn.functional.embedding(ids, factors)).to(dtype)
+    if weight.row_scale is None and not weight.scheme.row_scale:
+        return _look_up(ids, weight, dtype if dtype in _DTYPES else torch.float32).to(dtype)
+    factors = _row_factors(weight)
+    return _look_up(ids, weight, torch.float32).mul_(torch.nn.functional.embedding(ids, factors)).to(dtype)
 
 
-def _look_up(ids: Tensor, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int, dtype: torch.dtype) -> Tensor:
+def _look_up(ids: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     """Rows ``ids`` without row scales, in float32 or bfloat16."""
     indices = ids.long().contiguous()
-    check_storage(packed, scale, scheme, columns, "cpu")
-    packed, scale = packed.contiguous(), scale.contiguous()
-    output = torch.empty((*ids.shape, columns), dtype=dtype)
+    weight.check("cpu")
+    packed, scale = weight.packed.contiguous(), weight.scale.contiguous()
+    output = torch.empty((*ids.shape, weight.columns), dtype=dtype)
     bad = lib.library().potq_lookup_all(
-        format_of(scheme, (len(packed), columns)),
+        format_of(weight.scheme, weight.shape),
         packed.data_ptr(),
         scale.data_ptr(),
         indices.data_ptr(),

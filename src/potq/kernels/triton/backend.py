@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from potq.kernels import reference
-from potq.kernels.prepared import Prepared, check_storage
+from potq.kernels.prepared import Prepared
 from potq.kernels.triton.layout import OCTET, WIDTHS
 
 if TYPE_CHECKING:
     from potq.kernels.activations import Activations
     from potq.kernels.triton.weight import GpuWeight
+    from potq.kernels.weight import PackedWeight
     from potq.numerics.scheme import QuantScheme
 
 NAME = "triton"
@@ -63,25 +64,17 @@ def format_reason(scheme: QuantScheme, shape: tuple[int, int], dtype: torch.dtyp
     return None
 
 
-def _arrange(packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> GpuWeight:
+def _arrange(weight: PackedWeight) -> GpuWeight:
     from potq.kernels.triton.weight import GpuWeight
 
-    check_storage(packed, scale, scheme, columns, packed.device.type)
-    return GpuWeight.of(packed, scale, scheme, columns)
+    weight.check(weight.packed.device.type)
+    return GpuWeight.of(weight)
 
 
 weights = Prepared(_arrange)
 
 
-def linear(
-    input: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    scheme: QuantScheme,
-    activations: Activations,
-    row_scale: Tensor | None = None,
-) -> Tensor:
+def linear(input: Tensor, weight: PackedWeight, bias: Tensor | None, activations: Activations) -> Tensor:
     """``input W^T + bias``, activations never rounded, sums in float32.
 
     Raises:
@@ -89,22 +82,16 @@ def linear(
     """
     from potq.kernels.triton import product
 
-    weight = weights.of(packed, scale, scheme, input.shape[-1])
-    expected = (weight.rows, 1) if scheme.row_scale else None
-    found = None if row_scale is None else tuple(row_scale.shape)
+    arranged = weights.of(weight)
+    expected = (arranged.rows, 1) if weight.scheme.row_scale else None
+    found = None if weight.row_scale is None else tuple(weight.row_scale.shape)
     if found != expected:
-        raise RuntimeError(f"a weight in {scheme.name} of {weight.rows} rows has row scales {expected}, found {found}")
-    return product.linear(input, weight, bias, row_scale)
+        raise RuntimeError(
+            f"a weight in {weight.scheme.name} of {arranged.rows} rows has row scales {expected}, found {found}"
+        )
+    return product.linear(input, arranged, bias, weight.row_scale)
 
 
-def embedding(
-    ids: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    scheme: QuantScheme,
-    columns: int,
-    dtype: torch.dtype,
-    row_scale: Tensor | None = None,
-) -> Tensor:
+def embedding(ids: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     """Rows ``ids`` of the weight in ``dtype``: a few rows are torch's work, from the checkpoint's layout."""
-    return reference.embedding(ids, packed, scale, scheme, columns, dtype, row_scale)
+    return reference.embedding(ids, weight, dtype)

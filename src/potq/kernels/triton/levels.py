@@ -13,7 +13,7 @@ zero gets a base added to the exponent, which makes the constant 1. Integers are
 All of it is exact in float32, and in float16 and bfloat16 where levels fit int8.
 
 Rejected: adding ``i`` to the exponent of the scale (PoTPTQ, arXiv 2507.11959), one integer addition for the multiplication:
-zeros, and weights that are no normal numbers, then want instructions of their own, twice as many in all.
+zeros, and weights that are subnormal, then need instructions of their own, twice as many in all.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from potq.kernels.triton.form import Form, form_of
 from potq.kernels.triton.layout import Words, arrange
+from potq.kernels.weight import PackedWeight
 from potq.numerics.functional import decode_scale
 from potq.numerics.scheme import QuantScheme
 
@@ -38,12 +39,13 @@ class GpuWeight:
     largest: float
 
     @classmethod
-    def of(cls, packed: Tensor, scale: Tensor, scheme: QuantScheme, columns: int) -> GpuWeight:
-        """Arrange the tensors of a checkpoint (see :class:`~potq.numerics.tensor.QuantizedWeight`), on their device; waits.
+    def of(cls, weight: PackedWeight) -> GpuWeight:
+        """Arrange the tensors of a checkpoint, on their device; waits for it.
 
         Raises:
             ConfigError: a width or a number of columns that the layout does not have.
         """
+        packed, scale, scheme, columns, _ = weight
         grid = scheme.grid
         levels = torch.tensor([level / grid.reference for level in grid.levels], dtype=torch.float32, device=packed.device)
         words, largest = arrange(packed, grid.bits, columns), float(decode_scale(scale, None).max())

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ from potq.qat.device import (
 )
 from potq.qat.objective import Objective
 from potq.qat.prepare import convert, load_scale_state, prepare, require_no_text, scale_state
-from potq.qat.recipe import WRITTEN, DataRecipe, LossRecipe, TrainRecipe
+from potq.qat.recipe import WRITTEN, DataRecipe, TrainRecipe
 from potq.qat.teacher import TeacherCache, check_teacher, check_top_k
 from potq.qat.text import written_by
 from potq.qat.trainer import LOG, QATTrainer, last_checkpoint, read_log
@@ -48,12 +50,89 @@ if TYPE_CHECKING:
 _RECIPE = "recipe.json"
 
 
+Stages = Callable[[str], AbstractContextManager[Progress | None]]
+"""A context for every stage of a run ("loading", "text", "teacher", "training", "writing"), which may yield its progress."""
+
+
+class Texts(NamedTuple):
+    """Sequences of tokens, int64 ``(sequences, length)``: to train on, and to evaluate on if the recipe has some."""
+
+    train: Tensor
+    evaluation: Tensor | None
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run came to.
+
+    Attributes:
+        report: of the quantized modules; None in full precision.
+        log: what was logged, a mapping a line.
+        log_file: where it is.
+        leads: whether this process wrote the model, the only process or the first.
+    """
+
+    report: QuantReport | None
+    log: list[dict[str, Any]]
+    log_file: Path
+    leads: bool
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines of the log that hold an evaluation, the one before training first."""
+        return [line for line in self.log if "eval_perplexity" in line]
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The evaluation of the checkpoint that was saved; None without text to evaluate on."""
+        evaluated = self.evaluations
+        return min(evaluated[1:] or evaluated, key=lambda line: float(line["eval_loss"]), default=None)
+
+
+def train(
+    recipe: TrainRecipe,
+    *,
+    stages: Stages | None = None,
+    announce: Callable[[TrainingRun, Texts], None] | None = None,
+) -> TrainingResult:
+    """Train as ``recipe`` says and save the model to its output; the same call goes on with a run that was killed.
+
+    With torchrun or ``accelerate launch`` every process calls it; the first writes, and reports progress.
+
+    Args:
+        recipe: what to train, on what, how, and where to.
+        stages: a context for each stage, entered by the process that writes; see :data:`Stages`.
+        announce: called by that process when all is loaded, before the first step.
+
+    Raises:
+        PotqError: anything that stops the run; what can be known beforehand stops it before a model is loaded.
+    """
+    within = stages or _silent
+    with within("loading"):
+        run = TrainingRun.load(recipe)
+    if not run.leads:
+        within = _silent
+    with within("text") as progress:
+        texts = run.read(progress)
+    if announce is not None and run.leads:
+        announce(run, texts)
+    with within("teacher") as progress:
+        predictions = run.teach(texts, progress)
+    with within("training") as progress:
+        run.fit(texts, predictions, progress)
+    with within("writing"):
+        report = run.finish()
+    file = run.folder / LOG
+    return TrainingResult(report, read_log(file), file, run.leads)
+
+
+def _silent(stage: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 @dataclass
 class TrainingRun:
-    """One run, in stages that are called one after another.
-
-    They are :meth:`load`, :meth:`read`, :meth:`teach`, :meth:`fit` and :meth:`finish`.
-    """
+    """One run: what was loaded for it, and its stages, each of which takes what the one before gave."""
 
     recipe: TrainRecipe
     folder: Path
@@ -64,9 +143,6 @@ class TrainingRun:
     """What is quantized and what is skipped; None in full precision."""
     memory: int
     """Bytes that a step takes at least, of :attr:`device`'s memory."""
-    train: Tensor | None = None
-    evaluation: Tensor | None = None
-    predictions: TeacherCache | None = None
 
     @classmethod
     def load(cls, recipe: TrainRecipe) -> TrainingRun:
@@ -115,55 +191,57 @@ class TrainingRun:
         last = last_checkpoint(self.folder)
         return 0 if last is None else int(last.name.partition("-")[2])
 
-    def read(self, progress: Progress | None = None) -> None:
+    def read(self, progress: Progress | None = None) -> Texts:
         """The texts as sequences; the teacher writes its own."""
         data = self.recipe.data
         with processes().main_process_first():
             if data.text == WRITTEN:
-                self.train = self._written(progress)
+                train = self._written(progress)
             else:
                 limit = None if data.tokens is None else max(1, data.tokens // data.length)
-                self.train = _sequences(self.tokenizer, data.text, data, limit)
+                train = _sequences(self.tokenizer, data.text, data, limit)
+        evaluation = None
         if data.evaluation is not None:
-            self.evaluation = _sequences(self.tokenizer, data.evaluation, data, data.evaluation_windows)
+            evaluation = _sequences(self.tokenizer, data.evaluation, data, data.evaluation_windows)
         batch = self.recipe.optimization.batch * processes().num_processes
-        if len(self.train) < batch:
+        if len(train) < batch:
             raise DataError(
-                f"{data.text} gives {len(self.train)} sequences of {data.length} tokens, less than one batch of {batch}; "
+                f"{data.text} gives {len(train)} sequences of {data.length} tokens, less than one batch of {batch}; "
                 "give more text, or a smaller length or batch"
             )
-        self._claim()
+        texts = Texts(train, evaluation)
+        self._claim(texts)
+        return texts
 
-    def teach(self, progress: Progress | None = None) -> None:
-        """Have the teacher predict what the loss takes from the disk, once.
+    def teach(self, texts: Texts, progress: Progress | None = None) -> TeacherCache | None:
+        """Have the teacher predict, once, what the loss takes from the disk; None: the loss takes nothing from there.
 
         Args:
             progress: tokens done, tokens, speed.
         """
-        loss = self.recipe.loss
-        if self.teacher is not None and self.predictions is None and loss.distillation and loss.top_k is not None:
+        loss, predictions = self.recipe.loss, None
+        if self.teacher is not None and loss.distillation and loss.top_k is not None:
             dtype = self.recipe.optimization.dtype
             with processes().main_process_first(), in_precision(dtype, self.teacher.device):
-                self.predictions = self._predict(self.teacher, loss, progress)
+                predictions = self._predict(self.teacher, texts.train, loss.top_k, progress)
         if not loss.runs_teacher:
             self.teacher = None
+        return predictions
 
-    def fit(self, progress: Progress | None = None) -> None:
+    def fit(self, texts: Texts, predictions: TeacherCache | None, progress: Progress | None = None) -> None:
         """Train; the model is that of the best checkpoint afterwards, or of the last step without evaluation.
 
         Args:
             progress: called after each step: step, steps, last losses.
         """
-        assert self.train is not None, "call read() first"
-        self.teach()
-        objective = Objective(self.recipe.loss, self.teacher, self.predictions, self.recipe.optimization.dtype)
+        objective = Objective(self.recipe.loss, self.teacher, predictions, self.recipe.optimization.dtype)
         trainer = QATTrainer(
             self.model,
             objective,
             self.recipe.optimization,
             self.folder,
-            self.train,
-            self.evaluation,
+            texts.train,
+            texts.evaluation,
             seed=self.recipe.seed,
             progress=progress,
         )
@@ -184,15 +262,10 @@ class TrainingRun:
         processes().wait_for_everyone()
         return report
 
-    def log(self) -> list[dict[str, Any]]:
-        """What was logged, a mapping a line."""
-        return read_log(self.folder / LOG)
-
-    def _claim(self) -> None:
+    def _claim(self, texts: Texts) -> None:
         """Keep in the run's folder what must be the same when it goes on; compare, if it does."""
-        texts = [tensor for tensor in (self.train, self.evaluation) if tensor is not None]
         content = _content(self.recipe) | {
-            "the text itself": fingerprint(nn.Module(), texts, ()),
+            "the text itself": fingerprint(nn.Module(), [tensor for tensor in texts if tensor is not None], ()),
             "number of processes": processes().num_processes,
         }
         _check_unfinished(self.folder, content)
@@ -216,18 +289,16 @@ class TrainingRun:
                 progress=progress,
             )
 
-    def _predict(self, teacher: PreTrainedModel, loss: LossRecipe, progress: Progress | None) -> TeacherCache:
-        assert self.train is not None, "call read() first"
-        assert loss.top_k is not None
+    def _predict(self, teacher: PreTrainedModel, sequences: Tensor, top_k: int, progress: Progress | None) -> TeacherCache:
         folder = self.folder / "teacher"
         if not self.leads:
-            return TeacherCache.open(folder, self.train)
+            return TeacherCache.open(folder, sequences)
         return TeacherCache.write(
             teacher,
-            self.train,
+            sequences,
             folder,
-            top_k=loss.top_k,
-            temperature=loss.temperature,
+            top_k=top_k,
+            temperature=self.recipe.loss.temperature,
             batch=self.recipe.optimization.batch,
             progress=progress,
         )

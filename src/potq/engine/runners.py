@@ -1,39 +1,90 @@
-"""The two ways ``potq generate`` has: the decode engine, and transformers' modules."""
+"""The two ways to generate: the decode engine where it knows the model, else transformers' modules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
-from potq.cli.kernels import Activations, kernel_lines, use_kernels
+import torch
+
+from potq.checkpoint.loading import load, load_tokenizer
+from potq.engine.engine import Engine
+from potq.engine.generation import encode
+from potq.engine.text_stream import TextStream
 from potq.errors import EngineError
+from potq.kernels import use_kernels
+from potq.nn.plan import longest_text
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from potq.engine.engine import Engine
     from potq.engine.generation import Chat, Settings
-    from potq.engine.text_stream import TextStream
+    from potq.kernels import Activations
 
 Write = Callable[[str], None]
 
 
-class GeneratePath(Protocol):
-    """A loaded model. ``name`` is "engine" or "modules"; ``lines`` say what computes, ``kernels`` how often."""
+class RunnerOptions(TypedDict, total=False):
+    """How to run a model.
+
+    Attributes:
+        dtype: what the modules compute in; the engine knows "auto" alone.
+        device: where the modules run; the engine knows the CPU alone.
+        activations: whether inputs of packed products are rounded to int8 (fast), or not.
+        threads: that compute; as many as torch's by default.
+    """
+
+    dtype: str
+    device: str | None
+    activations: Activations
+    threads: int | None
+
+
+class Runner(Protocol):
+    """A loaded model that generates.
+
+    Attributes:
+        name: "engine" or "modules".
+        lines: what computes, for people.
+        kernels: the kernels of the modules, and how many modules run on each.
+        limit: tokens of prompt and text together, if there is a limit.
+        why_not_engine: None if it is the engine.
+    """
 
     name: str
+    why_not_engine: str | None
     lines: list[str]
     kernels: dict[str, int]
     tokenizer: PreTrainedTokenizerBase
     limit: int | None
-    """Tokens of prompt and text together, if there is a limit."""
 
     def run(self, prompt: str | Chat, settings: Settings, write: Write) -> tuple[str, int]:
         """Gives the pieces of the text to ``write``; returns the text, and how many tokens it took."""
 
 
-class EnginePath:
+def open_runner(model: str, *, engine: bool | None = None, **options: Unpack[RunnerOptions]) -> Runner:
+    """Load ``model``, a folder, ``.gguf`` file or hub name, to generate with.
+
+    Args:
+        engine: True for the decode engine, False for transformers' modules, None for the engine if it can.
+        options: see :class:`RunnerOptions`.
+
+    Raises:
+        EngineError: the engine was asked for and cannot take the model or the options.
+        PotqError: the modules cannot load it, as in :func:`potq.load`.
+    """
+    if engine is False:
+        return ModulesRunner(model, "the modules were asked for", **options)
+    try:
+        return EngineRunner(model, **options)
+    except EngineError as error:
+        if engine:
+            raise
+        return ModulesRunner(model, str(error), **options)
+
+
+class EngineRunner:
     """The decode engine.
 
     Raises:
@@ -41,18 +92,25 @@ class EnginePath:
     """
 
     name = "engine"
+    why_not_engine: str | None = None
     limit: int | None
 
-    def __init__(self, model: str, *, dtype: str, device: str | None, activations: Activations, threads: int | None) -> None:
-        from potq.engine.engine import Engine
-
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str = "auto",
+        device: str | None = None,
+        activations: Activations = "int8",
+        threads: int | None = None,
+    ) -> None:
         if device not in (None, "cpu"):
             raise EngineError(f"the engine runs on the CPU, not on {device}")
         if dtype != "auto":
-            raise EngineError(f"the engine computes in float32; --dtype {dtype} is for the modules")
-        self.engine: Engine = Engine(model, threads=threads, activations=activations.value)
+            raise EngineError(f"the engine computes in float32; dtype {dtype} is for the modules")
+        self.engine = Engine(model, threads=threads, activations=activations)
         self.tokenizer, self.limit = self.engine.tokenizer, self.engine.context
-        self.lines = [f"the engine ({self.engine.isa}, {self.engine.threads} threads), {activations.value} activations"]
+        self.lines = [f"the engine ({self.engine.isa}, {self.engine.threads} threads), {activations} activations"]
         self.kernels: dict[str, int] = {}
 
     def run(self, prompt: str | Chat, settings: Settings, write: Write) -> tuple[str, int]:
@@ -62,31 +120,31 @@ class EnginePath:
         return generation.text, len(generation.ids)
 
 
-class ModulesPath:
+class ModulesRunner:
     """The modules that ``potq.load`` loads."""
 
     name = "modules"
 
-    def __init__(self, model: str, *, dtype: str, device: str | None, activations: Activations, threads: int | None) -> None:
-        import torch
-
-        from potq.checkpoint.loading import load, load_tokenizer
-        from potq.nn.plan import longest_text
-
+    def __init__(
+        self,
+        model: str,
+        why_not_engine: str | None = None,
+        *,
+        dtype: str = "auto",
+        device: str | None = None,
+        activations: Activations = "int8",
+        threads: int | None = None,
+    ) -> None:
+        self.why_not_engine = why_not_engine
         if threads is not None:
             torch.set_num_threads(threads)
         self.tokenizer = load_tokenizer(model)
         self.model: Any = load(model, dtype=dtype, device=device)
         self.limit = longest_text(self.model)
         self.kernels = use_kernels(self.model, activations)
-        self.lines = ["transformers' modules", *kernel_lines(self.kernels)]
+        self.lines = ["transformers' modules", *(f"{count} modules on {kernel}" for kernel, count in self.kernels.items())]
 
     def run(self, prompt: str | Chat, settings: Settings, write: Write) -> tuple[str, int]:
-        import torch
-
-        from potq.engine.generation import encode
-        from potq.engine.text_stream import TextStream
-
         encoded = encode(self.tokenizer, prompt)
         stream = TextStream(self.tokenizer, encoded, settings.stop)
         ids = torch.tensor([encoded], device=self.model.device)
@@ -125,8 +183,6 @@ def _options(settings: Settings) -> dict[str, Any]:
     if settings.temperature == 0:
         return {**options, "do_sample": False, "temperature": None, "top_k": None, "top_p": None, "min_p": None}
     if settings.seed is not None:
-        import torch
-
         torch.manual_seed(settings.seed)
     drawn = {"temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p}
     return {**options, **drawn, "do_sample": True, "min_p": settings.min_p or None}
