@@ -22,7 +22,7 @@ CROSS := aarch64-linux-gnu-g++
 FUZZ_SECONDS ?= 600
 FUZZ_CXX ?= $(notdir $(firstword $(wildcard /usr/bin/clang++ /usr/bin/clang++-*)))
 
-.PHONY: demo test selftest lint format prose bench check-deep fuzz potq-run wheel clean
+.PHONY: demo test selftest lint format prose bench tables tables-check pictures check-deep fuzz potq-run wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py --scheme $(SCHEME) --setup-times $(VENV)/.demo
@@ -57,23 +57,33 @@ prose:
 
 # the figures of README and docs; most want the texts and models of POTQ_DATA, or further packages (see benchmarks/README.md)
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/quantize_speed.py
-	$(BIN)/python benchmarks/apot_search.py --perplexity
-	$(BIN)/python benchmarks/signed_tables.py
-	$(BIN)/python benchmarks/rtn_table.py
-	$(BIN)/python benchmarks/activations.py
-	$(BIN)/python benchmarks/cpu_kernels.py
-	$(BIN)/python benchmarks/ptq_cost.py
-	$(BIN)/python benchmarks/potptq_ablation.py
-	$(BIN)/python benchmarks/ptq_table.py --work build/bench/ptq
-	$(BIN)/python benchmarks/gpu_instructions.py
-	$(BIN)/python benchmarks/qat_step.py
-	$(BIN)/python benchmarks/qat_tinystories.py
-	$(BIN)/python benchmarks/qat_nanogpt.py
-	$(BIN)/python benchmarks/qat_smollm2.py --work build/bench/qat
-	$(BIN)/python benchmarks/decode.py --work build/bench/decode
-	$(BIN)/python benchmarks/engine_agreement.py
-	$(BIN)/python benchmarks/export.py --work build/bench/export --speed 5
+	$(BIN)/python -m benchmarks.ptq.quantize_speed
+	$(BIN)/python -m benchmarks.ptq.apot_search --perplexity
+	$(BIN)/python -m benchmarks.ptq.signed_tables
+	$(BIN)/python -m benchmarks.ptq.rtn_table
+	$(BIN)/python -m benchmarks.kernels.activations
+	$(BIN)/python -m benchmarks.kernels.cpu
+	$(BIN)/python -m benchmarks.ptq.cost
+	$(BIN)/python -m benchmarks.ptq.ablation
+	$(BIN)/python -m benchmarks.ptq.table --work build/bench/ptq
+	$(BIN)/python -m benchmarks.gpu.instructions
+	$(BIN)/python -m benchmarks.qat.step
+	$(BIN)/python -m benchmarks.qat.tinystories
+	$(BIN)/python -m benchmarks.qat.nanogpt
+	$(BIN)/python -m benchmarks.qat.smollm2 --work build/bench/qat
+	$(BIN)/python -m benchmarks.decode.speed --work build/bench/decode
+	$(BIN)/python -m benchmarks.decode.agreement
+	$(BIN)/python -m benchmarks.export.measure --work build/bench/export --speed 5
+
+# the generated tables of README and docs, and docs/goals.md, from benchmarks/results; nothing is measured
+tables: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.tables
+
+tables-check: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.tables --check
+
+pictures: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.pictures
 
 # the engine as one static program, build/potq-run-ARCHITECTURE, for this machine and, where its compiler is, for aarch64
 potq-run: $(VENV)/.ready

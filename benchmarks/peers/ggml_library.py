@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from peers.peer import THREADS, UnavailableError, optional
+from benchmarks.peers.packages import THREADS, UnavailableError, optional
 
 TYPES = range(40)  # ggml_type, f32 to mxfp4: files store these numbers, so they do not change
 FEATURES = ("avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "neon", "dotprod", "matmul_int8", "sve")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peers.peer import UnavailableError, optional
+from benchmarks.peers.packages import UnavailableError, optional
 
 _F32 = "GGML_TYPE_F32"
 

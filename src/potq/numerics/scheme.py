@@ -30,14 +30,14 @@ _GRIDS: dict[str, Grid] = {
     "pot2": pot(2, zero=False, stride=2),
     "pot2z": pot(2),
     "pot3nz": pot(3, zero=False),
-    "apot4": additive((2, 7, 12, 18, 24, 31, 40, 56)),  # benchmarks/apot_search.py
+    "apot4": additive((2, 7, 12, 18, 24, 31, 40, 56)),  # benchmarks/ptq/apot_search.py
     "apot3": additive((9, 30, 56, 96)),
     **{f"int{bits}": uniform(bits) for bits in (2, 3, 4, 8)},
     **{f"int{bits}_midrise": uniform(bits, midrise=True) for bits in (2, 3, 4)},
     # QLoRA's quantiles (2305.14314) times 127, rounded for the int8 kernels: a Gaussian's 21.4 dB, scale searched, lose 0.02
     "nf4": table((-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127)),
 }
-# for signed scales (benchmarks/signed_tables.py): {0, 1, 2, 4} with the code of "-0" put to use, and two terms a level
+# for signed scales (benchmarks/ptq/signed_tables.py): {0, 1, 2, 4} with the code of "-0" put to use, and two terms a level
 _POT3S, _APOT3S = table((-8, -4, -2, 0, 1, 2, 4, 8)), table((-96, -56, -28, 0, 24, 48, 80, 127))
 _IQ4_NL = table((-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113))  # llama.cpp's
 

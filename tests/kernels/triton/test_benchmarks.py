@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-import gpu_goals
+from benchmarks.gpu import goals as gpu_goals
+from benchmarks.gpu import plot as gpu_plot
 
 DTYPES = [torch.float16, torch.bfloat16]
 
@@ -28,7 +29,7 @@ def _rows(speed: float) -> list[dict[str, Any]]:
 
 
 def test_goals_are_met_by_their_figures() -> None:
-    found = {goal["name"].removesuffix(", at least"): goal for goal in gpu_goals.goals(_rows(2.6))}
+    found = {goal["name"].removesuffix(", at least"): goal for goal in gpu_goals.kernels(_rows(2.6))}
     assert found["pot2 dequantization, part of copy bandwidth, worst shape"]["met"]
     assert not found["pot4 dequantization, part of copy bandwidth, worst shape"]["met"]
     assert found["m=1, pot4, times faster than cuBLAS, 11008x4096"]["met"]
@@ -37,14 +38,14 @@ def test_goals_are_met_by_their_figures() -> None:
 
 
 def test_goals_without_rows_are_missed() -> None:
-    assert [(goal["measured"], goal["met"]) for goal in gpu_goals.goals([])] == [(None, False)] * 8
+    assert [(goal["measured"], goal["met"]) for goal in gpu_goals.kernels([])] == [(None, False)] * 8
 
 
 def test_the_plot(tmp_path: Path) -> None:
     path = tmp_path / "plot.png"
-    assert gpu_goals.draw(_rows(2.0), path) == "drawn: plot.png"
+    assert gpu_plot.draw(_rows(2.0), path) == "drawn: plot.png"
     assert path.stat().st_size > 1000
-    assert gpu_goals.draw([], path) == "no plot: no product was measured"
+    assert gpu_plot.draw([], path) == "no plot: no product was measured"
 
 
 # ---- with triton ---------------------------------------------------------------------------------------------------
@@ -57,8 +58,8 @@ def test_the_plot(tmp_path: Path) -> None:
 )
 def test_the_other_forms_are_exact(grid: str, form: str, dtype: torch.dtype) -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
-    import gpu_forms
-    import gpu_kernels
+    from benchmarks.gpu import forms as gpu_forms
+    from benchmarks.gpu import kernels as gpu_kernels
 
     weight = gpu_kernels.random_weight(grid, (3, 136), "cpu")
     weight.scale.copy_(torch.tensor([2.0**-8, 2.0**-7 - 2.0**-15, 2.0**-9 * 1.25]))  # bfloat16 holds them, float16 lifted
@@ -69,8 +70,8 @@ def test_the_other_forms_are_exact(grid: str, form: str, dtype: torch.dtype) -> 
 
 def test_a_form_of_another_grid_is_refused() -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
-    import gpu_forms
-    import gpu_kernels
+    from benchmarks.gpu import forms as gpu_forms
+    from benchmarks.gpu import kernels as gpu_kernels
     from potq.errors import ConfigError
 
     with pytest.raises(ConfigError, match="no form 'magic' of pot4"):
@@ -79,7 +80,7 @@ def test_a_form_of_another_grid_is_refused() -> None:
 
 def test_everything_that_will_be_timed_runs() -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
-    import gpu_kernels
+    from benchmarks.gpu import kernels as gpu_kernels
 
     timed = list(gpu_kernels.dequantizations((2, 64), torch.bfloat16, "cpu"))
     timed += gpu_kernels.products((2, 64), 1, torch.float16, "cpu")
@@ -103,7 +104,7 @@ DISASSEMBLY = """
 
 def test_instructions_are_counted_by_kind() -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
-    import gpu_instructions
+    from benchmarks.gpu import instructions as gpu_instructions
 
     names = gpu_instructions.parse(DISASSEMBLY)
     assert names == ["LDC", "LDG", "HFMA2", "LOP3", "UIADD3", "EXIT"]
@@ -112,7 +113,7 @@ def test_instructions_are_counted_by_kind() -> None:
 
 def test_the_instructions_of_decoding_are_compared() -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
-    import gpu_instructions
+    from benchmarks.gpu import instructions as gpu_instructions
 
     per_weight = {"potq": 5.0, "none": 3.0, "magic": 5.5, "fused": 4.5, "add": 9.0}
     rows = [
@@ -122,9 +123,9 @@ def test_the_instructions_of_decoding_are_compared() -> None:
         for family in ("pot", "int")
         for form, count in per_weight.items()
     ]
-    found = gpu_instructions.goals(gpu_instructions.with_decoding(rows))
+    found = gpu_goals.instructions(gpu_instructions.with_decoding(rows))
     assert [goal["met"] for goal in found] == [False] * 12  # int's own conversion, 5.0 here, is not above pot's
     cheaper = [row | {"per_weight": 4.8} if (row["grid"][:3], row["form"]) == ("pot", "potq") else row for row in rows]
-    found = gpu_instructions.goals(gpu_instructions.with_decoding(cheaper))
+    found = gpu_goals.instructions(gpu_instructions.with_decoding(cheaper))
     assert [goal["met"] for goal in found] == [True] * 6 + [False] * 6
     assert (found[0]["measured"], found[0]["target"]) == (1.8, 2.0)

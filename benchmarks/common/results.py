@@ -1,0 +1,182 @@
+"""Results of the benchmark scripts: one JSON file per script, and per kind of machine where speed is measured.
+
+A file holds ``machine``, ``versions``, ``protocol`` (what was measured and how), ``rows`` (raw figures) and ``goals``. It is
+written whole or not at all. ``decode.avx2.json`` has the rows of ``decode`` on CPUs whose best instruction set is AVX2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.common.goals import Goal, Judge, Row
+from potq import native
+from potq.evaluate.perplexity import Perplexity
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+PACKAGES = ("potq", "torch", "transformers", "numpy")
+ISAS = {"avx512vnni": "AVX-512 VNNI", "avx2": "AVX2", "neondot": "Arm NEON with dot products", "neon": "Arm NEON"}
+"""How documents call the kinds of CPUs."""
+
+Protocol = Mapping[str, Any] | str
+Content = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One script's results: their name, and the goals that their rows are judged by.
+
+    Attributes:
+        judge: goals from rows.
+        timed: what speed is measured of, if it is: there is one file for each kind of it then.
+        packages: further ones whose versions matter.
+    """
+
+    name: str
+    judge: Judge
+    timed: Literal["", "cpu", "gpu"] = ""
+    packages: tuple[str, ...] = ()
+
+    def file(self) -> Path:
+        """Where results of this machine are."""
+        kind = f".{_kind(self.timed)}" if self.timed else ""
+        return RESULTS / f"{self.name}{kind}.json"
+
+    def files(self) -> list[Path]:
+        """Every file there is, one for each kind of machine where speed is measured."""
+        return sorted(RESULTS.glob(f"{self.name}.*.json" if self.timed else f"{self.name}.json"))
+
+    def picture(self) -> Path:
+        return self.file().with_suffix(".png")
+
+    def read(self) -> Content:
+        """The only file of a benchmark that times nothing."""
+        return read(RESULTS / f"{self.name}.json")
+
+    def by_kind(self) -> dict[str, Content]:
+        """The files of a benchmark that measures speed, by kind of machine, the newest instruction set first."""
+        found = {path.name.split(".")[-2]: read(path) for path in self.files()}
+        return dict(sorted(found.items(), key=lambda item: [*ISAS, item[0]].index(item[0])))
+
+    def load(self, protocol: Protocol) -> list[Row]:
+        """Rows of an earlier run under an equal ``protocol``, else []. Put into it whatever would make old rows invalid.
+
+        Raises:
+            SystemExit: speed was measured on another machine.
+        """
+        if not self.file().exists():
+            return []
+        content = read(self.file())
+        self._refuse_others(content["machine"])
+        same = content["protocol"] == json.loads(json.dumps(protocol))  # as JSON: a tuple equals a list
+        return list(content["rows"]) if same else []
+
+    def write(self, protocol: Protocol, rows: Sequence[Row]) -> list[Goal]:
+        """Write this machine's file, with the goals that come out of ``rows``, which are returned.
+
+        Raises:
+            SystemExit: the file has speeds of another machine.
+        """
+        path, goals = self.file(), self.judge(rows)
+        if path.exists():
+            self._refuse_others(read(path)["machine"])
+        versions = {package: _version(package) for package in (*PACKAGES, *self.packages)}
+        content = {"machine": machine(self.timed), "versions": versions, "protocol": protocol}
+        save(path, content | {"rows": list(rows), "goals": goals})
+        return goals
+
+    def _refuse_others(self, recorded: Mapping[str, Any]) -> None:
+        here = machine(self.timed)
+        other = [f"{key} {recorded.get(key)}, here {here[key]}" for key in _SAME if recorded.get(key) != here.get(key)]
+        if self.timed and other:
+            raise SystemExit(
+                f"{self.file()} was measured on another machine ({'; '.join(other)}); speeds of two machines are not mixed. "
+                "Move the file away to measure this machine."
+            )
+
+
+_SAME = ("cpu", "cores", "isa", "gpu")
+
+
+def read(path: Path) -> Content:
+    content: Content = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def save(path: Path, content: Content) -> None:
+    """Write atomically: a line for each row and goal."""
+    parts = []
+    for key, value in content.items():
+        listed = isinstance(value, list) and value
+        lines = ",\n".join(f"  {json.dumps(each, allow_nan=False)}" for each in value) if listed else ""
+        parts.append(f' "{key}": [\n{lines}\n ]' if listed else f' "{key}": {json.dumps(value, allow_nan=False)}')
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def summary(found: Perplexity) -> Row:
+    """A perplexity without its windows: only where an interval is computed from them are they kept."""
+    row = found.to_dict()
+    del row["window_nll"]
+    return row
+
+
+def machine(timed: str = "") -> dict[str, Any]:
+    """What the figures were measured on; ``memory_gib`` is None where the OS does not tell."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
+    found = {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "isa": _isa(),
+        "memory_gib": round(memory, 1) if memory else None,
+        "os": platform.platform(),
+        "python": platform.python_version(),
+    }
+    return found | {"gpu": _gpu()} if timed == "gpu" else found
+
+
+def _kind(timed: str) -> str:
+    """Of this machine, as part of a file's name.
+
+    Raises:
+        SystemExit: the kernels were told to use less than the CPU has, which their rivals are not.
+    """
+    if timed == "gpu":
+        return re.sub(r"\W+", "-", _gpu()).strip("-").lower()
+    if os.environ.get("POTQ_CPU_ISA"):
+        raise SystemExit("speed is measured with the CPU's best instruction set: unset POTQ_CPU_ISA")
+    return _isa()
+
+
+def _isa() -> str:
+    return "reference" if native.missing() else native.isa()
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _version(package: str) -> str:
+    """Installed version; a package that runs from its source tree (or is absent) has none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "source" if package == "potq" else "absent"

@@ -1,0 +1,94 @@
+"""The rows of the kernels' benchmarks as tables: on the terminal, and in the documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from rich.table import Table
+
+from benchmarks.common.goals import Row
+from benchmarks.common.markdown import captioned, goals_table, table
+from benchmarks.common.results import Content
+from benchmarks.kernels.goals import ACTIVATIONS, ACTIVATIONS_COST, CPU, difference, find
+from benchmarks.kernels.rows import EVERY, Cell, Results
+from benchmarks.peers.kernels.peer import Case
+
+TOO_FAST = 1.15  # of the read bandwidth: nothing that reads its weight from memory is
+
+
+def cell_table(results: Results, case: Case) -> Table:
+    """One cell: every contestant, its speed, and how much faster it is than the best 4-bit peer and float32."""
+    cell = (case.shape, case.m)
+    best = results.best(cell, "4-bit")
+    out = Table(title=f"{case.shape}, m = {case.m}" + (f"; best 4-bit peer: {best['contestant']}" if best else ""))
+    for heading in ("contestant", "bits", "us", "GB/s", "GOP/s", "x best 4-bit", "x fp32", "of bandwidth", ""):
+        out.add_column(heading, justify="left" if heading in ("contestant", "") else "right")
+    for name, row in results.cells.get(cell, {}).items():
+        out.add_row(name, *_columns(results, cell, row))
+    return out
+
+
+def _columns(results: Results, cell: Cell, row: Row) -> list[str]:
+    if "skipped" in row:
+        return [""] * 7 + [f"skipped: {row['skipped']}"]
+    speed = f"{row['gbytes_per_s']:.1f}"
+    if row["group"] == "bandwidth":
+        return ["", "", speed, *[""] * 4, row["note"]]
+    ratios = [results.speedup(cell, row["contestant"], group) for group in ("4-bit", "fp32")]
+    part = results.of_bandwidth(cell, row["contestant"])
+    return [
+        f"{row['bits_per_weight']:.2f}",
+        f"{row['microseconds']:.1f}",
+        speed,
+        f"{row['gops']:.0f}",
+        *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
+        "" if part is None else f"{part:.0%}",
+        row["note"] if part is None or part < TOO_FAST else f"[red]not cold?[/red] {row['note']}",
+    ]
+
+
+OURS = ("pot4", "pot3", "pot2")
+
+
+def product_table(content: Content, m: int) -> str:
+    """Microseconds of a product with ``m`` rows of activations; the last column is what memory gave meanwhile."""
+    results, lines = Results(content["rows"]), []
+    for shape in EVERY:
+        cell = (shape, m)
+        best = results.best(cell, "4-bit")
+        others = [results.best(cell, group) for group in ("int8", "fp32")]
+        peer = f"{_time(best)} ({best['contestant']})" if best else "-"
+        reads = [row["gbytes_per_s"] for row in results.timed(cell).values() if row["group"] == "bandwidth"]
+        speed = f"{max(reads):.0f}" if reads else "-"
+        lines.append([shape, *(_time(results.timed(cell).get(name)) for name in OURS), peer, *map(_time, others), speed])
+    headings = (f"m = {m}, us", *(f"`{name}`" for name in OURS), "best 4-bit peer", "torch int8", "torch fp32", "read, GB/s")
+    return table(headings, lines)
+
+
+def _time(row: Row | None) -> str:
+    """Microseconds, three digits of them."""
+    if row is None:
+        return "-"
+    found = row["microseconds"]
+    return f"{found:.{max(0, 2 - len(str(int(found))) + 1)}f}" if found < 100 else f"{found:.0f}"
+
+
+def activations_table(rows: Sequence[Row]) -> str:
+    lines = []
+    for model, text, window, scheme in dict.fromkeys((r["model"], r["text"], r["window"], r["scheme"]) for r in rows):
+        exact, rounded = (find(rows, model, scheme, each) for each in ACTIVATIONS)
+        change = difference(rows, model, scheme)
+        if exact and rounded and change is not None:
+            figures = [f"{row['perplexity']:.3f}" for row in (exact, rounded)]
+            shares = [f"{change:+.2%}", f"{rounded['fine_share']:.1%}"]
+            lines.append([f"{model} `{scheme}`, {text}, windows of {window}", *figures, *shares])
+    headings = ("perplexity, first 40 windows", "float activations", "int8", "difference", "blocks rounded to 16 bits")
+    return table(headings, lines)
+
+
+def document() -> dict[str, str]:
+    """The tables of docs/kernels.md."""
+    products = {f"m={m}": captioned(CPU, partial(product_table, m=m)) for m in (1, 4, 16, 128)}
+    goals = captioned(CPU, lambda content: goals_table(content["goals"]))
+    return {"activations": activations_table(ACTIVATIONS_COST.read()["rows"]), **products, "goals": goals}

@@ -1,0 +1,18 @@
+"""The contestants of ``kernels/cpu.py``, a file each. All give the interface of :mod:`benchmarks.peers.kernels.peer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.peers.kernels import ggml, onnxruntime_4bit, ours, read_bandwidth, torch_float, torch_int4, torch_int8
+from benchmarks.peers.kernels.peer import Peer
+
+PEERS: Sequence[Peer] = (
+    *read_bandwidth.PEERS,
+    *ours.PEERS,
+    *torch_float.PEERS,
+    *torch_int8.PEERS,
+    *torch_int4.PEERS,
+    *onnxruntime_4bit.PEERS,
+    *ggml.PEERS,
+)

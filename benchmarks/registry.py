@@ -1,0 +1,22 @@
+"""Every benchmark: its results files, and the goals that their rows are judged by."""
+
+from __future__ import annotations
+
+from benchmarks.common.results import Benchmark
+from benchmarks.decode import goals as decode
+from benchmarks.export import goals as export
+from benchmarks.gpu import goals as gpu
+from benchmarks.kernels import goals as kernels
+from benchmarks.papers import goals as papers
+from benchmarks.ptq import goals as ptq
+from benchmarks.qat import goals as qat
+
+BENCHMARKS: tuple[Benchmark, ...] = (
+    *ptq.BENCHMARKS,
+    *qat.BENCHMARKS,
+    *papers.BENCHMARKS,
+    *kernels.BENCHMARKS,
+    *decode.BENCHMARKS,
+    *export.BENCHMARKS,
+    *gpu.BENCHMARKS,
+)
