@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from potq.config import PoTConfig
+from potq.errors import ModelError
 from potq.kernels import reference
 from potq.kernels.weight import PackedWeight
 from potq.nn.lazy import LazyTensor
@@ -54,6 +55,14 @@ def test_it_computes_as_the_tensor_that_it_makes() -> None:
     assert type(lazy.to(torch.float64)) is Tensor
     assert repr(lazy) == repr(expected)
     assert counted.times > 0
+
+
+def test_writing_is_refused() -> None:
+    lazy = Counted().lazy()
+    with pytest.raises(ModelError, match="read-only"):
+        lazy.data = torch.zeros(3, 4)
+    with pytest.raises(ModelError, match="read-only"):
+        lazy.data += 1
 
 
 def test_gradients_pass() -> None:

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from potq.errors import ModelError
+
 _PROPERTIES = (Tensor.dtype, Tensor.device, Tensor.shape, Tensor.ndim, Tensor.layout, Tensor.is_meta, Tensor.is_cuda)
 _METHODS = (Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.element_size)
 _KNOWN = {*(getattr(entry, "__get__") for entry in _PROPERTIES), *_METHODS}  # noqa: B009  # mypy knows no slot
+_SET_DATA = getattr(Tensor.data, "__set__")  # noqa: B009
 
 
 class LazyTensor(Tensor):
@@ -36,6 +39,8 @@ class LazyTensor(Tensor):
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in _KNOWN:
             return super().__torch_function__(function, types, args, kwargs or {})  # type: ignore[no-untyped-call]  # torch's stub
+        if function == _SET_DATA and isinstance(args[0], LazyTensor):  # as peft does to merge an adapter; it would be lost
+            raise ModelError("a packed or rounded weight is read-only; model.dequantize() gives a model that can be changed")
         return function(*_made(args), **_made(kwargs or {}))
 
     @classmethod

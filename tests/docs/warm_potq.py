@@ -1,0 +1,84 @@
+"""A ``potq`` that has imported everything already: a server that forks for every command.
+
+A document's commands would otherwise spend most of their time on ``import torch``. Each still runs in a process, a folder
+and an environment of its own. ``python warm_potq.py ADDRESS`` serves; ``potq`` on the documents' PATH is :data:`CLIENT`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import traceback
+from pathlib import Path
+
+CLIENT = """#!{python} -IS
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+    socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+    server.sendall(request)
+    sys.exit(int(server.makefile().read() or 1))
+"""
+
+
+def serve(address: str) -> None:
+    """Answer one command after the other, until the process that started this one ends it."""
+
+    import potq.cli.app
+    import potq.engine.engine
+    import potq.evaluate.compare
+    import potq.qat.train  # noqa: F401
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(address)
+        server.listen()
+        print("ready", flush=True)
+        while True:
+            client, _ = server.accept()
+            with client:
+                header, streams, _, _ = socket.recv_fds(client, 8, 3)
+                request = client.makefile("rb").read(int.from_bytes(header, "big"))
+                child = os.fork()
+                if child == 0:
+                    server.close()
+                    _run(streams, *json.loads(request))
+                for stream in streams:
+                    os.close(stream)
+                status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                client.sendall(str(status).encode())
+
+
+def _run(streams: list[int], words: list[str], folder: str, environment: dict[str, str]) -> None:
+    """One command, in the child; it does not return."""
+    status = 1
+    try:
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv = ["potq", *words]
+        from potq.cli.app import main
+
+        main()
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # as an interpreter shows it at its end
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def write_client(path: Path, address: str) -> None:
+    path.write_text(CLIENT.format(python=sys.executable, address=address))
+    path.chmod(0o755)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
