@@ -27,11 +27,6 @@ with socket.socket(socket.AF_UNIX) as server:
 def serve(address: str) -> None:
     """Answer one command after the other, until the process that started this one ends it."""
 
-    import potq.cli.app
-    import potq.engine.engine
-    import potq.evaluate.compare
-    import potq.qat.train  # noqa: F401
-
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
