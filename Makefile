@@ -22,7 +22,7 @@ CROSS := aarch64-linux-gnu-g++
 FUZZ_SECONDS ?= 600
 FUZZ_CXX ?= $(notdir $(firstword $(wildcard /usr/bin/clang++ /usr/bin/clang++-*)))
 
-.PHONY: demo test selftest lint format prose bench tables tables-check pictures check-deep fuzz potq-run wheel clean
+.PHONY: demo test selftest lint format docs prose bench tables tables-check pictures check-deep fuzz potq-run wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py --scheme $(SCHEME) --setup-times $(VENV)/.demo
@@ -50,6 +50,10 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+# the site, build/site/index.html; a warning is an error
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/site
 
 # how long the sentences of README and docs are; fails if they are too long. Needs nothing but Python
 prose:
@@ -110,6 +114,9 @@ $(VENV)/.demo: pyproject.toml constraints.txt src/potq/version.py tools/install.
 
 $(VENV)/.ready: $(VENV)/.demo
 	$(PYTHON) tools/install.py $(VENV) ready
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(PYTHON) tools/install.py $(VENV) docs
 
 clean:
 	rm -rf $(VENV) build dist demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -89,6 +90,13 @@ def test_algorithms_do_not_know_kernels() -> None:
 
 def test_every_room_is_listed() -> None:
     assert {name.split(".")[1] for name in FILES} == set(ORDER)
+
+
+def test_the_picture_shows_the_floors() -> None:
+    picture = (Path(__file__).parents[1] / "docs" / "pictures" / "stages.svg").read_text(encoding="utf-8")
+    from_above = re.findall(r'class="room"[^>]*>(\w+)<', picture)
+    rooms = ORDER[ORDER.index("numerics") :]
+    assert from_above == rooms[::-1] + ORDER[: -len(rooms)]  # the modules of the root share the lowest floor
 
 
 def test_the_root_stays_small() -> None:

@@ -1,7 +1,8 @@
 """Set up a virtual environment with potq, step by step, and record how long each step took.
 
 ``make`` runs it: ``install.py VENV demo`` installs potq and the demo's model, ``install.py VENV ready`` adds what tests and
-linters need. The stamp ``VENV/.demo`` or ``VENV/.ready`` holds the times of the steps as JSON. Standard library only.
+linters need, ``install.py VENV docs`` what the documentation needs. The stamp ``VENV/.demo``, ``VENV/.ready`` or
+``VENV/.docs`` holds the times of the steps as JSON. Standard library only.
 """
 
 import argparse
@@ -53,15 +54,22 @@ def ready(steps: Steps, _: Path) -> None:
     steps.pip("install the packages of tests and linters", "potq[dev]")
 
 
+def docs(steps: Steps, _: Path) -> None:
+    steps.pip("install the packages of the documentation", "potq[docs]")
+
+
+STAGES = {"demo": demo, "ready": ready, "docs": docs}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("venv", type=Path, help="folder of the virtual environment")
-    parser.add_argument("what", choices=["demo", "ready"])
+    parser.add_argument("what", choices=list(STAGES))
     options = parser.parse_args()
     if sys.version_info < (3, 11):  # noqa: UP036  an older Python comes here to be told
         sys.exit(f"potq needs Python 3.11 or later, this is {sys.version.split()[0]}; try: make PYTHON=python3.12")
     steps = Steps(options.venv / "bin" / "python")
-    {"demo": demo, "ready": ready}[options.what](steps, options.venv)
+    STAGES[options.what](steps, options.venv)
     (options.venv / f".{options.what}").write_text(json.dumps(steps.seconds) + "\n", encoding="utf-8")
 
 

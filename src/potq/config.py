@@ -101,6 +101,20 @@ class PoTConfig(Strict):
         effort: what is done beyond rounding to nearest: a preset of :data:`potq.config.EFFORTS` or an
             :class:`~potq.config.Effort`. None is ``"balanced"`` where calibration text is given, and ``"fast"`` where not.
         scale_candidates: scales tried per group; None is the exact optimum up to 4 bits, and 16 above.
+
+    Raises:
+        ConfigError: an unknown preset, effort or key, a value out of range, a pattern that is no regular expression, or
+            another format version.
+
+    Example:
+        >>> from potq import PoTConfig, QuantScheme
+        >>> config = PoTConfig(
+        ...     "pot4", group_size=32, targets={"down_proj": "int4"}, embedding=QuantScheme("int8", group_size="row")
+        ... )
+        >>> config.scheme.name, config.targets["down_proj"].name, config.embedding.name
+        ('pot4-g32', 'int4-g64', 'int8-row')
+        >>> PoTConfig.from_dict(config.to_dict()) == config
+        True
     """
 
     quant_method: Literal["potq"] = "potq"

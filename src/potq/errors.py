@@ -2,7 +2,19 @@
 
 
 class PotqError(Exception):
-    """Something the caller can act on; the message names the file or layer and the remedy."""
+    """Something the caller can act on; the message names the file or layer and the remedy.
+
+    Its kinds are also the built-in exceptions that they are like: a :class:`ConfigError` is a :class:`ValueError`, a
+    :class:`CheckpointError` an :class:`OSError`, a :class:`MissingDependencyError` an :class:`ImportError`.
+
+    Example:
+        >>> import potq
+        >>> try:
+        ...     potq.load("./no-such-folder")
+        ... except potq.PotqError as error:
+        ...     print(type(error).__name__)
+        CheckpointError
+    """
 
 
 class ConfigError(PotqError, ValueError):

@@ -65,6 +65,13 @@ def save(
         CheckpointError: ``path`` exists (and ``force`` is not given, or it is not a model folder), or the disk is full.
         ModelError: the model is not quantized, or was changed since so that its config no longer describes it.
         ConfigError: an invalid ``max_shard_size``.
+
+    Example:
+        >>> import os, potq
+        >>> model = potq.load("tiny", potq.PoTConfig("pot4"))
+        >>> potq.save(model, "tiny-pot4", potq.load_tokenizer("tiny"))
+        >>> sorted(file for file in os.listdir("tiny-pot4") if "tokenizer" not in file)
+        ['README.md', 'config.json', 'generation_config.json', 'model.safetensors', 'quant_report.json']
     """
     if not isinstance(getattr(getattr(model, "config", None), "quantization_config", None), PoTConfig):
         raise ModelError("the model is not quantized; call potq.quantize first, or use model.save_pretrained")

@@ -44,6 +44,15 @@ def load(
         ModelError: not a causal LM; NaN weights.
         MissingDependencyError: ``"smollm2"`` without its package; names the pip line.
         ConfigError: an unknown dtype, or a device that is not there.
+
+    Example:
+        >>> import potq
+        >>> model = potq.load("tiny", potq.PoTConfig("pot4"))  # packed while it loads
+        >>> model.quant_report.modules[1].bits_per_weight
+        4.25
+        >>> import torch
+        >>> potq.load("packed", dtype="bfloat16")(torch.tensor([[1, 2, 3]])).logits.shape
+        torch.Size([1, 3, 260])
     """
     where = resolve(source)
     if config is not None:
@@ -68,6 +77,12 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 
     Raises:
         CheckpointError: it has no tokenizer.
+
+    Example:
+        >>> import potq
+        >>> tokenizer = potq.load_tokenizer("packed")
+        >>> tokenizer.decode(tokenizer("the cat")["input_ids"])
+        'the cat'
     """
     from transformers import AutoTokenizer
 

@@ -44,6 +44,12 @@ def load_calibration(
         DataError: text that is missing, damaged or shorter than one window; a window longer than the model's limit.
         MissingDependencyError: a dataset without the ``datasets`` library.
         ModelError: the model that writes the text puts out NaN.
+
+    Example:
+        >>> import potq
+        >>> batches = potq.load_calibration("self", potq.load("tiny"), window=32, windows=4)
+        >>> len(batches), batches[0].shape, batches[0].dtype
+        (4, torch.Size([1, 32]), torch.int64)
     """
     window = choose_window(model, window, WINDOW)
     if source == SELF:

@@ -55,6 +55,14 @@ class Engine:
         CheckpointError: ``path`` does not exist.
         ConfigError: ``threads``, ``context``, ``activations`` or ``POTQ_CPU_ISA`` that cannot be.
         EngineError: a model that the engine does not know, damaged files, no memory, no compiled library.
+
+    Example:
+        >>> import potq
+        >>> with potq.Engine("packed", threads=1) as engine:
+        ...     text = engine.generate([1, 2, 3], max_new_tokens=5).finish()
+        ...     logits = engine.logits([1, 2, 3])
+        >>> len(text.ids), logits.shape
+        (5, torch.Size([3, 260]))
     """
 
     def __init__(

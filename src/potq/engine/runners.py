@@ -73,6 +73,17 @@ def open_runner(model: str, *, engine: bool | None = None, **options: Unpack[Run
     Raises:
         EngineError: the engine was asked for and cannot take the model or the options.
         PotqError: the modules cannot load it, as in :func:`potq.load`.
+
+    Example:
+        >>> import potq
+        >>> from potq.engine.generation import Settings
+        >>> runner = potq.open_runner("packed", threads=1)
+        >>> runner.name, runner.limit
+        ('engine', 128)
+        >>> pieces = []
+        >>> text, count = runner.run("the cat", Settings(max_new_tokens=4), pieces.append)
+        >>> text == "".join(pieces), count <= 4
+        (True, True)
     """
     if engine is False:
         return ModulesRunner(model, "the modules were asked for", **options)

@@ -15,6 +15,16 @@ from torch.nn.functional import pad
 from potq.errors import ConfigError
 
 Activations = Literal["int8", "float"]
+"""What a packed product does with its inputs.
+
+``"int8"`` rounds them in blocks of at most 64, which is fast. ``"float"`` keeps them.
+
+Example:
+    >>> from typing import get_args
+    >>> from potq.kernels import Activations
+    >>> get_args(Activations)
+    ('int8', 'float')
+"""
 _OUTLIER = 645.0  # csrc/kernels/product.h: a block whose integers' mean square is less is rounded finely
 _TINY = 2.0**-120  # blocks below count as zero
 

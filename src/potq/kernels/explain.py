@@ -25,6 +25,11 @@ class Explanation:
         detail: the instruction set, for the cpu backend; for embeddings on the triton one, that torch looks them up.
         activations: "int8" or "float": whether the inputs of a product are rounded.
         rejected: the reason for every backend that was asked first and cannot.
+
+    Example:
+        >>> from potq.kernels import Explanation
+        >>> print(Explanation("reference", "", "float", {"cpu": "5 bits have no kernel"}))
+        reference, float activations; not cpu: 5 bits have no kernel
     """
 
     backend: str
@@ -43,6 +48,13 @@ def explain(module: nn.Module) -> Explanation:
 
     Raises:
         ConfigError: ``module`` is not packed, or ``POTQ_CPU_ISA`` cannot be used.
+
+    Example:
+        >>> import potq
+        >>> model = potq.load("packed")
+        >>> found = potq.kernels.explain(model.model.layers[0].mlp.up_proj)
+        >>> found.backend, found.activations
+        ('cpu', 'int8')
     """
     if not _is_packed(module):
         raise ConfigError(f"{type(module).__name__} is not a packed module; give explain() a PoTLinear or PoTEmbedding")
@@ -65,6 +77,13 @@ def set_activations(model: nn.Module, activations: Activations) -> None:
 
     Raises:
         ConfigError: another word, or no packed module in ``model``.
+
+    Example:
+        >>> import potq
+        >>> model = potq.load("packed")
+        >>> potq.kernels.set_activations(model, "float")
+        >>> potq.kernels.explain(model.model.layers[0].mlp.up_proj).activations
+        'float'
     """
     check_activations(activations)
     packed: list[Any] = [module for module in model.modules() if _is_packed(module)]
@@ -78,6 +97,17 @@ def use_kernels(model: nn.Module, activations: Activations) -> dict[str, int]:
     """Set how packed products treat activations; returns what computes them, and in how many modules each.
 
     A model without packed modules has nothing to set, and gives an empty mapping.
+
+    Raises:
+        ConfigError: another word for ``activations``.
+
+    Example:
+        >>> import potq
+        >>> potq.kernels.use_kernels(potq.load("tiny"), "int8")
+        {}
+        >>> found = potq.kernels.use_kernels(potq.load("packed"), "int8")
+        >>> sum(found.values())  # with the head, which is tied
+        16
     """
     packed = [module for module in model.modules() if _is_packed(module)]
     if packed:

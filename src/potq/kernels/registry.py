@@ -42,7 +42,19 @@ BACKENDS: dict[str, Backend] = {backend.NAME: backend for backend in (cpu, trito
 
 
 def register_backend(backend: Backend) -> None:
-    """Ask ``backend`` before all others; it replaces one of the same name. Packed modules made before keep their choice."""
+    """Ask ``backend`` before all others; it replaces one of the same name. Packed modules made before keep their choice.
+
+    Args:
+        backend: a module or object with what :class:`~potq.kernels.registry.Backend` lists. Its products must equal the
+            reference's.
+
+    Example:
+        >>> import potq
+        >>> from potq.kernels import reference, register_backend
+        >>> register_backend(reference)  # from now on products are exact, and slow
+        >>> potq.kernels.explain(potq.load("packed").model.layers[0].mlp.up_proj).backend
+        'reference'
+    """
     others = {name: other for name, other in BACKENDS.items() if name != backend.NAME}
     BACKENDS.clear()
     BACKENDS.update({backend.NAME: backend, **others})

@@ -57,7 +57,23 @@ class SkippedModule(BaseModel):
 
 
 class QuantReport(BaseModel):
-    """Result of :func:`potq.quantize`: quantized and skipped modules, and the bytes of the whole quantized model."""
+    """Result of :func:`potq.quantize`: quantized and skipped modules, and the bytes of the whole quantized model.
+
+    Attributes:
+        modules: one entry a quantized weight, with its scheme, bits, bytes and signal-to-noise ratio in dB.
+        skipped: modules with a weight matrix that stayed in full precision, each with the reason.
+        bytes_after: of the quantized model, what was skipped included.
+
+    Example:
+        >>> import potq
+        >>> report = potq.load("packed").quant_report
+        >>> len(report.modules), len(report.skipped)
+        (15, 0)
+        >>> report.modules[1].name, report.modules[1].scheme, report.modules[1].shape
+        ('model.layers.0.self_attn.q_proj', 'pot4-g64', (64, 64))
+        >>> potq.QuantReport.from_json(report.to_json()) == report
+        True
+    """
 
     model_config = ConfigDict(extra="forbid")
 

@@ -36,6 +36,20 @@ class Grid(Strict):
 
     ``table`` (encoding "table" only) has ``2**bits`` strictly ascending integers, from a negative to a positive one. Other
     grids' JSON does not name it.
+
+    Levels have at most 13 significant bits and stay within ``+-2**63``, so that a level times a stored scale is exact in
+    float32.
+
+    Raises:
+        ConfigError: ``bits`` outside 2..8, a list of another length or order, a level that float32 could not hold.
+
+    Example:
+        >>> from potq import Grid
+        >>> grid = Grid(bits=3, magnitudes=(0, 1, 3, 9))
+        >>> grid.levels  # by code: the highest bit is the sign
+        (0, 1, 3, 9, 0, -1, -3, -9)
+        >>> grid.reference  # a stored scale is what this level is worth
+        8
     """
 
     bits: int = Field(ge=2, le=8)

@@ -54,6 +54,21 @@ class QuantScheme(Strict):
         row_scale: a float16 scale per output beside the scales of its groups, which are then E8M0.
         signed_scale: float16 scales may be negative, which turns a group's levels around; for grids that are not symmetric.
         rounding: ``"nearest"`` level, or ``"log"``: nearest in the log domain, as 2506.00315 and 2601.02298 round.
+
+    Raises:
+        ConfigError: an unknown preset or key, a value out of range, or a combination that cannot be: a row scale without
+            E8M0 scales or with one scale per tensor, a signed scale with E8M0 or a symmetric grid, log rounding on a grid
+            that is not PoT.
+
+    Example:
+        >>> from potq import QuantScheme
+        >>> scheme = QuantScheme("pot4", group_size=32)
+        >>> scheme.name
+        'pot4-g32'
+        >>> scheme.scale_shape(576, 1536)  # (outputs, groups)
+        (576, 48)
+        >>> scheme.bits_per_weight(576, 1536)  # 4 of the code, 16 of the scale for every 32 weights
+        4.5
     """
 
     grid: Grid
@@ -152,7 +167,15 @@ def plane_widths(bits: int) -> tuple[int, ...]:
 
 
 PRESETS: dict[str, QuantScheme] = {}
-"""Every preset by name."""
+"""Every preset, a :class:`QuantScheme`, by its name.
+
+Example:
+    >>> import potq
+    >>> potq.PRESETS["pot4"].grid.magnitudes
+    (0, 1, 2, 4, 8, 16, 32, 64)
+    >>> [name for name, scheme in potq.PRESETS.items() if scheme.scale_dtype == "e8m0"]
+    ['mxfp4', 'mxpot']
+"""
 
 
 def _preset_fields(name: str | None) -> dict[str, Any]:

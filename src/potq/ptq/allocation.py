@@ -57,6 +57,16 @@ def allocate(
         ConfigError: no candidates, the same one twice, a budget that cannot be met, no linear to choose for.
         ModelError: NaN or infinite weights or gradients, layers that the text never reaches; names the layer.
         DataError: calibration that is not token batches.
+
+    Example:
+        >>> import potq
+        >>> model = potq.load("tiny")
+        >>> batches = potq.load_calibration("self", model, window=32, windows=4)
+        >>> config = potq.allocate(model, potq.PoTConfig("pot4"), ["pot3", "pot4"], batches, budget=4.0)
+        >>> sorted({scheme.name for scheme in config.targets.values()})
+        ['pot3-g64', 'pot4-g64']
+        >>> len(potq.quantize(model, config).modules)
+        15
     """
     layers = measure(model, config, candidates, calibration, progress=progress)
     return choose(config, layers, budget=budget).config

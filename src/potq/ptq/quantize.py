@@ -64,6 +64,23 @@ def quantize(
             calibrated effort for a model on a GPU; layers that the text never reaches where ``scale_method`` needs them
             (otherwise they are rounded to nearest, and the report says so). The model is unchanged.
         DataError: calibration that is not token batches.
+
+    Example:
+        >>> import potq
+        >>> model = potq.load("tiny")
+        >>> report = potq.quantize(model, potq.PoTConfig("pot4"))
+        >>> len(report.modules), report.modules[1].bits_per_weight
+        (15, 4.25)
+        >>> type(model.model.layers[0].mlp.up_proj).__name__
+        'PoTLinear'
+
+        With text, more than rounding can be done:
+
+        >>> model = potq.load("tiny")
+        >>> batches = potq.load_calibration("self", model, window=32, windows=4)
+        >>> report = potq.quantize(model, potq.PoTConfig("pot4", effort="balanced"), batches)
+        >>> report.modules[1].algorithm
+        'gptq+descent'
     """
     if not hasattr(model, "config"):
         raise ModelError(f"{type(model).__name__} has no config; potq quantizes Hugging Face models (potq.load reads them)")

@@ -1,4 +1,4 @@
-"""Quantization-aware training: by a recipe (:func:`train`), or prepare a model, train it, convert it."""
+"""Quantization-aware training: by a recipe, or prepare a model, train it as ever, convert it."""
 
 from __future__ import annotations
 

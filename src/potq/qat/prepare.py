@@ -43,6 +43,17 @@ def prepare(
     Raises:
         ConfigError: no config; a pattern that matches nothing; a scale method that needs calibration text.
         ModelError: NaN weights (named); a model quantized or prepared before; a ``start`` that does not fit.
+
+    Example:
+        >>> import potq, torch
+        >>> model = potq.load("tiny")
+        >>> plan = potq.qat.prepare(model, potq.PoTConfig("pot2"))
+        >>> len(plan.targets)
+        15
+        >>> ids = torch.arange(16)[None]
+        >>> model(ids, labels=ids).loss.backward()  # the gradient of the rounded weights reaches the float ones
+        >>> model.model.layers[0].mlp.up_proj.weight.grad.shape
+        torch.Size([160, 64])
     """
     settings = settings or QATSettings()
     config = _config(config, start)
@@ -65,6 +76,15 @@ def convert(model: nn.Module) -> QuantReport:
 
     Raises:
         ModelError: the model is not prepared, or its weights are NaN (named).
+
+    Example:
+        >>> import potq
+        >>> model = potq.load("tiny")
+        >>> plan = potq.qat.prepare(model, potq.PoTConfig("pot2"))
+        >>> report = potq.qat.convert(model)
+        >>> report.modules[1].algorithm, report.modules[1].bits_per_weight
+        ('qat/searched', 2.25)
+        >>> potq.save(model, "trained")
     """
     config = getattr(model, _CONFIG, None)
     if not isinstance(config, PoTConfig):
@@ -89,7 +109,21 @@ def qat_modules(model: nn.Module) -> dict[str, QATModule]:
 
 
 def refresh_scales(model: nn.Module) -> None:
-    """Have scales searched anew in the next training pass: for training loops of one's own, under ``scales="searched"``."""
+    """Have scales searched anew in the next training pass: for training loops of one's own, under ``scales="searched"``.
+
+    Example:
+        >>> import potq, torch
+        >>> model = potq.load("tiny").train()
+        >>> plan = potq.qat.prepare(model, potq.PoTConfig("pot2"))
+        >>> linear = model.model.layers[0].mlp.up_proj
+        >>> before = linear.weight_scale.clone()
+        >>> with torch.no_grad():
+        ...     linear.weight *= 2
+        >>> potq.qat.refresh_scales(model)
+        >>> logits = model(torch.arange(16)[None]).logits
+        >>> torch.equal(linear.weight_scale, 2 * before)
+        True
+    """
     for module in qat_modules(model).values():
         if module.tied_to is None:
             module.refresh_scales()

@@ -113,6 +113,19 @@ class TrainRecipe(Strict):
     ``quantization`` takes the keys of PoTConfig and QuantScheme, and ``preset`` ("none" trains in full precision: the
     control that shows what the data alone does). ``start`` is a packed checkpoint to start from, e.g. one of ``potq
     quantize``; its config is then used. ``teacher`` is by default the model itself, in full precision.
+
+    Raises:
+        ConfigError: an unknown key, a value out of range, or keys that exclude each other.
+
+    Example:
+        >>> from potq.qat import TrainRecipe
+        >>> recipe = TrainRecipe(
+        ...     model="tiny", output="out", quantization={"preset": "pot3", "group_size": 32}, data={"text": "pydoc"}
+        ... )
+        >>> recipe.config().scheme.name
+        'pot3-g32'
+        >>> recipe.loss.distillation, recipe.optimization.learning_rate  # the defaults
+        (1.0, 0.0001)
     """
 
     model: str

@@ -70,6 +70,13 @@ class TrainingResult:
         log: what was logged, a mapping a line.
         log_file: where it is.
         leads: whether this process wrote the model, the only process or the first.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from potq.qat import TrainingResult
+        >>> log = [{"eval_perplexity": 9.0, "eval_loss": 2.2}, {"loss": 2.1}, {"eval_perplexity": 7.4, "eval_loss": 2.0}]
+        >>> TrainingResult(report=None, log=log, log_file=Path("log.jsonl"), leads=True).best
+        {'eval_perplexity': 7.4, 'eval_loss': 2.0}
     """
 
     report: QuantReport | None
@@ -106,6 +113,16 @@ def train(
 
     Raises:
         PotqError: anything that stops the run; what can be known beforehand stops it before a model is loaded.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from potq.qat import TrainRecipe, train
+        >>> count = Path("text.txt").write_text("the cat sat on the mat. " * 40)
+        >>> data = {"text": "text.txt", "length": 16}
+        >>> recipe = TrainRecipe(model="tiny", output="out", data=data, optimization={"steps": 2, "batch": 2})
+        >>> result = train(recipe)
+        >>> len(result.report.modules), Path("out/model.safetensors").exists()
+        (15, True)
     """
     within = stages or _silent
     with within("loading"):

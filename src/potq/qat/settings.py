@@ -28,6 +28,15 @@ class QATSettings(Strict):
             what that costs takes steps to make good (docs/qat.md).
         activations: ``"int8"`` rounds the inputs of linears as the kernels do at inference, gradients straight through
             (LLM-QAT, 2305.17888); ``"float"`` leaves them alone.
+
+    Raises:
+        ConfigError: an unknown key or word, or a value out of range.
+
+    Example:
+        >>> from potq.qat import QATSettings
+        >>> settings = QATSettings(scales="searched", search_every=10, search_until=0.5)
+        >>> [step for step in range(100) if settings.searches_before(step, 100)]
+        [10, 20, 30, 40, 50]
     """
 
     scales: Scales = "searched"
