@@ -36,10 +36,10 @@ def main() -> None:
         drawn = [engine.generate(options.prompt, max_new_tokens=16, temperature=0.8, seed=1).finish() for _ in range(2)]
         print(f"the same seed gives the same text: {drawn[0].text == drawn[1].text}")
 
-        # Token ids in, token ids out: no tokenizer is needed. `end` says why the text stopped.
+        # Token ids in, token ids out: no tokenizer is needed. `finish_reason` says why the text stopped.
         ids = tokenizer(options.prompt)["input_ids"]
-        generation = engine.generate(ids, max_new_tokens=4, end_ids=()).finish()
-        print(f"token ids: {len(ids)} read, {len(generation.ids)} new, ended by {generation.end}")
+        generation = engine.generate(ids, max_new_tokens=4, stop_token_ids=()).finish()
+        print(f"token ids: {len(ids)} read, {len(generation.ids)} new, ended by {generation.finish_reason}")
 
         # What the model expects behind each token: a float32 tensor (tokens, vocabulary).
         logits = engine.logits(ids)

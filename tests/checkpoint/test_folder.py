@@ -23,7 +23,7 @@ from potq.errors import CheckpointError, ModelError
 from potq.files import check_destination
 from potq.nn.report import QuantReport
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 VARIANTS = ["apot4_g64", "int8_row", "pot2_e8m0", "pot3_g32", "pot3s_g32", "pot4_g64", "pot4_row_scale"]
 
 

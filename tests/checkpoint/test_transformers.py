@@ -270,7 +270,9 @@ def test_a_resized_model_is_not_saved_as_what_it_was(tmp_path: Path) -> None:
     potq.quantize(model, potq.PoTConfig("pot4"))
     model.save_pretrained(tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    loaded.resize_token_embeddings(VOCABULARY + 3)
+    with pytest.raises(ModelError, match="read-only"):
+        loaded.resize_token_embeddings(VOCABULARY + 3)
+    loaded.config.vocab_size += 3
     with pytest.raises(ModelError, match="changed since the model was quantized"):
         loaded.save_pretrained(tmp_path / "resized")
 

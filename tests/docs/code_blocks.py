@@ -33,7 +33,7 @@ class DocumentError(Exception):
 
 @dataclass
 class Block:
-    """A block that can run. ``tag`` is "", "not run" or "slow"; ``output`` is None where it is not to be compared."""
+    """A block that can run. ``tag`` is "", "not run" or "slow"; ``output`` is what is shown after it, if anything is."""
 
     file: Path
     line: int
@@ -41,6 +41,7 @@ class Block:
     text: str
     tag: str = ""
     output: list[str] | None = None
+    compared: bool = True
 
     @property
     def prints(self) -> list[str]:
@@ -88,8 +89,7 @@ def _add_output(file: Path, fenced: _Fenced, block: Block | None) -> None:
         raise DocumentError(f"{file.name}:{fenced.line}: output of no block; name another language, e.g. text")
     if fenced.tag in ("not run", "slow"):
         raise DocumentError(f"{file.name}:{fenced.line}: '{fenced.tag}' is for the block that prints this")
-    if fenced.tag != "not compared":
-        block.output = fenced.lines
+    block.output, block.compared = fenced.lines, fenced.tag != "not compared"
 
 
 def _fences(file: Path) -> list[_Fenced]:

@@ -46,7 +46,7 @@ def test_blocks_share_a_folder_and_a_namespace(tmp_path: Path) -> None:
     ],
 )
 def test_a_block_that_fails_fails_the_test(tmp_path: Path, block: str, said: str) -> None:
-    with pytest.raises(AssertionError, match=r"guide.md") as error:
+    with pytest.raises(AssertionError, match=r"guide\.md") as error:
         run(tmp_path, block)
     assert said in str(error.value)
 
@@ -55,7 +55,7 @@ def test_outputs_that_agree(tmp_path: Path) -> None:
     run(
         tmp_path,
         "'''python\nprint('first')\nprint(10.1)  # prints 10.0\n'''\n"
-        "'''bash\nmake demo && echo one   two; echo 5.01 s; echo three\n'''\n'''console\none two\n5 ...\nthree\n'''\n"
+        "'''bash\nmake demo && echo one   two; echo 5.01 s; echo three\n'''\n'''console\none two\n5.01 ...\nthree\n'''\n"
         "'''bash\ndate\n'''\n<!-- not compared: it is another day -->\n'''console\n1 January 1970\n'''\n",
     )
 
@@ -84,7 +84,7 @@ def test_tags_keep_blocks_from_running(tmp_path: Path) -> None:
     ],
 )
 def test_rules_that_a_document_breaks(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(DocumentError, match=r"guide.md") as error:
+    with pytest.raises(DocumentError, match=r"guide\.md") as error:
         read_blocks(document(tmp_path, text))
     assert said in str(error.value)
 

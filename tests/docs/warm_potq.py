@@ -6,6 +6,7 @@ and an environment of its own. ``python warm_potq.py ADDRESS`` serves; ``potq`` 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
+HEAVY = ("potq.cli.app", "potq.engine.engine", "potq.evaluate.compare", "potq.qat.run")  # with what they import
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
@@ -26,7 +28,8 @@ with socket.socket(socket.AF_UNIX) as server:
 
 def serve(address: str) -> None:
     """Answer one command after the other, until the process that started this one ends it."""
-
+    for name in HEAVY:
+        importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
