@@ -45,7 +45,7 @@ def main() -> None:
     student.train()
     for step in range(options.steps):
         if step == options.steps // 2:
-            potq.qat.outdate_scales(student)  # weights have moved: search their scales anew
+            potq.qat.refresh_scales(student)  # weights have moved: search their scales anew
         ids = training[step * WINDOW : (step + 1) * WINDOW][None]
         with torch.no_grad():
             wanted = teacher(ids).logits[0].log_softmax(-1)
