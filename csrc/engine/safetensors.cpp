@@ -61,12 +61,10 @@ Tensor read_entry(const File& file, const Value& entry, uint64_t data_bytes) {
 
 std::vector<std::string> shard_names(const std::string& folder) {
   const std::string index = folder + "/model.safetensors.index.json";
-  if (!exists(index)) {
-    if (!exists(folder + "/model.safetensors"))
-      fail("%s has no model.safetensors: the folder is incomplete, or no model (pickled .bin weights are never opened)",
-           folder.c_str());
-    return {"model.safetensors"};
-  }
+  if (exists(folder + "/model.safetensors")) return {"model.safetensors"};  // before an index, as transformers does
+  if (!exists(index))
+    fail("%s has no model.safetensors: the folder is incomplete, or no model (pickled .bin weights are never opened)",
+         folder.c_str());
   const Document document(index, read_text(index, kMaxHeader), kMaxValues);
   const Value map = document.root()["weight_map"];
   std::set<std::string> names;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,8 +112,14 @@ def disk_errors(target: Path, needed: int) -> Iterator[None]:
 
 
 def flush(folder: Path) -> None:
-    """Push the files to the disk before they are renamed, so that a power cut cannot leave an empty checkpoint."""
+    """Push the files to the disk before they are renamed, so that a power cut cannot leave an empty checkpoint.
+
+    Files get the mode that the user's umask gives to new ones: safetensors writes them for their owner alone.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666  # the folder is new, so its mode tells the umask
     for path in [*folder.rglob("*"), folder]:
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
         flush_path(path)
 
 

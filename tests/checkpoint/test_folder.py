@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -16,8 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import potq
+from potq import native
 from potq.checkpoint.folder import REPORT_FILE, read_headers, read_json, weight_files
 from potq.errors import CheckpointError, ModelError
 from potq.files import check_destination
@@ -524,3 +528,31 @@ def test_a_report_from_elsewhere_does_not_replace_the_fresh_one(tiny_folder: Pat
     (tiny_folder / "quant_report.json").write_bytes((packed_folder / "quant_report.json").read_bytes())
     report = potq.load(tiny_folder, potq.PoTConfig("pot3")).quant_report
     assert {entry.scheme for entry in report.modules} == {"pot3-g64", "int8-g64"}
+
+
+# ---- as others do it -----------------------------------------------------------------------------------------------
+
+
+def test_a_stale_index_is_not_read(packed_folder: Path, tokens: torch.Tensor) -> None:
+    """All three readers take a whole file before an index beside it: ours, transformers' and the engine's."""
+    expected = potq.load(packed_folder)(tokens).logits
+    (packed_folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    assert weight_files(packed_folder) == [packed_folder / "model.safetensors"]
+    assert torch.equal(potq.load(packed_folder)(tokens).logits, expected)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(packed_folder)(tokens).logits, expected)
+    if native.missing() is None:
+        with potq.Engine(packed_folder) as engine:
+            assert engine.logits(tokens[0]).shape == expected[0].shape
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_follow_the_umask(packed_model: Any, packed_folder: Path, tmp_path: Path, umask: int, mode: int) -> None:
+    """safetensors writes files that nobody but their owner can read."""
+    before = os.umask(umask)
+    try:
+        potq.save(packed_model, tmp_path / "out", potq.load_tokenizer(packed_folder))
+    finally:
+        os.umask(before)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "out").iterdir()}
+    assert "model.safetensors" in modes
+    assert set(modes.values()) == {mode}, modes

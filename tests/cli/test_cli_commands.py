@@ -60,7 +60,9 @@ def test_eval_with_the_activations_of_generate(packed_folder: Path, text: Path) 
 
 
 def test_eval_of_a_full_precision_model_on_the_built_in_text(tiny_folder: Path) -> None:
-    found = json.loads(succeed("eval", tiny_folder, "--windows", "1", "--dtype", "bfloat16", "--device", "cpu", "--json"))
+    found = json.loads(
+        succeed("eval", tiny_folder, "--text", "pydoc", "--windows", "1", "--dtype", "bfloat16", "--device", "cpu", "--json")
+    )
     assert (found["text"], found["window"], found["windows"]) == ("pydoc", 128, 1)
     assert found["kernels"] == {}
 
@@ -81,18 +83,18 @@ def test_eval_refuses_a_text(packed_folder: Path, text: Path, content: bytes, op
 
 
 def test_eval_refuses_a_model(tmp_path: Path) -> None:
-    assert "does not exist" in refused(CheckpointError, "eval", tmp_path / "none")
+    assert "does not exist" in refused(CheckpointError, "eval", tmp_path / "none", "--text", "pydoc")
 
 
 def test_eval_refuses_no_window(packed_folder: Path) -> None:
-    result = invoke("eval", packed_folder, "--windows", "0")
+    result = invoke("eval", packed_folder, "--text", "pydoc", "--windows", "0")
     assert result.exit_code == 2
     assert "--windows" in result.stderr
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
 def test_a_device_that_is_not_there(packed_folder: Path, device: str) -> None:
-    assert device in refused(PotqError, "eval", packed_folder, "--windows", "1", "--device", device)
+    assert device in refused(PotqError, "eval", packed_folder, "--text", "pydoc", "--windows", "1", "--device", device)
 
 
 # ---- inspect
@@ -145,7 +147,7 @@ def test_inspect_of_a_full_precision_model(tiny_folder: Path) -> None:
 
 # ---- kernels
 
-EVAL = ("eval", "--windows", "1")
+EVAL = ("eval", "--text", "pydoc", "--windows", "1")
 GENERATE = ("generate", "the cat", "-n", "1", "--no-engine")
 
 
@@ -225,7 +227,7 @@ def test_help_of_every_command(command: str) -> None:
 def test_wrong_usage_is_status_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(monkeypatch, "no-such-command") == 2
     assert main(monkeypatch, "eval") == 2
-    assert main(monkeypatch, "eval", "model", "--no-such-option") == 2
+    assert main(monkeypatch, "eval", "model", "--text", "pydoc", "--no-such-option") == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "Traceback" not in captured.err

@@ -126,7 +126,9 @@ def test_rows_of_another_protocol_are_measured_anew(tiny_folder: Path, text: Pat
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"rows": {"a": {}}}', b'{"rows": [1]}', b"\xff"])
 def test_a_file_that_holds_no_rows(tiny_folder: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rows.json").write_bytes(content)
-    message = refused(DataError, "compare", tiny_folder, "--schemes", "pot4", "--resume", tmp_path / "rows.json")
+    message = refused(
+        DataError, "compare", tiny_folder, "--text", "pydoc", "--schemes", "pot4", "--resume", tmp_path / "rows.json"
+    )
     assert "rows.json holds no rows of potq compare" in message
     assert (tmp_path / "rows.json").read_bytes() == content
 
@@ -152,19 +154,22 @@ def test_a_file_that_holds_no_rows(tiny_folder: Path, tmp_path: Path, content: b
     ],
 )
 def test_wrong_settings(tmp_path: Path, words: list[str], message: str) -> None:
-    assert message in refused(ConfigError, "compare", tmp_path / "none", *words)
+    assert message in refused(ConfigError, "compare", tmp_path / "none", "--text", "pydoc", *words)
 
 
 @pytest.mark.parametrize("option", ["--resume", "--plot"])
 def test_a_folder_that_is_not_there(tmp_path: Path, option: str) -> None:
-    words = [tmp_path / "none", "--schemes", "pot4", option, tmp_path / "nowhere" / "file.png"]
+    words = [tmp_path / "none", "--text", "pydoc", "--schemes", "pot4", option, tmp_path / "nowhere" / "file.png"]
     assert "does not exist" in refused(DataError, "compare", *words)
 
 
 def test_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     message = refused(
-        MissingDependencyError, "compare", tmp_path / "none", "--schemes", "pot4", "--plot", tmp_path / "p.png"
+        MissingDependencyError,
+        "compare",
+        tmp_path / "none",
+        *("--text", "pydoc", "--schemes", "pot4", "--plot", tmp_path / "p.png"),
     )
     assert "pip install 'potq[plot]'" in message
 
@@ -175,6 +180,14 @@ def test_a_packed_model(packed_folder: Path, text: Path) -> None:
 
 
 def test_no_schemes() -> None:
-    result = invoke("compare", "model")
+    result = invoke("compare", "model", "--text", "pydoc")
     assert result.exit_code == 2
     assert "--schemes" in result.stderr
+
+
+@pytest.mark.parametrize("words", [("eval", "model"), ("compare", "model", "--schemes", "pot4")], ids=lambda words: words[0])
+def test_a_text_is_asked_for(words: tuple[str, ...]) -> None:
+    """A perplexity on a text that nobody chose would be quoted all the same."""
+    result = invoke(*words)
+    assert result.exit_code == 2
+    assert "--text" in result.stderr

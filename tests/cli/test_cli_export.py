@@ -133,3 +133,10 @@ def test_notes_are_on_stderr(tiny_folder: Path, tmp_path: Path) -> None:
     assert "model.layers.0.mlp.up_proj.weight as BF16: a scale is beyond the range of Q4_0's" in result.stderr
     notes = [tensor["note"] for tensor in json.loads(result.stdout)["tensors"]]
     assert sum(map(bool, notes)) == 1
+
+
+def test_a_gguf_file_is_called_so(mxpot_folder: Path, tmp_path: Path) -> None:
+    """By their names alone do engines, and potq itself, know such files."""
+    message = refused(CheckpointError, "export", mxpot_folder, tmp_path / "out", "--to", "gguf")
+    assert f"{tmp_path / 'out'} does not end in .gguf; write {tmp_path / 'out'}.gguf" in message
+    assert not list(tmp_path.glob("out*"))

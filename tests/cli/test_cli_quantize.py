@@ -442,3 +442,13 @@ def test_a_calibration_window_beyond_the_models_limit(tiny_folder: Path, out: Pa
 
 def test_calibration_text_that_is_not_there(tiny_folder: Path, out: Path) -> None:
     assert "cannot read the text none.txt" in refused(DataError, "quantize", tiny_folder, out, "--calibration", "none.txt")
+
+
+def test_a_scheme_with_an_override(tiny_folder: Path, tmp_path: Path) -> None:
+    succeed(
+        "quantize", tiny_folder, tmp_path / "out", "--scheme", "pot4:group_size=32", "--embedding", "int8:group_size=row"
+    )
+    config = potq.load(tmp_path / "out").config.quantization_config
+    assert (config.scheme.name, config.embedding.name) == ("pot4-g32", "int8-row")
+    words = ("quantize", tiny_folder, tmp_path / "twice", "--scheme", "pot4:group_size=32", "--group-size", "16")
+    assert "group_size is given twice" in refused(ConfigError, *words)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from potq.data.text import read_documents, read_text
+from potq.data import text as module
+from potq.data.text import DATASETS, read_documents, read_text
 from potq.errors import DataError, MissingDependencyError
 
 
@@ -278,3 +279,24 @@ def test_datasets_without_the_library(tmp_path: Path, monkeypatch: pytest.Monkey
     for source in ("wikitext:wikitext-2-raw-v1:train", str(tmp_path)):
         with pytest.raises(MissingDependencyError, match=r"is read with the datasets library: pip install 'potq\[data\]'"):
             read_documents(source)
+
+
+# ---- short names ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_short_names_are_datasets(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def dataset(*parts: object) -> list[str]:
+        asked.append(parts)
+        return ["a text"]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "_dataset", dataset)
+    assert read_documents(name) == ["a text"]
+    source = DATASETS[name]
+    dataset_name, config, split = source.split(":")
+    assert asked == [(source, dataset_name, config or None, split)]
+    Path(name).write_text("a file of that name comes first")
+    assert read_documents(name) == ["a file of that name comes first"]

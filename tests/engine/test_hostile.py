@@ -210,6 +210,7 @@ def test_a_float16_scale_that_is_nan_or_negative(folder: Path, high: int) -> Non
 
 
 def test_an_index_that_leads_out(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "whole.safetensors")  # it would be read before an index
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
     with pytest.raises(EngineError, match="not in the folder"):
         opens(folder)

@@ -44,5 +44,5 @@ def test_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("before")
     (tmp_path / "link").symlink_to("file")
     with pytest.raises(CheckpointError, match="link exists"):
-        check_file(tmp_path / "link", force=False)
-    assert check_file(tmp_path / "link", force=True) == (tmp_path / "file").resolve()
+        check_file(tmp_path / "link", suffix="", force=False)
+    assert check_file(tmp_path / "link", suffix="", force=True) == (tmp_path / "file").resolve()

@@ -323,3 +323,34 @@ def test_signed_scales_are_for_float16_and_tables_with_two_sides() -> None:
 def test_other_schemes_keep_the_json_they_had() -> None:
     assert "signed_scale" not in PoTConfig("pot3").to_dict()["scheme"]
     assert PoTConfig("pot3s").to_dict()["scheme"]["signed_scale"] is True
+
+
+# ---- a preset with overrides in one word ---------------------------------------------------------------------------
+
+
+def test_a_word_overrides_a_preset_everywhere() -> None:
+    wanted = QuantScheme("pot4", group_size=32)
+    assert QuantScheme("pot4:group_size=32") == wanted
+    config = PoTConfig("pot4:group_size=32", embedding="int8:group_size=row", targets={"head": "pot3s:signed_scale=false"})
+    assert config.scheme == wanted
+    assert config.embedding == QuantScheme("int8", group_size="row")
+    assert config.targets["head"] == QuantScheme("pot3s", signed_scale=False)
+    assert PoTConfig("pot4", targets={"head": {"preset": "pot3:group_size=16"}}).targets["head"].group_size == 16
+
+
+@pytest.mark.parametrize(
+    ("word", "fields", "message"),
+    [
+        ("pot4:32", {}, r"pot4:32: '32' is not an override; write it like pot4:group_size=32"),
+        ("pot4:group_size=", {}, "group_size"),
+        ("pot4:group_size=32:group_size=16", {}, "group_size is given twice"),
+        ("pot4:group_size=32", {"group_size": 16}, "group_size is given twice, in 'pot4:group_size=32' and beside it"),
+        ("pot4:size=32", {}, "size: unknown key"),
+        ("pot9:group_size=32", {}, "unknown preset 'pot9'"),
+    ],
+)
+def test_words_that_mean_nothing(word: str, fields: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        QuantScheme(word, **fields)
+    with pytest.raises(ConfigError, match=message):
+        PoTConfig(word, **fields)

@@ -143,6 +143,8 @@ def weight_files(folder: Path) -> list[Path]:
         CheckpointError: none, a shard that the index names is missing, or only pickled weights.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():  # before an index beside it, as transformers does
+        return [single]
     if index.exists():
         weight_map = read_json(index).get("weight_map", {})
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -154,8 +156,6 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{index} names {', '.join(missing) or 'no shard'}, not in the folder; copy it again, whole"
             )
         return [folder / name for name in names]
-    if single.is_file():
-        return [single]
     if any(folder.glob("*.bin")):
         raise CheckpointError(f"{folder} has only pickled weights (.bin), which potq never opens; convert to safetensors")
     raise CheckpointError(f"{folder} has no model.safetensors: the folder is incomplete, or no model")

@@ -26,10 +26,13 @@ _Item = TypeVar("_Item", QuantScheme, Effort)
 def compare(
     model: Annotated[str, typer.Argument(help="Full-precision folder, .gguf file, hub name, or smollm2.")],
     schemes: Annotated[str, typer.Option(help="Presets with commas between; overrides like pot4:group_size=32.")],
-    efforts: Annotated[str, typer.Option(help=f"With commas between: {', '.join(EFFORTS)}.")] = "fast",
     text: Annotated[
-        str, typer.Option(help="A file, a dataset as name:config:split, or pydoc: CPython's own help topics.")
-    ] = "pydoc",
+        str,
+        typer.Option(
+            help="A file, wikitext2, tinystories, a dataset as name:config:split, or pydoc (help topics of Python)."
+        ),
+    ],
+    efforts: Annotated[str, typer.Option(help=f"With commas between: {', '.join(EFFORTS)}.")] = "fast",
     calibration: Annotated[
         str, typer.Option(help="For efforts beyond fast: self (the model writes it), or a text as for --text.")
     ] = "self",
@@ -48,7 +51,7 @@ def compare(
 ) -> None:
     """Measure perplexity under several schemes and efforts, each on a fresh copy of the model.
 
-    potq compare smollm2 --schemes apot4,int4,pot3 --efforts fast,balanced --windows 40 --resume rows.json
+    potq compare smollm2 --text wikitext2 --schemes apot4,int4,pot3 --efforts fast,balanced --windows 40 --resume rows.json
 
     The excess over full precision comes with a 95% interval (paired bootstrap over the windows). Activations stay exact.
     """

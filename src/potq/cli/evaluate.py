@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder (packed or not), .gguf file, hub name, or smollm2.")],
     text: Annotated[
-        str, typer.Option(help="A file, a dataset as name:config:split, or pydoc: CPython's own help topics.")
-    ] = "pydoc",
+        str,
+        typer.Option(
+            help="A file, wikitext2, tinystories, a dataset as name:config:split, or pydoc (help topics of Python)."
+        ),
+    ],
     window: Annotated[int | None, typer.Option(help="Tokens per window. Default: 2048 or the model's limit.")] = None,
     windows: Annotated[int | None, typer.Option(min=1, help="Only the first so many windows. Default: all.")] = None,
     dtype: Annotated[str, typer.Option(help="What the model computes in.")] = "auto",
@@ -53,7 +56,7 @@ def evaluate(
 
     potq eval out --text wiki.test.raw --window 1024 --windows 40
 
-    potq eval out --bertscore roberta-large --reference smollm2
+    potq eval out --text wikitext2 --bertscore roberta-large --reference smollm2
     """
     from potq.checkpoint.loading import load_tokenizer
     from potq.data.text import read_text

@@ -111,7 +111,7 @@ def _write(
     from potq.nn.plan import packed_modules
 
     if to is Format.gguf:
-        check_file(output, force=force)
+        check_file(output, force=force, suffix=".gguf")
     else:
         check_destination(output, force=force, sources=[model])
     if to is Format.onnx:

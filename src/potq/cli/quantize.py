@@ -38,7 +38,9 @@ def quantize(
         ),
     ] = None,
     recipe: Annotated[Path | None, typer.Option("-c", "--config", help="Recipe (YAML).")] = None,
-    scheme: Annotated[str | None, typer.Option(help="Preset of the linears. Default: apot4.")] = None,
+    scheme: Annotated[
+        str | None, typer.Option(help="Preset of the linears, e.g. pot4 or pot4:group_size=32. Default: apot4.")
+    ] = None,
     group_size: Annotated[str | None, typer.Option(help="Inputs per scale: a number, row or tensor.")] = None,
     embedding: Annotated[str | None, typer.Option(help="Preset of embeddings and head, or none. Default: int8.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of modules to leave alone; repeatable.")] = None,

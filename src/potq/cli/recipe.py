@@ -103,24 +103,13 @@ def parse_schemes(text: str) -> tuple[QuantScheme, ...]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
         raise ConfigError("no scheme is named; write presets with commas between them, e.g. pot3,pot4:group_size=32")
-    return tuple(_scheme_by_words(word) for word in words)
-
-
-def _scheme_by_words(word: str) -> QuantScheme:
-    preset, *overrides = word.split(":")
-    fields = {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{word}: {override!r} is not an override; write it like pot4:group_size=32")
-        fields[key] = _parse(value, override)
-    return QuantScheme(preset, **fields)
+    return tuple(map(QuantScheme, words))
 
 
 def _scheme(value: object) -> object:
     """A scheme by its words, or from a mapping whose ``preset`` key is overridden by the others."""
     if isinstance(value, str):
-        return _scheme_by_words(value)
+        return QuantScheme(value)
     if isinstance(value, dict):
         fields = dict(value)
         return QuantScheme(fields.pop("preset", None), **fields)

@@ -13,7 +13,12 @@ from potq.errors import DataError, MissingDependencyError
 BUILT_IN = "pydoc"
 SEPARATOR = "<|endoftext|>"
 _TABLES = (".json", ".csv", ".tsv", ".xml", ".html", ".pdf", ".docx")  # not plain text
-_FORMS = f"give a file, a dataset as name:config:split, or {BUILT_IN!r}"
+DATASETS = {
+    "wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1:test",
+    "tinystories": "roneneldan/TinyStories::validation",
+}
+"""Short names of datasets that perplexity is usually measured on."""
+_FORMS = f"give a file, a dataset as name:config:split, {', '.join(DATASETS)}, or {BUILT_IN!r}"
 
 
 def read_text(source: str) -> str:
@@ -33,6 +38,7 @@ def read_documents(source: str) -> list[str]:
     * a ``.parquet`` file, or a folder that the ``datasets`` library can load (``folder:config:split`` chooses);
     * a dataset of the Hugging Face hub, ``name:config:split`` (the config may be empty, the split is "train" by default).
       All of it is downloaded, and kept where ``datasets`` keeps it;
+    * ``"wikitext2"`` or ``"tinystories"``: the test split of WikiText-2, the validation split of TinyStories;
     * ``"pydoc"``: the English of CPython's own help topics (``pydoc_data.topics``).
 
     Rows of files and datasets are documents as they are, blank ones too.
@@ -45,6 +51,8 @@ def read_documents(source: str) -> list[str]:
         raise DataError(f"the text's name is empty; {_FORMS}")
     path = Path(os.path.expanduser(source))  # Path.expanduser raises where there is no such user
     there = os.path.exists(path)
+    if not there and source in DATASETS:
+        source = DATASETS[source]
     if source == BUILT_IN and not there:
         documents = _help_topics()
     elif path.is_dir() if there else ":" in source:

@@ -13,7 +13,7 @@ from potq.errors import CheckpointError, ExportError
 from potq.files import disk_errors, flush_path, resolved
 
 
-def check_file(path: str | os.PathLike[str], *, force: bool) -> Path:
+def check_file(path: str | os.PathLike[str], *, force: bool, suffix: str) -> Path:
     """The file to write, links and ``~`` resolved; refused if something is in the way. Called before any work is done.
 
     Raises:
@@ -22,6 +22,8 @@ def check_file(path: str | os.PathLike[str], *, force: bool) -> Path:
     target = resolved(path)
     if target.is_dir():
         raise CheckpointError(f"{path} is a folder; name a file")
+    if target.suffix != suffix:  # engines, and potq, know the format by it
+        raise CheckpointError(f"{path} does not end in {suffix}; write {path}{suffix}")
     if target.exists() and not force:
         raise CheckpointError(f"{path} exists; choose another output, or pass --force (force=True) to replace it")
     return target

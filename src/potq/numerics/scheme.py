@@ -45,7 +45,8 @@ _IQ4_NL = table((-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69
 class QuantScheme(Strict):
     """How one weight matrix is quantized.
 
-    ``QuantScheme("pot4", group_size=32)`` starts from a preset; ``QuantScheme(grid=...)`` from a grid.
+    ``QuantScheme("pot4", group_size=32)`` starts from a preset, as does ``QuantScheme("pot4:group_size=32")``;
+    ``QuantScheme(grid=...)`` from a grid.
 
     Attributes:
         grid: the levels.
@@ -79,7 +80,10 @@ class QuantScheme(Strict):
     rounding: RoundingMode = "nearest"
 
     def __init__(self, preset: str | None = None, /, **fields: Any) -> None:
-        super().__init__(**{**_preset_fields(preset), **fields})
+        name, overrides = _split_preset(preset)
+        if twice := sorted(overrides.keys() & fields.keys()):
+            raise ConfigError(f"{twice[0]} is given twice, in {preset!r} and beside it; give it once")
+        super().__init__(**{**_preset_fields(name), **overrides, **fields})
 
     @field_validator("grid", mode="before")
     @classmethod
@@ -176,6 +180,22 @@ Example:
     >>> [name for name, scheme in potq.PRESETS.items() if scheme.scale_dtype == "e8m0"]
     ['mxfp4', 'mxpot']
 """
+
+
+def _split_preset(preset: str | None) -> tuple[str | None, dict[str, Any]]:
+    """``"pot4:group_size=32:signed_scale=false"`` as the preset's name and what overrides it."""
+    if not isinstance(preset, str):
+        return preset, {}
+    name, *words = preset.split(":")
+    overrides: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{preset}: {word!r} is not an override; write it like pot4:group_size=32")
+        if key in overrides:
+            raise ConfigError(f"{preset}: {key} is given twice; give it once")
+        overrides[key] = int(value) if value.lstrip("-").isdigit() else {"true": True, "false": False}.get(value, value)
+    return name, overrides
 
 
 def _preset_fields(name: str | None) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def export_gguf(
             weight.
         CheckpointError: ``path`` exists and ``force`` is not given, or the disk is full.
     """
-    target = check_file(path, force=force)
+    target = check_file(path, force=force, suffix=".gguf")
     check_on_cpu(model)
     schemes = [module.scheme for module in packed_modules(model).values()]
     if not schemes:
