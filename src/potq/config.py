@@ -154,12 +154,12 @@ class PoTConfig(Strict):
     @field_validator("scheme", mode="before")
     @classmethod
     def _scheme_by_name(cls, value: object) -> object:
-        return _coerce_scheme(value)
+        return coerce_scheme(value)
 
     @field_validator("embedding", mode="before")
     @classmethod
     def _embedding_by_name(cls, value: object) -> object:
-        return None if value == "none" else _coerce_scheme(value)
+        return None if value == "none" else coerce_scheme(value)
 
     @field_validator("effort", mode="before")
     @classmethod
@@ -173,7 +173,7 @@ class PoTConfig(Strict):
     def _targets_by_name(cls, value: object) -> object:
         if isinstance(value, list) and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value):
             value = dict(value)
-        return {key: _coerce_scheme(scheme) for key, scheme in value.items()} if isinstance(value, dict) else value
+        return {key: coerce_scheme(scheme) for key, scheme in value.items()} if isinstance(value, dict) else value
 
     @field_serializer("targets")
     def _targets_in_order(self, value: dict[str, QuantScheme]) -> list[tuple[str, QuantScheme]]:
@@ -218,7 +218,7 @@ class PoTConfig(Strict):
         return cls(**fields)
 
 
-def _coerce_scheme(value: object) -> object:
+def coerce_scheme(value: object) -> object:
     """Accept a preset's name, or a mapping whose ``preset`` key is overridden by the others, as a scheme."""
     if isinstance(value, str):
         return QuantScheme(value)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import Field, field_validator
 
-from potq.config import PoTConfig
+from potq.config import PoTConfig, coerce_scheme
 from potq.errors import ConfigError
 from potq.numerics.scheme import QuantScheme
 from potq.validation import Strict
@@ -91,7 +91,7 @@ class QuantizeRecipe(Strict):
             return parse_schemes(value)
         if not isinstance(value, (list, tuple)):
             return value
-        return tuple(_scheme(item) for item in value)
+        return tuple(coerce_scheme(item) for item in value)
 
 
 def parse_schemes(text: str) -> tuple[QuantScheme, ...]:
@@ -104,16 +104,6 @@ def parse_schemes(text: str) -> tuple[QuantScheme, ...]:
     if not words:
         raise ConfigError("no scheme is named; write presets with commas between them, e.g. pot3,pot4:group_size=32")
     return tuple(map(QuantScheme, words))
-
-
-def _scheme(value: object) -> object:
-    """A scheme by its words, or from a mapping whose ``preset`` key is overridden by the others."""
-    if isinstance(value, str):
-        return QuantScheme(value)
-    if isinstance(value, dict):
-        fields = dict(value)
-        return QuantScheme(fields.pop("preset", None), **fields)
-    return value
 
 
 def build(kind: type[_Recipe], file: Path | None, overrides: list[str], options: dict[str, Any]) -> _Recipe:
