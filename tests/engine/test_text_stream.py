@@ -6,7 +6,9 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from potq.engine.text_stream import TextStream
@@ -87,3 +89,50 @@ def test_the_first_of_several_stop_texts_ends_it(byte_tokenizer: PreTrainedToken
 def test_nothing_is_held_that_no_stop_text_can_begin_with(byte_tokenizer: PreTrainedTokenizerFast) -> None:
     stream = TextStream(byte_tokenizer, [], ["zz"])
     assert [stream.put(token) for token in byte_tokenizer("azb")["input_ids"]] == ["a", "", "zb"]
+
+
+# ---- tokenizers with byte fallback ---------------------------------------------------------------------------------
+
+
+def _with_byte_fallback() -> PreTrainedTokenizerFast:
+    """Of Llama 2's kind: what the vocabulary lacks becomes a token for each byte."""
+    letters = "▁abcdefgé"
+    vocabulary = {"<unk>": 0, **{f"<0x{byte:02X}>": 1 + byte for byte in range(256)}}
+    vocabulary |= {letter: 257 + number for number, letter in enumerate(letters)}
+    inner = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    inner.normalizer = normalizers.Replace(" ", "▁")
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+
+
+FALLBACK = _with_byte_fallback()
+UNICODE = st.text(
+    st.sampled_from("abc 😀👩日é\u0301\n\ufffe") | st.characters(codec="utf-8", exclude_characters="\ufffd▁"), max_size=40
+)
+
+
+@given(UNICODE, st.integers(0, 200))
+def test_any_text_behind_any_prompt(text: str, at: int) -> None:
+    """A prompt may end inside a character, whose end then comes with its first token."""
+    ids = FALLBACK(text)["input_ids"]
+    prompt, rest = ids[: at % (len(ids) + 1)], ids[at % (len(ids) + 1) :]
+    decoded = (FALLBACK.decode(prompt[:count]) for count in range(len(prompt), -1, -1))
+    before = next(part for part in decoded if not part.endswith("\ufffd"))  # without a character that is only begun
+    found = pieces(FALLBACK, rest, prompt=prompt)
+    assert FALLBACK.decode(ids) == text
+    if rest:
+        assert before + "".join(found) == text
+    assert not any("\ufffd" in piece for piece in found) or not rest
+
+
+def test_emoji_in_a_row_stay_whole() -> None:
+    text = "a" + "😀👩‍👩‍👧" * 20
+    found = pieces(FALLBACK, FALLBACK(text)["input_ids"])
+    assert "".join(found) == text
+    assert max(len(piece.encode()) for piece in found) == 4
+
+
+def test_a_run_that_ends_inside_a_character_keeps_those_before_it() -> None:
+    ids = FALLBACK("😀😀")["input_ids"]
+    assert FALLBACK.decode(ids[:-1]) == "\ufffd" * 7
+    assert "".join(pieces(FALLBACK, ids[:-1])) == "😀" + "\ufffd" * 3
