@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,8 @@ def test_a_folder_without_tokenizer(packed_folder: Path) -> None:
 # ---- GGUF
 
 
-def write_gguf(model: LlamaForCausalLM, tokenizer: Any, file: Path) -> None:
-    """A float32 GGUF file of ``model``, as llama.cpp's converter lays it out."""
+def write_gguf(model: LlamaForCausalLM, tokenizer: Any, file: Path, *, without: Sequence[str] = ()) -> None:
+    """A float32 GGUF file of ``model``, as llama.cpp's converter lays it out, but for the tensors ``without``."""
     config = model.config
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_block_count(config.num_hidden_layers)
@@ -175,7 +176,7 @@ def write_gguf(model: LlamaForCausalLM, tokenizer: Any, file: Path) -> None:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for key, tensor in model.state_dict().items():
-        if key == "lm_head.weight":  # tied
+        if key == "lm_head.weight" or key in without:  # the head is tied
             continue
         array = tensor.numpy()
         if count := next((count for name, count in heads.items() if name in key), None):  # rotary halves interleaved
@@ -215,6 +216,23 @@ def test_a_truncated_gguf_file(gguf_file: Path, keep: int) -> None:
     gguf_file.write_bytes(gguf_file.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match=r"tiny\.gguf cannot be loaded"):
         potq.load(gguf_file)
+
+
+@pytest.mark.parametrize("missing", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"])
+def test_a_gguf_file_that_lacks_a_tensor(missing: str, tiny_model: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    """transformers leaves its weight random, and says so in a warning."""
+    write_gguf(tiny_model, potq.load_tokenizer(tiny_folder), tmp_path / "some.gguf", without=[missing])
+    with pytest.raises(CheckpointError, match=rf"some\.gguf lacks (.*, )?{missing}(, .*)?; it is incomplete, copy it again"):
+        potq.load(tmp_path / "some.gguf")
+    with pytest.raises(CheckpointError, match=missing):
+        potq.load(tmp_path / "some.gguf", potq.PoTConfig("pot4"))
+
+
+def test_a_part_of_a_split_gguf_file(gguf_file: Path) -> None:
+    part = gguf_file.rename(gguf_file.with_name("tiny-00001-of-00003.gguf"))
+    message = rf"is part 1 of 3 of a split GGUF file; join the parts first: llama-gguf-split --merge {part} .*/tiny\.gguf$"
+    with pytest.raises(CheckpointError, match=message):
+        potq.load(part)
 
 
 def test_a_gguf_file_without_model(gguf_file: Path) -> None:

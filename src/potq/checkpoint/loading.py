@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from potq.nn.report import Progress
+
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")  # as llama.cpp names the parts of a file
 
 
 def load(
@@ -166,8 +169,7 @@ def _from_pretrained(
         )
     for name, found, expected in info["mismatched_keys"]:
         raise CheckpointError(f"{where.name}: {name} has shape {list(found)}, its config.json asks for {list(expected)}")
-    if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(f"{where.name} lacks {', '.join(missing[:5])}; it is incomplete, copy it again")
+    _require_all(where.name, info["missing_keys"])
     if config is None and where.folder is not None and (where.folder / REPORT_FILE).is_file():
         model.quant_report = _read_report(where.folder / REPORT_FILE)
     loaded: PreTrainedModel = model
@@ -186,17 +188,31 @@ def _load_gguf(where: Source, dtype: str | torch.dtype) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
+    if part := _PART.search(where.path):  # transformers would read this part alone, and leave the other weights random
+        raise CheckpointError(
+            f"{where.path} is part {int(part[1])} of {int(part[2])} of a split GGUF file; join the parts first: "
+            f"llama-gguf-split --merge {where.path} {_PART.sub('.gguf', where.path)}"
+        )
     with _loading_errors(where):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             where.name,
             gguf_file=where.gguf_file,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32 if dtype == "auto" else dtype,
+            output_loading_info=True,
         )
+    _require_all(where.path, info["missing_keys"])
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)  # it would forbid saving
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _require_all(name: str, missing: Iterable[str]) -> None:
+    """Refuse a model of which some weights would stay random."""
+    if lacking := sorted(missing):
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        raise CheckpointError(f"{name} lacks {', '.join(lacking[:5])}{more}; it is incomplete, copy it again")
 
 
 @contextmanager
