@@ -21,15 +21,18 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evaluate_helpers import tiny_bert, word_pieces
+from potq.data.text import read_text
 
 ROOT = Path(__file__).parents[2]
 CHAT = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}assistant:"
-TEXT = "The cat sat on the mat, and the other cat sat beside it. Then both went home, where a third one slept.\n" * 40
+TEXT = "The cat sat on the mat, and the other cat sat beside it. Then both went home, where a third one slept.\n" * 100
+VOCABULARY = 3584  # documents write token ids of a real one
 SPLITS = ("train", "validation", "test")
 
 
 def write_stand_ins(folder: Path, tokenizer: Any) -> None:
-    """Fill ``folder`` with all of the table above; ``tokenizer`` is the models'."""
+    """Fill ``folder`` with all of the table above; the models get a tokenizer like ``tokenizer``, trained on more."""
+    tokenizer = tokenizer.train_new_from_iterator([read_text("pydoc")], VOCABULARY, show_progress=False)
     tokenizer.chat_template = CHAT
     for name in ("smollm2", "path/to/model"):
         _tiny_llama().save_pretrained(folder / name)
@@ -44,7 +47,7 @@ def write_stand_ins(folder: Path, tokenizer: Any) -> None:
 
 def _tiny_llama() -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=3584,  # documents write token ids of a real vocabulary
+        vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=1,

@@ -9,12 +9,22 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import socket
 import sys
 import traceback
 from pathlib import Path
 
-HEAVY = ("potq.cli.app", "potq.engine.engine", "potq.evaluate.compare", "potq.qat.run")  # with what they import
+# without what starts threads, as pyarrow does in transformers.trainer: a fork copies locks that they may hold
+IMPORTED = (
+    "transformers.generation.utils",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.tokenization_auto",
+    "potq.cli.app",
+    "potq.engine.engine",
+    "potq.evaluate.compare",
+)
+SECONDS = 240  # a command; nothing else would end one that hangs, as it is no child of the shell that waits for it
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
@@ -22,14 +32,16 @@ with socket.socket(socket.AF_UNIX) as server:
     request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
     server.sendall(request)
-    sys.exit(int(server.makefile().read() or 1))
+    sys.exit(int(server.makefile().readline() or 1))
 """
 
 
 def serve(address: str) -> None:
     """Answer one command after the other, until the process that started this one ends it."""
-    for name in HEAVY:
+    for name in IMPORTED:
         importlib.import_module(name)
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"{threads} threads after the imports; a process that forks may have one"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
@@ -42,15 +54,17 @@ def serve(address: str) -> None:
                 child = os.fork()
                 if child == 0:
                     server.close()
+                    client.close()
                     _run(streams, *json.loads(request))
                 for stream in streams:
                     os.close(stream)
                 status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                client.sendall(str(status).encode())
+                client.sendall(f"{status}\n".encode())
 
 
 def _run(streams: list[int], words: list[str], folder: str, environment: dict[str, str]) -> None:
     """One command, in the child; it does not return."""
+    signal.alarm(SECONDS)
     status = 1
     try:
         for number, stream in enumerate(streams):
