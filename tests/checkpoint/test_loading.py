@@ -139,7 +139,9 @@ def test_a_hub_name_offline() -> None:
     ) as caught:
         potq.load("no-such-owner/no-such-model")
     assert isinstance(caught.value, OSError)
-    with pytest.raises(CheckpointError, match="no folder no-such-owner/no-such-model here, and no such model on the hub"):
+    with pytest.raises(
+        CheckpointError, match="no-such-owner/no-such-model is not a folder here, and the hub did not give a tokenizer"
+    ):
         potq.load_tokenizer("no-such-owner/no-such-model")
 
 

@@ -259,7 +259,7 @@ def test_wrong_candidates(tiny_model: LlamaForCausalLM, batches: list[Tensor], c
 
 @pytest.mark.parametrize("fields", [{"targets": {"proj|.*_proj": "pot3"}}, {"ignore": [".*_proj"]}])
 def test_no_linear_is_left(tiny_model: LlamaForCausalLM, batches: list[Tensor], fields: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="no linear to choose a scheme for"):
+    with pytest.raises(ConfigError, match="no linear is left to choose a scheme for"):
         allocate(tiny_model, PoTConfig("pot4", **fields), ["pot3"], batches)
 
 
