@@ -72,7 +72,7 @@ def test_words(packed_folder: Path, tiny_folder: Path, text: Path, encoder: Path
 
 @pytest.mark.parametrize("words", [["--reference", "smollm2"], ["--layer", "2"]])
 def test_options_without_an_encoder(packed_folder: Path, words: list[str]) -> None:
-    assert "pass --bertscore ENCODER too" in refused(ConfigError, "eval", packed_folder, *words)
+    assert "pass --bertscore ENCODER too" in refused(ConfigError, "eval", packed_folder, "--text", "pydoc", *words)
 
 
 def test_what_is_missing_shows_before_anything_is_measured(

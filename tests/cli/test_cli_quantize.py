@@ -355,7 +355,7 @@ def test_an_existing_output(tiny_folder: Path, packed_folder: Path) -> None:
 def test_an_output_that_is_no_model(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "a.tex").write_text("work")
-    assert "it is not replaced, even by force" in refused(
+    assert "is never replaced, not even by force" in refused(
         CheckpointError, "quantize", tiny_folder, tmp_path / "thesis", "--force"
     )
     assert (tmp_path / "thesis" / "a.tex").exists()

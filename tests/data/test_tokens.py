@@ -151,7 +151,7 @@ def test_no_documents(documents: list[str]) -> None:
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_no_windows(count: int) -> None:
-    with pytest.raises(DataError, match=f"{count} windows of calibration text"):
+    with pytest.raises(DataError, match=f"invalid number of calibration windows {count}"):
         windows([counted(10)], 4, count)
 
 

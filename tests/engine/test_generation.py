@@ -95,5 +95,5 @@ def test_a_text_of_nothing(byte_tokenizer: PreTrainedTokenizerFast) -> None:
 
 @pytest.mark.parametrize("text", ["\ud83d", "a\udcff"])  # half of an emoji; a byte of a command line that is no UTF-8
 def test_a_text_that_is_no_unicode(text: str, byte_tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(DataError, match="no Unicode text"):
+    with pytest.raises(DataError, match="not valid Unicode"):
         encode(byte_tokenizer, text)

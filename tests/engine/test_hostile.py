@@ -155,7 +155,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "heads do not divide": ({"num_key_value_heads": 3}, "cannot share"),
     "many layers": ({"num_hidden_layers": 1000}, "have no model.layers.2"),
     "fewer layers": ({"num_hidden_layers": 1}, "does not explain"),
-    "text for a number": ({"hidden_size": "64"}, "no integer"),
+    "text for a number": ({"hidden_size": "64"}, "not an integer"),
     "unknown family": ({"model_type": "mamba"}, "engine knows llama"),
     "unknown rope": ({"rope_parameters__rope_type": "yarn"}, "'yarn' is not supported"),
     "unknown activation": ({"hidden_act": "mish"}, "engine knows silu"),

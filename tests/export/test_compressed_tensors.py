@@ -216,7 +216,7 @@ def test_a_full_disk_leaves_what_was_there(
 def test_files_in_the_way(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("mine")
-    with pytest.raises(CheckpointError, match="no model folder"):
+    with pytest.raises(CheckpointError, match="is not a model folder"):
         export_compressed_tensors(packed(), tmp_path / "mine", byte_tokenizer, force=True)
     with pytest.raises(CheckpointError, match="is a file"):
         export_compressed_tensors(packed(), tmp_path / "mine" / "notes", byte_tokenizer, force=True)

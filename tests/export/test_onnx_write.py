@@ -285,7 +285,7 @@ def test_existing_targets(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFas
     (path / "mine").write_text("mine")
     with pytest.raises(CheckpointError, match="--force"):
         export_onnx(small(), path, byte_tokenizer)
-    with pytest.raises(CheckpointError, match="no model folder"):
+    with pytest.raises(CheckpointError, match="is not a model folder"):
         export_onnx(small(), path, byte_tokenizer, force=True)
     assert (path / "mine").read_text() == "mine"
 

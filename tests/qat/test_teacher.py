@@ -212,10 +212,10 @@ def test_nan_is_refused(tiny_model: Any, sequences: Tensor, tmp_path: Path) -> N
     ("options", "message"),
     [
         ({"top_k": 261}, r"invalid top_k 261 for a vocabulary of 260 tokens; use 1\.\.260"),
-        ({"top_k": 0}, "top_k=0"),
+        ({"top_k": 0}, "invalid top_k 0"),
         ({"temperature": 0.0}, r"invalid temperature 0\.0; use a positive number"),
         ({"temperature": math.nan}, "temperature"),
-        ({"batch": 0}, "batches of 0 sequences"),
+        ({"batch": 0}, "invalid batch size 0"),
     ],
 )
 def test_settings_that_cannot_be(

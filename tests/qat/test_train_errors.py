@@ -102,7 +102,7 @@ def test_launchers_that_shard_in_other_ways(variables: dict[str, str], make: Mak
 
 def test_more_predictions_than_there_are_tokens(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Known before the text is read, or written."""
-    with pytest.raises(ConfigError, match="top_k=261 tokens of a vocabulary of 260"):
+    with pytest.raises(ConfigError, match="invalid top_k 261 for a vocabulary of 260 tokens"):
         TrainingRun.load(make(loss={"top_k": 261}))
 
 
