@@ -181,7 +181,7 @@ def test_inputs_rounded_to_int8(exported: tuple[Any, Path], tokens: Tensor, tmp_
 
 
 def test_another_word_for_activations(byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="int8, float, found 'int4'"):
+    with pytest.raises(ConfigError, match="unknown activations 'int4'; choose int8 or float"):
         export_onnx(tiny("llama"), tmp_path / "out", byte_tokenizer, activations="int4")
 
 
