@@ -5,17 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertModel,
+    ByT5Tokenizer,
     CLIPConfig,
     CLIPModel,
     LlamaForCausalLM,
@@ -24,7 +23,7 @@ from transformers import (
 )
 
 import potq
-from potq.checkpoint.loading import rounded_types
+from potq.checkpoint.loading import find_tokenizer
 from potq.checkpoint.source import Source, resolve
 from potq.errors import CheckpointError, MissingDependencyError, ModelError
 
@@ -148,103 +147,32 @@ def test_a_hub_name_offline() -> None:
 def test_a_folder_without_tokenizer(packed_folder: Path) -> None:
     for file in packed_folder.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(CheckpointError, match="packed has no tokenizer that transformers can read"):
+    with pytest.raises(CheckpointError, match=r"packed has no tokenizer; copy tokenizer\.json and tokenizer_config\.json"):
         potq.load_tokenizer(packed_folder)
+    assert find_tokenizer(packed_folder) is None
 
 
-# ---- GGUF
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "gemma3_text", "opt", "gpt_neox", "olmo", "starcoder2", "mamba"])
+@pytest.mark.parametrize("rest", ["nothing", "its config"])
+def test_no_tokenizer_is_invented(kind: str, rest: str, tmp_path: Path) -> None:
+    """transformers makes one of these families' classes without a vocabulary: every text becomes no token at all."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    if rest == "its config":
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 128}))
+    assert len(AutoTokenizer.from_pretrained(tmp_path)) < 10
+    with pytest.raises(CheckpointError, match=r"has no tokenizer; copy tokenizer\.json"):
+        potq.load_tokenizer(tmp_path)
 
 
-def write_gguf(model: LlamaForCausalLM, tokenizer: Any, file: Path, *, without: Sequence[str] = ()) -> None:
-    """A float32 GGUF file of ``model``, as llama.cpp's converter lays it out, but for the tensors ``without``."""
-    config = model.config
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_vocab_size(config.vocab_size)
-    inner = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(inner["vocab"], key=inner["vocab"].get))
-    writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(inner["vocab"]) - 1))
-    writer.add_token_merges([" ".join(merge) for merge in inner["merges"]])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for key, tensor in model.state_dict().items():
-        if key == "lm_head.weight" or key in without:  # the head is tied
-            continue
-        array = tensor.numpy()
-        if count := next((count for name, count in heads.items() if name in key), None):  # rotary halves interleaved
-            array = array.reshape(count, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-        writer.add_tensor(names.get_name(key, try_suffixes=(".weight",)), np.ascontiguousarray(array))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def test_a_tokenizer_of_bytes_needs_no_vocabulary(tmp_path: Path) -> None:
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    assert potq.load_tokenizer(tmp_path)("ab")["input_ids"] == [100, 101, 1]
 
 
-@pytest.fixture
-def gguf_file(tiny_model: Any, tiny_folder: Path, tmp_path: Path) -> Path:
-    (tmp_path / "gguf").mkdir()
-    write_gguf(tiny_model, potq.load_tokenizer(tiny_folder), tmp_path / "gguf" / "tiny.gguf")
-    return tmp_path / "gguf" / "tiny.gguf"
-
-
-def test_a_gguf_file(gguf_file: Path, tiny_model: Any, tiny_folder: Path, tokens: torch.Tensor, tmp_path: Path) -> None:
-    model = potq.load(gguf_file)
-    assert torch.equal(model(tokens).logits, tiny_model(tokens).logits)
-    assert potq.load(gguf_file, dtype="bfloat16").dtype == torch.bfloat16
-    assert rounded_types(gguf_file) == rounded_types(tiny_folder) == []
-    tokenizer = potq.load_tokenizer(gguf_file)
-    text = "the cat é"
-    assert tokenizer(text)["input_ids"] == potq.load_tokenizer(tiny_folder)(text)["input_ids"]
-    packed = potq.load(gguf_file, potq.PoTConfig("pot4"))
-    potq.quantize(tiny_model, potq.PoTConfig("pot4"))
-    assert torch.equal(packed(tokens).logits, tiny_model(tokens).logits)
-    potq.save(packed, tmp_path / "out", tokenizer)
-    assert torch.equal(potq.load(tmp_path / "out")(tokens).logits, packed(tokens).logits)
-    assert potq.load_tokenizer(tmp_path / "out")(text)["input_ids"] == tokenizer(text)["input_ids"]
-
-
-@pytest.mark.parametrize("keep", [0, 10, 1000, -5000])
-def test_a_truncated_gguf_file(gguf_file: Path, keep: int) -> None:
-    gguf_file.write_bytes(gguf_file.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"tiny\.gguf cannot be loaded"):
-        potq.load(gguf_file)
-
-
-@pytest.mark.parametrize("missing", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"])
-def test_a_gguf_file_that_lacks_a_tensor(missing: str, tiny_model: Any, tiny_folder: Path, tmp_path: Path) -> None:
-    """transformers leaves its weight random, and says so in a warning."""
-    write_gguf(tiny_model, potq.load_tokenizer(tiny_folder), tmp_path / "some.gguf", without=[missing])
-    with pytest.raises(CheckpointError, match=rf"some\.gguf lacks (.*, )?{missing}(, .*)?; it is incomplete, copy it again"):
-        potq.load(tmp_path / "some.gguf")
-    with pytest.raises(CheckpointError, match=missing):
-        potq.load(tmp_path / "some.gguf", potq.PoTConfig("pot4"))
-
-
-def test_a_part_of_a_split_gguf_file(gguf_file: Path) -> None:
-    part = gguf_file.rename(gguf_file.with_name("tiny-00001-of-00003.gguf"))
-    message = rf"is part 1 of 3 of a split GGUF file; join the parts first: llama-gguf-split --merge {part} .*/tiny\.gguf$"
-    with pytest.raises(CheckpointError, match=message):
-        potq.load(part)
-
-
-def test_a_gguf_file_without_model(gguf_file: Path) -> None:
-    gguf_file.write_bytes(b"not GGUF at all" * 100)
-    with pytest.raises(CheckpointError, match=r"tiny\.gguf cannot be loaded"):
-        potq.load(gguf_file)
-    with pytest.raises(CheckpointError, match=r"tiny\.gguf cannot be loaded"):
-        rounded_types(gguf_file)
-    with pytest.raises(CheckpointError, match=r"tiny\.gguf has no tokenizer"):
-        potq.load_tokenizer(gguf_file)
+def test_a_damaged_tokenizer_is_none_that_is_missing(packed_folder: Path) -> None:
+    (packed_folder / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match="packed has no tokenizer that transformers can read"):
+        find_tokenizer(packed_folder)
 
 
 # ---- not a causal LM

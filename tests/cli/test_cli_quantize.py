@@ -452,3 +452,19 @@ def test_a_scheme_with_an_override(tiny_folder: Path, tmp_path: Path) -> None:
     assert (config.scheme.name, config.embedding.name) == ("pot4-g32", "int8-row")
     words = ("quantize", tiny_folder, tmp_path / "twice", "--scheme", "pot4:group_size=32", "--group-size", "16")
     assert "group_size is given twice" in refused(ConfigError, *words)
+
+
+@pytest.mark.parametrize("words", [(), ("--effort", "gptq")])
+def test_a_folder_without_tokenizer_is_quantized(
+    tiny_folder: Path, out: Path, text: Path, words: tuple[str, ...], tokens: torch.Tensor
+) -> None:
+    for file in tiny_folder.glob("tokenizer*"):
+        file.unlink()
+    result = invoke("quantize", tiny_folder, out, *words)
+    assert result.exit_code == 0
+    assert "tiny has no tokenizer, so the output gets none" in " ".join(result.stderr.split())
+    assert potq.load(out)(tokens).logits.isfinite().all()
+    for command in ("generate", "eval"):
+        given = ["the cat"] if command == "generate" else ["--text", text]
+        assert "has no tokenizer; copy tokenizer.json" in refused(CheckpointError, command, out, *given)
+    assert "has no tokenizer" in refused(CheckpointError, "quantize", tiny_folder, out, "--force", "--calibration", text)

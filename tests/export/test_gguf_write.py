@@ -21,6 +21,7 @@ from potq.export.gguf.families import interleaved
 from potq.export.gguf.tensors import GgufTensor
 from potq.export.gguf.write import export_gguf
 from potq.export.targets import GGUF
+from potq.kernels import set_activations
 from potq.numerics.scheme import PRESETS, QuantScheme
 
 from .models import MODELS, VOCABULARY, tiny
@@ -344,3 +345,15 @@ def test_a_file_that_reads_back_otherwise_gets_no_name(
     with pytest.raises(ExportError, match=r"blk.1.ffn_up.weight does not read back as model.layers.1.mlp.up_proj.weight"):
         export_gguf(packed(), tmp_path / "out.gguf", byte_tokenizer)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_written_can_be_loaded(name: str, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Settings too: heads, biases, scaled frequencies."""
+    model = tiny(name)
+    potq.quantize(model, PoTConfig("mxpot", embedding="int8"))
+    set_activations(model, "float")
+    export_gguf(model, tmp_path / "out.gguf", byte_tokenizer, allow_8bit=True)
+    ids = torch.arange(1, 90)[None]
+    loaded = potq.load(tmp_path / "out.gguf")
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0, atol=5e-5)

@@ -178,6 +178,17 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def require_all(name: str, missing: Iterable[str]) -> None:
+    """Refuse a model of which some weights would stay random.
+
+    Raises:
+        CheckpointError: names the first of ``missing``.
+    """
+    if lacking := sorted(missing):
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        raise CheckpointError(f"{name} lacks {', '.join(lacking[:5])}{more}; it is incomplete, copy it again")
+
+
 def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
     """The headers of safetensors files: dtype and shape of every tensor, none of them loaded.
 

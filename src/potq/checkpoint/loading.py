@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potq.checkpoint.folder import REPORT_FILE, read_headers, read_json, weight_files
+from potq.checkpoint.folder import REPORT_FILE, read_headers, read_json, require_all, weight_files
 from potq.checkpoint.source import Source, resolve
 from potq.config import PoTConfig, require_config
 from potq.errors import CheckpointError, ConfigError, ModelError, PotqError
@@ -21,7 +20,13 @@ if TYPE_CHECKING:
 
     from potq.nn.report import Progress
 
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")  # as llama.cpp names the parts of a file
+# what a tokenizer is made of, whatever its class
+_VOCABULARIES = {
+    *("tokenizer.json", "vocab.json", "vocab.txt", "vocab.bpe", "encoder.json", "merges.txt", "tekken.json", "dict.txt"),
+    *("bpe.codes", "prophetnet.tokenizer"),
+}
+_VOCABULARY_SUFFIXES = {".model", ".tiktoken", ".spm"}
+_BYTES = {"ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer"}  # bytes and characters are their own vocabulary
 
 
 def load(
@@ -65,7 +70,10 @@ def load(
     if where.folder is not None and where.gguf_file is None:
         _check_folder(where.folder, quantizing=config is not None)
     if where.gguf_file is not None:
-        model = _load_gguf(where, dtype)
+        from potq.checkpoint.gguf.loading import load_gguf
+
+        with _loading_errors(where):
+            model = load_gguf(Path(where.path), dtype)
         if config is not None:
             from potq.ptq.quantize import quantize
 
@@ -79,7 +87,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer of a model that :func:`load` takes.
 
     Raises:
-        CheckpointError: it has no tokenizer.
+        CheckpointError: it has no tokenizer; names the files to copy.
 
     Example:
         >>> import potq
@@ -87,18 +95,51 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         >>> tokenizer.decode(tokenizer("the cat")["input_ids"])
         'the cat'
     """
-    from transformers import AutoTokenizer
+    if (tokenizer := find_tokenizer(source)) is None:
+        raise CheckpointError(
+            f"{source} has no tokenizer; copy tokenizer.json and tokenizer_config.json, or the vocabulary of its kind, "
+            "from where the model came from"
+        )
+    return tokenizer
 
+
+def find_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model, or None if it comes without one: transformers would invent an empty one.
+
+    Raises:
+        CheckpointError: it has one that cannot be read.
+    """
     where = resolve(source)
-    options = {"gguf_file": where.gguf_file} if where.gguf_file else {}
+    if where.folder is not None and where.gguf_file is None and not has_vocabulary(where.folder):
+        return None
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where.name, **options)
+        tokenizer = _read_tokenizer(where)
     except Exception as error:  # transformers raises many kinds, down to bare Exception
         if where.folder is None:
             raise CheckpointError(
                 f"{source} is not a folder here, and the hub did not give a tokenizer of that name ({error})"
             ) from error
         raise CheckpointError(f"{source} has no tokenizer that transformers can read ({error})") from error
+    return tokenizer
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a model folder has a file that a tokenizer is made of, or says that its tokenizer needs none."""
+    if any(file.name in _VOCABULARIES or file.suffix in _VOCABULARY_SUFFIXES for file in folder.iterdir()):
+        return True
+    config = folder / "tokenizer_config.json"
+    kind = read_json(config).get("tokenizer_class") if config.is_file() else None
+    return isinstance(kind, str) and kind.removesuffix("Fast") in _BYTES
+
+
+def _read_tokenizer(where: Source) -> PreTrainedTokenizerBase:
+    if where.gguf_file is not None:
+        from potq.checkpoint.gguf.loading import load_gguf_tokenizer
+
+        return load_gguf_tokenizer(Path(where.path))
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where.name)
     return tokenizer
 
 
@@ -111,10 +152,10 @@ def rounded_types(source: str | os.PathLike[str]) -> list[str]:
     where = resolve(source)
     if where.gguf_file is None:
         return []
-    from gguf import GGUFReader
+    from potq.checkpoint.gguf.file import opened
 
     with _loading_errors(where):
-        types = {tensor.tensor_type.name for tensor in GGUFReader(where.path).tensors}
+        types = {tensor.tensor_type.name for tensor in opened(Path(where.path)).tensors}
     return sorted(types - {"F64", "F32", "F16", "BF16"})
 
 
@@ -169,7 +210,7 @@ def _from_pretrained(
         )
     for name, found, expected in info["mismatched_keys"]:
         raise CheckpointError(f"{where.name}: {name} has shape {list(found)}, its config.json asks for {list(expected)}")
-    _require_all(where.name, info["missing_keys"])
+    require_all(where.name, info["missing_keys"])
     if config is None and where.folder is not None and (where.folder / REPORT_FILE).is_file():
         model.quant_report = _read_report(where.folder / REPORT_FILE)
     loaded: PreTrainedModel = model
@@ -181,38 +222,6 @@ def _read_report(file: Path) -> QuantReport:
         return QuantReport.from_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged ({first_line(error)}); delete it, the model does not need it") from None
-
-
-def _load_gguf(where: Source, dtype: str | torch.dtype) -> PreTrainedModel:
-    """A GGUF file's weights are dequantized; the model is an ordinary full-precision one afterwards."""
-    import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    if part := _PART.search(where.path):  # transformers would read this part alone, and leave the other weights random
-        raise CheckpointError(
-            f"{where.path} is part {int(part[1])} of {int(part[2])} of a split GGUF file; join the parts first: "
-            f"llama-gguf-split --merge {where.path} {_PART.sub('.gguf', where.path)}"
-        )
-    with _loading_errors(where):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            where.name,
-            gguf_file=where.gguf_file,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32 if dtype == "auto" else dtype,
-            output_loading_info=True,
-        )
-    _require_all(where.path, info["missing_keys"])
-    if getattr(model, "hf_quantizer", None) is not None:
-        model.hf_quantizer.remove_quantization_config(model)  # it would forbid saving
-    loaded: PreTrainedModel = model
-    return loaded
-
-
-def _require_all(name: str, missing: Iterable[str]) -> None:
-    """Refuse a model of which some weights would stay random."""
-    if lacking := sorted(missing):
-        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-        raise CheckpointError(f"{name} lacks {', '.join(lacking[:5])}{more}; it is incomplete, copy it again")
 
 
 @contextmanager

