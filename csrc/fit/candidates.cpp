@@ -1,7 +1,7 @@
 // The best of some scales: for every group the first one of least squared error.
 //
-// A group's weights are rounded under each of its scales in turn: this costs the same whatever the number of levels, while the
-// exact search (search.cpp) has hundreds of crossings a weight where there are hundreds of levels, and gains little there.
+// A group's weights are rounded under each of its scales in turn. The exact search (search.cpp) has hundreds of crossings a
+// weight where there are hundreds of levels, and gains little there.
 //
 // The torch reference (scale_search.py) finds the same scales, to the bit. Both compute in float32 and add up in one order,
 // that no vector width changes: of a chunk of kChunk errors the second half is added to the first, until one number is left; a
@@ -25,7 +25,7 @@ POTQ_CLONES void divide(const float* weights, int32_t count, float scale, float 
   for (int32_t i = 0; i < count; ++i) x[i] = weights[i] / scale * reference;
 }
 
-// The sum of `count` numbers, which are lost. A template: of loops of known length compilers make vectors alone.
+// The sum of `count` numbers, which are lost. A template, because compilers unroll only loops whose length they know.
 template <int32_t count>
 inline float sum_by_halves(float* x) {
   if constexpr (count == 1) {
