@@ -110,6 +110,13 @@ POTQ_API int64_t potq_lookup_all(const potq_format* format, const uint8_t* packe
 POTQ_API int32_t potq_best_scales(const float* levels, int32_t n_levels, const float* weights, const float* importance,
                                   int64_t groups, int64_t size, int32_t scale_format, int32_t signed_scales, void* out,
                                   int32_t threads);
+/* Of the scales tried (groups x candidates, finite float32) the one of least squared error (fit/candidates.cpp): best[g] is the
+ * position of the first that minimizes sum_i importance[g][i] (weights[g][i] - scale level / reference)^2, level being the one
+ * nearest to weight / scale * reference. The n_levels `levels`, at least 2, ascend; rounding changes at the n_levels - 1
+ * `boundaries`; `reference` is a power of two. A scale of 0 makes all weights 0. Weights and importance are as above. */
+POTQ_API void potq_best_candidates(const float* levels, const float* boundaries, int32_t n_levels, float reference,
+                                   const float* weights, const float* importance, int64_t groups, int64_t size,
+                                   const float* scales, int32_t candidates, int64_t* best, int32_t threads);
 POTQ_API int32_t potq_has_openmp(void);
 
 /* A block of columns to be rounded one after another (fit/columns.cpp): `rows` rows of `columns` columns, the matrices of the

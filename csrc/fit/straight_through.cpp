@@ -16,63 +16,20 @@
 
 #include "../numbers.h"
 #include "../potq.h"
-#include "levels.h"
+#include "chunk.h"
 
 namespace potq {
 namespace {
-
-constexpr int32_t kChunk = 64; /* weights at a time, in loops that compilers turn into vectors */
-
-/* The loader picks the widest vectors that the CPU has; contraction is off, so that all give the same bits. */
-#if defined(POTQ_X86) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && !defined(__SANITIZE_ADDRESS__) && \
-    !defined(__SANITIZE_THREAD__)
-#define POTQ_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
-#else
-#define POTQ_CLONES
-#endif
 
 struct Chunk {
   float x[kChunk], level[kChunk], gradient[kChunk], slope[kChunk];
 };
 
-/* Integers times a power of two, as 8-bit ones are, need no search: `step` between levels, else 0. */
-float integer_step(const potq_columns& c) {
-  const float step = c.levels[1] - c.levels[0];
-  int exponent;
-  if (c.n_levels <= kCounted || std::frexp(step, &exponent) != 0.5f) return 0.0f;
-  for (int32_t i = 0; i < c.n_levels; ++i) {
-    const float integer = c.levels[i] / step;
-    if (integer != std::nearbyint(integer) || std::fabs(integer) > 1e6f) return 0.0f;
-    if (i > 0 && (c.levels[i] - c.levels[i - 1] != step || c.boundaries[i - 1] != c.levels[i] - step / 2)) return 0.0f;
-  }
-  return step;
-}
-
-/* x / step is exact. Adding 1.5 2^23 rounds it to an integer, a tie to the even one, which is then moved up. */
-POTQ_CLONES void round_to_integers(const potq_columns& c, float step, int32_t count, Chunk& out) {
-  const float low = c.levels[0] / step, high = c.levels[c.n_levels - 1] / step, inverse = 1.0f / step, magic = 12582912.0f;
-  for (int32_t i = 0; i < count; ++i) {
-    const float t = out.x[i] * inverse, inside = t < low ? low : t > high ? high : t;
-    const float even = (inside + magic) - magic;
-    out.level[i] = (even + (inside - even >= 0.5f ? 1.0f : 0.0f)) * step;
-  }
-}
-
 POTQ_CLONES void round_chunk(const potq_columns& c, const float* latent, int32_t count, float scale, float shift, float step,
                              Chunk& out) {
   const float divisor = scale != 0.0f ? scale : INFINITY;
   for (int32_t i = 0; i < count; ++i) out.x[i] = latent[i] / divisor - shift;
-  if (step > 0.0f) return round_to_integers(c, step, count, out);
-  if (c.n_levels > kCounted) {
-    for (int32_t i = 0; i < count; ++i) out.level[i] = searched_level(c, out.x[i]);
-    return;
-  }
-  /* levels are added up step by step: a comparison and a masked move an entry, where an index would need a gather */
-  for (int32_t i = 0; i < count; ++i) out.level[i] = c.levels[0];
-  for (int32_t k = 0; k + 1 < c.n_levels; ++k) {
-    const float boundary = c.boundaries[k], level = c.levels[k + 1];
-    for (int32_t i = 0; i < count; ++i) out.level[i] = out.x[i] >= boundary ? level : out.level[i];
-  }
+  nearest_levels(c, step, count, out.x, out.level);
 }
 
 /* Gradients of a rounded chunk's weights; returns the scale's, summed in eight strands, which vectors can hold. */

@@ -1,5 +1,6 @@
-// Self-test of the routines that fit a weight to its grid (search.cpp, columns.cpp, straight_through.cpp) against what potq.h
-// says of them, computed naively in double: every stored scale is tried, every level, every column's sum from its beginning.
+// Self-test of the routines that fit a weight to its grid (search.cpp, candidates.cpp, columns.cpp, straight_through.cpp)
+// against what potq.h says of them, computed naively in double: every stored scale is tried, every level, every column's sum
+// from its beginning.
 //
 // Prints how many cases there were and a hash of all outputs, which every platform must agree on. Exits with 1 on a mismatch,
 // after at most ten of them, each with the parameters of its case. Half of the cases are of numbers so short that float
@@ -17,6 +18,7 @@
 #include <set>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../potq.h"
@@ -403,6 +405,74 @@ void check_all_best_scales() {
   }
 }
 
+// ---- The best of some scales ---------------------------------------------------------------------------------------------
+
+// Ascending; if exact, small integers, with or without gaps.
+Floats ascending(Random& random, int count, bool exact) {
+  Floats found;
+  const int gap = random.between(1, 3);
+  int level = -count * (gap + 1) / 4;
+  for (int i = 0; i < count; i++) found.push_back(exact ? float(level += random.between(1, gap)) : random.normal() * 100);
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+// A group's squared error under a scale, and how far float arithmetic may be from it.
+std::pair<double, double> error_under(const Floats& levels, const Floats& boundaries, double reference, const float* w,
+                                      const float* importance, size_t size, double s) {
+  double sum = 0, noise = 0;
+  for (size_t i = 0; i < size; i++) {
+    const double x = s != 0 ? w[i] / s * reference : 0, h = importance ? importance[i] : 1;
+    const auto at = std::upper_bound(boundaries.begin(), boundaries.end(), x) - boundaries.begin();
+    const double error = s != 0 ? w[i] - s * double(levels[size_t(at)]) / reference : w[i], slack = 5e-7 * std::fabs(w[i]);
+    sum += h * error * error;
+    noise += h * (1e-6 * error * error + slack * (2 * std::fabs(error) + slack));
+  }
+  return {sum, noise};
+}
+
+void check_best_candidates(int number) {
+  Random random{std::mt19937_64(uint64_t(number))};
+  const bool exact = random.one_in(2), important = random.one_in(2);
+  const int groups = random.between(1, 7), candidates = random.between(1, 17), n_levels = random.of(kLevels);
+  const size_t size = size_t(random.of({1, 2, 3, 32, 63, 64, 65, 128, 130, 300})), weight_count = size_t(groups) * size;
+  announce(text("potq_best_candidates: case=%d groups=%d size=%zu levels=%d candidates=%d importance=%d exact=%d", number,
+                groups, size, n_levels, candidates, important, exact));
+  const float reference = random.power(0, 7);
+  const Floats levels = ascending(random, n_levels, exact);
+  Floats boundaries, weights, importance, scales;
+  for (size_t i = 1; i < levels.size(); i++) boundaries.push_back((levels[i - 1] + levels[i]) / 2);
+  for (size_t i = 0; i < weight_count; i++) {
+    weights.push_back(exact ? float(random.between(-64, 64)) * 0.25f : random.normal() * 9);
+    importance.push_back(exact ? float(random.between(0, 4)) : random.uniform());
+  }
+  for (int i = 0; i < groups * candidates; i++) {
+    const float any = exact ? random.power(-1, 4) : 0.5f + random.uniform() * 9;
+    scales.push_back(random.one_in(8) ? 0 : random.one_in(4) ? -any : any);
+  }
+  const float* counts = important ? importance.data() : nullptr;
+  const auto [best] = run_with_threads([&](int threads) {
+    std::vector<int64_t> out(size_t(groups), -1);
+    potq_best_candidates(levels.data(), boundaries.data(), n_levels, reference, weights.data(), counts, groups, int64_t(size),
+                         scales.data(), candidates, out.data(), threads);
+    return std::tuple(out);
+  });
+  for (size_t g = 0; g < best.size(); g++) {
+    if (best[g] < 0 || best[g] >= candidates) return fail(text("group %zu: position %lld", g, static_cast<long long>(best[g])));
+    const auto under = [&](int64_t c) {
+      const float* own = counts ? counts + g * size : nullptr;
+      return error_under(levels, boundaries, reference, &weights[g * size], own, size,
+                         scales[g * size_t(candidates) + size_t(c)]);
+    };
+    const auto [error, noise] = under(best[g]);
+    for (int64_t c = 0; c < candidates; c++) {
+      const auto [other, more] = under(c);
+      const bool better = exact ? (c < best[g] ? other <= error : other < error) : other + more < error - noise;
+      if (better) fail(text("group %zu: error %.9g, candidate %d has %.9g", g, error, int(c), other));
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -417,6 +487,7 @@ int main() {
     check_round(grid, POTQ_BFLOAT16);
   }
   check_all_best_scales();
+  for (int number = 0; number < 400; number++) check_best_candidates(number);
   std::printf("fitting     %d cases  hash %016llx\n", cases, static_cast<unsigned long long>(hash));
   if (failures) std::printf("%d failures\n", failures);
   return failures ? 1 : 0;

@@ -128,6 +128,10 @@ _SIGNATURES = {
         c_int32,
         [c_void_p, c_int32, c_void_p, c_void_p, c_int64, c_int64, c_int32, c_int32, c_void_p, c_int32],
     ),
+    "potq_best_candidates": (
+        None,
+        [c_void_p, c_void_p, c_int32, c_float, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_int32],
+    ),
     "potq_compensate": (None, [POINTER(Columns)] + [c_void_p] * 4 + [c_int32]),
     "potq_descend": (None, [POINTER(Columns)] + [c_void_p] * 4 + [c_int32]),
     "potq_round": (None, [POINTER(Columns), c_void_p, c_void_p, c_int32, c_int32]),

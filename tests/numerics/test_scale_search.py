@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
+from potq import native
 from potq.errors import ConfigError, ModelError
 from potq.numerics import scale_search
 from potq.numerics.functional import decode_scale, dequantize, quantize, split_groups
-from potq.numerics.grid import pot
+from potq.numerics.grid import Grid, pot, table, uniform
 from potq.numerics.scale_search import choose_scale, scale_multipliers
 from potq.numerics.scheme import PRESETS, QuantScheme
 
@@ -173,6 +176,97 @@ def test_scales_do_not_depend_on_the_block_size(name: str, group_size: Any, monk
         found.append(choose_scale(weight, scheme, "weighted", importance=importance))
         found.append(choose_scale(weight, scheme, "mse", 5))
     assert all(torch.equal(found[i], found[i % 3]) for i in range(9))
+
+
+# ---- the library and torch ------------------------------------------------------------------------------------------
+
+compiled = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
+
+
+@st.composite
+def _grids(draw: st.DrawFn) -> Grid:
+    """Of every encoding and width: the integers, PoT grids, and any magnitudes or levels."""
+    bits = draw(st.integers(2, 8))
+    kind = draw(st.sampled_from(["integers", "midrise", "pot", "magnitudes", "table"]))
+    if kind == "integers":
+        return uniform(bits)
+    if kind == "midrise":
+        return uniform(bits, midrise=True)
+    if kind == "pot":
+        return pot(min(bits, 7), zero=draw(st.booleans()))
+    highest = draw(st.sampled_from([300, 8191]))
+    if kind == "magnitudes":
+        found = draw(st.lists(st.integers(1, highest), min_size=2 ** (bits - 1), max_size=2 ** (bits - 1)))
+        return Grid(bits=bits, magnitudes=tuple(sorted([found[0] - 1, *found[1:]])))
+    span = st.integers(1, highest)
+    positive = draw(st.sets(span, min_size=2 ** (bits - 1), max_size=2 ** (bits - 1)))
+    negative = draw(st.sets(span, min_size=2 ** (bits - 1), max_size=2 ** (bits - 1)))
+    return table(tuple(sorted([*positive, *(-level for level in negative)])))
+
+
+@st.composite
+def _schemes(draw: st.DrawFn) -> QuantScheme:
+    grid = draw(_grids())
+    scale_dtype = draw(st.sampled_from(["float16", "e8m0"]))
+    powers = grid.encoding == "sign-magnitude" and grid.is_power_of_two
+    return QuantScheme(
+        grid=grid,
+        group_size=draw(st.sampled_from([1, 16, 32, 63, 64, 65, 100, "row", "tensor"])),
+        scale_dtype=scale_dtype,
+        signed_scale=scale_dtype == "float16" and not grid.is_symmetric and draw(st.booleans()),
+        rounding=draw(st.sampled_from(["nearest", "log"] if powers else ["nearest"])),
+    )
+
+
+def _any_weight(seed: int, rows: int, columns: int) -> Tensor:
+    """Rows that are normal, of few values (ties), of any magnitude, or zero."""
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=random)
+    kind = torch.randint(5, (rows, 1), generator=random)
+    magnitude = torch.exp2(torch.randint(-149, 127, (rows, 1), generator=random).double()).float()
+    weight = torch.where(kind == 1, (weight * 4).round() / 4, weight)
+    weight = torch.where(kind == 2, weight.clamp(-1, 1) * magnitude, weight)
+    return torch.where(kind == 3, 0.0, weight)
+
+
+@compiled
+@given(_schemes(), st.integers(0, 1 << 20), st.integers(2, 20), st.booleans(), st.sampled_from([1, 3]))
+def test_the_library_finds_the_scales_that_torch_finds(
+    scheme: QuantScheme, seed: int, candidates: int, weighted: bool, threads: int
+) -> None:
+    weight = _any_weight(seed, 5, 150)
+    importance = _any_weight(seed + 1, 5, 150).abs().clamp(max=1e30) if weighted else None
+    method: Any = "weighted" if weighted else "mse"
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = choose_scale(weight, scheme, method, candidates, importance)
+    finally:
+        torch.set_num_threads(before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "serves", lambda device: False)
+        assert torch.equal(choose_scale(weight, scheme, method, candidates, importance), found)
+
+
+@compiled
+@pytest.mark.parametrize("name", ["int8", "pot5", "pot7"])
+def test_wide_grids_are_searched_by_the_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale_search, "_best_candidate_torch", None)
+    assert choose_scale(_weight(), PRESETS[name]).shape == (6, 3)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if PRESETS[name].grid.bits > 4])
+def test_torch_finds_the_best_of_the_candidates_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "serves", lambda device: False)
+    test_the_kept_scale_is_the_best_of_its_candidates(name)
+
+
+@pytest.mark.parametrize("size", [1, 5, 64, 65, 1000])
+def test_sums_are_those_of_float64(size: int) -> None:
+    errors = _weight(3, size).square()
+    found = scale_search._sum(errors, None)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, errors.double().sum(1, keepdim=True), rtol=3e-7, atol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)

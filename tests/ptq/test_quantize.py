@@ -17,10 +17,10 @@ import potq
 from potq.config import EFFORTS
 from potq.errors import ConfigError, ModelError
 from potq.nn.losses import divergence
-from potq.nn.plan import packed_modules
+from potq.nn.plan import WeightPlan, packed_modules
 from potq.ptq.algorithms import refine
 from potq.ptq.algorithms.rtn import rtn
-from potq.ptq.quantize import describe
+from potq.ptq.quantize import check_weight, describe, quantize_weight
 
 
 def test_every_weight_is_what_the_algorithm_makes_of_it(tiny_model: LlamaForCausalLM) -> None:
@@ -30,6 +30,27 @@ def test_every_weight_is_what_the_algorithm_makes_of_it(tiny_model: LlamaForCaus
         expected = rtn(original.get_submodule(name).weight, module.scheme, candidates=5)
         assert torch.equal(module.quantized.packed, expected.packed)
         assert torch.equal(module.quantized.scale, expected.scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("scheme", ["pot4", "int8", "mxpot:row_scale=true"])
+def test_a_weight_is_quantized_as_its_float32_copy_is(scheme: str, dtype: torch.dtype) -> None:
+    weight = torch.randn(7, 100, generator=torch.Generator().manual_seed(0)).to(dtype)
+    target = WeightPlan("layer", "linear", (7, 100), potq.QuantScheme(scheme))
+    (found, entry), (expected, report) = (
+        quantize_weight(each, target, potq.PoTConfig("pot4")) for each in (weight, weight.float())
+    )
+    assert all(torch.equal(found.tensors()[name], tensor) for name, tensor in expected.tensors().items())
+    assert entry.snr_db == report.snr_db
+    assert entry.bytes_before == weight.nbytes
+
+
+def test_a_weight_beyond_float32_is_refused_by_name() -> None:
+    weight = torch.full((1, 32), 1e39, dtype=torch.float64)
+    target = WeightPlan("layer", "linear", (1, 32), potq.PRESETS["mxpot"])
+    for refuse in (check_weight, lambda w, t: quantize_weight(w, t, potq.PoTConfig("mxpot"))):
+        with pytest.raises(ModelError, match=r"layer\.weight has 32 NaN or infinite entries"):
+            refuse(weight, target)
 
 
 def test_report_is_what_was_done(tiny_model: LlamaForCausalLM) -> None:

@@ -2,10 +2,10 @@
 
 The search is step 1 of PoTPTQ (2507.11959, sec. 3.2): data-free, every group on its own. Grids of up to 4 bits get the exact
 optimum over all stored scales (:func:`best_scale`): by the compiled library (``csrc/fit/search.cpp`` has the mathematics),
-or by torch without it. Wider grids, which gain nothing by it, and ``rounding="log"`` try some candidates. That works on
-cache-sized blocks and needs a few passes per candidate, never a weights-by-levels distance matrix. A block is below torch's
-threshold for splitting an operation over threads: splitting gains little at this size, and on a busy machine every operation
-would wait for the slowest thread.
+or by torch without it. Wider grids, which gain nothing by it, and ``rounding="log"`` try some candidates: by the library too
+(``csrc/fit/candidates.cpp``), or by torch, which finds the same scales. Torch works on cache-sized blocks and needs a few
+passes per candidate, never a weights-by-levels distance matrix. Its block is below its threshold for splitting an operation
+over threads: splitting gains little at this size, and on a busy machine every operation would wait for the slowest thread.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from potq.numerics.grid import Grid
 from potq.numerics.scheme import QuantScheme, ScaleDtype, ScaleMethod
 
 CANDIDATES = 16
-_BLOCK = 1 << 15  # weights per block: its temporaries stay in the second-level cache
+_BLOCK = 1 << 15  # weights per block of torch's: its temporaries stay in the second-level cache
 _NATIVE_BLOCK = 1 << 20  # the same for the library, which needs none: what a copy may take where groups are not contiguous
+_CHUNK = 64  # errors of a group that are added up by halves: kChunk of csrc/fit/chunk.h
 _REFERENCE_GROUP = 1 << 17  # weights of a group whose breakpoints torch sorts in some 100 MB
 _EQUAL = 1e-12  # of what a scale gains over none: errors that differ by less are equal
 
@@ -73,7 +74,7 @@ def _search_part(part: Tensor, importance: Tensor | None, scheme: QuantScheme, c
     compiled = native.serves(part.device)
     exact = is_exact(scheme, candidates) and (compiled or size <= _REFERENCE_GROUP)
     multipliers = [] if exact else scale_multipliers(scheme, candidates or CANDIDATES)
-    step = max(1, (_NATIVE_BLOCK if exact and compiled else _BLOCK) // (groups * size))
+    step = max(1, (_NATIVE_BLOCK if compiled else _BLOCK) // (groups * size))
     found = []
     for start in range(0, rows, step):
         block = part[start : start + step].reshape(-1, size).float()
@@ -241,19 +242,46 @@ def _search_range(grid: Grid) -> tuple[float, float]:
 def _search_block(block: Tensor, importance: Tensor | None, scheme: QuantScheme, multipliers: list[float]) -> Tensor:
     """Stored scales ``(groups,)`` of ``(groups, size)``."""
     base = absmax_scale(block, scheme)
-    best = encode_scale(base, scheme.scale_dtype)
     if len(multipliers) == 1:
-        return best.squeeze(1)
+        return encode_scale(base, scheme.scale_dtype).squeeze(1)
     if scheme.signed_scale:
         multipliers = [*multipliers, *(-multiplier for multiplier in multipliers)]
-    least = _squared_error(block, best, importance, scheme)
-    for multiplier in multipliers[1:]:
-        stored = encode_scale(base * multiplier, scheme.scale_dtype)
-        error = _squared_error(block, stored, importance, scheme)
+    tried = encode_scale(base * base.new_tensor(multipliers), scheme.scale_dtype)
+    find = _best_candidate_compiled if native.serves(block.device) else _best_candidate_torch
+    return tried.gather(1, find(block, tried, importance, scheme)).squeeze(1)
+
+
+def _best_candidate_compiled(block: Tensor, tried: Tensor, importance: Tensor | None, scheme: QuantScheme) -> Tensor:
+    levels, boundaries = (each * scheme.grid.reference for each in codebook(scheme, block.device))
+    block, scales = block.contiguous(), decode_scale(tried).contiguous()
+    importance = None if importance is None else importance.contiguous()
+    best = torch.empty(len(block), 1, dtype=torch.int64)
+    native.library().potq_best_candidates(
+        levels.data_ptr(),
+        boundaries.data_ptr(),
+        len(levels),
+        scheme.grid.reference,
+        block.data_ptr(),
+        None if importance is None else importance.data_ptr(),
+        *block.shape,
+        scales.data_ptr(),
+        scales.shape[1],
+        best.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return best
+
+
+def _best_candidate_torch(block: Tensor, tried: Tensor, importance: Tensor | None, scheme: QuantScheme) -> Tensor:
+    """Position ``(groups, 1)`` in ``tried`` ``(groups, candidates)`` of the first scale of least squared error."""
+    best = torch.zeros(len(block), 1, dtype=torch.int64, device=block.device)
+    least = _squared_error(block, tried[:, :1], importance, scheme)
+    for position in range(1, tried.shape[1]):
+        error = _squared_error(block, tried[:, position : position + 1], importance, scheme)
         better = error < least
         least = torch.where(better, error, least)
-        best = torch.where(better, stored, best)
-    return best.squeeze(1)
+        best.masked_fill_(better, position)
+    return best
 
 
 def absmax_scale(block: Tensor, scheme: QuantScheme) -> Tensor:
@@ -275,17 +303,25 @@ def absmax_scale(block: Tensor, scheme: QuantScheme) -> Tensor:
 
 
 def _squared_error(block: Tensor, stored: Tensor, importance: Tensor | None, scheme: QuantScheme) -> Tensor:
-    """Squared error ``(groups, 1)`` of rounding ``block`` under ``stored`` scales ``(groups, 1)``."""
+    """Squared error (float64, ``(groups, 1)``) of rounding ``block`` under ``stored`` scales ``(groups, 1)``."""
     scale = decode_scale(stored)
     x = in_level_units(block, scale, scheme.grid)
     error = (nearest_level(x, scheme) - x).mul_(1 / scheme.grid.reference).square_()
-    if importance is not None:
-        error = error * importance
-    total = error.sum(1, keepdim=True) * scale.square()
+    total = _sum(error, importance) * scale.double().square()
     if bool((scale != 0).all()):
         return total
-    lost = block.square() if importance is None else block.square() * importance  # a zero scale loses the whole group
-    return torch.where(scale != 0, total, lost.sum(1, keepdim=True))
+    return torch.where(scale != 0, total, _sum(block.square(), importance))  # a zero scale loses the whole group
+
+
+def _sum(error: Tensor, importance: Tensor | None) -> Tensor:
+    """Sums of the (weighted) rows in the library's order: chunks by halves, then one after another in float64."""
+    if importance is not None:
+        error = error * importance
+    chunks: Tensor = torch.nn.functional.pad(error, (0, -error.shape[1] % _CHUNK)).unflatten(1, (-1, _CHUNK))
+    while chunks.shape[2] > 1:
+        first, second = chunks.chunk(2, dim=2)
+        chunks = first + second
+    return chunks.squeeze(2).cumsum(1, dtype=torch.float64)[:, -1:]
 
 
 def _check_importance(weight: Tensor, method: ScaleMethod, importance: Tensor | None) -> None:

@@ -82,8 +82,9 @@ class QuantizedWeight:
         """Sum of the squares of ``weight`` ``(out, in)``, and of the differences from it, without a copy as large as it."""
         signal = noise = 0.0
         for rows in _row_blocks(weight.shape):
-            error = self.rows(rows).dequantize().sub_(weight[rows])
-            signal += float(torch.linalg.vector_norm(weight[rows], dtype=torch.float64)) ** 2
+            block = weight[rows].float()
+            error = self.rows(rows).dequantize().sub_(block)
+            signal += float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2
             noise += float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
         return signal, noise
 

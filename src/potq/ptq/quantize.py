@@ -174,15 +174,14 @@ def quantize_weight(
     Raises:
         ModelError: NaN or infinite weights, or weights beyond the scale's range; names the layer.
     """
-    original = weight
-    weight = weight.detach().float()
+    weight = weight.detach()  # in its own dtype: what computes with it takes blocks of float32
     check_weight(weight, target)
     # embeddings and heads are looked up or tied; their inputs are not a layer's activations
     weighted = importance is not None
     method: ScaleMethod = "weighted" if weighted else "mse" if config.scale_method in _WEIGHTED else config.scale_method
     quantized = rtn(weight, target.scheme, importance, method=method, candidates=config.scale_candidates)
     label = config.scale_method if weighted else method
-    return quantized, describe_weight(original, target, quantized, _algorithm(label, target.scheme, config.scale_candidates))
+    return quantized, describe_weight(weight, target, quantized, _algorithm(label, target.scheme, config.scale_candidates))
 
 
 def describe_weight(weight: Tensor, target: WeightPlan, quantized: QuantizedWeight, algorithm: str) -> ModuleReport:
@@ -194,7 +193,7 @@ def describe_weight(weight: Tensor, target: WeightPlan, quantized: QuantizedWeig
         scheme=target.scheme.name,
         algorithm=algorithm,
         bits_per_weight=target.scheme.bits_per_weight(*target.shape),
-        snr_db=decibels(*quantized.energies(weight.detach().float())),
+        snr_db=decibels(*quantized.energies(weight.detach())),
         bytes_before=weight.nbytes,
         bytes_after=quantized.nbytes,
         tied=target.tied,
@@ -215,9 +214,9 @@ def check_weight(weight: Tensor, target: WeightPlan) -> None:
     Raises:
         ModelError: names the layer and says how many entries are at fault.
     """
-    largest = float(torch.stack(torch.aminmax(weight)).abs().amax())  # NaN wins
+    largest = float(torch.stack(torch.aminmax(weight)).float().abs().amax())  # NaN wins
     if not math.isfinite(largest):
-        broken = int((~weight.isfinite()).sum())
+        broken = int((~weight.float().isfinite()).sum())
         raise ModelError(f"{target.name}.weight has {broken} NaN or infinite entries; repair the model, or ignore the layer")
     grid, limit = target.scheme.grid, torch.finfo(torch.float16).max
     if target.scheme.scale_dtype == "float16" and largest * grid.reference / max(grid.levels) > limit:
