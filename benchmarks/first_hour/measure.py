@@ -39,9 +39,9 @@ MISTAKES: dict[str, list[str]] = {
     "inspect, a path": ["inspect", "./no-such-model"],
     "export, a path": ["export", "./no-such-model", "out.gguf", "--to", "gguf"],
     "export, a format": ["export", "{model}", "out.bin", "--to", "ggml"],
-    "train, a path": ["train", "model=./no-such-model", "output=out", "data.train={text}"],
+    "train, a path": ["train", "model=./no-such-model", "output=out", "data.text={text}"],
     "train, a recipe key": ["train", "model={model}", "output=out", "optimisation.batch=4"],
-    "train, a text": ["train", "model={model}", "output=out", "data.train=./no-such-text.txt"],
+    "train, a text": ["train", "model={model}", "output=out", "data.text=./no-such-text.txt"],
 }
 
 
