@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.common.results import Benchmark
 from benchmarks.decode import goals as decode
 from benchmarks.export import goals as export
+from benchmarks.first_hour import goals as first_hour
 from benchmarks.gpu import goals as gpu
 from benchmarks.kernels import goals as kernels
 from benchmarks.papers import goals as papers
@@ -19,4 +20,5 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *decode.BENCHMARKS,
     *export.BENCHMARKS,
     *gpu.BENCHMARKS,
+    *first_hour.BENCHMARKS,
 )
