@@ -74,7 +74,6 @@ def export(folder: Path) -> dict[str, Any]:
 def stream(source: Path, output: Path, scheme: str, embedding: str) -> dict[str, Any]:
     """Quantize from a safetensors folder and save."""
     import potq
-    from potq import integrations  # noqa: F401  # counted as imports, not as work
     from potq.checkpoint import loading  # noqa: F401  # counted as imports, not as work
 
     import_transformers()
