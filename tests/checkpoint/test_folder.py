@@ -470,6 +470,16 @@ def test_quantizing_the_source_again_writes_the_golden_bytes(variant: str, tmp_p
     assert read_json(tmp_path / "out/config.json")["quantization_config"] == config.to_dict()
 
 
+def test_a_report_of_version_0_1_is_read() -> None:
+    """Without the number of weights, which the model tells."""
+    text = (GOLDEN / "pot4_g64" / "quant_report.json").read_text()
+    assert QuantReport.from_json(text).bits_per_weight is None
+    report = potq.load(GOLDEN / "pot4_g64").quant_report
+    assert report.modules == QuantReport.from_json(text).modules
+    assert report.weights == sum(p.numel() for p in potq.load(GOLDEN / "source").parameters())
+    assert report.bits_per_weight == 8 * report.bytes_after / report.weights
+
+
 def test_every_golden_folder_is_tested() -> None:
     assert sorted(file.parent.name for file in GOLDEN.glob("*/model.safetensors")) == sorted([*VARIANTS, "source"])
 

@@ -111,7 +111,9 @@ def test_inspect_prints_modules_and_levels(packed_folder: Path) -> None:
 
 def test_inspect_json(packed_folder: Path) -> None:
     found = json.loads(succeed("inspect", packed_folder, "--json"))
-    assert found.pop("bits_per_weight") == potq.load(packed_folder).quant_report.bits_per_weight
+    report = potq.load(packed_folder).quant_report
+    assert found.pop("bits_per_weight") == report.bits_per_weight
+    assert found.pop("quantized_bits_per_weight") == report.quantized_bits_per_weight
     levels = found.pop("levels")
     assert list(levels["pot4-g64"]) == ["0", "1", "2", "4", "8", "16", "32", "64"]
     assert sum(found.pop("kernels").values()) == 16

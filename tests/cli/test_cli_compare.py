@@ -47,6 +47,7 @@ def test_rows_are_what_the_library_measures(tiny_folder: Path, text: Path) -> No
         assert row["perplexity"] == expected.perplexity
         assert row["window_nll"] == list(expected.window_nll)
         assert row["bits_per_weight"] == report.bits_per_weight
+        assert row["quantized_bits_per_weight"] == report.quantized_bits_per_weight
         assert row["excess"] == expected.perplexity - base.perplexity
         interval = paired_bootstrap(expected.window_nll, base.window_nll, base.predicted_tokens)
         assert row["interval"] == list(interval)
@@ -60,10 +61,12 @@ def test_table_and_markdown(tiny_folder: Path, text: Path) -> None:
     for word in ("full precision", "pot3-g64", "pot4-g64", "fast", "95% interval", "3 windows of 64 tokens"):
         assert word in shown
     lines = [line for line in succeed("compare", *words, "--markdown").splitlines() if line.startswith("|")]
-    assert lines[0] == "| scheme | effort | bits | perplexity | excess | 95% interval | seconds |"
+    assert lines[0] == "| scheme | effort | bits | quantized | perplexity | excess | 95% interval | seconds |"
     assert len(lines) == 5
-    assert lines[2].startswith("| full precision |  | 32.000 | ")
-    assert lines[3].startswith("| pot3-g64 | fast | 3.262 | ")  # embedding and head in full precision: linears alone
+    assert lines[2].startswith("| full precision |  | 32.000 | 32.000 | ")
+    linears, others = 86_016, 64 * (260 + 5)  # embedding and head in full precision, and norms
+    whole = (3.2619 * linears + 32 * others) / (linears + others)
+    assert lines[3].startswith(f"| pot3-g64 | fast | {whole:.3f} | 3.262 | ")
 
 
 def test_one_window_has_no_interval(tiny_folder: Path, text: Path) -> None:

@@ -171,14 +171,17 @@ def _from_pretrained(
         raise CheckpointError(f"{where.name}: {name} has shape {list(found)}, its config.json asks for {list(expected)}")
     _require_all(where.name, info["missing_keys"])
     if config is None and where.folder is not None and (where.folder / REPORT_FILE).is_file():
-        model.quant_report = _read_report(where.folder / REPORT_FILE)
+        model.quant_report = _read_report(where.folder / REPORT_FILE, model)
     loaded: PreTrainedModel = model
     return loaded
 
 
-def _read_report(file: Path) -> QuantReport:
+def _read_report(file: Path, model: PreTrainedModel) -> QuantReport:
+    from potq.nn.plan import weight_count
+
     try:
-        return QuantReport.from_json(file.read_text(encoding="utf-8"))
+        report = QuantReport.from_json(file.read_text(encoding="utf-8"))
+        return report if report.weights is not None else report.model_copy(update={"weights": weight_count(model)})
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged ({first_line(error)}); delete it, the model does not need it") from None
 

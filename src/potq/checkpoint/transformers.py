@@ -24,10 +24,10 @@ from potq.checkpoint.folder import check_headers, check_reloadable, read_headers
 from potq.config import PoTConfig
 from potq.errors import CheckpointError, PotqError
 from potq.nn.packed import PackedModule
-from potq.nn.plan import Plan, WeightPlan, as_matrix, install, keep_dtype, packed_modules, plan, tensor_bytes, unpack
-from potq.nn.report import ModuleReport, Progress, QuantReport
+from potq.nn.plan import Plan, WeightPlan, as_matrix, install, keep_dtype, packed_modules, plan, unpack
+from potq.nn.report import ModuleReport, Progress
 from potq.numerics.tensor import QuantizedWeight
-from potq.ptq.quantize import attach, quantize_weight, require_calibration
+from potq.ptq.quantize import attach, make_report, quantize_weight, require_calibration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,7 +150,7 @@ class PoTQuantizer(HfQuantizer):
         self._read.clear()  # the model holds the weights now
         # in the model's order, not the file's
         entries = [self._reports[name] for name in self._by_name if name in self._reports]
-        report = QuantReport(modules=entries, skipped=self._plan.skipped, bytes_after=tensor_bytes(model))
+        report = make_report(model, entries, self._plan.skipped)
         attach(model, self.quantization_config, report)
         return model
 

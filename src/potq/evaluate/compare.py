@@ -31,16 +31,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FULL_PRECISION = "full precision"
-HEADINGS = ("scheme", "effort", "bits", "perplexity", "excess", "95% interval", "seconds")
+HEADINGS = ("scheme", "effort", "bits", "quantized", "perplexity", "excess", "95% interval", "seconds")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured model: its perplexity, and what quantizing took. ``seconds`` are the quantization's alone."""
+    """One measured model: its perplexity, and what quantizing took.
+
+    Attributes:
+        bits_per_weight: stored bits per weight of the whole model.
+        quantized_bits_per_weight: those of what was quantized.
+        seconds: the quantization's alone.
+    """
 
     scheme: str
     effort: str
     bits_per_weight: float
+    quantized_bits_per_weight: float
     perplexity: float
     window: int
     predicted_tokens: int
@@ -92,19 +99,22 @@ def measure_row(
     model: PreTrainedModel, config: PoTConfig | None, protocol: Protocol, progress: Progress | None = None
 ) -> Row:
     """Perplexity of ``model`` as it is (no ``config``), or of a copy that is quantized, with exact activations."""
-    measured, bits, seconds = model, 8.0 * model.dtype.itemsize, 0.0
+    measured, seconds = model, 0.0
+    whole = quantized = 8.0 * model.dtype.itemsize
     if config is not None:
         measured = copy.deepcopy(model)
         batches = protocol.calibration if config.has_calibrated_effort else None
         began = time.perf_counter()
-        bits = quantize(measured, config, batches, seed=protocol.seed, progress=progress).bits_per_weight
+        report = quantize(measured, config, batches, seed=protocol.seed, progress=progress)
+        whole, quantized = report.bits_per_weight or whole, report.quantized_bits_per_weight
         seconds = time.perf_counter() - began
         set_activations(measured, "float")
     found = perplexity(measured, protocol.tokens, window=protocol.window, max_windows=protocol.windows, progress=progress)
     return Row(
         scheme=FULL_PRECISION if config is None else config.scheme.name,
         effort="" if config is None or config.effort is None else config.effort.name,
-        bits_per_weight=bits,
+        bits_per_weight=whole,
+        quantized_bits_per_weight=quantized,
         perplexity=found.perplexity,
         window=found.window,
         predicted_tokens=found.predicted_tokens,
@@ -166,6 +176,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
                 row.scheme,
                 row.effort,
                 f"{row.bits_per_weight:.3f}",
+                f"{row.quantized_bits_per_weight:.3f}",
                 _figure(row.perplexity),
                 "" if row is base else _figure(row.excess(base), sign=True),
                 f"{_figure(interval[0], sign=True)} .. {_figure(interval[1], sign=True)}" if interval else "",
@@ -248,7 +259,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
         side, shift = ("right", -6) if left else ("left", 6)
         axes.annotate(row.scheme, at, xytext=(shift, -3), textcoords="offset points", fontsize=7, ha=side)
     axes.set_title(title, fontsize=9)
-    axes.set(xlabel="bits per weight", ylabel="perplexity", yscale="log")
+    axes.set(xlabel="bits per weight of the whole model", ylabel="perplexity", yscale="log")
     axes.margins(x=0.15)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")

@@ -63,6 +63,8 @@ class QuantReport(BaseModel):
         modules: one entry a quantized weight, with its scheme, bits, bytes and signal-to-noise ratio in dB.
         skipped: modules with a weight matrix that stayed in full precision, each with the reason.
         bytes_after: of the quantized model, what was skipped included.
+        weights: of the whole model, skipped ones, norms and biases included, tied ones once; None: a report that was
+            written before they were counted, and read without the model (:func:`potq.load` counts them).
 
     Example:
         >>> import potq
@@ -71,6 +73,8 @@ class QuantReport(BaseModel):
         (15, 0)
         >>> report.modules[1].name, report.modules[1].scheme, report.modules[1].shape
         ('model.layers.0.self_attn.q_proj', 'pot4-g64', (64, 64))
+        >>> round(report.bits_per_weight, 2), round(report.quantized_bits_per_weight, 2)
+        (4.99, 4.91)
         >>> potq.QuantReport.from_json(report.to_json()) == report
         True
     """
@@ -80,6 +84,7 @@ class QuantReport(BaseModel):
     modules: list[ModuleReport]
     skipped: list[SkippedModule]
     bytes_after: int
+    weights: int | None = None
 
     @property
     def bytes_before(self) -> int:
@@ -92,14 +97,20 @@ class QuantReport(BaseModel):
         return sum(module.nbytes for module in self.skipped) / self.bytes_before
 
     @property
-    def bits_per_weight(self) -> float:
+    def bits_per_weight(self) -> float | None:
+        """Stored bits per weight of the whole model: skipped modules, norms and biases count too."""
+        return 8 * self.bytes_after / self.weights if self.weights else None
+
+    @property
+    def quantized_bits_per_weight(self) -> float:
         """Stored bits per quantized weight, scales included; a tied weight counts once."""
         weights = sum(math.prod(module.shape) for module in self.modules)
         return 8 * sum(module.bytes_after for module in self.modules) / weights
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``--json`` prints: everything, and the bits per weight."""
-        return {**self.model_dump(mode="json"), "bits_per_weight": self.bits_per_weight}
+        """What ``--json`` prints: everything, and the bits per weight of the whole model and of what was quantized."""
+        bits = {"bits_per_weight": self.bits_per_weight, "quantized_bits_per_weight": self.quantized_bits_per_weight}
+        return {**self.model_dump(mode="json"), **bits}
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2)
@@ -140,10 +151,11 @@ class QuantReport(BaseModel):
         return table
 
     def summary(self) -> str:
-        """One line: what was quantized, what was not, and the size."""
+        """One line: the whole model's bits per weight, what was quantized, what was not, and the size."""
         share = f" with {self.skipped_share:.0%} of the model" if self.skipped_share >= _NOTABLE else ""
+        whole = f"{self.bits_per_weight:.3f} bits per weight: " if self.bits_per_weight is not None else ""
         return (
-            f"{len(self.modules)} modules quantized at {self.bits_per_weight:.3f} bits per weight, "
+            f"{whole}{len(self.modules)} modules quantized at {self.quantized_bits_per_weight:.3f} bits, "
             f"{len(self.skipped)} skipped{share}; {self.bytes_before / 1e6:.1f} MB -> {self.bytes_after / 1e6:.1f} MB"
         )
 

@@ -14,8 +14,19 @@ from torch import Tensor, nn
 
 from potq.config import EFFORTS, Effort, PoTConfig, require_config
 from potq.errors import ConfigError, ModelError
-from potq.nn.plan import Plan, WeightPlan, install, is_tied, keep_dtype, linear_weight, packed_modules, plan, tensor_bytes
-from potq.nn.report import ModuleReport, Progress, QuantReport, decibels
+from potq.nn.plan import (
+    Plan,
+    WeightPlan,
+    install,
+    is_tied,
+    keep_dtype,
+    linear_weight,
+    packed_modules,
+    plan,
+    tensor_bytes,
+    weight_count,
+)
+from potq.nn.report import ModuleReport, Progress, QuantReport, SkippedModule, decibels
 from potq.numerics.scale_search import CANDIDATES, is_exact, scale_multipliers
 from potq.numerics.scheme import QuantScheme, ScaleMethod
 from potq.numerics.tensor import QuantizedWeight
@@ -101,7 +112,7 @@ def quantize(
     for target in todo.targets:
         install(model, target, done[target.name][0])
     entries = [done[target.name][1] for target in todo.targets]
-    report = QuantReport(modules=entries, skipped=todo.skipped, bytes_after=tensor_bytes(model))
+    report = make_report(model, entries, todo.skipped)
     attach(model, config, report)
     return report
 
@@ -253,6 +264,11 @@ def _require_cpu(model: nn.Module) -> None:
         )
 
 
+def make_report(model: nn.Module, modules: list[ModuleReport], skipped: list[SkippedModule]) -> QuantReport:
+    """The report of ``model``, whose modules are packed by now: what was done to them, and the size of the whole."""
+    return QuantReport(modules=modules, skipped=skipped, bytes_after=tensor_bytes(model), weights=weight_count(model))
+
+
 def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
     """Record on the model what saving and loading need."""
     model.quant_report = report  # type: ignore[assignment]  # nn.Module's stub expects tensors and modules
@@ -316,4 +332,4 @@ def describe(model: nn.Module) -> QuantReport:
         for name, module in packed.items()
         if module.tied_to is None
     ]
-    return QuantReport(modules=modules, skipped=[], bytes_after=tensor_bytes(model))
+    return make_report(model, modules, [])
