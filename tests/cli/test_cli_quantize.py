@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import potq
 from cli_helpers import invoke, refused, succeed
@@ -42,6 +43,16 @@ def test_weights_that_were_rounded_before_are_named(packed_folder: Path, tiny_fo
     told = invoke("quantize", file, tmp_path / "out").stderr
     assert f"{file}wasquantizedbefore(Q8_0)" in "".join(told.split())  # lines break anywhere in a long path
     assert "before" not in invoke("quantize", tiny_folder, tmp_path / "plain").stderr
+
+
+def test_tensors_that_the_model_does_not_use_are_named(tiny_folder: Path, out: Path) -> None:
+    file = tiny_folder / "model.safetensors"
+    save_file(load_file(file) | {"mtp.fc.weight": torch.zeros(4, 4)}, file, metadata={"format": "pt"})
+    shown = " ".join(succeed("quantize", tiny_folder, out).split())
+    assert "1 tensors of the checkpoint are not used, 0.0 MB: mtp.fc.weight" in shown
+    assert "mtp.fc.weight" in succeed("inspect", out)
+    found = json.loads(succeed("quantize", tiny_folder, out, "--force", "--json"))
+    assert found["unused"] == [{"name": "mtp.fc.weight", "nbytes": 64}]
 
 
 def test_json_is_all_that_stdout_holds(tiny_folder: Path, out: Path) -> None:

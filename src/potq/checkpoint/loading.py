@@ -156,6 +156,8 @@ def _from_pretrained(
     from transformers import AutoModelForCausalLM
 
     from potq.checkpoint.transformers import loading
+    from potq.checkpoint.unused import unused_tensors
+    from potq.ptq.quantize import note_unused
 
     options: dict[str, Any] = {"quantization_config": config} if config is not None else {}
     with _loading_errors(where), loading(progress):
@@ -170,6 +172,7 @@ def _from_pretrained(
     for name, found, expected in info["mismatched_keys"]:
         raise CheckpointError(f"{where.name}: {name} has shape {list(found)}, its config.json asks for {list(expected)}")
     _require_all(where.name, info["missing_keys"])
+    note_unused(model, unused_tensors(model, info["unexpected_keys"], where))
     if config is None and where.folder is not None and (where.folder / REPORT_FILE).is_file():
         model.quant_report = _read_report(where.folder / REPORT_FILE, model)
     loaded: PreTrainedModel = model

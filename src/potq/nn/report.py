@@ -56,6 +56,15 @@ class SkippedModule(BaseModel):
     nbytes: int
 
 
+class UnusedTensor(BaseModel):
+    """A tensor of the checkpoint that the model has no place for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    nbytes: int
+
+
 class QuantReport(BaseModel):
     """Result of :func:`potq.quantize`: quantized and skipped modules, and the bytes of the whole quantized model.
 
@@ -65,6 +74,7 @@ class QuantReport(BaseModel):
         bytes_after: of the quantized model, what was skipped included.
         weights: of the whole model, skipped ones, norms and biases included, tied ones once; None: a report that was
             written before they were counted, and read without the model (:func:`potq.load` counts them).
+        unused: tensors of the checkpoint that the model does not use, such as heads that predict several tokens.
 
     Example:
         >>> import potq
@@ -85,6 +95,7 @@ class QuantReport(BaseModel):
     skipped: list[SkippedModule]
     bytes_after: int
     weights: int | None = None
+    unused: list[UnusedTensor] = []
 
     @property
     def bytes_before(self) -> int:
@@ -106,6 +117,16 @@ class QuantReport(BaseModel):
         """Stored bits per quantized weight, scales included; a tied weight counts once."""
         weights = sum(math.prod(module.shape) for module in self.modules)
         return 8 * sum(module.bytes_after for module in self.modules) / weights
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for whatever is no matter of one module."""
+        if not self.unused:
+            return []
+        names = list(dict.fromkeys(_alike(tensor.name) for tensor in self.unused))
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        size = sum(tensor.nbytes for tensor in self.unused) / 1e6
+        return [f"{len(self.unused)} tensors of the checkpoint are not used, {size:.1f} MB: {', '.join(names[:3])}{more}"]
 
     def to_dict(self) -> dict[str, Any]:
         """What ``--json`` prints: everything, and the bits per weight of the whole model and of what was quantized."""
@@ -129,7 +150,7 @@ class QuantReport(BaseModel):
         from rich.table import Table
 
         outputs = any(module.output_snr_db is not None for module in self.modules)
-        caption = f"SNR in dB; algorithm: {', '.join(self._algorithms())}"
+        caption = "\n".join([f"SNR in dB; algorithm: {', '.join(self._algorithms())}", *self.notes])
         table = Table(title=self.summary(), caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE)
         for heading in ("module", "n", "shape", "scheme", "bits", "SNR", "worst", *(("output", "worst") if outputs else ())):
             left = heading in ("module", "scheme")

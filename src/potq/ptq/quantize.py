@@ -26,7 +26,7 @@ from potq.nn.plan import (
     tensor_bytes,
     weight_count,
 )
-from potq.nn.report import ModuleReport, Progress, QuantReport, SkippedModule, decibels
+from potq.nn.report import ModuleReport, Progress, QuantReport, SkippedModule, UnusedTensor, decibels
 from potq.numerics.scale_search import CANDIDATES, is_exact, scale_multipliers
 from potq.numerics.scheme import QuantScheme, ScaleMethod
 from potq.numerics.tensor import QuantizedWeight
@@ -38,6 +38,7 @@ from potq.resume import WorkFolder, fingerprint
 from potq.version import __version__
 
 _REPORTED = 8  # calibration batches that output errors are measured on
+_UNUSED = "_potq_unused"
 _WEIGHTED: tuple[ScaleMethod, ...] = ("weighted", "fisher")
 
 Done = dict[str, tuple[QuantizedWeight, ModuleReport]]
@@ -266,7 +267,17 @@ def _require_cpu(model: nn.Module) -> None:
 
 def make_report(model: nn.Module, modules: list[ModuleReport], skipped: list[SkippedModule]) -> QuantReport:
     """The report of ``model``, whose modules are packed by now: what was done to them, and the size of the whole."""
-    return QuantReport(modules=modules, skipped=skipped, bytes_after=tensor_bytes(model), weights=weight_count(model))
+    unused = getattr(model, _UNUSED, [])
+    size = {"bytes_after": tensor_bytes(model), "weights": weight_count(model)}
+    return QuantReport(modules=modules, skipped=skipped, unused=unused, **size)
+
+
+def note_unused(model: nn.Module, unused: list[UnusedTensor]) -> None:
+    """Have the report of ``model``, the one it has or one that is made later, say what of its files it does not use."""
+    setattr(model, _UNUSED, unused)
+    report = getattr(model, "quant_report", None)
+    if isinstance(report, QuantReport):
+        report.unused = unused
 
 
 def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
