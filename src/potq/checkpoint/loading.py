@@ -40,7 +40,7 @@ def load(
         dtype: what the model computes in; "auto" is the checkpoint's own (float32 for GGUF). Weights that are quantized
             while they load are cast to it first.
         device: where to put it; the CPU by default.
-        progress: called before each weight that is quantized: index, number of weights, name.
+        progress: called before each matrix that is quantized: weights done, weights in all, its name.
 
     Raises:
         CheckpointError: missing, incomplete or damaged files, or a packed checkpoint where ``config`` is given.

@@ -109,7 +109,8 @@ class PoTQuantizer(HfQuantizer):
         """Pack one weight that was just read, put its module in place, and return the tensors to be set."""
         target = self._by_name[name]
         if (load := _current.get()) is not None and load.progress is not None:
-            load.progress(len(self._reports), len(self._plan.targets), name)
+            done = sum(target.weights for target in self._plan.targets if target.name in self._reports)
+            load.progress(done, sum(target.weights for target in self._plan.targets), name)
         read = self._read.setdefault(target.name, {})
         matrix = as_matrix(model.get_submodule(name), weight)
         if tuple(matrix.shape) != target.shape:

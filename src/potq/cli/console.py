@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rich.text import Text
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which torch does
 
+_SECONDS, _LINES = 10.0, 10  # of progress where stderr is no terminal: at least between two, at most in all
 stderr = Console(stderr=True, markup=False)  # names may hold brackets
 
 
@@ -47,23 +49,54 @@ def note(message: str) -> None:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar with ETA on stderr; yields ``update(done, total, what)``."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    """Progress on stderr, a bar with ETA or, where that is no terminal, lines; yields ``update(done, total, what)``."""
+    if not stderr.is_terminal:
+        yield _Lines(label).update
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[count]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, TextColumn("{task.fields[what]}", markup=False), console=stderr, transient=True) as progress:
-        task = progress.add_task(label, total=None, what="")
+        task = progress.add_task(label, total=None, what="", count="")
 
         def update(done: int, total: int, what: str = "") -> None:
-            progress.update(task, completed=done, total=total, what=what)
+            progress.update(task, completed=done, total=total, what=what, count=f"{_short(done)}/{_short(total)}")
 
         yield update
+
+
+class _Lines:
+    """A line of progress every ten seconds or every tenth of the work, whichever comes later."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._began = self._told = time.monotonic()
+        self._first = self._last = 0.0  # shares of the work
+
+    def update(self, done: int, total: int, what: str = "") -> None:
+        now, share = time.monotonic(), done / total if total else 1.0
+        if share < self._last:  # other work under the same label
+            self._began, self._told, self._first, self._last = now, now, share, share
+        if int(_LINES * share) == int(_LINES * self._last) or now - self._told < _SECONDS:
+            return
+        from potq.nn.report import duration
+
+        self._told, self._last = now, share
+        elapsed = now - self._began
+        left = f", about {duration(elapsed * (1 - share) / (share - self._first))} left" if share < 1 else ""
+        note(f"{self._label}: {share:.0%}, {_short(done)}/{_short(total)} in {duration(elapsed)}{left} {what}".rstrip())
+
+
+def _short(count: int) -> str:
+    """Steps as they are, weights in millions."""
+    return str(count) if count < 100_000 else f"{count / 1e6:.1f}M"
 
 
 @contextmanager

@@ -47,6 +47,11 @@ class WeightPlan:
         """Every module that reads this weight, its owner first."""
         return (self.name, *self.tied)
 
+    @property
+    def weights(self) -> int:
+        """How many there are."""
+        return self.shape[0] * self.shape[1]
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -14,9 +14,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Progress = Callable[[int, int, str], None]
-"""What long work calls as it goes on: steps done, steps in all, and a word on the step or the speed."""
+"""What long work calls as it goes on: how much is done, of how much (weights, tokens, steps), and a word on the work."""
+
 
 _NOTABLE = 0.1  # of a model
+
+
+def duration(seconds: float) -> str:
+    """In words: 12 s, 3 min, 2.5 h."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def decibels(signal: float, noise: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from potq.config import EFFORTS, Effort, PoTConfig
 from potq.nn.plan import evaluation_mode, plan, tensor_bytes, vocabulary
+from potq.nn.report import duration
 from potq.ptq.blocks import TOKENS, find_blocks, record_calls, shared_inputs
 
 _TRIAL = (1024, 576, 1536)  # the product that is timed
@@ -32,13 +32,7 @@ class Estimate:
     bytes: int
 
     def __str__(self) -> str:
-        if self.seconds < 90:
-            shown = f"{math.ceil(self.seconds)} s"
-        elif self.seconds < 5400:
-            shown = f"{self.seconds / 60:.0f} min"
-        else:
-            shown = f"{self.seconds / 3600:.1f} h"
-        return f"about {shown}, {self.bytes / 1e9:.1f} GB"
+        return f"about {duration(self.seconds)}, {self.bytes / 1e9:.1f} GB"
 
 
 @dataclass(frozen=True)

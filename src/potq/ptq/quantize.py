@@ -65,7 +65,7 @@ def quantize(
         work_folder: where a calibrated run leaves its finished blocks: called again after a kill, with the same model, text
             and config, it goes on from there to the same result. Delete it when the model is saved.
         cache_bytes: hidden states of the calibration text are kept in memory up to this size, beyond it in temporary files.
-        progress: called before each weight: index, number of weights, name. A whole model's refinement counts steps.
+        progress: called before each matrix: weights done, weights in all, its name. A whole model's refinement counts steps.
 
     Returns:
         What was done to each module, what was skipped and why. It is kept as ``model.quant_report`` too.
@@ -142,9 +142,11 @@ class _Run:
         """Every target by itself, to the nearest level."""
         importance = _importance(self.model, self.config, targets, self.batches)
         done: Done = {}
-        for index, target in enumerate(targets):
+        count, total = 0, sum(target.weights for target in self.todo.targets)
+        for target in targets:
             if self.progress is not None:
-                self.progress(index, len(targets), target.name)
+                self.progress(count, total, target.name)
+            count += target.weights
             weight = linear_weight(self.model.get_submodule(target.name))
             done[target.name] = quantize_weight(weight, target, self.config, importance.get(target.name))
         return done

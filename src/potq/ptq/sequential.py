@@ -59,7 +59,7 @@ class SequentialCalibration:
         seed: of the order of batches in refinement.
         cache_bytes: hidden states beyond this go to files.
         folder: where finished blocks are kept for a run that is killed, or None.
-        progress: called with the number of layers done, of all, and the name of the next.
+        progress: called with the weights done, those of ``fixed`` among them, of all, and the name of the next layer.
         rounding: makes a scheme known to the algorithms; another one compares them on formats that potq does not store.
     """
 
@@ -92,7 +92,8 @@ class SequentialCalibration:
         seen = HiddenStates(record_calls(self.model, list(blocks), merge(self.batches), keep))
         exact = seen.copy(keep) if self.effort.scope == "block" else None  # as the full-precision model has them
         layers: dict[str, Layer] = {}
-        total = sum(target.name.startswith(f"{prefix}.") for target in self.targets)
+        count = sum(weight.shape[0] * weight.shape[1] for weight in self.fixed.values())
+        total = count + sum(target.weights for target in self.targets if target.name.startswith(f"{prefix}."))
         for index, block in enumerate(blocks):
             start = f"{prefix}.{index}."
             inside = {t.name.removeprefix(start): t for t in self.targets if t.name.startswith(start)}
@@ -100,7 +101,7 @@ class SequentialCalibration:
                 exact.advance(block)
             done = self._load(index, inside)
             if done is None:
-                report = self._reporter(len(layers), total, start)
+                report = self._reporter(count, total, start)
                 done = self._quantize_block(block, start, inside, seen, exact, self.seed + index, report)
                 self._save(index, done)
             with _substituted(block, {name: layer.weight.dequantize() for name, layer in done.items()}):
@@ -109,6 +110,7 @@ class SequentialCalibration:
                 for layer in done.values():
                     layer.latent = None
             layers |= {start + name: layer for name, layer in done.items()}
+            count += sum(target.weights for target in inside.values())
         return layers
 
     def _reporter(self, done: int, total: int, prefix: str) -> Callable[[int, str], None]:
@@ -198,7 +200,7 @@ class SequentialCalibration:
             for group in groups:
                 hessian = second_moments(block, group[0], seen, prefix)
                 for name in group:
-                    report(len(found) + len(layers), name)
+                    report(sum(inside[done].weights for done in {**found, **layers}), name)
                     weight, scheme = linear_weight(block.get_submodule(name)).detach().float(), inside[name].scheme
                     if scheme.group_size == "tensor":
                         layers[name] = _rounded(weight, scheme, "one scale for all rows")
