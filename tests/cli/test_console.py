@@ -68,6 +68,21 @@ def test_other_work_under_the_same_label_begins_anew(clock: list[float], capsys:
     ]
 
 
+def test_a_forecast_from_the_first_steps(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    """The first step, which loads kernels, says nothing of the others."""
+    seen: list[tuple[int, int, str]] = []
+    tell = console.Forecast("calibration text", lambda *call: seen.append(call))
+    for step in range(1, 101):
+        clock[0] = 4.0 + 0.5 * step
+        tell(step, 100, "")
+    assert lines(capsys) == ["calibration text: about 54 s"]
+    assert seen == [(step, 100, "") for step in range(1, 101)]
+    for step in range(1, 101):  # over in two seconds
+        clock[0] += 0.01
+        tell(step, 100, "")
+    assert lines(capsys) == []
+
+
 def test_a_redirected_quantize_is_not_silent(tiny_folder: Path, tmp_path: Path) -> None:
     """By weights: when the embedding is done, a sixth of the model is."""
     code = "from potq.cli import console; console._SECONDS = 0; from potq.cli.app import main; main()"

@@ -19,6 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which torch does
 
 _SECONDS, _LINES = 10.0, 10  # of progress where stderr is no terminal: at least between two, at most in all
+_TRIED = 2.0  # seconds of work that the rest is estimated from
 stderr = Console(stderr=True, markup=False)  # names may hold brackets
 
 
@@ -70,6 +71,29 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
             progress.update(task, completed=done, total=total, what=what, count=f"{_short(done)}/{_short(total)}")
 
         yield update
+
+
+class Forecast:
+    """Passes progress on, and says once, after two seconds of it, what all will take; what is over before needs no word."""
+
+    def __init__(self, label: str, update: Callable[[int, int, str], None]) -> None:
+        self._label, self._update = label, update
+        self._began = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first step was done, which is slower than others
+        self._told = False
+
+    def __call__(self, done: int, total: int, what: str = "") -> None:
+        self._update(done, total, what)
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
+        since, first = self._first
+        if self._told or now - since < _TRIED or done <= first or done >= total:
+            return
+        from potq.nn.report import duration
+
+        self._told = True
+        note(f"{self._label}: about {duration(now - self._began + (total - done) * (now - since) / (done - first))}")
 
 
 class _Lines:

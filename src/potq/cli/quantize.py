@@ -241,7 +241,7 @@ def announce(model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], w
     """Say on stderr what calibrated work will take."""
     from potq.ptq.estimate import estimate
 
-    console.note(f"{what}: {estimate(model, config, sum(batch.numel() for batch in batches))}")
+    console.note(f"{what}: {estimate(model, config, batches)}")
 
 
 def calibration_batches(
@@ -253,7 +253,8 @@ def calibration_batches(
     window, windows = recipe.window, recipe.windows
     seed = recipe.seed if recipe.seed is not None else seed
     with console.progress_bar("calibration text") as update:
-        batches = load_calibration(recipe.text, model, tokenizer, window=window, windows=windows, seed=seed, progress=update)
+        tell = console.Forecast("calibration text", update)
+        batches = load_calibration(recipe.text, model, tokenizer, window=window, windows=windows, seed=seed, progress=tell)
     wanted = f" ({windows} asked for)" if len(batches) < windows else ""
     console.note(f"calibration: {len(batches)} windows{wanted} of {batches[0].shape[1]} tokens, {recipe.text}")
     return batches

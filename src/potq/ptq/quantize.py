@@ -37,7 +37,7 @@ from potq.ptq.sequential import SequentialCalibration
 from potq.resume import WorkFolder, fingerprint
 from potq.version import __version__
 
-_REPORTED = 8  # calibration batches that output errors are measured on
+REPORTED = 8  # calibration batches that output errors are measured on
 _UNUSED = "_potq_unused"
 _WEIGHTED: tuple[ScaleMethod, ...] = ("weighted", "fisher")
 
@@ -109,7 +109,7 @@ def quantize(
     run = _Run(model, config, effort, todo, batches, seed, cache_bytes, progress)
     done = run.calibrated(work_folder) if effort.calibrated else run.rounded(todo.targets)
     if batches:
-        _add_output_errors(model, todo, done, merge(batches[:_REPORTED]))
+        _add_output_errors(model, todo, done, merge(batches[:REPORTED]))
     for target in todo.targets:
         install(model, target, done[target.name][0])
     entries = [done[target.name][1] for target in todo.targets]

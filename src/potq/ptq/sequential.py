@@ -37,6 +37,9 @@ from potq.ptq.blocks import (
 )
 from potq.resume import WorkFolder
 
+Found = dict[str, tuple[Rounded, SchemeRounding, str]]
+"""Layers of a block by name: what was found for each, how it is stored, and what was done."""
+
 
 @dataclass
 class Layer:
@@ -80,7 +83,7 @@ class SequentialCalibration:
         Raises:
             ModelError: no blocks, or not one after another; NaN activations; a refinement that diverges; a full disk.
         """
-        with evaluation_mode(self.model), _frozen(self.model), ExitStack() as stack:
+        with evaluation_mode(self.model), frozen(self.model), ExitStack() as stack:
             layers = self._blocks(stack)
             if self.effort.scope == "model" and layers:
                 self._refine_model(layers)
@@ -189,7 +192,7 @@ class SequentialCalibration:
         report: Callable[[int, str], None],
     ) -> dict[str, Layer]:
         """Layer group by layer group, each seeing the effect of those before it; then the block as a whole, if asked."""
-        found: dict[str, tuple[Rounded, SchemeRounding, str]] = {}
+        found: Found = {}
         layers: dict[str, Layer] = {}
         groups = shared_inputs(block, list(inside), seen)
         unread = set(inside) - {name for group in groups for name in group}
@@ -207,10 +210,10 @@ class SequentialCalibration:
                         substitute(name, layers[name].weight.dequantize())
                         continue
                     rounding = self.rounding(weight, scheme, hessian.diagonal())
-                    found[name] = _quantize_layer(weight, hessian, rounding, self.effort)
+                    found[name] = quantize_layer(weight, hessian, rounding, self.effort)
                     substitute(name, found[name][0].values)
             if exact is not None:
-                found = _refine_block(block, found, seen, exact, self.effort, seed)
+                found = refine_block(block, found, seen, exact, self.effort, seed)
         return layers | {n: Layer(rounding.pack(r), label, rounding, r.latent) for n, (r, rounding, label) in found.items()}
 
 
@@ -219,9 +222,10 @@ def _rounded(weight: Tensor, scheme: QuantScheme, reason: str) -> Layer:
     return Layer(rtn(weight.detach().float(), scheme), f"rtn/mse ({reason})")
 
 
-def _quantize_layer(
+def quantize_layer(
     weight: Tensor, hessian: Tensor, rounding: SchemeRounding, effort: Effort
 ) -> tuple[Rounded, SchemeRounding, str]:
+    """A layer's weight ``(out, in)`` by the steps of ``effort`` that look at it alone; what was done, in a word."""
     diagonal = hessian.diagonal()
     label = effort.model_copy(update={"scope": "none"}).steps
     try:
@@ -237,14 +241,15 @@ def _quantize_layer(
     return rounded, rounding, label
 
 
-def _refine_block(
+def refine_block(
     block: nn.Module,
-    found: dict[str, tuple[Rounded, SchemeRounding, str]],
+    found: Found,
     seen: HiddenStates,
     exact: HiddenStates,
     effort: Effort,
     seed: int,
-) -> dict[str, tuple[Rounded, SchemeRounding, str]]:
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Found:
     """Learn the block's codes and scales to put out what the full-precision block puts out after full-precision ones."""
     weights = {name: LearnedWeight(rounded, rounding, codes=effort.codes) for name, (rounded, rounding, _) in found.items()}
 
@@ -255,7 +260,7 @@ def _refine_block(
         return output_loss(output, exact.calls[index].hidden)
 
     with Learning({block.get_submodule(name): weight for name, weight in weights.items()}):
-        fit(list(weights.values()), loss, len(seen.calls), effort, seed)
+        fit(list(weights.values()), loss, len(seen.calls), effort, seed, progress)
     return {
         name: (weights[name].rounded(), rounding, label + _learned(rounding, "block", effort))
         for name, (_, rounding, label) in found.items()
@@ -318,7 +323,7 @@ def _substituted(block: nn.Module, values: dict[str, Tensor]) -> Iterator[Callab
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter of the model itself gets a gradient."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
