@@ -12,11 +12,14 @@ from safetensors.torch import load_file, save_file
 
 import potq
 from cli_helpers import invoke, refused, succeed
+from potq import native
 from potq.config import EFFORTS, Effort
 from potq.data.calibration_text import load_calibration
 from potq.errors import CheckpointError, ConfigError, DataError, PotqError
 from potq.nn.report import QuantReport
 from potq.resume import WorkFolder
+
+FEW = ["calibration.window=64", "calibration.windows=2"]
 
 
 @pytest.fixture
@@ -53,6 +56,16 @@ def test_tensors_that_the_model_does_not_use_are_named(tiny_folder: Path, out: P
     assert "mtp.fc.weight" in succeed("inspect", out)
     found = json.loads(succeed("quantize", tiny_folder, out, "--force", "--json"))
     assert found["unused"] == [{"name": "mtp.fc.weight", "nbytes": 64}]
+
+
+@pytest.mark.parametrize("more", [[], ["--effort", "gptq", *FEW]])
+@pytest.mark.parametrize(
+    ("size", "words"), [("33", "groups of 33 leave a short last one of 31"), ("1000", "groups of 1000 are longer than rows")]
+)
+def test_odd_group_sizes_are_remarked_on(tiny_folder: Path, out: Path, size: str, words: str, more: list[str]) -> None:
+    told = " ".join(invoke("quantize", tiny_folder, out, "--group-size", size, *more).stderr.split())
+    assert told.count(words) == 1 + (size == "1000")  # rows of 64, and of 160
+    assert told.count("the slow torch reference") == (size == "33" and native.missing() is None)
 
 
 def test_json_is_all_that_stdout_holds(tiny_folder: Path, out: Path) -> None:
@@ -161,8 +174,6 @@ def test_calibration_text_that_has_fewer_windows(tiny_folder: Path, out: Path, t
 
 
 # ---- effort, and calibration where it needs some
-
-FEW = ["calibration.window=64", "calibration.windows=2"]
 
 
 @pytest.mark.parametrize(

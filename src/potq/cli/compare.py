@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from potq.cli import console
-from potq.cli.quantize import announce, calibration_batches
+from potq.cli.quantize import announce, calibration_batches, note_remarks
 from potq.cli.recipe import CalibrationRecipe, parse_schemes
 from potq.config import EFFORTS, Effort, PoTConfig
 from potq.errors import ConfigError
@@ -73,8 +73,8 @@ def compare(
         tokenizer = load_tokenizer(model)
         tokens = tokenize(tokenizer, content)
         loaded = load(model, dtype=dtype)
-    for config in configs:
-        plan(loaded, config)
+    targets = [target for config in configs for target in plan(loaded, config).targets]
+    note_remarks(dict.fromkeys(targets), loaded.dtype)
     needed = any(config.has_calibrated_effort for config in configs)
     recipe = CalibrationRecipe(text=calibration, windows=calibration_windows)
     batches = calibration_batches(recipe, loaded, tokenizer, seed=seed) if needed else []

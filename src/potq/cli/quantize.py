@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,10 +17,12 @@ from potq.cli.recipe import CalibrationRecipe, QuantizeRecipe, build
 from potq.errors import CheckpointError, ConfigError, PotqError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from potq.config import PoTConfig
+    from potq.nn.plan import WeightPlan
     from potq.nn.report import QuantReport
     from potq.ptq.allocation import Allocation
 
@@ -168,16 +170,21 @@ def _show(
 def _streamed(settings: QuantizeRecipe, config: PoTConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Without calibration: each weight is quantized as it is read, where it can be read by itself."""
     from potq.checkpoint.loading import load, load_tokenizer
+    from potq.nn.remarks import packed_targets
 
     tokenizer = load_tokenizer(settings.model)
     with console.progress_bar("quantizing") as update:
-        return load(settings.model, config, dtype=settings.dtype, progress=update), tokenizer
+        model = load(settings.model, config, dtype=settings.dtype, progress=update)
+    note_remarks(packed_targets(model), model.dtype)
+    return model, tokenizer
 
 
 def _calibrated(model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], seed: int, work: Path | None) -> None:
     """Quantize ``model``; where that goes block by block, those that are done are kept in ``work`` until it is saved."""
+    from potq.nn.plan import plan
     from potq.ptq.quantize import quantize
 
+    note_remarks(plan(model, config).targets, model.dtype)
     if work is None:
         with console.progress_bar("quantizing") as update:
             quantize(model, config, batches, seed=seed, progress=update)
@@ -235,6 +242,14 @@ def _allocated(settings: QuantizeRecipe, config: PoTConfig, model: PreTrainedMod
     with console.progress_bar("measuring sensitivity") as update:
         layers = measure(model, config, settings.schemes, batches, progress=update)
     return choose(config, layers, budget=settings.budget)
+
+
+def note_remarks(targets: Iterable[WeightPlan], dtype: torch.dtype) -> None:
+    """Say on stderr what is allowed and hardly meant."""
+    from potq.nn.remarks import remarks
+
+    for line in remarks(targets, dtype):
+        console.note(line)
 
 
 def announce(model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], what: str = "quantizing") -> None:
