@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ class Row:
         bits_per_weight: stored bits per weight of the whole model.
         quantized_bits_per_weight: those of what was quantized.
         seconds: the quantization's alone.
+        calibration_windows: of text that the effort was given.
     """
 
     scheme: str
@@ -53,6 +55,7 @@ class Row:
     predicted_tokens: int
     window_nll: tuple[float, ...]
     seconds: float
+    calibration_windows: int = 0
 
     def excess(self, base: Row) -> float:
         """How much worse than ``base``, which is measured on the same windows."""
@@ -71,25 +74,32 @@ class Protocol:
 
     Attributes:
         tokens: the text's token ids, 1-D.
-        calibration: token batches for the efforts that want them.
+        calibration: makes token batches for the efforts that want them; called when a row is first measured with some.
+        calibration_key: what decides these batches, beside the model's weights. None: they are made, and looked at.
     """
 
     tokens: Tensor
     window: int | None = None
     windows: int | None = None
-    calibration: Sequence[Tensor] = ()
+    calibration: Callable[[], Sequence[Tensor]] = tuple
+    calibration_key: str | None = None
     seed: int = 0
 
     def keys(self, model: PreTrainedModel) -> Callable[[PoTConfig | None], str]:
         """A function that gives the hash of all that a row depends on: weights, tokens, settings, potq's version."""
         settings = (str(self.window), str(self.windows), str(model.dtype), __version__)
         plain = fingerprint(model, [self.tokens], settings)
-        calibrated = fingerprint(model, [self.tokens, *self.calibration], settings)
+
+        @cache
+        def calibrated() -> str:
+            if self.calibration_key is not None:
+                return f"{plain} {self.calibration_key}"
+            return fingerprint(model, [self.tokens, *self.calibration()], settings)
 
         def key(config: PoTConfig | None) -> str:
             if config is None:
                 return plain
-            base = calibrated if config.has_calibrated_effort else plain
+            base = calibrated() if config.has_calibrated_effort else plain
             return hashlib.blake2b(f"{base} {config.model_dump_json()} {self.seed}".encode(), digest_size=16).hexdigest()
 
         return key
@@ -99,11 +109,11 @@ def measure_row(
     model: PreTrainedModel, config: PoTConfig | None, protocol: Protocol, progress: Progress | None = None
 ) -> Row:
     """Perplexity of ``model`` as it is (no ``config``), or of a copy that is quantized, with exact activations."""
-    measured, seconds = model, 0.0
+    measured, seconds, batches = model, 0.0, None
     whole = quantized = 8.0 * model.dtype.itemsize
     if config is not None:
         measured = copy.deepcopy(model)
-        batches = protocol.calibration if config.has_calibrated_effort else None
+        batches = protocol.calibration() if config.has_calibrated_effort else None
         began = time.perf_counter()
         report = quantize(measured, config, batches, seed=protocol.seed, progress=progress)
         whole, quantized = report.bits_per_weight or whole, report.quantized_bits_per_weight
@@ -120,6 +130,7 @@ def measure_row(
         predicted_tokens=found.predicted_tokens,
         window_nll=found.window_nll,
         seconds=seconds,
+        calibration_windows=sum(len(batch) for batch in batches or ()),
     )
 
 
