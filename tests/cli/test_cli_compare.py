@@ -161,6 +161,23 @@ def test_other_calibration_text_from_a_file_makes_other_rows(tiny_folder: Path, 
     assert len(json.loads(file.read_text())["rows"]) == 3
 
 
+def test_calibration_text_that_is_missing_is_found_before_the_work(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
+    words = [
+        "compare",
+        tiny_folder,
+        "--text",
+        text,
+        "--window",
+        "64",
+        "--resume",
+        tmp_path / "rows.json",
+        "--schemes",
+        "pot3",
+    ]
+    refused(DataError, *words, "--efforts", "gptq", "--calibration", tmp_path / "none.txt")
+    assert not (tmp_path / "rows.json").exists()
+
+
 def test_rows_of_another_protocol_are_measured_anew(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     words = [tiny_folder, "--schemes", "pot4", "--text", text, "--resume", file, "--json"]
