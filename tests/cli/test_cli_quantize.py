@@ -68,6 +68,12 @@ def test_odd_group_sizes_are_remarked_on(tiny_folder: Path, out: Path, size: str
     assert told.count("the slow torch reference") == (size == "33" and native.missing() is None)
 
 
+def test_the_report_as_markdown_is_all_that_stdout_holds(tiny_folder: Path, out: Path) -> None:
+    shown = succeed("quantize", tiny_folder, out, "--markdown", "--every-module")
+    assert shown == potq.load(out).quant_report.to_markdown(every_module=True) + "\n"
+    assert "choose one" in refused(ConfigError, "quantize", tiny_folder, out, "--markdown", "--json")
+
+
 def test_json_is_all_that_stdout_holds(tiny_folder: Path, out: Path) -> None:
     result = invoke("quantize", tiny_folder, out, "--scheme", "pot4", "--json")
     assert result.exit_code == 0, result.exception

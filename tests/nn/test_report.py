@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import potq
-from potq.nn.report import ModuleReport, QuantReport, SkippedModule, decibels
+from potq.nn.report import ModuleReport, QuantReport, SkippedModule, UnusedTensor, decibels
 from potq.ptq.quantize import describe
 
 
@@ -75,7 +75,7 @@ def test_summary(report: QuantReport) -> None:
     assert report.bytes_before == 30_000 + 4 * 16384 - 17680 - 3 * 2176
     assert report.bits_per_weight == 8 * 30_000 / 40_000
     assert report.quantized_bits_per_weight == 8 * (17680 + 3 * 2176) / (260 * 64 + 3 * 64 * 64)
-    quantized = "4 modules quantized at 6.695 bits, 1 skipped; 0.1 MB -> 0.0 MB"
+    quantized = "4 modules quantized at 6.695, 1 skipped; 0.1 MB -> 0.0 MB"
     assert report.summary() == f"6.000 bits per weight: {quantized}"
     assert report.model_copy(update={"weights": None}).summary() == quantized  # a report of 0.1, without its model
 
@@ -141,6 +141,25 @@ def test_columns_and_tables_without_content_are_left_out(report: QuantReport) ->
     assert "output" not in rendered(bare.tables())
 
 
+def test_markdown(report: QuantReport) -> None:
+    report.unused.append(UnusedTensor(name="mtp.fc.weight", nbytes=2_000_000))
+    blocks = report.to_markdown().split("\n\n")
+    assert blocks[0] == report.summary()
+    lines = blocks[1].splitlines()
+    assert lines[:2] == [
+        "| module | n | shape | scheme | bits | SNR | worst | output | worst |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    assert r"| model.layers.\*.mlp.up_proj | 2 | 64x64 | pot4-g64 | 4.25 | 21.0 | 20.0 | 18.0 | 18.0 |" in lines
+    assert blocks[2:4] == [
+        "SNR in dB; algorithm: rtn/mse-16",
+        "1 tensors of the checkpoint are not used, 2.0 MB: mtp.fc.weight",
+    ]
+    assert blocks[4] == "Left in full precision:"
+    assert blocks[5].splitlines()[2:] == [r"| model.layers.\*.gate | ignored by config |"]
+    assert len(report.to_markdown(every_module=True).split("\n\n")[1].splitlines()) == 2 + 4
+
+
 def test_json_round_trip(report: QuantReport) -> None:
     assert QuantReport.from_json(report.to_json()) == report
     with pytest.raises(ValidationError):
@@ -176,4 +195,4 @@ def test_describe_without_a_recorded_report(packed_model: Any) -> None:
     assert (seen.bytes_after, seen.bytes_before) == (recorded.bytes_after, recorded.bytes_before)
     assert seen.weights == recorded.weights
     assert {module.algorithm for module in seen.modules} == {"not recorded"}
-    assert "-" in rendered(seen.tables())
+    assert "SNR" not in rendered(seen.tables())

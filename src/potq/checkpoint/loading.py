@@ -113,7 +113,7 @@ def rounded_types(source: str | os.PathLike[str]) -> list[str]:
         return []
     from gguf import GGUFReader
 
-    with _loading_errors(where):
+    with loading_errors(where):
         types = {tensor.tensor_type.name for tensor in GGUFReader(where.path).tensors}
     return sorted(types - {"F64", "F32", "F16", "BF16"})
 
@@ -160,7 +160,7 @@ def _from_pretrained(
     from potq.ptq.quantize import note_unused
 
     options: dict[str, Any] = {"quantization_config": config} if config is not None else {}
-    with _loading_errors(where), loading(progress):
+    with loading_errors(where), loading(progress):
         model, info = AutoModelForCausalLM.from_pretrained(
             where.name,
             dtype=dtype,
@@ -199,7 +199,7 @@ def _load_gguf(where: Source, dtype: str | torch.dtype) -> PreTrainedModel:
             f"{where.path} is part {int(part[1])} of {int(part[2])} of a split GGUF file; join the parts first: "
             f"llama-gguf-split --merge {where.path} {_PART.sub('.gguf', where.path)}"
         )
-    with _loading_errors(where):
+    with loading_errors(where):
         model, info = AutoModelForCausalLM.from_pretrained(
             where.name,
             gguf_file=where.gguf_file,
@@ -222,7 +222,7 @@ def _require_all(name: str, missing: Iterable[str]) -> None:
 
 
 @contextmanager
-def _loading_errors(where: Source) -> Iterator[None]:
+def loading_errors(where: Source) -> Iterator[None]:
     """Say which model failed, whatever transformers raised."""
     name = where.path
     if where.folder is None:

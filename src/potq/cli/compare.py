@@ -56,8 +56,7 @@ def compare(
 
     The excess over full precision comes with a 95% interval (paired bootstrap over the windows). Activations stay exact.
     """
-    if as_json and as_markdown:
-        raise ConfigError("--json and --markdown print two things on one stdout; choose one")
+    console.refuse_two_forms(as_json=as_json, as_markdown=as_markdown)
     configs = _configs(schemes, efforts, embedding)
     from potq.checkpoint.loading import load, load_tokenizer
     from potq.data.calibration_text import calibration_key

@@ -10,15 +10,21 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
+
+from potq.errors import ConfigError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which torch does
 
 _SECONDS, _LINES = 10.0, 10  # of progress where stderr is no terminal: at least between two, at most in all
+if TYPE_CHECKING:
+    from potq.nn.report import QuantReport
+
 _TRIED = 2.0  # seconds of work that the rest is estimated from
 stderr = Console(stderr=True, markup=False)  # names may hold brackets
 
@@ -31,6 +37,38 @@ def stdout() -> Console:
 def emit_json(value: Any) -> None:
     """Print one JSON document, and nothing else, on stdout."""
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def refuse_two_forms(*, as_json: bool, as_markdown: bool) -> None:
+    """Raise ConfigError if both are asked for."""
+    if as_json and as_markdown:
+        raise ConfigError("--json and --markdown print two things on one stdout; choose one")
+
+
+@dataclass(frozen=True)
+class ReportForm:
+    """How a report is to be printed."""
+
+    every_module: bool
+    as_markdown: bool
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        refuse_two_forms(as_json=self.as_json, as_markdown=self.as_markdown)
+
+    @property
+    def for_people(self) -> bool:
+        """Whether more may stand beside the report."""
+        return not (self.as_json or self.as_markdown)
+
+    def show(self, report: QuantReport, more: dict[str, Any]) -> None:
+        """Print ``report``; in JSON with what ``more`` holds."""
+        if self.as_json:
+            emit_json({**more, **report.to_dict()})
+        elif self.as_markdown:
+            print(report.to_markdown(every_module=self.every_module))
+        else:
+            stdout().print(*report.tables(every_module=self.every_module))
 
 
 def quiet_libraries() -> None:

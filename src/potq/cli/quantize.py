@@ -74,6 +74,7 @@ def quantize(
     max_shard_size: Annotated[str | None, typer.Option(help="Largest weight file. Default: 5GB.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
     every_module: Annotated[bool, typer.Option("--every-module", help="A report row for each module.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the report as Markdown on stdout.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
     """Quantize a causal language model to a packed power-of-two checkpoint.
@@ -82,6 +83,7 @@ def quantize(
 
     potq quantize -c recipe.yaml quantization.group_size=32
     """
+    form = console.ReportForm(every_module, as_markdown, as_json)
     overrides = [word for word in words or [] if _OVERRIDE.match(word)]
     given = [word for word in words or [] if word not in overrides]
     if len(given) > 2:
@@ -109,10 +111,10 @@ def quantize(
             "force": force or None,
         },
     )
-    _run(settings, every_module=every_module, as_json=as_json)
+    _run(settings, form)
 
 
-def _run(settings: QuantizeRecipe, *, every_module: bool, as_json: bool) -> None:
+def _run(settings: QuantizeRecipe, form: console.ReportForm) -> None:
     from potq.checkpoint.folder import check_shard_size, save
     from potq.checkpoint.loading import load, load_tokenizer, rounded_types
     from potq.files import check_destination
@@ -146,25 +148,18 @@ def _run(settings: QuantizeRecipe, *, every_module: bool, as_json: bool) -> None
         save(model, settings.output, tokenizer, force=settings.force, max_shard_size=settings.max_shard_size)
     if in_blocks:
         shutil.rmtree(work, ignore_errors=True)
-    _show(settings, model.quant_report, allocation, time.perf_counter() - began, every_module=every_module, as_json=as_json)
+    _show(settings, model.quant_report, allocation, time.perf_counter() - began, form)
 
 
 def _show(
-    settings: QuantizeRecipe,
-    report: QuantReport,
-    allocation: Allocation | None,
-    seconds: float,
-    *,
-    every_module: bool,
-    as_json: bool,
+    settings: QuantizeRecipe, report: QuantReport, allocation: Allocation | None, seconds: float, form: console.ReportForm
 ) -> None:
-    if as_json:
-        found = {"allocation": allocation.to_dict()} if allocation is not None else {}
-        console.emit_json({"output": str(settings.output), "seconds": seconds, **found, **report.to_dict()})
-        return
-    tables = [allocation.table()] if allocation is not None else []
-    console.stdout().print(*tables, *report.tables(every_module=every_module))
-    console.stdout().print(f"wrote {settings.output} in {seconds:.1f} s", highlight=False, soft_wrap=True)
+    if allocation is not None and form.for_people:
+        console.stdout().print(allocation.table())
+    found = {"allocation": allocation.to_dict()} if allocation is not None else {}
+    form.show(report, {"output": str(settings.output), "seconds": seconds, **found})
+    if form.for_people:
+        console.stdout().print(f"wrote {settings.output} in {seconds:.1f} s", highlight=False, soft_wrap=True)
 
 
 def _streamed(settings: QuantizeRecipe, config: PoTConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

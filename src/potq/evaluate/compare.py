@@ -22,7 +22,7 @@ from potq.errors import DataError, MissingDependencyError
 from potq.evaluate.bootstrap import paired_bootstrap
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import set_activations
-from potq.nn.report import Progress
+from potq.nn.report import Progress, markdown_table
 from potq.ptq.quantize import quantize
 from potq.resume import fingerprint
 from potq.version import __version__
@@ -216,8 +216,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    rule = ["---" if heading in ("scheme", "effort") else "---:" for heading in HEADINGS]
-    return "\n".join(f"| {' | '.join(row)} |" for row in ([*HEADINGS], rule, *cells(rows)))
+    return markdown_table(HEADINGS, cells(rows))
 
 
 def to_dict(rows: Sequence[Row]) -> list[dict[str, Any]]:
