@@ -17,9 +17,7 @@ def inspect(
     model: Annotated[str, typer.Argument(help="A packed checkpoint folder, or a model that is not quantized yet.")],
     scheme: Annotated[
         str | None,
-        typer.Option(
-            help="Of a model that is not quantized yet: what this preset would do. Default: apot4.", show_default=False
-        ),
+        typer.Option(help="For a model that is not quantized yet: what this preset would do. Default: apot4."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the histogram as PNG (needs matplotlib).")] = None,
     every_module: Annotated[bool, typer.Option("--every-module", help="A row for each module.")] = False,
