@@ -125,6 +125,19 @@ def test_existing_folder_needs_force(packed_model: Any, packed_folder: Path) -> 
     assert leftovers(packed_folder.parent) == []
 
 
+def test_replacing_a_folder_leaves_no_tokenizer_of_another_model(packed_model: Any, packed_folder: Path) -> None:
+    (packed_folder / "chat_template.jinja").write_text("of another model")
+    assert list(packed_folder.glob("tokenizer*"))
+    potq.save(packed_model, packed_folder, force=True)
+    assert sorted(file.name for file in packed_folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "quant_report.json",
+    ]
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_a_folder_that_is_no_model_is_never_replaced(packed_model: Any, tmp_path: Path, force: bool) -> None:
     (tmp_path / "thesis").mkdir()

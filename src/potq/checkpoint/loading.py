@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from potq.checkpoint.folder import REPORT_FILE, read_headers, read_json, weight_files
 from potq.checkpoint.source import Source, resolve
 from potq.config import PoTConfig, require_config
-from potq.errors import CheckpointError, ConfigError, ModelError, PotqError
+from potq.errors import CheckpointError, ConfigError, ModelError, PotqError, out_of_reach
 from potq.nn.report import QuantReport
 
 if TYPE_CHECKING:
@@ -95,9 +95,8 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where.name, **options)
     except Exception as error:  # transformers raises many kinds, down to bare Exception
         if where.folder is None:
-            raise CheckpointError(
-                f"{source} is not a folder here, and the hub did not give a tokenizer of that name ({error})"
-            ) from error
+            unknown = f"{source} is not a folder here, and the hub did not give a tokenizer of that name ({error})"
+            raise CheckpointError(out_of_reach(str(source), error) or unknown) from error
         raise CheckpointError(f"{source} has no tokenizer that transformers can read ({error})") from error
     return tokenizer
 
@@ -231,6 +230,9 @@ def loading_errors(where: Source) -> Iterator[None]:
         yield
     except PotqError:
         raise
+    except OSError as error:
+        reason = out_of_reach(where.name, error) if where.folder is None else None
+        raise CheckpointError(reason or f"{name} cannot be loaded: {error}") from error
     except ValueError as error:
         if "Unrecognized configuration class" in str(error) or "does not recognize this architecture" in str(error):
             raise ModelError(
