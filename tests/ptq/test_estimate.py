@@ -82,6 +82,14 @@ def test_one_scale_a_tensor_and_ternary_scales(tiny_model: LlamaForCausalLM) -> 
         assert estimate(tiny_model, config.model_copy(update={"effort": EFFORTS["best"]}), text(2)).seconds > 0
 
 
+def test_what_is_wrong_has_its_name(tiny_model: LlamaForCausalLM) -> None:
+    tiny_model.model.embed_tokens.weight.data[:] = float("nan")
+    with pytest.raises(
+        ModelError, match=r"^model\.layers\.0\.self_attn\.q_proj: its inputs on the calibration text are NaN"
+    ):
+        estimate(tiny_model, potq.PoTConfig("pot4", effort="gptq", embedding=None), text(1))
+
+
 def test_the_model_is_left_alone(tiny_model: LlamaForCausalLM) -> None:
     tiny_model.train()
     before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -61,17 +62,19 @@ def try_block(model: nn.Module, targets: Sequence[WeightPlan], effort: Effort, b
         if inside:
             with evaluation_mode(model), frozen(model):
                 call = record_calls(model, [block], [batch])[0]
-                return _try(model, block, inside, effort, call)
+                return _try(model, block, start, inside, effort, call)
     return Trial(0)
 
 
-def _try(model: nn.Module, block: nn.Module, inside: dict[str, WeightPlan], effort: Effort, call: Call) -> Trial:
+def _try(
+    model: nn.Module, block: nn.Module, prefix: str, inside: dict[str, WeightPlan], effort: Effort, call: Call
+) -> Trial:
     seen = HiddenStates([call])
     groups = shared_inputs(block, list(inside), seen)
     moments = layers = 0.0
     for group in groups:
-        moments += _seconds(lambda name=group[0]: second_moments(block, name, seen))  # type: ignore[misc]
-        hessian = second_moments(block, group[0], seen)
+        moments += _seconds(partial(second_moments, block, group[0], seen, prefix))
+        hessian = second_moments(block, group[0], seen, prefix)
         rates: dict[QuantScheme, Callable[[int], float]] = {}
         for name in group:
             scheme = inside[name].scheme
@@ -98,7 +101,7 @@ def rounding_seconds(model: nn.Module, targets: Sequence[WeightPlan], config: Po
             rows = max(1, min(target.shape[0], _SLICE // target.shape[1]))
             weight = linear_weight(model.get_submodule(target.name)).detach()[:rows]
             part = replace(target, shape=(rows, target.shape[1]))
-            seconds = _seconds(lambda w=weight, p=part: quantize_weight(w, p, config))  # type: ignore[misc]
+            seconds = _seconds(partial(quantize_weight, weight, part, config))
             rates[target.scheme] = seconds / weight.numel()
         total += rates[target.scheme] * target.weights
     return total
@@ -131,7 +134,7 @@ def _step(
     for name in (name for group in groups for name in group if inside[name].scheme.group_size != "tensor"):
         weight = linear_weight(block.get_submodule(name)).detach().float()
         rounding = SchemeRounding.of(weight, inside[name].scheme, None)
-        ones = torch.ones(weight.shape[1])
+        ones = torch.ones(weight.shape[1], device=weight.device)
         found[name] = round_to_nearest(weight, *fit_groups(weight, ones, rounding), rounding), rounding, ""
     ends: list[float] = []
     tried = effort.model_copy(update={"epochs": _STEPS})
