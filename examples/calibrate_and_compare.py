@@ -44,7 +44,8 @@ def main() -> None:
             packed = copy.deepcopy(model)
             report = potq.quantize(packed, config, None if effort == "fast" else calibration)
             measured = perplexity(packed, text, window=WINDOW, max_windows=8)
-            print(f"{preset}, {effort}: {report.bits_per_weight:.2f} bits per weight, perplexity {measured.perplexity:.2f}")
+            bits = f"{report.quantized_bits_per_weight:.2f} bits per quantized weight"
+            print(f"{preset}, {effort}: {bits}, perplexity {measured.perplexity:.2f}")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_smollm2_from_gguf_to_text(tmp_path: Path) -> None:
     """The embedded default: everything at 4 bits fits in 72.5 MB, loads with the same logits, and knows some geography."""
     model, tokenizer = potq.load("smollm2"), potq.load_tokenizer("smollm2")
     report = potq.quantize(model, potq.PoTConfig("apot4", embedding="apot4"))
-    assert report.bits_per_weight == 4.25
+    assert report.quantized_bits_per_weight == 4.25
     assert not report.skipped
     potq.save(model, tmp_path / "out", tokenizer)
     assert (tmp_path / "out" / "model.safetensors").stat().st_size <= 72.5e6

@@ -61,7 +61,7 @@ def file_row(subject: Subject, scheme: str, target: Target, work: Path) -> Row:
         **case(subject, scheme, target),
         "bytes": report.nbytes,
         "checkpoint_bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-        "bits_per_weight": report.bits_per_weight,
+        "bits_per_weight": report.quantized_bits_per_weight,
         "types": sorted({tensor.type for tensor in report.tensors if tensor.scheme}),
         "tensors": len(shared),
         "missing": len(wanted.keys() - found.keys()),

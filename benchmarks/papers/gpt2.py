@@ -99,7 +99,7 @@ class Experiment:
             model = self._load()
             report = potq.quantize(model, setting.config, self._calibration(setting), seed=SEED)
             set_activations(model, "float")
-            return model, report.bits_per_weight
+            return model, report.quantized_bits_per_weight
         if setting.kind == FULL:
             return self.base, 32.0
         run = Run(self._load(), self.texts.train, self.training, SEED)

@@ -40,7 +40,7 @@ def row(setting: Setting, effort: str) -> Row:
     batches = setting.batches() if chosen.calibrated else None
     model = potq.load(setting.source)
     config = potq.PoTConfig(scheme=SCHEMES[SCHEME], effort=chosen, embedding=None)
-    expected = estimate(model, config, sum(batch.numel() for batch in batches or []))
+    expected = estimate(model, config, batches or [])
     began = time.perf_counter()
     potq.quantize(model, config, batches, seed=SEED)
     seconds = time.perf_counter() - began

@@ -88,7 +88,7 @@ def stream(source: Path, output: Path, scheme: str, embedding: str) -> dict[str,
         "anonymous_bytes": memory.peak - memory.base,
         "peak_resident_bytes": status_bytes("VmHWM"),
         "file_bytes": (output / "model.safetensors").stat().st_size,
-        "bits_per_weight": model.quant_report.bits_per_weight,
+        "bits_per_weight": model.quant_report.quantized_bits_per_weight,
     }
 
 

@@ -107,7 +107,7 @@ def measure(cell: Cell, setting: Setting) -> Row:
         config = potq.PoTConfig(cell.scheme, embedding=scheme if cell.embedding == "same" else None, effort="fast")
         report = potq.quantize(model, config)
         set_activations(model, "float")  # what the weights cost, and nothing else
-        bits, snr = report.bits_per_weight, sum(m.snr_db or 0 for m in report.modules) / len(report.modules)
+        bits, snr = report.quantized_bits_per_weight, sum(m.snr_db or 0 for m in report.modules) / len(report.modules)
     result = perplexity(model, tokens, window=setting.window, max_windows=WINDOWS)
     return {**asdict(cell), "bits_per_weight": bits, "mean_snr_db": snr, **summary(result)}
 

@@ -129,7 +129,7 @@ def quantized(setting: Setting, scheme: str, effort: str | Effort, work: Path | 
     if folder is not None and (folder / "model").is_dir():
         model = potq.load(folder / "model", dtype="float32")
         set_activations(model, "float")
-        return model, model.quant_report.bits_per_weight
+        return model, model.quant_report.quantized_bits_per_weight
     model = potq.load(setting.source)
     batches = setting.batches() if chosen.calibrated else None
     if scheme in ASYMMETRIC:
@@ -141,7 +141,7 @@ def quantized(setting: Setting, scheme: str, effort: str | Effort, work: Path | 
         potq.save(model, folder / "model")
         shutil.rmtree(folder / "blocks", ignore_errors=True)
     set_activations(model, "float")  # what the weights cost, and nothing else
-    return model, report.bits_per_weight
+    return model, report.quantized_bits_per_weight
 
 
 def full_precision(rows: Iterable[Row], model: str) -> Row:

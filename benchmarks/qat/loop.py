@@ -149,4 +149,4 @@ def pack(model: Any) -> float:
     """Convert a model in quantized training, with exact activations from now on; its bits per quantized weight."""
     report = convert(model)
     set_activations(model, "float")
-    return report.bits_per_weight
+    return report.quantized_bits_per_weight

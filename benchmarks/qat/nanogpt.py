@@ -193,7 +193,7 @@ class Bench:
         model = self.final(cell.seed)
         report = potq.quantize(model, _config(cell))
         set_activations(model, "float")
-        return model, report.bits_per_weight
+        return model, report.quantized_bits_per_weight
 
     def _quantized_training(self, cell: Cell) -> tuple[Any, float]:
         run = self._load(cell.seed, cell.start)

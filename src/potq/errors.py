@@ -1,5 +1,19 @@
 """The one exception family of potq: catch :class:`PotqError` and you have caught all of them."""
 
+from __future__ import annotations
+
+import os
+
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+_UNREACHED = {
+    "OfflineModeIsEnabled",
+    "LocalEntryNotFoundError",
+    "ConnectionError",
+    "ConnectError",
+    "Timeout",
+    "TimeoutException",
+}
+
 
 class PotqError(Exception):
     """Something the caller can act on; the message names the file or layer and the remedy.
@@ -43,3 +57,15 @@ class EngineError(PotqError, ValueError):
 
 class MissingDependencyError(PotqError, ImportError):
     """An optional package is needed; the message gives the pip line."""
+
+
+def out_of_reach(name: str, error: BaseException) -> str | None:
+    """What to say of ``name``, no file here, where ``error`` came because the hub could not be asked; None: it could."""
+    seen: BaseException | None = error
+    while seen is not None and not any(kind.__name__ in _UNREACHED for kind in type(seen).__mro__):
+        seen = seen.__cause__ or seen.__context__
+    if seen is None:
+        return None
+    switches = [switch for switch in _OFFLINE if os.environ.get(switch, "").upper() in ("1", "ON", "YES", "TRUE")]
+    why = f"{switches[0]} is set" if switches else "no connection"
+    return f"{name} is not here, and the hub cannot be reached ({why}); give a folder or file here, or connect"

@@ -125,6 +125,19 @@ def test_existing_folder_needs_force(packed_model: Any, packed_folder: Path) -> 
     assert leftovers(packed_folder.parent) == []
 
 
+def test_replacing_a_folder_leaves_no_tokenizer_of_another_model(packed_model: Any, packed_folder: Path) -> None:
+    (packed_folder / "chat_template.jinja").write_text("of another model")
+    assert list(packed_folder.glob("tokenizer*"))
+    potq.save(packed_model, packed_folder, force=True)
+    assert sorted(file.name for file in packed_folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "quant_report.json",
+    ]
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_a_folder_that_is_no_model_is_never_replaced(packed_model: Any, tmp_path: Path, force: bool) -> None:
     (tmp_path / "thesis").mkdir()
@@ -468,6 +481,16 @@ def test_quantizing_the_source_again_writes_the_golden_bytes(variant: str, tmp_p
     for key in golden.header:
         assert again.bytes(key) == golden.bytes(key), key
     assert read_json(tmp_path / "out/config.json")["quantization_config"] == config.to_dict()
+
+
+def test_a_report_of_version_0_1_is_read() -> None:
+    """Without the number of weights, which the model tells."""
+    text = (GOLDEN / "pot4_g64" / "quant_report.json").read_text()
+    assert QuantReport.from_json(text).bits_per_weight is None
+    report = potq.load(GOLDEN / "pot4_g64").quant_report
+    assert report.modules == QuantReport.from_json(text).modules
+    assert report.weights == sum(p.numel() for p in potq.load(GOLDEN / "source").parameters())
+    assert report.bits_per_weight == 8 * report.bytes_after / report.weights
 
 
 def test_every_golden_folder_is_tested() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
     BertModel,
@@ -24,6 +27,7 @@ from transformers import (
 
 import potq
 from potq.checkpoint.loading import find_tokenizer
+from potq.checkpoint.preview import preview
 from potq.checkpoint.source import Source, resolve
 from potq.errors import CheckpointError, MissingDependencyError, ModelError
 
@@ -48,9 +52,9 @@ def test_quantizing_while_loading_equals_quantizing_afterwards(
     assert by_name == {entry.name: entry for entry in report.modules}
     assert {entry.name for entry in streamed.quant_report.skipped} == {entry.name for entry in report.skipped}
     assert streamed.quant_report.bytes_after == report.bytes_after
-    assert [done for done, _, _ in seen] == list(range(len(report.modules)))
     assert {name for _, _, name in seen} == set(by_name)
-    assert {total for _, total, _ in seen} == {len(report.modules)}
+    sizes = [math.prod(by_name[name].shape) for _, _, name in seen]
+    assert [(done, total) for done, total, _ in seen] == [(sum(sizes[:i]), sum(sizes)) for i in range(len(seen))]
 
 
 def test_load_keeps_the_report(packed_folder: Path) -> None:
@@ -131,17 +135,41 @@ def test_smollm2_is_found_but_its_package_not_imported(monkeypatch: pytest.Monke
     assert resolve("smollm2") == Source("smollm2", folder=Path("smollm2"))
 
 
-def test_a_hub_name_offline() -> None:
+@pytest.mark.parametrize("name", ["gpt2", "no-such-owner/no-such-model"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        potq.load,
+        lambda name: potq.load(name, potq.PoTConfig("pot4")),
+        potq.load_tokenizer,
+        potq.open_runner,
+        lambda name: preview(name, potq.PoTConfig("pot4")),
+    ],
+    ids=["load", "streamed", "tokenizer", "runner", "preview"],
+)
+def test_a_hub_name_offline(name: str, use: Callable[[str], Any]) -> None:
+    """It may well be on the hub, which was not asked."""
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    with pytest.raises(
-        CheckpointError, match=r"no-such-model .no such folder here, so a hub name. cannot be loaded"
-    ) as caught:
-        potq.load("no-such-owner/no-such-model")
+    message = rf"^{name} is not here, and the hub cannot be reached \(HF_HUB_OFFLINE is set\); give a folder or file here"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        use(name)
     assert isinstance(caught.value, OSError)
-    with pytest.raises(
-        CheckpointError, match="no-such-owner/no-such-model is not a folder here, and the hub did not give a tokenizer"
-    ):
-        potq.load_tokenizer("no-such-owner/no-such-model")
+
+
+def test_without_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    lost = OSError("We couldn't connect to 'https://huggingface.co'")
+    lost.__cause__ = ConnectionRefusedError("refused")
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise lost
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", unreachable)
+    with pytest.raises(CheckpointError, match=r"gpt2 is not here, and the hub cannot be reached \(no connection\)"):
+        potq.load("gpt2")
+    lost.__cause__ = None  # the hub answered
+    with pytest.raises(CheckpointError, match=r"gpt2 .no such folder here, so a hub name. cannot be loaded: We couldn't"):
+        potq.load("gpt2")
 
 
 def test_a_folder_without_tokenizer(packed_folder: Path) -> None:

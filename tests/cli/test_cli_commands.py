@@ -16,7 +16,7 @@ from cli_helpers import invoke, refused, succeed
 from potq import native
 from potq.cli import app as cli
 from potq.data.tokens import tokenize
-from potq.errors import CheckpointError, DataError, MissingDependencyError, ModelError, PotqError
+from potq.errors import CheckpointError, ConfigError, DataError, MissingDependencyError, ModelError, PotqError
 from potq.evaluate.perplexity import Perplexity, perplexity
 from potq.kernels import explain, set_activations
 from potq.nn.plan import packed_modules
@@ -111,7 +111,9 @@ def test_inspect_prints_modules_and_levels(packed_folder: Path) -> None:
 
 def test_inspect_json(packed_folder: Path) -> None:
     found = json.loads(succeed("inspect", packed_folder, "--json"))
-    assert found.pop("bits_per_weight") == potq.load(packed_folder).quant_report.bits_per_weight
+    report = potq.load(packed_folder).quant_report
+    assert found.pop("bits_per_weight") == report.bits_per_weight
+    assert found.pop("quantized_bits_per_weight") == report.quantized_bits_per_weight
     levels = found.pop("levels")
     assert list(levels["pot4-g64"]) == ["0", "1", "2", "4", "8", "16", "32", "64"]
     assert sum(found.pop("kernels").values()) == 16
@@ -140,9 +142,38 @@ def test_inspect_plot_without_matplotlib(packed_folder: Path, tmp_path: Path, mo
     assert "pip install 'potq[plot]'" in message
 
 
-def test_inspect_of_a_full_precision_model(tiny_folder: Path) -> None:
-    message = refused(ModelError, "inspect", tiny_folder)
-    assert f"{tiny_folder} is not quantized by potq; potq quantize {tiny_folder} OUTPUT" in message
+def test_inspect_of_a_full_precision_model_says_what_would_be_done(tiny_folder: Path) -> None:
+    out = " ".join(succeed("inspect", tiny_folder).split())
+    assert "15 modules to be quantized at 4.908, 0 skipped" in out
+    assert "apot4-g64" in out
+    expected = potq.load(tiny_folder, potq.PoTConfig("pot3", group_size=32)).quant_report
+    (tiny_folder / "model.safetensors").unlink()  # no weights are read
+    found = json.loads(succeed("inspect", tiny_folder, "--scheme", "pot3:group_size=32", "--json"))
+    assert found.pop("quantized") is False
+    for key in ("bits_per_weight", "quantized_bits_per_weight", "bytes_after", "weights", "skipped"):
+        assert found[key] == expected.to_dict()[key], key
+    same = {"name", "kind", "shape", "scheme", "bits_per_weight", "bytes_before", "bytes_after", "tied"}
+    assert [{key: module[key] for key in same} for module in found["modules"]] == [
+        module.model_dump(include=same, mode="json") for module in expected.modules
+    ]
+
+
+def test_inspect_markdown(packed_folder: Path, tiny_folder: Path) -> None:
+    assert succeed("inspect", packed_folder, "--markdown") == potq.load(packed_folder).quant_report.to_markdown() + "\n"
+    lines = succeed("inspect", tiny_folder, "--markdown", "--every-module").splitlines()
+    assert lines[2] == "| module | n | shape | scheme | bits |"
+    assert len([line for line in lines if line.startswith("| model.")]) == 15
+
+
+def test_inspect_refuses_what_does_not_belong_together(packed_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    assert "is quantized already" in refused(ConfigError, "inspect", packed_folder, "--scheme", "pot3")
+    assert "choose one" in refused(ConfigError, "inspect", packed_folder, "--json", "--markdown")
+    assert "unknown preset 'pot9'" in refused(ConfigError, "inspect", tiny_folder, "--scheme", "pot9")
+    message = refused(ModelError, "inspect", tiny_folder, "--plot", tmp_path / "levels.png")
+    assert (
+        f"{tiny_folder} is not quantized by potq, so that no levels are used; potq quantize {tiny_folder} OUTPUT" in message
+    )
+    assert "does not exist" in refused(CheckpointError, "inspect", tmp_path / "none")
 
 
 # ---- kernels

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import potq
 from cli_helpers import invoke, refused, succeed
+from potq.data import calibration_text
 from potq.data.calibration_text import load_calibration
 from potq.data.tokens import tokenize
 from potq.errors import ConfigError, DataError, MissingDependencyError, ModelError
@@ -47,6 +49,7 @@ def test_rows_are_what_the_library_measures(tiny_folder: Path, text: Path) -> No
         assert row["perplexity"] == expected.perplexity
         assert row["window_nll"] == list(expected.window_nll)
         assert row["bits_per_weight"] == report.bits_per_weight
+        assert row["quantized_bits_per_weight"] == report.quantized_bits_per_weight
         assert row["excess"] == expected.perplexity - base.perplexity
         interval = paired_bootstrap(expected.window_nll, base.window_nll, base.predicted_tokens)
         assert row["interval"] == list(interval)
@@ -60,10 +63,12 @@ def test_table_and_markdown(tiny_folder: Path, text: Path) -> None:
     for word in ("full precision", "pot3-g64", "pot4-g64", "fast", "95% interval", "3 windows of 64 tokens"):
         assert word in shown
     lines = [line for line in succeed("compare", *words, "--markdown").splitlines() if line.startswith("|")]
-    assert lines[0] == "| scheme | effort | bits | perplexity | excess | 95% interval | seconds |"
+    assert lines[0] == "| scheme | effort | bits | quantized | perplexity | excess | 95% interval | seconds |"
     assert len(lines) == 5
-    assert lines[2].startswith("| full precision |  | 32.000 | ")
-    assert lines[3].startswith("| pot3-g64 | fast | 3.262 | ")  # embedding and head in full precision: linears alone
+    assert lines[2].startswith("| full precision |  | 32.000 | 32.000 | ")
+    linears, others = 86_016, 64 * (260 + 5)  # embedding and head in full precision, and norms
+    whole = (3.2619 * linears + 32 * others) / (linears + others)
+    assert lines[3].startswith(f"| pot3-g64 | fast | {whole:.3f} | 3.262 | ")
 
 
 def test_one_window_has_no_interval(tiny_folder: Path, text: Path) -> None:
@@ -103,6 +108,74 @@ def test_a_killed_run_goes_on(tiny_folder: Path, text: Path, tmp_path: Path, mon
     assert measured == [None, "pot3-g64", "pot4-g64", "pot4-g64"]
     for row, other in zip(found, expected, strict=True):
         assert {**row, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_calibration_text_is_written_only_where_a_row_needs_it(
+    tiny_folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    write = calibration_text.self_generated
+    monkeypatch.setattr(calibration_text, "self_generated", lambda *a, **o: written.append(o["seed"]) or write(*a, **o))
+    words = ["compare", tiny_folder, "--text", text, "--window", "64", "--windows", "2", "--resume", tmp_path / "rows.json"]
+    words += ["--calibration-windows", "1", "--efforts", "gptq", "--json", "--schemes"]
+    found = json.loads(succeed(*words, "pot3"))
+    assert written == [0]
+    assert json.loads(succeed(*words, "pot3")) == found  # the windows of the calibration text too
+    assert written == [0]
+    succeed(*words, "pot3,pot4")
+    assert written == [0, 0]
+    succeed(*words, "pot3", "--seed", "1")
+    assert written == [0, 0, 1]
+    succeed(*words, "pot3", "--calibration-windows", "2")
+    assert written == [0, 0, 1, 0]
+    file = load_file(tiny_folder / "model.safetensors")
+    file["model.norm.weight"] += 0.5  # another model writes another text
+    save_file(file, tiny_folder / "model.safetensors", metadata={"format": "pt"})
+    succeed(*words, "pot3")
+    assert written == [0, 0, 1, 0, 0]
+
+
+def test_other_calibration_text_from_a_file_makes_other_rows(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
+    file, other = tmp_path / "rows.json", tmp_path / "other.txt"
+    other.write_text("Something else to calibrate on, as long as a window is. " * 20)
+    words = [
+        "compare",
+        tiny_folder,
+        "--text",
+        text,
+        "--window",
+        "64",
+        "--windows",
+        "2",
+        "--resume",
+        file,
+        "--schemes",
+        "pot3",
+    ]
+    words += ["--calibration-windows", "1", "--efforts", "gptq", "--calibration", other]
+    succeed(*words)
+    succeed(*words)
+    assert len(json.loads(file.read_text())["rows"]) == 2
+    other.write_text(other.read_text().upper())
+    succeed(*words)
+    assert len(json.loads(file.read_text())["rows"]) == 3
+
+
+def test_calibration_text_that_is_missing_is_found_before_the_work(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
+    words = [
+        "compare",
+        tiny_folder,
+        "--text",
+        text,
+        "--window",
+        "64",
+        "--resume",
+        tmp_path / "rows.json",
+        "--schemes",
+        "pot3",
+    ]
+    refused(DataError, *words, "--efforts", "gptq", "--calibration", tmp_path / "none.txt")
+    assert not (tmp_path / "rows.json").exists()
 
 
 def test_rows_of_another_protocol_are_measured_anew(tiny_folder: Path, text: Path, tmp_path: Path) -> None:

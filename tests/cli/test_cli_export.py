@@ -27,7 +27,7 @@ def mxpot_folder(tiny_folder: Path) -> Path:
 def test_a_file(mxpot_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "out.gguf"
     out = succeed("export", mxpot_folder, path, "--to", "gguf")
-    assert "15 quantized weights at 4.939 bits per weight" in out
+    assert "5.023 bits per weight, 15 quantized at 4.939; 0.1 MB" in out
     assert f"wrote {path}; every weight is equal" in out
     reader = gguf.GGUFReader(path)
     assert reader.fields["general.name"].contents() == "small"
@@ -39,7 +39,7 @@ def test_a_file(mxpot_folder: Path, tmp_path: Path) -> None:
 def test_json(packed_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "out.gguf"
     found = json.loads(succeed("export", packed_folder, path, "--to", "gguf", "--allow-8bit", "--json"))
-    assert (found["path"], found["nbytes"], found["bits_per_weight"]) == (str(path), path.stat().st_size, 8.5)
+    assert (found["path"], found["nbytes"], found["quantized_bits_per_weight"]) == (str(path), path.stat().st_size, 8.5)
     head = next(tensor for tensor in found["tensors"] if tensor["name"] == "token_embd.weight")
     assert head == {
         "name": "token_embd.weight",
@@ -85,7 +85,7 @@ def test_an_onnx_folder(tiny_folder: Path, tmp_path: Path) -> None:
     potq.save(potq.load(tiny_folder, potq.PoTConfig("pot4")), packed, potq.load_tokenizer(tiny_folder))
     assert "--allow-8bit" in refused(ExportError, "export", packed, path, "--to", "onnx")
     out = succeed("export", packed, path, "--to", "onnx", "--allow-8bit")
-    assert "15 quantized weights at 8.600 bits per weight" in out  # rows of 160 take blocks of 32
+    assert "15 quantized at 8.600;" in out  # rows of 160 take blocks of 32
     assert f"wrote {path}; every weight is equal" in out
     assert (path / "model.onnx_data").exists()
     words = ["export", packed, tmp_path / "int8", "--to", "onnx", "--allow-8bit", "--activations", "int8"]

@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import potq
 from cli_helpers import invoke, refused, succeed
+from potq import native
 from potq.config import EFFORTS, Effort
 from potq.data.calibration_text import load_calibration
 from potq.errors import CheckpointError, ConfigError, DataError, PotqError
 from potq.nn.report import QuantReport
 from potq.resume import WorkFolder
+
+FEW = ["calibration.window=64", "calibration.windows=2"]
 
 
 @pytest.fixture
@@ -44,15 +48,41 @@ def test_weights_that_were_rounded_before_are_named(packed_folder: Path, tiny_fo
     assert "before" not in invoke("quantize", tiny_folder, tmp_path / "plain").stderr
 
 
+def test_tensors_that_the_model_does_not_use_are_named(tiny_folder: Path, out: Path) -> None:
+    file = tiny_folder / "model.safetensors"
+    save_file(load_file(file) | {"mtp.fc.weight": torch.zeros(4, 4)}, file, metadata={"format": "pt"})
+    shown = " ".join(succeed("quantize", tiny_folder, out).split())
+    assert "1 tensors of the checkpoint are not used, 0.0 MB: mtp.fc.weight" in shown
+    assert "mtp.fc.weight" in succeed("inspect", out)
+    found = json.loads(succeed("quantize", tiny_folder, out, "--force", "--json"))
+    assert found["unused"] == [{"name": "mtp.fc.weight", "nbytes": 64}]
+
+
+@pytest.mark.parametrize("more", [[], ["--effort", "gptq", *FEW]])
+@pytest.mark.parametrize(
+    ("size", "words"), [("33", "groups of 33 leave a short last one of 31"), ("1000", "groups of 1000 are longer than rows")]
+)
+def test_odd_group_sizes_are_remarked_on(tiny_folder: Path, out: Path, size: str, words: str, more: list[str]) -> None:
+    told = " ".join(invoke("quantize", tiny_folder, out, "--group-size", size, *more).stderr.split())
+    assert told.count(words) == 1 + (size == "1000")  # rows of 64, and of 160
+    assert told.count("the slow torch reference") == (size == "33" and native.missing() is None)
+
+
+def test_the_report_as_markdown_is_all_that_stdout_holds(tiny_folder: Path, out: Path) -> None:
+    shown = succeed("quantize", tiny_folder, out, "--markdown", "--every-module")
+    assert shown == potq.load(out).quant_report.to_markdown(every_module=True) + "\n"
+    assert "choose one" in refused(ConfigError, "quantize", tiny_folder, out, "--markdown", "--json")
+
+
 def test_json_is_all_that_stdout_holds(tiny_folder: Path, out: Path) -> None:
     result = invoke("quantize", tiny_folder, out, "--scheme", "pot4", "--json")
     assert result.exit_code == 0, result.exception
     report = json.loads(result.stdout)
     assert report.pop("output") == str(out)
     assert report.pop("seconds") > 0
-    bits = report.pop("bits_per_weight")
+    bits = report.pop("bits_per_weight"), report.pop("quantized_bits_per_weight")
     read = QuantReport.model_validate(report)
-    assert bits == read.bits_per_weight
+    assert bits == (read.bits_per_weight, read.quantized_bits_per_weight)
     assert read == potq.load(out).quant_report
     assert [(m.name, m.kind, m.scheme, m.shape) for m in read.modules if m.kind == "embedding"] == [
         ("model.embed_tokens", "embedding", "int8-g64", (260, 64))
@@ -151,8 +181,6 @@ def test_calibration_text_that_has_fewer_windows(tiny_folder: Path, out: Path, t
 
 # ---- effort, and calibration where it needs some
 
-FEW = ["calibration.window=64", "calibration.windows=2"]
-
 
 @pytest.mark.parametrize(
     ("effort", "steps"), [("gptq", "gptq"), ("balanced", "gptq+descent"), ("potptq", "rtn+block-scales")]
@@ -161,9 +189,8 @@ def test_an_effort_calibrates_on_the_models_own_text(tiny_folder: Path, out: Pat
     words = [tiny_folder, out, "--scheme", "pot3", "--effort", effort, "--seed", "5"]
     result = invoke("quantize", *words, *FEW, "--json")
     assert result.exit_code == 0, result.exception
-    report = QuantReport.model_validate(
-        {k: v for k, v in json.loads(result.stdout).items() if k not in ("output", "seconds", "bits_per_weight")}
-    )
+    found = json.loads(result.stdout)
+    report = QuantReport.model_validate({key: found[key] for key in QuantReport.model_fields})
     assert {module.algorithm for module in report.modules if module.kind == "linear"} == {steps}
     model = potq.load(tiny_folder)
     batches = load_calibration("self", model, potq.load_tokenizer(tiny_folder), window=64, windows=2, seed=5)

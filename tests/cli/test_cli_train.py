@@ -85,9 +85,10 @@ def test_json_is_all_that_stdout_holds(recipe: Path, out: Path) -> None:
     perplexities = [line["eval_perplexity"] for line in log if "eval_perplexity" in line]
     assert report.pop("perplexity_before") == perplexities[0]
     assert report.pop("perplexity") == min(perplexities[1:])
-    bits = report.pop("bits_per_weight")
-    assert QuantReport.model_validate(report) == potq.load(out).quant_report
-    assert bits == potq.load(out).quant_report.bits_per_weight
+    bits = report.pop("bits_per_weight"), report.pop("quantized_bits_per_weight")
+    read = potq.load(out).quant_report
+    assert QuantReport.model_validate(report) == read
+    assert bits == (read.bits_per_weight, read.quantized_bits_per_weight)
 
 
 def test_what_is_reported_is_a_checkpoints(recipe: Path) -> None:

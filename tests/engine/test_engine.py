@@ -195,7 +195,7 @@ def test_more_context_than_the_model_knows(packed_folder: Path) -> None:
 def test_what_cannot_be_opened(tmp_path: Path, packed_folder: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         Engine(tmp_path / "none")
-    with pytest.raises(EngineError, match="is a hub name"):
+    with pytest.raises(EngineError, match="is none here; download or potq quantize"):
         Engine("some/model")
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(EngineError, match="is a GGUF file"):

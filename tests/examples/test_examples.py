@@ -58,7 +58,7 @@ def perplexity(line: str) -> float:
 
 def test_quantize(run: Run) -> None:
     printed = run("quantize", "--output", "out")
-    assert printed["quantized"].startswith("15 modules quantized at 4.908 bits per weight, 0 skipped")
+    assert printed["quantized"].startswith("4.993 bits per weight: 15 modules quantized at 4.908, 0 skipped")
     assert printed["the same logits after loading"] == "True"
     assert potq.load("out").config.quantization_config is not None
 

@@ -121,7 +121,7 @@ def test_every_preset_is_exact(name: str, preset: str, tmp_path: Path, byte_toke
     form = GGUF.form(PRESETS[preset])
     assert form is not None
     assert report.notes == []
-    assert report.bits_per_weight == form.bits_per_weight
+    assert report.quantized_bits_per_weight == form.bits_per_weight
     assert {tensor.type for tensor in report.tensors if tensor.scheme} == {form.name}
     assert set(types(path).values()) == {form.name, "F32"}
     assert report.nbytes == path.stat().st_size

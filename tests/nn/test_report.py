@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import potq
-from potq.nn.report import ModuleReport, QuantReport, SkippedModule, decibels
+from potq.nn.report import ModuleReport, QuantReport, SkippedModule, UnusedTensor, decibels
 from potq.ptq.quantize import describe
 
 
@@ -41,6 +41,7 @@ def report() -> QuantReport:
         ],
         skipped=[SkippedModule(name="model.layers.0.gate", reason="ignored by config", nbytes=512)],
         bytes_after=30_000,
+        weights=40_000,
     )
 
 
@@ -72,8 +73,30 @@ def test_decibels(signal: float, noise: float, expected: float) -> None:
 
 def test_summary(report: QuantReport) -> None:
     assert report.bytes_before == 30_000 + 4 * 16384 - 17680 - 3 * 2176
-    assert report.bits_per_weight == 8 * (17680 + 3 * 2176) / (260 * 64 + 3 * 64 * 64)
-    assert report.summary() == "4 modules quantized at 6.695 bits per weight, 1 skipped; 0.1 MB -> 0.0 MB"
+    assert report.bits_per_weight == 8 * 30_000 / 40_000
+    assert report.quantized_bits_per_weight == 8 * (17680 + 3 * 2176) / (260 * 64 + 3 * 64 * 64)
+    quantized = "4 modules quantized at 6.695, 1 skipped; 0.1 MB -> 0.0 MB"
+    assert report.summary() == f"6.000 bits per weight: {quantized}"
+    assert report.model_copy(update={"weights": None}).summary() == quantized  # a report of 0.1, without its model
+
+
+def test_bits_per_weight_count_what_was_skipped(tiny_model: Any) -> None:
+    """A quarter of the weights at 4 bits is no 4-bit model."""
+    config = potq.PoTConfig("pot4", embedding=None, ignore=["self_attn.*"])
+    report = potq.quantize(tiny_model, config)
+    state = tiny_model.state_dict()
+    floats = [t for key, t in state.items() if t.is_floating_point() and not key.endswith("_scale")]
+    left = {t.untyped_storage().data_ptr(): t.numel() for t in floats}  # the head is the embedding
+    assert len(left) == len(floats) - 1
+    weights = sum(left.values()) + sum(math.prod(module.shape) for module in report.modules)
+    assert report.weights == weights
+    stored = 4 * sum(left.values()) + sum(module.bytes_after for module in report.modules)
+    assert report.bits_per_weight == 8 * stored / weights
+    assert report.bits_per_weight > 3 * report.quantized_bits_per_weight
+    assert report.summary().startswith(f"{report.bits_per_weight:.3f} bits per weight: 6 modules quantized at 4.")
+    shown = report.to_dict()
+    assert shown["bits_per_weight"] == report.bits_per_weight
+    assert shown["quantized_bits_per_weight"] == report.quantized_bits_per_weight
 
 
 def test_summary_says_how_much_was_skipped(report: QuantReport) -> None:
@@ -92,7 +115,7 @@ def test_fallbacks_name_their_modules(report: QuantReport) -> None:
 
 def test_table_joins_the_layers(report: QuantReport) -> None:
     lines = rendered(report.tables()).splitlines()
-    assert lines[0].startswith("4 modules quantized")
+    assert lines[0].startswith("6.000 bits per weight: 4 modules quantized")
     (joined,) = [line for line in lines if "model.layers.*.mlp.up_proj" in line and "pot4" in line]
     cells = ["model.layers.*.mlp.up_proj", "2", "64x64", "pot4-g64", "4.25", "21.0", "20.0", "18.0", "18.0"]
     assert joined.split() == cells
@@ -118,9 +141,27 @@ def test_columns_and_tables_without_content_are_left_out(report: QuantReport) ->
     assert "output" not in rendered(bare.tables())
 
 
+def test_markdown(report: QuantReport) -> None:
+    report.unused.append(UnusedTensor(name="mtp.fc.weight", nbytes=2_000_000))
+    blocks = report.to_markdown().split("\n\n")
+    assert blocks[0] == report.summary()
+    lines = blocks[1].splitlines()
+    assert lines[:2] == [
+        "| module | n | shape | scheme | bits | SNR | worst | output | worst |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    assert r"| model.layers.\*.mlp.up_proj | 2 | 64x64 | pot4-g64 | 4.25 | 21.0 | 20.0 | 18.0 | 18.0 |" in lines
+    assert blocks[2:4] == [
+        "SNR in dB; algorithm: rtn/mse-16",
+        "1 tensors of the checkpoint are not used, 2.0 MB: mtp.fc.weight",
+    ]
+    assert blocks[4] == "Left in full precision:"
+    assert blocks[5].splitlines()[2:] == [r"| model.layers.\*.gate | ignored by config |"]
+    assert len(report.to_markdown(every_module=True).split("\n\n")[1].splitlines()) == 2 + 4
+
+
 def test_json_round_trip(report: QuantReport) -> None:
     assert QuantReport.from_json(report.to_json()) == report
-    assert "bits_per_weight" in report.to_json()
     with pytest.raises(ValidationError):
         QuantReport.from_json('{"modules": [], "skipped": [], "bytes_after": 1, "colour": "red"}')
 
@@ -132,14 +173,14 @@ def test_a_tied_weight_counts_once(tiny_model: Any) -> None:
     assert (embedding.name, embedding.kind, embedding.tied) == ("model.embed_tokens", "embedding", ("lm_head",))
     assert report.bytes_before == before
     weights = sum(math.prod(module.shape) for module in report.modules)
-    assert report.bits_per_weight == sum(math.prod(m.shape) * m.bits_per_weight for m in report.modules) / weights
+    quantized = report.quantized_bits_per_weight
+    assert quantized == sum(math.prod(m.shape) * m.bits_per_weight for m in report.modules) / weights
+    assert report.weights == weights + 5 * 64  # norms
     linears = sum(math.prod(module.shape) for module in report.modules if module.kind == "linear")
     assert weights == 260 * 64 + linears
     # pot4 in groups of 64 is 4.25 bits; rows of 160 have 3 groups; int8 in groups of 64 is 8.25
     down = 2 * 64 * 160
-    assert report.bits_per_weight * weights == pytest.approx(
-        8.25 * 260 * 64 + 4.25 * (linears - down) + (4 + 3 * 16 / 160) * down
-    )
+    assert quantized * weights == pytest.approx(8.25 * 260 * 64 + 4.25 * (linears - down) + (4 + 3 * 16 / 160) * down)
 
 
 def test_describe_without_a_recorded_report(packed_model: Any) -> None:
@@ -152,5 +193,6 @@ def test_describe_without_a_recorded_report(packed_model: Any) -> None:
         m.name: m.model_dump(include=fields) for m in recorded.modules
     }
     assert (seen.bytes_after, seen.bytes_before) == (recorded.bytes_after, recorded.bytes_before)
+    assert seen.weights == recorded.weights
     assert {module.algorithm for module in seen.modules} == {"not recorded"}
-    assert "-" in rendered(seen.tables())
+    assert "SNR" not in rendered(seen.tables())

@@ -100,6 +100,12 @@ def test_launchers_that_shard_in_other_ways(variables: dict[str, str], make: Mak
         TrainingRun.load(make())
 
 
+@pytest.mark.parametrize("changes", [{"model": "gpt2"}, {"teacher": "gpt2"}], ids=["model", "teacher"])
+def test_a_model_or_teacher_of_the_hub_offline(changes: dict[str, Any], make: Make) -> None:
+    with pytest.raises(CheckpointError, match=r"^gpt2 is not here, and the hub cannot be reached \(HF_HUB_OFFLINE is set\)"):
+        train(make(**changes))
+
+
 def test_more_predictions_than_there_are_tokens(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Known before the text is read, or written."""
     with pytest.raises(ConfigError, match="invalid top_k 261 for a vocabulary of 260 tokens"):

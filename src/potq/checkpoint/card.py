@@ -21,6 +21,7 @@ from potq.nn.plan import packed_modules, tensor_bytes
 from potq.version import __version__
 
 CARD_FILE = "README.md"
+NOT_QUANTIZED = "not quantized"
 _MARK = "<!-- potq wrote this card and will write it again; delete this line to keep your own text -->"
 _INHERITED = ("base_model", "license", "license_name", "license_link", "language")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -56,7 +57,7 @@ def packed_card(model: nn.Module, name: str) -> str | None:
     if not owners:
         return None
     parts = [Part(weight.scheme.name, "packed", weight.shape[0] * weight.shape[1], weight.nbytes) for weight in owners]
-    parts += [Part("not quantized", str(p.dtype).removeprefix("torch."), p.numel(), p.nbytes) for p in model.parameters()]
+    parts += [Part(NOT_QUANTIZED, str(p.dtype).removeprefix("torch."), p.numel(), p.nbytes) for p in model.parameters()]
     use = _PACKED_USE.format(path=name)
     return model_card(model, name, parts, nbytes=tensor_bytes(model), library="potq", use=use)
 
@@ -81,9 +82,12 @@ def model_card(
     tags = ["potq", "power-of-two", *tags]
     data = ModelCardData(library_name=library, tags=tags, pipeline_tag="text-generation", **known)
     base = f" from {known['base_model']}" if "base_model" in known else ""
+    parts = list(parts)
+    bits, quantized = _bits(parts), _bits([part for part in parts if part.scheme != NOT_QUANTIZED])
     sections = [
         f"---\n{data.to_yaml()}\n---\n{_MARK}\n\n# {name}",
-        f"Quantized{base} by potq {__version__}: {nbytes / 1e6:.1f} MB.",
+        f"Quantized{base} by potq {__version__}: {nbytes / 1e6:.1f} MB, {bits:.4g} bits per weight of the whole model, "
+        f"{quantized:.4g} per quantized weight.",
         _table(parts),
         f"## Use\n\n{use}",
     ]
@@ -97,9 +101,13 @@ def _table(parts: Iterable[Part]) -> str:
     lines = ["| scheme | stored as | tensors | weights | bits per weight |", "|---|---|---:|---:|---:|"]
     whole = {("all", ""): [part for group in alike.values() for part in group]} if len(alike) > 1 else {}
     for (scheme, form), group in (alike | whole).items():
-        weights, nbytes = sum(part.weights for part in group), sum(part.nbytes for part in group)
-        lines.append(f"| {scheme} | {form} | {len(group)} | {weights:,} | {8 * nbytes / weights:.4g} |")
+        weights = sum(part.weights for part in group)
+        lines.append(f"| {scheme} | {form} | {len(group)} | {weights:,} | {_bits(group):.4g} |")
     return "\n".join(lines)
+
+
+def _bits(parts: Sequence[Part]) -> float:
+    return 8 * sum(part.nbytes for part in parts) / sum(part.weights for part in parts)
 
 
 def _inherited(model: Any) -> dict[str, Any]:

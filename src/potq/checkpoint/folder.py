@@ -14,6 +14,7 @@ The names ``weight_zero_point``, ``weight_outlier_index`` and ``weight_outlier_v
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -45,6 +46,11 @@ class StoredTensor:
     file: Path
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        bits = re.search(r"\d+", self.dtype)  # "F32", "BF16", "F8_E4M3", "BOOL"
+        return math.prod(self.shape) * int(bits[0] if bits else 8) // 8
 
 
 def save(

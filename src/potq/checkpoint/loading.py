@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from potq.checkpoint.folder import REPORT_FILE, read_headers, read_json, require_all, weight_files
 from potq.checkpoint.source import Source, resolve
 from potq.config import PoTConfig, require_config
-from potq.errors import CheckpointError, ConfigError, ModelError, PotqError
+from potq.errors import CheckpointError, ConfigError, ModelError, PotqError, out_of_reach
 from potq.nn.report import QuantReport
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def load(
         dtype: what the model computes in; "auto" is the checkpoint's own (float32 for GGUF). Weights that are quantized
             while they load are cast to it first.
         device: where to put it; the CPU by default.
-        progress: called before each weight that is quantized: index, number of weights, name.
+        progress: called before each matrix that is quantized: weights done, weights in all, its name.
 
     Raises:
         CheckpointError: missing, incomplete or damaged files, or a packed checkpoint where ``config`` is given.
@@ -72,7 +72,7 @@ def load(
     if where.gguf_file is not None:
         from potq.checkpoint.gguf.loading import load_gguf
 
-        with _loading_errors(where):
+        with loading_errors(where):
             model = load_gguf(Path(where.path), dtype)
         if config is not None:
             from potq.ptq.quantize import quantize
@@ -116,9 +116,8 @@ def find_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase | 
         tokenizer = _read_tokenizer(where)
     except Exception as error:  # transformers raises many kinds, down to bare Exception
         if where.folder is None:
-            raise CheckpointError(
-                f"{source} is not a folder here, and the hub did not give a tokenizer of that name ({error})"
-            ) from error
+            unknown = f"{source} is not a folder here, and the hub did not give a tokenizer of that name ({error})"
+            raise CheckpointError(out_of_reach(str(source), error) or unknown) from error
         raise CheckpointError(f"{source} has no tokenizer that transformers can read ({error})") from error
     return tokenizer
 
@@ -154,7 +153,7 @@ def rounded_types(source: str | os.PathLike[str]) -> list[str]:
         return []
     from potq.checkpoint.gguf.file import opened
 
-    with _loading_errors(where):
+    with loading_errors(where):
         types = {tensor.tensor_type.name for tensor in opened(Path(where.path)).tensors}
     return sorted(types - {"F64", "F32", "F16", "BF16"})
 
@@ -197,9 +196,11 @@ def _from_pretrained(
     from transformers import AutoModelForCausalLM
 
     from potq.checkpoint.transformers import loading
+    from potq.checkpoint.unused import unused_tensors
+    from potq.ptq.quantize import note_unused
 
     options: dict[str, Any] = {"quantization_config": config} if config is not None else {}
-    with _loading_errors(where), loading(progress):
+    with loading_errors(where), loading(progress):
         model, info = AutoModelForCausalLM.from_pretrained(
             where.name,
             dtype=dtype,
@@ -211,21 +212,25 @@ def _from_pretrained(
     for name, found, expected in info["mismatched_keys"]:
         raise CheckpointError(f"{where.name}: {name} has shape {list(found)}, its config.json asks for {list(expected)}")
     require_all(where.name, info["missing_keys"])
+    note_unused(model, unused_tensors(model, info["unexpected_keys"], where))
     if config is None and where.folder is not None and (where.folder / REPORT_FILE).is_file():
-        model.quant_report = _read_report(where.folder / REPORT_FILE)
+        model.quant_report = _read_report(where.folder / REPORT_FILE, model)
     loaded: PreTrainedModel = model
     return loaded
 
 
-def _read_report(file: Path) -> QuantReport:
+def _read_report(file: Path, model: PreTrainedModel) -> QuantReport:
+    from potq.nn.plan import weight_count
+
     try:
-        return QuantReport.from_json(file.read_text(encoding="utf-8"))
+        report = QuantReport.from_json(file.read_text(encoding="utf-8"))
+        return report if report.weights is not None else report.model_copy(update={"weights": weight_count(model)})
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged ({first_line(error)}); delete it, the model does not need it") from None
 
 
 @contextmanager
-def _loading_errors(where: Source) -> Iterator[None]:
+def loading_errors(where: Source) -> Iterator[None]:
     """Say which model failed, whatever transformers raised."""
     name = where.path
     if where.folder is None:
@@ -234,6 +239,9 @@ def _loading_errors(where: Source) -> Iterator[None]:
         yield
     except PotqError:
         raise
+    except OSError as error:
+        reason = out_of_reach(where.name, error) if where.folder is None else None
+        raise CheckpointError(reason or f"{name} cannot be loaded: {error}") from error
     except ValueError as error:
         if "Unrecognized configuration class" in str(error) or "does not recognize this architecture" in str(error):
             raise ModelError(

@@ -24,10 +24,10 @@ from potq.checkpoint.folder import check_headers, check_reloadable, read_headers
 from potq.config import PoTConfig
 from potq.errors import CheckpointError, PotqError
 from potq.nn.packed import PackedModule
-from potq.nn.plan import Plan, WeightPlan, as_matrix, install, keep_dtype, packed_modules, plan, tensor_bytes, unpack
-from potq.nn.report import ModuleReport, Progress, QuantReport
+from potq.nn.plan import Plan, WeightPlan, as_matrix, install, keep_dtype, packed_modules, plan, unpack
+from potq.nn.report import ModuleReport, Progress
 from potq.numerics.tensor import QuantizedWeight
-from potq.ptq.quantize import attach, quantize_weight, require_calibration
+from potq.ptq.quantize import attach, make_report, quantize_weight, require_calibration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,7 +109,8 @@ class PoTQuantizer(HfQuantizer):
         """Pack one weight that was just read, put its module in place, and return the tensors to be set."""
         target = self._by_name[name]
         if (load := _current.get()) is not None and load.progress is not None:
-            load.progress(len(self._reports), len(self._plan.targets), name)
+            done = sum(target.weights for target in self._plan.targets if target.name in self._reports)
+            load.progress(done, sum(target.weights for target in self._plan.targets), name)
         read = self._read.setdefault(target.name, {})
         matrix = as_matrix(model.get_submodule(name), weight)
         if tuple(matrix.shape) != target.shape:
@@ -150,7 +151,7 @@ class PoTQuantizer(HfQuantizer):
         self._read.clear()  # the model holds the weights now
         # in the model's order, not the file's
         entries = [self._reports[name] for name in self._by_name if name in self._reports]
-        report = QuantReport(modules=entries, skipped=self._plan.skipped, bytes_after=tensor_bytes(model))
+        report = make_report(model, entries, self._plan.skipped)
         attach(model, self.quantization_config, report)
         return model
 

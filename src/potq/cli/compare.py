@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from potq.cli import console
-from potq.cli.quantize import announce, calibration_batches
+from potq.cli.quantize import announce, calibration_batches, note_remarks
 from potq.cli.recipe import CalibrationRecipe, parse_schemes
 from potq.config import EFFORTS, Effort, PoTConfig
 from potq.errors import ConfigError
@@ -55,10 +56,10 @@ def compare(
 
     The excess over full precision comes with a 95% interval (paired bootstrap over the windows). Activations stay exact.
     """
-    if as_json and as_markdown:
-        raise ConfigError("--json and --markdown print two things on one stdout; choose one")
+    console.refuse_two_forms(as_json=as_json, as_markdown=as_markdown)
     configs = _configs(schemes, efforts, embedding)
     from potq.checkpoint.loading import load, load_tokenizer
+    from potq.data.calibration_text import calibration_key
     from potq.data.text import read_text
     from potq.data.tokens import tokenize
     from potq.evaluate import compare as comparison
@@ -73,18 +74,23 @@ def compare(
         tokenizer = load_tokenizer(model)
         tokens = tokenize(tokenizer, content)
         loaded = load(model, dtype=dtype)
-    for config in configs:
-        plan(loaded, config)
+    targets = [target for config in configs for target in plan(loaded, config).targets]
+    note_remarks(dict.fromkeys(targets), loaded.dtype)
     needed = any(config.has_calibrated_effort for config in configs)
     recipe = CalibrationRecipe(text=calibration, windows=calibration_windows)
-    batches = calibration_batches(recipe, loaded, tokenizer, seed=seed) if needed else []
-    protocol = comparison.Protocol(tokens, window, windows, batches, seed)
-    rows = _measured(loaded, configs, protocol, kept)
+    batches = cache(lambda: calibration_batches(recipe, loaded, tokenizer, seed=seed))
+    text_key = None
+    if needed:
+        size = {"windows": recipe.windows, "seed": seed}
+        text_key = calibration_key(calibration, loaded, tokenizer, window=recipe.window, **size)
+        if text_key is None:
+            batches()  # a text that cannot be read is an error now
+    rows = _measured(loaded, configs, comparison.Protocol(tokens, window, windows, batches, text_key, seed), kept)
     base = rows[0]
     protocol_line = f"{len(base.window_nll)} windows of {base.window} tokens, embedding and head: {embedding}"
     title = f"{model} on {text}: {protocol_line}"
     if as_json:
-        source = {"text": calibration, "windows": len(batches)} if needed else None
+        source = {"text": calibration, "windows": max(row.calibration_windows for row in rows)} if needed else None
         settings = {"embedding": embedding, "calibration": source, "seed": seed}
         console.emit_json({"model": model, "text": text, **settings, "rows": comparison.to_dict(rows)})
     elif as_markdown:
@@ -129,7 +135,7 @@ def _measured(model: PreTrainedModel, configs: list[PoTConfig], protocol: Protoc
             if config is not None and config.effort is not None:
                 label = f"{config.scheme.name}, {config.effort.name}"
                 if config.effort.calibrated:
-                    announce(model, config, list(protocol.calibration), label)
+                    announce(model, config, list(protocol.calibration()), label)
             with console.progress_bar(label) as update:
                 row = measure_row(model, config, protocol, update)
             kept.add(key(config), row)

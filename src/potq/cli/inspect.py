@@ -9,42 +9,68 @@ import typer
 
 from potq.cli import console
 from potq.cli.kernels import kernel_lines
-from potq.errors import ModelError
+from potq.cli.recipe import DEFAULT_PRESET
+from potq.errors import ConfigError, ModelError
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A packed checkpoint folder.")],
+    model: Annotated[str, typer.Argument(help="A packed checkpoint folder, or a model that is not quantized yet.")],
+    scheme: Annotated[
+        str | None,
+        typer.Option(help="For a model that is not quantized yet: what this preset would do. Default: apot4."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the histogram as PNG (needs matplotlib).")] = None,
     every_module: Annotated[bool, typer.Option("--every-module", help="A row for each module.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the report as Markdown.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")] = False,
 ) -> None:
-    """Show schemes, bits per weight, each layer's error, and how often each level is used."""
+    """Show schemes, bits per weight, each layer's error, and how often each level is used.
+
+    potq inspect out
+
+    potq inspect smollm2-folder --scheme pot3
+
+    The second, of a model that is not quantized, reads no weights: what would be quantized, what not, and the sizes.
+    """
+    form = console.ReportForm(every_module, as_markdown, as_json)
+    from potq.checkpoint.preview import hub_config, preview
+    from potq.config import PoTConfig
+
+    console.quiet_libraries()
+    quantized = getattr(hub_config(model), "quantization_config", None)
+    if quantized is not None:
+        if scheme is not None:
+            raise ConfigError(f"{model} is quantized already; --scheme shows what it would do to a model that is not")
+        _inspect_packed(model, plot, form)
+        return
+    if plot is not None:
+        raise ModelError(f"{model} is not quantized by potq, so that no levels are used; potq quantize {model} OUTPUT")
+    form.show(preview(model, PoTConfig(scheme or DEFAULT_PRESET)), {"quantized": False})
+
+
+def _inspect_packed(model: str, plot: Path | None, form: console.ReportForm) -> None:
     from potq.checkpoint.loading import load
     from potq.evaluate.usage import level_usage, plot_usage
     from potq.kernels import use_kernels
     from potq.nn.plan import packed_modules
     from potq.ptq.quantize import describe
 
-    console.quiet_libraries()
     with console.status(f"loading {model}"):
         loaded = load(model)
         packed = {name: module for name, module in packed_modules(loaded).items() if module.tied_to is None}
         if not packed:
-            quantized = getattr(loaded.config, "quantization_config", None) is not None
-            remedy = "but by something else" if quantized else f"potq quantize {model} OUTPUT makes a checkpoint of it"
-            raise ModelError(f"{model} is not quantized by potq; {remedy}")
+            raise ModelError(f"{model} is not quantized by potq, but by something else")
         usage = level_usage({name: module.quantized for name, module in packed.items()})
     report, kernels = describe(loaded), use_kernels(loaded, "int8")
     if plot is not None:
         plot_usage(usage, plot)
-    if as_json:
-        levels = {scheme: {str(k): v for k, v in counts.items()} for scheme, counts in usage.items()}
-        console.emit_json({**report.to_dict(), "levels": levels, "kernels": kernels})
+    levels = {scheme: {str(k): v for k, v in counts.items()} for scheme, counts in usage.items()}
+    form.show(report, {"levels": levels, "kernels": kernels})
+    if not form.for_people:
         return
     out = console.stdout()
-    out.print(*report.tables(every_module=every_module))
-    for scheme, counts in usage.items():
-        out.print(_bars(scheme, counts))
+    for name, counts in usage.items():
+        out.print(_bars(name, counts))
     for line in kernel_lines(kernels):
         out.print(line, highlight=False)
     if plot is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,10 +17,12 @@ from potq.cli.recipe import CalibrationRecipe, QuantizeRecipe, build
 from potq.errors import CheckpointError, ConfigError, PotqError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from potq.config import PoTConfig
+    from potq.nn.plan import WeightPlan
     from potq.nn.report import QuantReport
     from potq.ptq.allocation import Allocation
 
@@ -72,6 +74,7 @@ def quantize(
     max_shard_size: Annotated[str | None, typer.Option(help="Largest weight file. Default: 5GB.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
     every_module: Annotated[bool, typer.Option("--every-module", help="A report row for each module.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the report as Markdown on stdout.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
     """Quantize a causal language model to a packed power-of-two checkpoint.
@@ -80,6 +83,7 @@ def quantize(
 
     potq quantize -c recipe.yaml quantization.group_size=32
     """
+    form = console.ReportForm(every_module, as_markdown, as_json)
     overrides = [word for word in words or [] if _OVERRIDE.match(word)]
     given = [word for word in words or [] if word not in overrides]
     if len(given) > 2:
@@ -107,10 +111,10 @@ def quantize(
             "force": force or None,
         },
     )
-    _run(settings, every_module=every_module, as_json=as_json)
+    _run(settings, form)
 
 
-def _run(settings: QuantizeRecipe, *, every_module: bool, as_json: bool) -> None:
+def _run(settings: QuantizeRecipe, form: console.ReportForm) -> None:
     from potq.checkpoint.folder import check_shard_size, save
     from potq.checkpoint.loading import load, rounded_types
     from potq.files import check_destination
@@ -144,25 +148,18 @@ def _run(settings: QuantizeRecipe, *, every_module: bool, as_json: bool) -> None
         save(model, settings.output, tokenizer, force=settings.force, max_shard_size=settings.max_shard_size)
     if in_blocks:
         shutil.rmtree(work, ignore_errors=True)
-    _show(settings, model.quant_report, allocation, time.perf_counter() - began, every_module=every_module, as_json=as_json)
+    _show(settings, model.quant_report, allocation, time.perf_counter() - began, form)
 
 
 def _show(
-    settings: QuantizeRecipe,
-    report: QuantReport,
-    allocation: Allocation | None,
-    seconds: float,
-    *,
-    every_module: bool,
-    as_json: bool,
+    settings: QuantizeRecipe, report: QuantReport, allocation: Allocation | None, seconds: float, form: console.ReportForm
 ) -> None:
-    if as_json:
-        found = {"allocation": allocation.to_dict()} if allocation is not None else {}
-        console.emit_json({"output": str(settings.output), "seconds": seconds, **found, **report.to_dict()})
-        return
-    tables = [allocation.table()] if allocation is not None else []
-    console.stdout().print(*tables, *report.tables(every_module=every_module))
-    console.stdout().print(f"wrote {settings.output} in {seconds:.1f} s", highlight=False, soft_wrap=True)
+    if allocation is not None and form.for_people:
+        console.stdout().print(allocation.table())
+    found = {"allocation": allocation.to_dict()} if allocation is not None else {}
+    form.show(report, {"output": str(settings.output), "seconds": seconds, **found})
+    if form.for_people:
+        console.stdout().print(f"wrote {settings.output} in {seconds:.1f} s", highlight=False, soft_wrap=True)
 
 
 def _tokenizer(model: str, *, needed: bool = False) -> PreTrainedTokenizerBase | None:
@@ -178,16 +175,21 @@ def _tokenizer(model: str, *, needed: bool = False) -> PreTrainedTokenizerBase |
 def _streamed(settings: QuantizeRecipe, config: PoTConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Without calibration: each weight is quantized as it is read, where it can be read by itself."""
     from potq.checkpoint.loading import load
+    from potq.nn.remarks import packed_targets
 
     tokenizer = _tokenizer(settings.model)
     with console.progress_bar("quantizing") as update:
-        return load(settings.model, config, dtype=settings.dtype, progress=update), tokenizer
+        model = load(settings.model, config, dtype=settings.dtype, progress=update)
+    note_remarks(packed_targets(model), model.dtype)
+    return model, tokenizer
 
 
 def _calibrated(model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], seed: int, work: Path | None) -> None:
     """Quantize ``model``; where that goes block by block, those that are done are kept in ``work`` until it is saved."""
+    from potq.nn.plan import plan
     from potq.ptq.quantize import quantize
 
+    note_remarks(plan(model, config).targets, model.dtype)
     if work is None:
         with console.progress_bar("quantizing") as update:
             quantize(model, config, batches, seed=seed, progress=update)
@@ -247,11 +249,19 @@ def _allocated(settings: QuantizeRecipe, config: PoTConfig, model: PreTrainedMod
     return choose(config, layers, budget=settings.budget)
 
 
+def note_remarks(targets: Iterable[WeightPlan], dtype: torch.dtype) -> None:
+    """Say on stderr what is allowed and hardly meant."""
+    from potq.nn.remarks import remarks
+
+    for line in remarks(targets, dtype):
+        console.note(line)
+
+
 def announce(model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], what: str = "quantizing") -> None:
     """Say on stderr what calibrated work will take."""
     from potq.ptq.estimate import estimate
 
-    console.note(f"{what}: {estimate(model, config, sum(batch.numel() for batch in batches))}")
+    console.note(f"{what}: {estimate(model, config, batches)}")
 
 
 def calibration_batches(
@@ -263,7 +273,8 @@ def calibration_batches(
     window, windows = recipe.window, recipe.windows
     seed = recipe.seed if recipe.seed is not None else seed
     with console.progress_bar("calibration text") as update:
-        batches = load_calibration(recipe.text, model, tokenizer, window=window, windows=windows, seed=seed, progress=update)
+        tell = console.Forecast("calibration text", update)
+        batches = load_calibration(recipe.text, model, tokenizer, window=window, windows=windows, seed=seed, progress=tell)
     wanted = f" ({windows} asked for)" if len(batches) < windows else ""
     console.note(f"calibration: {len(batches)} windows{wanted} of {batches[0].shape[1]} tokens, {recipe.text}")
     return batches

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from potq.cli import console
+from potq.cli.quantize import note_remarks
 from potq.cli.recipe import build
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _announce(run: TrainingRun, texts: Texts) -> None:
         console.note(f"quantized: {len(run.plan.targets)} weights; skipped: {len(run.plan.skipped)}")
         for skipped in run.plan.skipped:
             console.note(f"  skipped {skipped.name}: {skipped.reason}")
+        note_remarks(run.plan.targets, run.model.dtype)
     console.note(f"memory: at least {run.memory / 1e9:.1f} GB on {run.device}, activations on top")
     if run.idle_devices:
         every = run.idle_devices + 1

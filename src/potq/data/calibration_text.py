@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from potq.data.generate import BATCH, self_generated
+from potq.data.generate import BATCH, self_generated, self_generated_key
 from potq.data.text import read_documents
 from potq.data.tokens import calibration_windows, choose_window
 from potq.errors import DataError
@@ -64,3 +64,16 @@ def load_calibration(
         except DataError as error:
             raise DataError(f"{source}: {error}") from None
     return list(tokens.split(1))
+
+
+def calibration_key(
+    source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, window: int | None, windows: int, seed: int
+) -> str | None:
+    """What decides the batches of :func:`load_calibration`, beside the model's weights, where making them is much work.
+
+    None for text that is read: its batches are quickly made, and say more.
+    """
+    if source != SELF:
+        return None
+    window = choose_window(model, window, WINDOW)
+    return self_generated_key(model, tokenizer, window=window, windows=windows, seed=seed)

@@ -7,6 +7,7 @@ nothing but the rounding of the model's products.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,24 @@ def self_generated(
             written += len(rows) * window
             texts.append(text.cpu())
     return torch.cat(texts)
+
+
+def self_generated_key(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *, window: int, windows: int, seed: int
+) -> str:
+    """What decides the text of :func:`self_generated`, beside the model's weights and how a machine rounds."""
+    ordinary = _ordinary_tokens(model, tokenizer)
+    known = (
+        BATCH,
+        GREEDY,
+        window,
+        windows,
+        seed,
+        ordinary.tolist(),
+        _bos(model),
+        sorted(_named_tokens(model, "eos_token_id")),
+    )
+    return hashlib.blake2b(repr(known).encode(), digest_size=16).hexdigest()
 
 
 def _write(model: PreTrainedModel, text: Tensor, chance: Tensor) -> Iterator[int]:

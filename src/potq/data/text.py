@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from potq.errors import DataError, MissingDependencyError
+from potq.errors import DataError, MissingDependencyError, out_of_reach
 
 BUILT_IN = "pydoc"
 SEPARATOR = "<|endoftext|>"
@@ -145,6 +145,8 @@ def _dataset(source: str, name: str, config: str | None, split: str, file: Path 
     except DataError:
         raise
     except Exception as error:  # datasets and what it builds on raise many kinds
+        if not Path(name).exists() and (missing := out_of_reach(f"the dataset {source}", error)):
+            raise DataError(f"{missing}; a dataset is written name:config:split") from error
         reason = str(error).strip().partition("\n")[0]
         raise DataError(
             f"cannot load the dataset {source} ({reason}); write it as name:config:split; a name that is not a folder "

@@ -261,7 +261,7 @@ def _folder(path: str | os.PathLike[str]) -> str:
             f"the engine reads folders of safetensors, {path} is a GGUF file; potq quantize makes a folder of it"
         )
     if where.folder is None:
-        raise EngineError(f"the engine reads folders, {path} is a hub name; download it, or potq quantize it to a folder")
+        raise EngineError(f"the engine reads folders, and {path} is none here; download or potq quantize a model of the hub")
     return str(where.folder)
 
 

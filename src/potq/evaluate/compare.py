@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from potq.errors import DataError, MissingDependencyError
 from potq.evaluate.bootstrap import paired_bootstrap
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import set_activations
-from potq.nn.report import Progress
+from potq.nn.report import Progress, markdown_table
 from potq.ptq.quantize import quantize
 from potq.resume import fingerprint
 from potq.version import __version__
@@ -31,21 +32,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FULL_PRECISION = "full precision"
-HEADINGS = ("scheme", "effort", "bits", "perplexity", "excess", "95% interval", "seconds")
+HEADINGS = ("scheme", "effort", "bits", "quantized", "perplexity", "excess", "95% interval", "seconds")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured model: its perplexity, and what quantizing took. ``seconds`` are the quantization's alone."""
+    """One measured model: its perplexity, and what quantizing took.
+
+    Attributes:
+        bits_per_weight: stored bits per weight of the whole model.
+        quantized_bits_per_weight: those of what was quantized.
+        seconds: the quantization's alone.
+        calibration_windows: of text that the effort was given.
+    """
 
     scheme: str
     effort: str
     bits_per_weight: float
+    quantized_bits_per_weight: float
     perplexity: float
     window: int
     predicted_tokens: int
     window_nll: tuple[float, ...]
     seconds: float
+    calibration_windows: int = 0
 
     def excess(self, base: Row) -> float:
         """How much worse than ``base``, which is measured on the same windows."""
@@ -64,25 +74,32 @@ class Protocol:
 
     Attributes:
         tokens: the text's token ids, 1-D.
-        calibration: token batches for the efforts that want them.
+        calibration: makes token batches for the efforts that want them; called when a row is first measured with some.
+        calibration_key: what decides these batches, beside the model's weights. None: they are made, and looked at.
     """
 
     tokens: Tensor
     window: int | None = None
     windows: int | None = None
-    calibration: Sequence[Tensor] = ()
+    calibration: Callable[[], Sequence[Tensor]] = tuple
+    calibration_key: str | None = None
     seed: int = 0
 
     def keys(self, model: PreTrainedModel) -> Callable[[PoTConfig | None], str]:
         """A function that gives the hash of all that a row depends on: weights, tokens, settings, potq's version."""
         settings = (str(self.window), str(self.windows), str(model.dtype), __version__)
         plain = fingerprint(model, [self.tokens], settings)
-        calibrated = fingerprint(model, [self.tokens, *self.calibration], settings)
+
+        @cache
+        def calibrated() -> str:
+            if self.calibration_key is not None:
+                return f"{plain} {self.calibration_key}"
+            return fingerprint(model, [self.tokens, *self.calibration()], settings)
 
         def key(config: PoTConfig | None) -> str:
             if config is None:
                 return plain
-            base = calibrated if config.has_calibrated_effort else plain
+            base = calibrated() if config.has_calibrated_effort else plain
             return hashlib.blake2b(f"{base} {config.model_dump_json()} {self.seed}".encode(), digest_size=16).hexdigest()
 
         return key
@@ -92,24 +109,28 @@ def measure_row(
     model: PreTrainedModel, config: PoTConfig | None, protocol: Protocol, progress: Progress | None = None
 ) -> Row:
     """Perplexity of ``model`` as it is (no ``config``), or of a copy that is quantized, with exact activations."""
-    measured, bits, seconds = model, 8.0 * model.dtype.itemsize, 0.0
+    measured, seconds, batches = model, 0.0, None
+    whole = quantized = 8.0 * model.dtype.itemsize
     if config is not None:
         measured = copy.deepcopy(model)
-        batches = protocol.calibration if config.has_calibrated_effort else None
+        batches = protocol.calibration() if config.has_calibrated_effort else None
         began = time.perf_counter()
-        bits = quantize(measured, config, batches, seed=protocol.seed, progress=progress).bits_per_weight
+        report = quantize(measured, config, batches, seed=protocol.seed, progress=progress)
+        whole, quantized = report.bits_per_weight or whole, report.quantized_bits_per_weight
         seconds = time.perf_counter() - began
         set_activations(measured, "float")
     found = perplexity(measured, protocol.tokens, window=protocol.window, max_windows=protocol.windows, progress=progress)
     return Row(
         scheme=FULL_PRECISION if config is None else config.scheme.name,
         effort="" if config is None or config.effort is None else config.effort.name,
-        bits_per_weight=bits,
+        bits_per_weight=whole,
+        quantized_bits_per_weight=quantized,
         perplexity=found.perplexity,
         window=found.window,
         predicted_tokens=found.predicted_tokens,
         window_nll=found.window_nll,
         seconds=seconds,
+        calibration_windows=sum(len(batch) for batch in batches or ()),
     )
 
 
@@ -166,6 +187,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
                 row.scheme,
                 row.effort,
                 f"{row.bits_per_weight:.3f}",
+                f"{row.quantized_bits_per_weight:.3f}",
                 _figure(row.perplexity),
                 "" if row is base else _figure(row.excess(base), sign=True),
                 f"{_figure(interval[0], sign=True)} .. {_figure(interval[1], sign=True)}" if interval else "",
@@ -194,8 +216,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    rule = ["---" if heading in ("scheme", "effort") else "---:" for heading in HEADINGS]
-    return "\n".join(f"| {' | '.join(row)} |" for row in ([*HEADINGS], rule, *cells(rows)))
+    return markdown_table(HEADINGS, cells(rows))
 
 
 def to_dict(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -248,7 +269,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
         side, shift = ("right", -6) if left else ("left", 6)
         axes.annotate(row.scheme, at, xytext=(shift, -3), textcoords="offset points", fontsize=7, ha=side)
     axes.set_title(title, fontsize=9)
-    axes.set(xlabel="bits per weight", ylabel="perplexity", yscale="log")
+    axes.set(xlabel="bits per weight of the whole model", ylabel="perplexity", yscale="log")
     axes.margins(x=0.15)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from potq.errors import CheckpointError, ConfigError, DataError, MissingDependencyError, ModelError
+from potq.errors import CheckpointError, ConfigError, DataError, MissingDependencyError, ModelError, out_of_reach
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -157,7 +157,8 @@ def _load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
                 name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
     except Exception as error:  # transformers raises many kinds, down to bare Exception
-        raise CheckpointError(f"the encoder {name} cannot be loaded: {error}") from error
+        reason = None if Path(name).is_dir() else out_of_reach(f"the encoder {name}", error)
+        raise CheckpointError(reason or f"the encoder {name} cannot be loaded: {error}") from error
     if missing := [key for key in sorted(info["missing_keys"]) if "pooler" not in key]:
         raise CheckpointError(f"the encoder {name} lacks {', '.join(missing[:5])}; it is incomplete, copy it again")
     return model, tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from potq.checkpoint.card import Part, model_card, write_card
+from potq.checkpoint.card import NOT_QUANTIZED, Part, model_card, write_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,11 +24,7 @@ def write_export_card(
     replaces: Path | None = None,
 ) -> None:
     """Write into ``folder`` the card of what ``report`` says of an export of ``model``."""
-    parts = [
-        Part(tensor.scheme, tensor.type, tensor.weights, tensor.nbytes)
-        for tensor in report.tensors
-        if tensor.scheme is not None
-    ]
+    parts = [Part(tensor.scheme or NOT_QUANTIZED, tensor.type, tensor.weights, tensor.nbytes) for tensor in report.tensors]
     name = Path(report.path).name
     text = model_card(model, name, parts, nbytes=report.nbytes, library=library, use=use, tags=[tag])
     write_card(folder, text, replaces=replaces)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -39,9 +40,13 @@ class ExportReport(BaseModel):
 
     @property
     def bits_per_weight(self) -> float:
+        """Stored bits per weight of all tensors, those that were never quantized too."""
+        return _bits(self.tensors)
+
+    @property
+    def quantized_bits_per_weight(self) -> float:
         """Stored bits per weight of the tensors that potq had quantized, scales included."""
-        quantized = [tensor for tensor in self.tensors if tensor.scheme is not None]
-        return 8 * sum(tensor.nbytes for tensor in quantized) / sum(tensor.weights for tensor in quantized)
+        return _bits([tensor for tensor in self.tensors if tensor.scheme is not None])
 
     @property
     def notes(self) -> list[str]:
@@ -49,13 +54,15 @@ class ExportReport(BaseModel):
         return [f"{tensor.module} as {tensor.type}: {tensor.note}" for tensor in self.tensors if tensor.note]
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``--json`` prints: everything, and the bits per weight."""
-        return {**self.model_dump(mode="json"), "bits_per_weight": self.bits_per_weight}
+        """What ``--json`` prints: everything, and the bits per weight of all and of what potq had quantized."""
+        bits = {"bits_per_weight": self.bits_per_weight, "quantized_bits_per_weight": self.quantized_bits_per_weight}
+        return {**self.model_dump(mode="json"), **bits}
 
     def summary(self) -> str:
         """One line: what it takes."""
         count = sum(tensor.scheme is not None for tensor in self.tensors)
-        return f"{count} quantized weights at {self.bits_per_weight:.3f} bits per weight; {self.nbytes / 1e6:.1f} MB"
+        part = f"{count} quantized at {self.quantized_bits_per_weight:.3f}"
+        return f"{self.bits_per_weight:.3f} bits per weight, {part}; {self.nbytes / 1e6:.1f} MB"
 
     def table(self) -> Table:
         """Schemes and the types that hold them."""
@@ -70,6 +77,9 @@ class ExportReport(BaseModel):
             groups.setdefault((tensor.scheme, tensor.type), []).append(tensor)
         for (scheme, kind), group in groups.items():
             weights = sum(tensor.weights for tensor in group)
-            bits = 8 * sum(tensor.nbytes for tensor in group) / weights
-            table.add_row(scheme or "(not quantized)", kind, str(len(group)), f"{weights:,}", f"{bits:.4g}")
+            table.add_row(scheme or "(not quantized)", kind, str(len(group)), f"{weights:,}", f"{_bits(group):.4g}")
         return table
+
+
+def _bits(tensors: Sequence[ExportedTensor]) -> float:
+    return 8 * sum(tensor.nbytes for tensor in tensors) / sum(tensor.weights for tensor in tensors)

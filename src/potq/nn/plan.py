@@ -7,6 +7,7 @@ and whatever has a weight matrix and is none of these is reported as skipped.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class WeightPlan:
     def names(self) -> tuple[str, ...]:
         """Every module that reads this weight, its owner first."""
         return (self.name, *self.tied)
+
+    @property
+    def weights(self) -> int:
+        """How many there are."""
+        return self.shape[0] * self.shape[1]
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,15 @@ def is_tied(model: nn.Module) -> bool:
 def tensor_bytes(model: nn.Module) -> int:
     """Bytes of the model's state dict, shared tensors counted once; meta tensors count as if they were there."""
     return sum({t.untyped_storage()._cdata: t.nbytes for t in model.state_dict().values()}.values())
+
+
+def weight_count(model: nn.Module) -> int:
+    """Weights of the model: a packed matrix's, not its codes and scales, and every other stored tensor's, each once."""
+    owners = {name: module for name, module in packed_modules(model).items() if module.tied_to is None}
+    parts = {f"{name}.weight_{part}" for name, module in owners.items() for part in module.quantized.tensors()}
+    others = {t.untyped_storage()._cdata: t.numel() for key, t in model.state_dict().items() if key not in parts}
+    total: int = sum(others.values()) + sum(math.prod(module.quantized.shape) for module in owners.values())
+    return total
 
 
 def vocabulary(model: nn.Module) -> int | None:

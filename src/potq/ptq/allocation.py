@@ -51,7 +51,7 @@ def allocate(
         calibration: batches of token ids ``(batch, length)``; one backward pass a window.
         budget: bits per weight, scales included, on average over these linears. None: for each linear the candidate of least
             expected loss among those that take no more bits than ``config.scheme``.
-        progress: called before each weight.
+        progress: called before each matrix: weights done, weights in all, its name.
 
     Raises:
         ConfigError: no candidates, the same one twice, a budget that cannot be met, no linear to choose for.
@@ -173,9 +173,11 @@ def measure(
     fisher = calib.mean_squared_gradients(model, [target.name for target in targets], batches)
     names = [name for name, _ in model.named_modules()]
     layers = []
-    for index, target in enumerate(targets):
+    count, total = 0, sum(target.weights for target in targets)
+    for target in targets:
         if progress is not None:
-            progress(index, len(targets), target.name)
+            progress(count, total, target.name)
+        count += target.weights
         weight = linear_weight(model.get_submodule(target.name)).detach().float().cpu()
         importance = fisher.pop(target.name)
         options = tuple(_option(weight, importance, scheme) for scheme in schemes)

@@ -14,8 +14,19 @@ from torch import Tensor, nn
 
 from potq.config import EFFORTS, Effort, PoTConfig, require_config
 from potq.errors import ConfigError, ModelError
-from potq.nn.plan import Plan, WeightPlan, install, is_tied, keep_dtype, linear_weight, packed_modules, plan, tensor_bytes
-from potq.nn.report import ModuleReport, Progress, QuantReport, decibels
+from potq.nn.plan import (
+    Plan,
+    WeightPlan,
+    install,
+    is_tied,
+    keep_dtype,
+    linear_weight,
+    packed_modules,
+    plan,
+    tensor_bytes,
+    weight_count,
+)
+from potq.nn.report import ModuleReport, Progress, QuantReport, SkippedModule, UnusedTensor, decibels
 from potq.numerics.scale_search import CANDIDATES, is_exact, scale_multipliers
 from potq.numerics.scheme import QuantScheme, ScaleMethod
 from potq.numerics.tensor import QuantizedWeight
@@ -26,7 +37,8 @@ from potq.ptq.sequential import SequentialCalibration
 from potq.resume import WorkFolder, fingerprint
 from potq.version import __version__
 
-_REPORTED = 8  # calibration batches that output errors are measured on
+REPORTED = 8  # calibration batches that output errors are measured on
+_UNUSED = "_potq_unused"
 _WEIGHTED: tuple[ScaleMethod, ...] = ("weighted", "fisher")
 
 Done = dict[str, tuple[QuantizedWeight, ModuleReport]]
@@ -53,7 +65,7 @@ def quantize(
         work_folder: where a calibrated run leaves its finished blocks: called again after a kill, with the same model, text
             and config, it goes on from there to the same result. Delete it when the model is saved.
         cache_bytes: hidden states of the calibration text are kept in memory up to this size, beyond it in temporary files.
-        progress: called before each weight: index, number of weights, name. A whole model's refinement counts steps.
+        progress: called before each matrix: weights done, weights in all, its name. A whole model's refinement counts steps.
 
     Returns:
         What was done to each module, what was skipped and why. It is kept as ``model.quant_report`` too.
@@ -97,11 +109,11 @@ def quantize(
     run = _Run(model, config, effort, todo, batches, seed, cache_bytes, progress)
     done = run.calibrated(work_folder) if effort.calibrated else run.rounded(todo.targets)
     if batches:
-        _add_output_errors(model, todo, done, merge(batches[:_REPORTED]))
+        _add_output_errors(model, todo, done, merge(batches[:REPORTED]))
     for target in todo.targets:
         install(model, target, done[target.name][0])
     entries = [done[target.name][1] for target in todo.targets]
-    report = QuantReport(modules=entries, skipped=todo.skipped, bytes_after=tensor_bytes(model))
+    report = make_report(model, entries, todo.skipped)
     attach(model, config, report)
     return report
 
@@ -130,9 +142,11 @@ class _Run:
         """Every target by itself, to the nearest level."""
         importance = _importance(self.model, self.config, targets, self.batches)
         done: Done = {}
-        for index, target in enumerate(targets):
+        count, total = 0, sum(target.weights for target in self.todo.targets)
+        for target in targets:
             if self.progress is not None:
-                self.progress(index, len(targets), target.name)
+                self.progress(count, total, target.name)
+            count += target.weights
             weight = linear_weight(self.model.get_submodule(target.name))
             done[target.name] = quantize_weight(weight, target, self.config, importance.get(target.name))
         return done
@@ -252,6 +266,21 @@ def _require_cpu(model: nn.Module) -> None:
         )
 
 
+def make_report(model: nn.Module, modules: list[ModuleReport], skipped: list[SkippedModule]) -> QuantReport:
+    """The report of ``model``, whose modules are packed by now: what was done to them, and the size of the whole."""
+    unused = getattr(model, _UNUSED, [])
+    size = {"bytes_after": tensor_bytes(model), "weights": weight_count(model)}
+    return QuantReport(modules=modules, skipped=skipped, unused=unused, **size)
+
+
+def note_unused(model: nn.Module, unused: list[UnusedTensor]) -> None:
+    """Have the report of ``model``, the one it has or one that is made later, say what of its files it does not use."""
+    setattr(model, _UNUSED, unused)
+    report = getattr(model, "quant_report", None)
+    if isinstance(report, QuantReport):
+        report.unused = unused
+
+
 def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
     """Record on the model what saving and loading need."""
     model.quant_report = report  # type: ignore[assignment]  # nn.Module's stub expects tensors and modules
@@ -315,4 +344,4 @@ def describe(model: nn.Module) -> QuantReport:
         for name, module in packed.items()
         if module.tied_to is None
     ]
-    return QuantReport(modules=modules, skipped=[], bytes_after=tensor_bytes(model))
+    return make_report(model, modules, [])

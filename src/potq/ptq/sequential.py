@@ -37,6 +37,9 @@ from potq.ptq.blocks import (
 )
 from potq.resume import WorkFolder
 
+Found = dict[str, tuple[Rounded, SchemeRounding, str]]
+"""Layers of a block by name: what was found for each, how it is stored, and what was done."""
+
 
 @dataclass
 class Layer:
@@ -59,7 +62,7 @@ class SequentialCalibration:
         seed: of the order of batches in refinement.
         cache_bytes: hidden states beyond this go to files.
         folder: where finished blocks are kept for a run that is killed, or None.
-        progress: called with the number of layers done, of all, and the name of the next.
+        progress: called with the weights done, those of ``fixed`` among them, of all, and the name of the next layer.
         rounding: makes a scheme known to the algorithms; another one compares them on formats that potq does not store.
     """
 
@@ -80,7 +83,7 @@ class SequentialCalibration:
         Raises:
             ModelError: no blocks, or not one after another; NaN activations; a refinement that diverges; a full disk.
         """
-        with evaluation_mode(self.model), _frozen(self.model), ExitStack() as stack:
+        with evaluation_mode(self.model), frozen(self.model), ExitStack() as stack:
             layers = self._blocks(stack)
             if self.effort.scope == "model" and layers:
                 self._refine_model(layers)
@@ -92,7 +95,8 @@ class SequentialCalibration:
         seen = HiddenStates(record_calls(self.model, list(blocks), merge(self.batches), keep))
         exact = seen.copy(keep) if self.effort.scope == "block" else None  # as the full-precision model has them
         layers: dict[str, Layer] = {}
-        total = sum(target.name.startswith(f"{prefix}.") for target in self.targets)
+        count = sum(weight.shape[0] * weight.shape[1] for weight in self.fixed.values())
+        total = count + sum(target.weights for target in self.targets if target.name.startswith(f"{prefix}."))
         for index, block in enumerate(blocks):
             start = f"{prefix}.{index}."
             inside = {t.name.removeprefix(start): t for t in self.targets if t.name.startswith(start)}
@@ -100,7 +104,7 @@ class SequentialCalibration:
                 exact.advance(block)
             done = self._load(index, inside)
             if done is None:
-                report = self._reporter(len(layers), total, start)
+                report = self._reporter(count, total, start)
                 done = self._quantize_block(block, start, inside, seen, exact, self.seed + index, report)
                 self._save(index, done)
             with _substituted(block, {name: layer.weight.dequantize() for name, layer in done.items()}):
@@ -109,6 +113,7 @@ class SequentialCalibration:
                 for layer in done.values():
                     layer.latent = None
             layers |= {start + name: layer for name, layer in done.items()}
+            count += sum(target.weights for target in inside.values())
         return layers
 
     def _reporter(self, done: int, total: int, prefix: str) -> Callable[[int, str], None]:
@@ -187,7 +192,7 @@ class SequentialCalibration:
         report: Callable[[int, str], None],
     ) -> dict[str, Layer]:
         """Layer group by layer group, each seeing the effect of those before it; then the block as a whole, if asked."""
-        found: dict[str, tuple[Rounded, SchemeRounding, str]] = {}
+        found: Found = {}
         layers: dict[str, Layer] = {}
         groups = shared_inputs(block, list(inside), seen)
         unread = set(inside) - {name for group in groups for name in group}
@@ -198,17 +203,17 @@ class SequentialCalibration:
             for group in groups:
                 hessian = second_moments(block, group[0], seen, prefix)
                 for name in group:
-                    report(len(found) + len(layers), name)
+                    report(sum(inside[done].weights for done in {**found, **layers}), name)
                     weight, scheme = linear_weight(block.get_submodule(name)).detach().float(), inside[name].scheme
                     if scheme.group_size == "tensor":
                         layers[name] = _rounded(weight, scheme, "one scale for all rows")
                         substitute(name, layers[name].weight.dequantize())
                         continue
                     rounding = self.rounding(weight, scheme, hessian.diagonal())
-                    found[name] = _quantize_layer(weight, hessian, rounding, self.effort)
+                    found[name] = quantize_layer(weight, hessian, rounding, self.effort)
                     substitute(name, found[name][0].values)
             if exact is not None:
-                found = _refine_block(block, found, seen, exact, self.effort, seed)
+                found = refine_block(block, found, seen, exact, self.effort, seed)
         return layers | {n: Layer(rounding.pack(r), label, rounding, r.latent) for n, (r, rounding, label) in found.items()}
 
 
@@ -217,9 +222,10 @@ def _rounded(weight: Tensor, scheme: QuantScheme, reason: str) -> Layer:
     return Layer(rtn(weight.detach().float(), scheme), f"rtn/mse ({reason})")
 
 
-def _quantize_layer(
+def quantize_layer(
     weight: Tensor, hessian: Tensor, rounding: SchemeRounding, effort: Effort
 ) -> tuple[Rounded, SchemeRounding, str]:
+    """A layer's weight ``(out, in)`` by the steps of ``effort`` that look at it alone; what was done, in a word."""
     diagonal = hessian.diagonal()
     label = effort.model_copy(update={"scope": "none"}).steps
     try:
@@ -235,14 +241,15 @@ def _quantize_layer(
     return rounded, rounding, label
 
 
-def _refine_block(
+def refine_block(
     block: nn.Module,
-    found: dict[str, tuple[Rounded, SchemeRounding, str]],
+    found: Found,
     seen: HiddenStates,
     exact: HiddenStates,
     effort: Effort,
     seed: int,
-) -> dict[str, tuple[Rounded, SchemeRounding, str]]:
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Found:
     """Learn the block's codes and scales to put out what the full-precision block puts out after full-precision ones."""
     weights = {name: LearnedWeight(rounded, rounding, codes=effort.codes) for name, (rounded, rounding, _) in found.items()}
 
@@ -253,7 +260,7 @@ def _refine_block(
         return output_loss(output, exact.calls[index].hidden)
 
     with Learning({block.get_submodule(name): weight for name, weight in weights.items()}):
-        fit(list(weights.values()), loss, len(seen.calls), effort, seed)
+        fit(list(weights.values()), loss, len(seen.calls), effort, seed, progress)
     return {
         name: (weights[name].rounded(), rounding, label + _learned(rounding, "block", effort))
         for name, (_, rounding, label) in found.items()
@@ -316,7 +323,7 @@ def _substituted(block: nn.Module, values: dict[str, Tensor]) -> Iterator[Callab
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter of the model itself gets a gradient."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
 from potq.nn.packed import PackedModule
-from potq.nn.plan import Plan, WeightPlan, install, linear_weight, packed_modules, plan, tensor_bytes
+from potq.nn.plan import Plan, WeightPlan, install, linear_weight, packed_modules, plan
 from potq.nn.report import QuantReport
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.rtn import choose_scales
-from potq.ptq.quantize import attach, check_weight, describe_weight
+from potq.ptq.quantize import attach, check_weight, describe_weight, make_report
 from potq.qat.nn import QATModule, qat_class
 from potq.qat.settings import QATSettings
 
@@ -233,6 +233,6 @@ def _install(model: nn.Module, config: PoTConfig, packed: dict[str, QuantizedWei
         weight, quantized = linear_weight(model.get_submodule(target.name)), packed[target.name]
         entries.append(describe_weight(weight, target, quantized, algorithm))
         install(model, target, quantized)
-    report = QuantReport(modules=entries, skipped=todo.skipped, bytes_after=tensor_bytes(model))
+    report = make_report(model, entries, todo.skipped)
     attach(model, config, report)
     return report

@@ -27,9 +27,8 @@ def load_gguf(path: Path, dtype: str | torch.dtype) -> PreTrainedModel:
     """
     import transformers
 
-    file = opened(path)
+    file, config = opened(path), gguf_config(path)
     with parsed_once(file):
-        config = _config(file)
         kind = getattr(transformers, "GgufConfig", None)  # a newer one can keep weights in blocks, and is told not to
         options = {} if kind is None else {"quantization_config": kind(dequantize=True)}
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
@@ -59,10 +58,17 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _config(file: GgufFile) -> Any:
+def gguf_config(path: Path) -> Any:
+    """The model's config, with everything that the file says of the computation.
+
+    Raises:
+        ModelError: metadata that is not understood.
+    """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(file.path.parent), gguf_file=file.path.name)
+    file = opened(path)
+    with parsed_once(file):
+        config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
     return config if _read_whole(file) else type(config).from_dict(understood(file, config.to_dict()))
 
 

@@ -1,0 +1,171 @@
+"""The pieces of a calibrated run, tried on one block and one batch of text, and timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from potq.config import Effort, PoTConfig
+from potq.nn.losses import divergence
+from potq.nn.plan import WeightPlan, evaluation_mode, linear_weight
+from potq.numerics.scheme import QuantScheme
+from potq.ptq.algorithms.gptq import fit_groups
+from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
+from potq.ptq.blocks import Call, HiddenStates, find_blocks, mixed_precision, record_calls, second_moments, shared_inputs
+from potq.ptq.quantize import quantize_weight
+from potq.ptq.sequential import Found, frozen, quantize_layer, refine_block
+
+_ROWS = (16, 128)  # of a layer, which its time is extrapolated from
+_SLICE = 1 << 17  # weights of a matrix that is rounded to nearest
+_SHORT = 0.05  # seconds; shorter pieces are timed again, warm
+_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Seconds, for one batch of text and one block.
+
+    Attributes:
+        weights: of the block's layers that are quantized.
+        plain: a pass through the block as the model computes it.
+        mixed: the same in mixed precision, where that is faster.
+        moments: second moments of the inputs of all layers, with the passes that they take.
+        layers: quantizing all layers; this does not depend on the text.
+        step: a step of refinement of the block.
+        head: the model's logits, their divergence, and its gradients.
+    """
+
+    weights: int
+    plain: float = 0.0
+    mixed: float = 0.0
+    moments: float = 0.0
+    layers: float = 0.0
+    step: float = 0.0
+    head: float = 0.0
+
+
+def try_block(model: nn.Module, targets: Sequence[WeightPlan], effort: Effort, batch: Tensor) -> Trial:
+    """Time the pieces of ``effort`` on the first block that has one of the ``targets``; the model stays as it is.
+
+    Raises:
+        ModelError: the model has no blocks; NaN activations.
+    """
+    prefix, blocks = find_blocks(model)
+    for index, block in enumerate(blocks):
+        start = f"{prefix}.{index}."
+        inside = {t.name.removeprefix(start): t for t in targets if t.name.startswith(start)}
+        if inside:
+            with evaluation_mode(model), frozen(model):
+                call = record_calls(model, [block], [batch])[0]
+                return _try(model, block, start, inside, effort, call)
+    return Trial(0)
+
+
+def _try(
+    model: nn.Module, block: nn.Module, prefix: str, inside: dict[str, WeightPlan], effort: Effort, call: Call
+) -> Trial:
+    seen = HiddenStates([call])
+    groups = shared_inputs(block, list(inside), seen)
+    moments = layers = 0.0
+    for group in groups:
+        moments += _seconds(partial(second_moments, block, group[0], seen, prefix))
+        hessian = second_moments(block, group[0], seen, prefix)
+        rates: dict[QuantScheme, Callable[[int], float]] = {}
+        for name in group:
+            scheme = inside[name].scheme
+            if scheme.group_size != "tensor":
+                weight = linear_weight(block.get_submodule(name)).detach().float()
+                rate = rates.get(scheme) or rates.setdefault(scheme, _layer_rate(weight, scheme, hessian, effort))
+                layers += rate(len(weight))
+    return Trial(
+        weights=sum(target.weights for target in inside.values()),
+        plain=_seconds(lambda: _pass(block, call, mixed=False)),
+        mixed=_seconds(lambda: _pass(block, call, mixed=True)),
+        moments=moments,
+        layers=layers,
+        step=_step(block, inside, groups, effort, seen) if effort.scope != "none" else 0.0,
+        head=_head(model, call) if effort.scope == "model" else 0.0,
+    )
+
+
+def rounding_seconds(model: nn.Module, targets: Sequence[WeightPlan], config: PoTConfig) -> float:
+    """What rounding ``targets`` to nearest takes, from a slice of a matrix of every scheme."""
+    total, rates = 0.0, {}
+    for target in targets:
+        if target.scheme not in rates:
+            rows = max(1, min(target.shape[0], _SLICE // target.shape[1]))
+            weight = linear_weight(model.get_submodule(target.name)).detach()[:rows]
+            part = replace(target, shape=(rows, target.shape[1]))
+            seconds = _seconds(partial(quantize_weight, weight, part, config))
+            rates[target.scheme] = seconds / weight.numel()
+        total += rates[target.scheme] * target.weights
+    return total
+
+
+@torch.no_grad()
+def _pass(block: nn.Module, call: Call, *, mixed: bool) -> None:
+    with mixed_precision(call.hidden.device) if mixed else torch.no_grad():
+        call(block)
+
+
+def _layer_rate(weight: Tensor, scheme: QuantScheme, hessian: Tensor, effort: Effort) -> Callable[[int], float]:
+    """Seconds for a number of rows: what every layer takes, and what a row adds."""
+
+    def seconds(rows: int) -> float:
+        part = weight[:rows]
+        return _seconds(lambda: quantize_layer(part, hessian, SchemeRounding.of(part, scheme, hessian.diagonal()), effort))
+
+    few, many = (min(rows, len(weight)) for rows in _ROWS)
+    whole = seconds(many)
+    row = max(0.0, (whole - seconds(few)) / (many - few)) if many > few else whole / many
+    return lambda rows: whole + (rows - many) * row
+
+
+def _step(
+    block: nn.Module, inside: dict[str, WeightPlan], groups: list[list[str]], effort: Effort, seen: HiddenStates
+) -> float:
+    """Of the block's refinement: forward and backward pass and Adam, without the first, which makes Adam's state."""
+    found: Found = {}
+    for name in (name for group in groups for name in group if inside[name].scheme.group_size != "tensor"):
+        weight = linear_weight(block.get_submodule(name)).detach().float()
+        rounding = SchemeRounding.of(weight, inside[name].scheme, None)
+        ones = torch.ones(weight.shape[1], device=weight.device)
+        found[name] = round_to_nearest(weight, *fit_groups(weight, ones, rounding), rounding), rounding, ""
+    ends: list[float] = []
+    tried = effort.model_copy(update={"epochs": _STEPS})
+    refine_block(block, found, seen, seen, tried, 0, lambda *_: ends.append(time.perf_counter()))
+    return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else 0.0
+
+
+def _head(model: nn.Module, call: Call) -> float:
+    """Logits of teacher and student, their divergence, and its gradients."""
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if callable(getter) else None
+    if head is None:
+        return 0.0
+
+    def work() -> None:
+        with mixed_precision(call.hidden.device):
+            with torch.no_grad():
+                teacher = head(call.hidden)
+            hidden = call.hidden.detach().requires_grad_(True)
+            divergence(head(hidden), teacher).backward()
+
+    with torch.enable_grad():
+        return _seconds(work)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    elapsed = time.perf_counter() - began
+    if elapsed > _SHORT:
+        return elapsed
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
