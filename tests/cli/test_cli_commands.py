@@ -283,7 +283,7 @@ def test_an_interrupt_is_status_130(
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("potq.checkpoint.loading.load_tokenizer", interrupted)
+    monkeypatch.setattr("potq.checkpoint.loading.find_tokenizer", interrupted)
     assert main(monkeypatch, "quantize", "some/model", tmp_path / "out") == 130
     captured = capsys.readouterr()
     assert captured.out == ""

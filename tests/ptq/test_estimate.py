@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -104,17 +105,18 @@ def test_the_model_is_left_alone(tiny_model: LlamaForCausalLM) -> None:
 
 @pytest.mark.parametrize("effort", ["gptq", "balanced", "best"])
 @pytest.mark.usefixtures("one_thread")
-def test_it_holds_within_a_factor_of_one_and_a_half(effort: str, tiny_model: LlamaForCausalLM) -> None:
-    """Where the machine is quiet for one of three tries."""
+def test_it_is_near_what_a_run_takes(effort: str, tiny_model: LlamaForCausalLM) -> None:
+    """Within a factor of 1.5 where the machine is quiet for one of three tries, as for `make check-deep`; 3 elsewhere."""
+    most = 1.5 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 3.0
     config, batches = potq.PoTConfig("pot3", effort=effort), text(16)
     ratios = []
-    while len(ratios) < 3 and not any(1 / 1.5 < ratio < 1.5 for ratio in ratios):
+    while len(ratios) < 3 and not any(1 / most < ratio < most for ratio in ratios):
         changes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 6}
         model = LlamaForCausalLM(LlamaConfig(**{**tiny_model.config.to_dict(), **changes, "head_dim": 32})).eval()
         guess, began = estimate(model, config, batches), time.perf_counter()
         potq.quantize(model, config, batches)
         ratios.append((time.perf_counter() - began) / guess.seconds)
-    assert any(1 / 1.5 < ratio < 1.5 for ratio in ratios), ratios
+    assert any(1 / most < ratio < most for ratio in ratios), ratios
 
 
 def test_gpt2() -> None:
