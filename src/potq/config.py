@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_serializer, field_validator
 
@@ -20,6 +20,18 @@ from potq.validation import Strict
 FORMAT_VERSION = 1
 
 Scope = Literal["none", "block", "model"]
+
+Activations = Literal["int8", "float"]
+"""What a packed product does with its inputs.
+
+``"int8"`` rounds them in blocks of at most 64, which is fast. ``"float"`` keeps them.
+
+Example:
+    >>> from typing import get_args
+    >>> from potq.kernels import Activations
+    >>> get_args(Activations)
+    ('int8', 'float')
+"""
 
 
 class Effort(Strict):
@@ -216,6 +228,16 @@ class PoTConfig(Strict):
             ConfigError: an unknown key, a value out of range, or another format version.
         """
         return cls(**fields)
+
+
+def check_activations(activations: str) -> None:
+    """Refuse another word.
+
+    Raises:
+        ConfigError: names those that there are.
+    """
+    if activations not in get_args(Activations):
+        raise ConfigError(f"unknown activations {activations!r}; choose {' or '.join(get_args(Activations))}")
 
 
 def coerce_scheme(value: object) -> object:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from potq.cli import console
-from potq.cli.kernels import Activations, kernel_lines
+from potq.cli.kernels import Activations
 from potq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ def _prepare(
 
 
 def _show(text: str, result: Perplexity, score: ContinuationScore | None, kernels: dict[str, int]) -> None:
+    from potq.kernels.explain import kernel_lines
+
     out = console.stdout()
     out.print(f"perplexity {result.perplexity:.3f}  on {text}", highlight=False)
     out.print(f"{result.protocol}; {result.seconds:.1f} s", style="dim", highlight=False)

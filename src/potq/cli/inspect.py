@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from potq.cli import console
-from potq.cli.kernels import kernel_lines
 from potq.errors import ModelError
 
 
@@ -21,7 +20,7 @@ def inspect(
     """Show schemes, bits per weight, each layer's error, and how often each level is used."""
     from potq.checkpoint.loading import load
     from potq.evaluate.usage import level_usage, plot_usage
-    from potq.kernels import use_kernels
+    from potq.kernels.explain import kernel_lines, use_kernels
     from potq.nn.plan import packed_modules
     from potq.ptq.quantize import describe
 

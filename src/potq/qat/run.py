@@ -37,7 +37,7 @@ from potq.qat.device import (
     training_device,
 )
 from potq.qat.objective import Objective
-from potq.qat.prepare import convert, load_scale_state, prepare, require_no_text, scale_state
+from potq.qat.preparation import convert, load_scale_state, prepare, require_no_text, scale_state
 from potq.qat.recipe import WRITTEN, DataRecipe, TrainRecipe
 from potq.qat.teacher import TeacherCache, check_teacher, check_top_k
 from potq.qat.text import written_by

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from potq.config import Activations, check_activations
 from potq.errors import ExportError, MissingDependencyError
 from potq.export.blocks import BlockType
 from potq.export.card import write_export_card
@@ -23,8 +24,7 @@ from potq.export.output import check_on_cpu, folder_bytes
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import ONNX, check_schemes
 from potq.files import check_destination, disk_errors, flush, replacing
-from potq.kernels import Activations, set_activations
-from potq.kernels.activations import check_activations
+from potq.kernels import set_activations
 from potq.nn.plan import packed_modules, tensor_bytes
 
 if TYPE_CHECKING:
