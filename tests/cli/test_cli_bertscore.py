@@ -80,7 +80,7 @@ def test_what_is_missing_shows_before_anything_is_measured(
 ) -> None:
     monkeypatch.setattr("potq.evaluate.perplexity.perplexity", None)
     words: list[str | Path] = ["eval", packed_folder, "--text", text, "--bertscore"]
-    assert "not found; give a folder" in refused(CheckpointError, *words, tmp_path / "none", *FEW)
+    assert "does not exist" in refused(CheckpointError, *words, tmp_path / "none", *FEW)
     assert "does not exist" in refused(CheckpointError, *words, encoder, *FEW, "--reference", tmp_path / "none")
     assert "not for 99" in refused(DataError, *words, encoder, "--prompts", "99")
     assert "has no layer 3" in refused(ConfigError, *words, encoder, *FEW, "--layer", "3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,29 @@ def check_source(source: str, *, quantizing: bool = False) -> Source:
         quantizing: it is to be in full precision.
 
     Raises:
-        CheckpointError: a path that is not there, files that are missing or damaged, a folder that is quantized already.
+        CheckpointError: a path that is not there, files that are missing or damaged, a folder that is quantized already, a
+            hub's name offline that was not fetched before.
         ModelError: a folder of something else.
         MissingDependencyError: ``"smollm2"`` without its package.
     """
     where = resolve(source)
-    if where.folder is not None and where.gguf_file is None:
+    if where.folder is None:
+        _check_cached(where)
+    elif where.gguf_file is None:
         check_folder(where.folder, quantizing=quantizing)
     return where
+
+
+def _check_cached(where: Source) -> None:
+    """Without the network a hub's name is of use only if the model was fetched before."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    if constants.HF_HUB_OFFLINE and not (cache / f"models--{where.name.replace('/', '--')}").is_dir():
+        raise CheckpointError(
+            f"{where.name} is not a folder here, and not among the models of the hub in {cache}; "
+            "HF_HUB_OFFLINE keeps it from being fetched"
+        )
 
 
 def check_folder(folder: Path, *, quantizing: bool) -> None:
@@ -71,6 +87,16 @@ def weight_files(folder: Path) -> list[Path]:
     if any(folder.glob("*.bin")):
         raise CheckpointError(f"{folder} has only pickled weights (.bin), which potq never opens; convert to safetensors")
     raise CheckpointError(f"{folder} has no model.safetensors: the folder is incomplete, or no model")
+
+
+def check_shard_size(size: str | int) -> None:
+    """Refuse what transformers would refuse after all the work.
+
+    Raises:
+        ConfigError: not a positive number of bytes, nor a number with KB, MB, GB or TB.
+    """
+    if not re.fullmatch(r"0*[1-9]\d*([KMGT]B)?", str(size), re.IGNORECASE):
+        raise ConfigError(f"invalid max_shard_size {size!r}; write a number of bytes, or e.g. 500MB or 5GB")
 
 
 def check_dtype(dtype: str) -> None:

@@ -14,7 +14,6 @@ The names ``weight_zero_point``, ``weight_outlier_index`` and ``weight_outlier_v
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from potq.checkpoint.card import packed_card, write_card
+from potq.checkpoint.files import check_shard_size
 from potq.config import PoTConfig
-from potq.errors import CheckpointError, ConfigError, ModelError
+from potq.errors import CheckpointError, ModelError
 from potq.files import check_destination, disk_errors, flush, replacing
 from potq.nn.plan import WeightPlan, meta_model, packed_modules, plan, tensor_bytes
 from potq.numerics.tensor import storage
@@ -101,16 +101,6 @@ def write(
             (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         write_card(folder, packed_card(model, target.name), replaces=target)
         flush(folder)
-
-
-def check_shard_size(size: str | int) -> None:
-    """Refuse what transformers would refuse after all the work.
-
-    Raises:
-        ConfigError: not a positive number of bytes, nor a number with KB, MB, GB or TB.
-    """
-    if not re.fullmatch(r"0*[1-9]\d*([KMGT]B)?", str(size), re.IGNORECASE):
-        raise ConfigError(f"invalid max_shard_size {size!r}; write a number of bytes, or e.g. 500MB or 5GB")
 
 
 def check_reloadable(model: PreTrainedModel) -> None:

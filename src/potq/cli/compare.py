@@ -11,7 +11,7 @@ import typer
 from potq.cli import console
 from potq.cli.quantize import announce, calibration_batches
 from potq.cli.recipe import CalibrationRecipe, parse_schemes
-from potq.config import EFFORTS, Effort, PoTConfig
+from potq.config import EFFORTS, Effort, PoTConfig, effort_by_name
 from potq.errors import ConfigError
 from potq.numerics.scheme import QuantScheme
 
@@ -58,24 +58,21 @@ def compare(
     if as_json and as_markdown:
         raise ConfigError("--json and --markdown print two things on one stdout; choose one")
     configs = _configs(schemes, efforts, embedding)
+    needed = any(config.has_calibrated_effort for config in configs)
+    content = _checked(model, dtype, resume, plot, text, calibration if needed else None)
+    console.quiet_libraries()
     from potq.checkpoint.loading import load, load_tokenizer
-    from potq.data.text import read_text
     from potq.data.tokens import tokenize
     from potq.evaluate import compare as comparison
     from potq.nn.plan import plan
 
-    if plot is not None:
-        comparison.check_plot(plot)
     kept = comparison.KeptRows(resume)
-    content = read_text(text)
-    console.quiet_libraries()
     with console.status(f"loading {model}"):
         tokenizer = load_tokenizer(model)
         tokens = tokenize(tokenizer, content)
         loaded = load(model, dtype=dtype)
     for config in configs:
         plan(loaded, config)
-    needed = any(config.has_calibrated_effort for config in configs)
     recipe = CalibrationRecipe(text=calibration, windows=calibration_windows)
     batches = calibration_batches(recipe, loaded, tokenizer, seed=seed) if needed else []
     protocol = comparison.Protocol(tokens, window, windows, batches, seed)
@@ -98,16 +95,31 @@ def compare(
         console.stderr.print(f"wrote {plot}", highlight=False)
 
 
+def _checked(model: str, dtype: str, resume: Path | None, plot: Path | None, text: str, calibration: str | None) -> str:
+    """The text, after a look at all that can be wrong before torch is loaded."""
+    from potq.checkpoint.files import check_dtype, check_source
+    from potq.data.text import SELF, check_text, read_text
+    from potq.evaluate.outputs import check_plot, check_rows_file
+
+    check_dtype(dtype)
+    if plot is not None:
+        check_plot(plot)
+    if resume is not None:
+        check_rows_file(resume)
+    check_source(model, quantizing=True)
+    if calibration not in (None, SELF):
+        check_text(calibration)
+    return read_text(text)
+
+
 def _configs(schemes: str, efforts: str, embedding: str) -> list[PoTConfig]:
     """Every scheme under every effort; whatever is wrong with them is found here, before the work."""
     names = [name.strip() for name in efforts.split(",") if name.strip()]
     if not names:
         raise ConfigError(f"no effort is named; the presets are {', '.join(EFFORTS)}")
-    if unknown := [name for name in names if name not in EFFORTS]:
-        raise ConfigError(f"unknown effort {unknown[0]!r}; the presets are {', '.join(EFFORTS)}")
-    found = parse_schemes(schemes)
+    chosen, found = [effort_by_name(name) for name in names], parse_schemes(schemes)
     _refuse_repeated([scheme.name for scheme in found], list(found))
-    _refuse_repeated(names, [EFFORTS[name] for name in names])
+    _refuse_repeated(names, chosen)
     return [PoTConfig(scheme=scheme, effort=effort, embedding=embedding) for scheme, effort in product(found, names)]
 
 

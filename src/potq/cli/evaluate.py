@@ -58,15 +58,24 @@ def evaluate(
 
     potq eval out --text wikitext2 --bertscore roberta-large --reference smollm2
     """
-    from potq.checkpoint.loading import load_tokenizer
+    from potq.checkpoint.files import check_dtype, check_source
+    from potq.checkpoint.source import resolve
     from potq.data.text import read_text
-    from potq.data.tokens import tokenize
-    from potq.evaluate.perplexity import perplexity
 
     if bertscore is None and (reference is not None or layer is not None):
         raise ConfigError("--reference and --layer are for BERTScore; pass --bertscore ENCODER too")
+    check_dtype(dtype)
+    for source in (model, reference):
+        if source is not None:
+            check_source(source)
+    if bertscore is not None:
+        resolve(bertscore)
     content = read_text(text)
     console.quiet_libraries()
+    from potq.checkpoint.loading import load_tokenizer
+    from potq.data.tokens import tokenize
+    from potq.evaluate.perplexity import perplexity
+
     tokenizer = load_tokenizer(model)
     tokens = tokenize(tokenizer, content)
     use = partial(_load, dtype=dtype, device=device, activations=activations)

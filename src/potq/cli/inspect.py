@@ -18,6 +18,12 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")] = False,
 ) -> None:
     """Show schemes, bits per weight, each layer's error, and how often each level is used."""
+    from potq.checkpoint.files import check_source
+    from potq.evaluate.outputs import check_plot
+
+    check_source(model)
+    if plot is not None:
+        check_plot(plot)
     from potq.checkpoint.loading import load
     from potq.evaluate.usage import level_usage, plot_usage
     from potq.kernels.explain import kernel_lines, use_kernels
