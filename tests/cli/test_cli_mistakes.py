@@ -57,6 +57,7 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ("train model=MODEL output=OUT data.text=no/such:config:train", "no/such:config:train"),  # a dataset of the hub
     ("generate ./none the", GONE),
     ("generate MODEL the --chat", "no chat template"),
+    ("generate GGUF the --chat", "no chat template"),
     ("generate MODEL the --seed 1", "seed has no effect at temperature 0"),
     ("generate MODEL the --dtype int4", "invalid dtype 'int4'"),
     ("generate MODEL --prompt-file none.txt", "cannot read the prompt none.txt"),
@@ -66,6 +67,7 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ("eval MODEL --text none.txt", "cannot read the text none.txt"),
     ("eval MODEL --text pydoc --dtype int4", "invalid dtype 'int4'"),
     ("eval MODEL --text pydoc --layer 3", "pass --bertscore ENCODER too"),
+    ("eval MODEL --text pydoc --prompts 3", "pass --bertscore ENCODER too"),
     ("eval MODEL --text pydoc --bertscore MODEL --reference ./none", GONE),
     ("eval MODEL --text pydoc --bertscore ./none", GONE),
     ("compare ./none --schemes pot3 --text pydoc", GONE),
@@ -75,6 +77,7 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ("compare MODEL --schemes pot3 --text pydoc --efforts gptq --calibration none.txt", "cannot read the text none.txt"),
     ("compare MODEL --schemes pot3 --text pydoc --resume none/rows.json", "cannot keep rows in none/rows.json"),
     ("compare MODEL --schemes pot3 --text pydoc --plot none/plot.png", "cannot write the plot none/plot.png"),
+    ("compare MODEL --schemes pot3 --text pydoc --calibration self", "are for efforts beyond fast"),
     ("inspect ./none", GONE),
     ("inspect .", "config.json is missing"),
     ("inspect PACKED --plot none/plot.png", "cannot write the plot none/plot.png"),
@@ -90,7 +93,8 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
 def test_mistakes_are_told_before_torch_is_loaded(
     command: str, tiny_folder: Path, packed_folder: Path, tmp_path: Path
 ) -> None:
-    paths = {"MODEL": tiny_folder, "PACKED": packed_folder, "OUT": tmp_path / "out"}
+    (tmp_path / "base.gguf").write_bytes(b"GGUF, and no template")
+    paths = {"GGUF": tmp_path / "base.gguf", "MODEL": tiny_folder, "PACKED": packed_folder, "OUT": tmp_path / "out"}
     chosen = [(words.split(), message) for words, message in CASES if words.split()[0] == command]
     filled = [[_filled(word, paths) for word in words] for words, _ in chosen]
     run = [sys.executable, "-c", SCRIPT, json.dumps(filled)]

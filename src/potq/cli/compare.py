@@ -12,6 +12,7 @@ from potq.cli import console
 from potq.cli.quantize import announce, calibration_batches
 from potq.cli.recipe import CalibrationRecipe, parse_schemes
 from potq.config import EFFORTS, Effort, PoTConfig, effort_by_name
+from potq.data.text import SELF
 from potq.errors import ConfigError
 from potq.numerics.scheme import QuantScheme
 
@@ -34,9 +35,10 @@ def compare(
     ],
     efforts: Annotated[str, typer.Option(help=f"With commas between: {', '.join(EFFORTS)}.")] = "fast",
     calibration: Annotated[
-        str, typer.Option(help="For efforts beyond fast: self (the model writes it), or a text as for --text.")
-    ] = "self",
-    calibration_windows: Annotated[int, typer.Option(min=1, help="Windows of calibration text.")] = 64,
+        str | None,
+        typer.Option(help="For efforts beyond fast: self (the model writes it, the default), or a text as for --text."),
+    ] = None,
+    calibration_windows: Annotated[int | None, typer.Option(min=1, help="Windows of calibration text. Default: 64.")] = None,
     window: Annotated[
         int | None, typer.Option(help="Tokens per window of --text. Default: 2048 or the model's limit.")
     ] = None,
@@ -59,7 +61,10 @@ def compare(
         raise ConfigError("--json and --markdown print two things on one stdout; choose one")
     configs = _configs(schemes, efforts, embedding)
     needed = any(config.has_calibrated_effort for config in configs)
-    content = _checked(model, dtype, resume, plot, text, calibration if needed else None)
+    if not needed and (calibration is not None or calibration_windows is not None):
+        raise ConfigError("--calibration and --calibration-windows are for efforts beyond fast; name one, or leave them out")
+    calibration = calibration or SELF
+    content = _checked(model, dtype, resume, plot, text, calibration)
     console.quiet_libraries()
     from potq.checkpoint.loading import load, load_tokenizer
     from potq.data.tokens import tokenize
@@ -73,7 +78,7 @@ def compare(
         loaded = load(model, dtype=dtype)
     for config in configs:
         plan(loaded, config)
-    recipe = CalibrationRecipe(text=calibration, windows=calibration_windows)
+    recipe = CalibrationRecipe(text=calibration, windows=calibration_windows or 64)
     batches = calibration_batches(recipe, loaded, tokenizer, seed=seed) if needed else []
     protocol = comparison.Protocol(tokens, window, windows, batches, seed)
     rows = _measured(loaded, configs, protocol, kept)
@@ -95,10 +100,10 @@ def compare(
         console.stderr.print(f"wrote {plot}", highlight=False)
 
 
-def _checked(model: str, dtype: str, resume: Path | None, plot: Path | None, text: str, calibration: str | None) -> str:
+def _checked(model: str, dtype: str, resume: Path | None, plot: Path | None, text: str, calibration: str) -> str:
     """The text, after a look at all that can be wrong before torch is loaded."""
     from potq.checkpoint.files import check_dtype, check_source
-    from potq.data.text import SELF, check_text, read_text
+    from potq.data.text import check_text, read_text
     from potq.evaluate.outputs import check_plot, check_rows_file
 
     check_dtype(dtype)
@@ -107,7 +112,7 @@ def _checked(model: str, dtype: str, resume: Path | None, plot: Path | None, tex
     if resume is not None:
         check_rows_file(resume)
     check_source(model, quantizing=True)
-    if calibration not in (None, SELF):
+    if calibration != SELF:
         check_text(calibration)
     return read_text(text)
 

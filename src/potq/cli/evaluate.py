@@ -45,8 +45,10 @@ def evaluate(
     reference: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The full-precision model, whose continuations BERTScore compares.")
     ] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts of 64 tokens that BERTScore continues.")] = 100,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens per continuation.")] = 64,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="Prompts of 64 tokens that BERTScore continues. Default: 100.")
+    ] = None,
+    new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per continuation. Default: 64.")] = None,
     layer: Annotated[
         int | None, typer.Option(min=1, help="Layer of the encoder. Default: bert-score's choice, or the last.")
     ] = None,
@@ -62,8 +64,8 @@ def evaluate(
     from potq.checkpoint.source import resolve
     from potq.data.text import read_text
 
-    if bertscore is None and (reference is not None or layer is not None):
-        raise ConfigError("--reference and --layer are for BERTScore; pass --bertscore ENCODER too")
+    if bertscore is None and {reference, layer, prompts, new_tokens} != {None}:
+        raise ConfigError("--reference, --layer, --prompts and --new-tokens are for BERTScore; pass --bertscore ENCODER too")
     check_dtype(dtype)
     for source in (model, reference):
         if source is not None:
@@ -83,7 +85,7 @@ def evaluate(
     measure = None
     if bertscore is not None:
         compared = use(reference)[0] if reference is not None else None
-        measure = _prepare(loaded, compared, tokenizer, tokens, bertscore, layer, prompts, new_tokens)
+        measure = _prepare(loaded, compared, tokenizer, tokens, bertscore, layer, prompts or 100, new_tokens or 64)
     with console.progress_bar("perplexity") as update:
         result = perplexity(loaded, tokens, window=window, max_windows=windows, progress=update)
     score = measure() if measure is not None else None

@@ -30,23 +30,29 @@ _HARMLESS = {  # keys of tokenizer_config.json that change neither ids nor texts
     *("pad_token", "bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token"),
 }
 _OTHER_FILES = ("added_tokens.json", "special_tokens_map.json", "tekken.json")  # of other versions and kinds
+_GGUF_HEADER = 64 << 20  # bytes, at most
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates", "chat_templates")
 _QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def check_chat_template(where: Source) -> None:
-    """Refuse a folder whose tokenizer surely has no chat template, before it is loaded.
+    """Refuse a model whose tokenizer surely has no chat template, before it is loaded.
 
     Raises:
         DataError: it has none.
     """
-    folder = where.folder
-    if folder is None or where.gguf_file is not None or not (folder / "tokenizer_config.json").is_file():
-        return
-    if read_json(folder / "tokenizer_config.json").get("chat_template"):
-        return
-    if not any((folder / name).exists() for name in _TEMPLATES):
+    if where.folder is not None and not _may_chat(where.folder, where.gguf_file):
         raise DataError("the tokenizer has no chat template; leave --chat out, and give a text to continue")
+
+
+def _may_chat(folder: Path, gguf_file: str | None) -> bool:
+    if gguf_file is not None:  # its key would be in the header, which is shorter than that
+        with (folder / gguf_file).open("rb") as file:
+            return b"tokenizer.chat_template" in file.read(_GGUF_HEADER)
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file() or read_json(settings).get("chat_template"):
+        return True
+    return any((folder / name).exists() for name in _TEMPLATES)
 
 
 class TextTokenizer(Protocol):
