@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, errors
 
 from potq.checkpoint.files import check_dtype, check_source
 from potq.errors import CheckpointError, ConfigError, ModelError
@@ -41,12 +42,38 @@ def test_a_folder_of_something_else(
 def test_a_name_of_the_hub_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="some/model is not a folder here, and not among the models of the hub in"):
+    with pytest.raises(CheckpointError, match="some/model is not a folder here, and not among the hub's models in"):
         check_source("some/model")
     (tmp_path / "models--some--model").mkdir()
     assert check_source("some/model").name == "some/model"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (errors.RepositoryNotFoundError, "the hub has no such model"),
+        (errors.HFValidationError, "no name that the hub could have"),
+        (errors.LocalEntryNotFoundError, "the hub cannot be reached"),
+        (errors.RemoteEntryNotFoundError, None),  # transformers can say more
+        (None, None),
+    ],
+)
+def test_a_name_that_is_asked_for(
+    error: type[Exception] | None, message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(name: str, file: str) -> None:
+        assert (name, file) == ("some/model", "config.json")
+        if error is not None:
+            raise error.__new__(error)
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert check_source("another/model").name == "another/model"
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    if message is None:
+        assert check_source("some/model").name == "some/model"
+    else:
+        with pytest.raises(CheckpointError, match=f"some/model is not a folder here, and .*{message}"):
+            check_source("some/model")
 
 
 def test_words_for_floats() -> None:

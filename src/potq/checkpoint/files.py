@@ -22,28 +22,38 @@ def check_source(source: str, *, quantizing: bool = False) -> Source:
 
     Raises:
         CheckpointError: a path that is not there, files that are missing or damaged, a folder that is quantized already, a
-            hub's name offline that was not fetched before.
+            name that the hub does not have, or that cannot be fetched.
         ModelError: a folder of something else.
         MissingDependencyError: ``"smollm2"`` without its package.
     """
     where = resolve(source)
     if where.folder is None:
-        _check_cached(where)
+        _check_hub(where.name)
     elif where.gguf_file is None:
         check_folder(where.folder, quantizing=quantizing)
     return where
 
 
-def _check_cached(where: Source) -> None:
-    """Without the network a hub's name is of use only if the model was fetched before."""
-    from huggingface_hub import constants
+def _check_hub(name: str) -> None:
+    """Ask for a model that was not fetched before, by its smallest file, which is needed anyway."""
+    import huggingface_hub
+    from huggingface_hub import constants, errors
 
-    cache = Path(constants.HF_HUB_CACHE)
-    if constants.HF_HUB_OFFLINE and not (cache / f"models--{where.name.replace('/', '--')}").is_dir():
-        raise CheckpointError(
-            f"{where.name} is not a folder here, and not among the models of the hub in {cache}; "
-            "HF_HUB_OFFLINE keeps it from being fetched"
-        )
+    if (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
+        return
+    if constants.HF_HUB_OFFLINE:
+        reason = f"not among the hub's models in {constants.HF_HUB_CACHE}; HF_HUB_OFFLINE keeps it from being fetched"
+        raise CheckpointError(f"{name} is not a folder here, and {reason}")
+    try:
+        huggingface_hub.hf_hub_download(name, "config.json")
+    except errors.RepositoryNotFoundError:
+        raise CheckpointError(f"{name} is not a folder here, and the hub has no such model, or not for you") from None
+    except errors.HFValidationError:
+        raise CheckpointError(f"{name} is not a folder here, and no name that the hub could have") from None
+    except errors.LocalEntryNotFoundError:
+        raise CheckpointError(f"{name} is not a folder here, and the hub cannot be reached to look for it") from None
+    except Exception:  # a model without that file, one behind a gate: transformers can say more
+        return
 
 
 def check_folder(folder: Path, *, quantizing: bool) -> None:
