@@ -45,6 +45,17 @@ def _linear() -> Any:
     return pack_module(nn.Linear(70, 11), rtn(weight, PRESETS["pot4"], method="absmax")).requires_grad_(False)
 
 
+@compiled_library
+@pytest.mark.skipif(sys.platform != "linux", reason="the libraries of a process are read from /proc")
+@pytest.mark.parametrize("first", ["import torch; native.library()", "native.library(); import torch"])
+def test_one_pool_of_threads_whoever_comes_first(first: str) -> None:
+    maps = "open('/proc/self/maps').read().splitlines()"
+    count = f"print(len({{line.split()[-1] for line in {maps} if 'libgomp' in line}}))"
+    script = f"from potq import native; {first}; {count}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout == "1\n"
+
+
 # ---- without it ----------------------------------------------------------------------------------------------------
 
 

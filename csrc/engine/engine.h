@@ -74,7 +74,7 @@ POTQ_API int32_t potq_engine_generate(potq_engine* engine, const int32_t* prompt
                                       const potq_sampling* sampling, potq_on_token on_token, void* user, char* message,
                                       size_t size);
 
-/* Byte-level BPE from a tokenizer.json. A tokenizer may be used by many threads. */
+/* BPE from a tokenizer.json, byte-level or with byte fallback. A tokenizer may be used by many threads. */
 typedef struct potq_tokenizer potq_tokenizer;
 POTQ_API potq_tokenizer* potq_tokenizer_open(const char* file, char* message, size_t size);
 POTQ_API void potq_tokenizer_close(potq_tokenizer* tokenizer);

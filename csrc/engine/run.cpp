@@ -15,7 +15,7 @@ namespace {
 constexpr const char* kUsage =
     "usage: potq-run MODEL_DIR PROMPT [options]\n"
     "\n"
-    "  PROMPT                     text, as it is (- reads standard input)\n"
+    "  PROMPT                     text, as it is (- reads standard input, without the line feed at its end)\n"
     "  -n N                       tokens to generate (128)\n"
     "  --temperature T            0 takes the likeliest token (0)\n"
     "  --top-k K --top-p P --min-p P --repetition-penalty R --seed S\n"
@@ -24,7 +24,9 @@ constexpr const char* kUsage =
     "  --context N                tokens of room (the model's own)\n"
     "  --float                    do not round activations to int8\n"
     "  --ids                      PROMPT is token ids, 1,2,3; prints ids\n"
-    "  --stats                    speed and memory, on standard error\n";
+    "  --stats                    speed and memory, on standard error\n"
+    "\n"
+    "A seed, K and P need a temperature. Chats need Python, for the model's template: potq generate --chat\n";
 
 [[noreturn]] void give_up(const std::string& why) {
   std::fprintf(stderr, "potq-run: %s\n", why.c_str());
@@ -56,6 +58,7 @@ struct Settings {
   std::vector<std::string> stops;
   int32_t most = 128;
   bool ids = false, stats = false;
+  std::string draws;  // the last option that is of use with a temperature only
   potq_engine_options options = {0, 0, POTQ_INT8, -1};
   potq_sampling sampling = {0, 1, 0, 1, 0, 0};
 };
@@ -69,6 +72,7 @@ Settings parse(int count, char** arguments) {
       if (i + 1 == count) misused(name + " needs a value");
       return arguments[++i];
     };
+    if (name == "--top-k" || name == "--top-p" || name == "--min-p" || name == "--seed") s.draws = name;
     if (name == "-h" || name == "--help")
       std::fputs(kUsage, stdout), std::exit(0);
     else if (name == "-n")
@@ -85,6 +89,8 @@ Settings parse(int count, char** arguments) {
       s.sampling.repetition_penalty = float(number("--repetition-penalty", next()));
     else if (name == "--seed")
       s.sampling.seed = uint64_t(integer("--seed", next()));
+    else if (name == "--chat" || name == "--system")
+      misused(name + " takes the model's chat template, which needs Python: potq generate --chat");
     else if (name == "--stop")
       s.stops.push_back(next());
     else if (name == "--threads")
@@ -107,6 +113,9 @@ Settings parse(int count, char** arguments) {
       misused("unexpected " + name);
   }
   if (given < 2) misused("give a model folder and a prompt");
+  if (s.sampling.temperature == 0 && !s.draws.empty())
+    misused(s.draws +
+            " has no effect at temperature 0, which takes the likeliest token: give a --temperature, or leave it out");
   return s;
 }
 
@@ -115,6 +124,9 @@ std::string read_input() {
   char buffer[4096];
   size_t count;
   while ((count = std::fread(buffer, 1, sizeof buffer, stdin))) text.append(buffer, count);
+  for (const char end : {'\n', '\r'}) {
+    if (!text.empty() && text.back() == end) text.pop_back();
+  }
   return text;
 }
 
@@ -200,11 +212,15 @@ int main(int count, char** arguments) {
     tokenizer = potq_tokenizer_open((settings.folder + "/tokenizer.json").c_str(), message, sizeof message);
     if (!tokenizer) give_up(std::string(message) + " (or give the prompt as token ids, --ids)");
     const std::string& text = settings.prompt;
-    prompt.resize(text.size() + 64);  // a token has a byte at least, but for those that begin and end a text
-    const int64_t length =
-        potq_tokenizer_encode(tokenizer, text.data(), text.size(), 1, prompt.data(), prompt.size(), message, sizeof message);
-    if (length < 0) give_up(message);
-    prompt.resize(std::min(size_t(length), prompt.size()));
+    int64_t length = int64_t(text.size()) + 64;  // a guess, which a second call may correct
+    for (bool whole = false; !whole;) {
+      prompt.resize(size_t(length));
+      length =
+          potq_tokenizer_encode(tokenizer, text.data(), text.size(), 1, prompt.data(), prompt.size(), message, sizeof message);
+      if (length < 0) give_up(message);
+      whole = size_t(length) <= prompt.size();
+    }
+    prompt.resize(size_t(length));
     if (prompt.empty()) give_up("the prompt is empty, and this model has no token that begins a text");
   }
   potq_engine* engine = potq_engine_open(settings.folder.c_str(), &settings.options, message, sizeof message);
@@ -218,6 +234,9 @@ int main(int count, char** arguments) {
   const auto finish = std::chrono::steady_clock::now();
   if (end != POTQ_END_ERROR || writer.tokens) writer.write(writer.held + "\n");
   if (end == POTQ_END_ERROR) give_up(message);
+  if (end == POTQ_END_CONTEXT)
+    std::fprintf(stderr, "potq-run: the text ends after %d tokens, not %d: the context is full\n", writer.tokens,
+                 settings.most);
   if (settings.stats) {
     potq_engine_facts facts;
     potq_engine_describe(engine, &facts);

@@ -1,6 +1,7 @@
 #include "tokenizer.h"
 
 #include <algorithm>
+#include <cstring>
 #include <queue>
 
 #include "error.h"
@@ -50,8 +51,8 @@ struct ByteAlphabet {
   }
 };
 
-// The bytes that a vocabulary's entry stands for; false if it is not written in the alphabet.
-bool decode_entry(std::string_view entry, std::string* bytes) {
+// The bytes that an entry of a byte-level vocabulary stands for; false if it is not written in the alphabet.
+bool decode_byte_level(std::string_view entry, std::string* bytes) {
   static const ByteAlphabet alphabet;
   bytes->clear();
   for (size_t at = 0; at < entry.size();) {
@@ -64,6 +65,19 @@ bool decode_entry(std::string_view entry, std::string* bytes) {
   return true;
 }
 
+// The byte of <0x00> ... <0xFF>, or -1.
+int fallback_byte(std::string_view entry) {
+  if (entry.size() != 6 || entry.substr(0, 3) != "<0x" || entry[5] != '>') return -1;
+  int byte = 0;
+  for (const char c : entry.substr(3, 2)) {
+    const char* const digits = "0123456789ABCDEF";
+    const char* const found = std::strchr(digits, c);
+    if (!found || !c) return -1;
+    byte = byte * 16 + int(found - digits);
+  }
+  return byte;
+}
+
 std::string_view text_of(const Value& value) { return value.is(Kind::kString) ? value.string() : std::string_view(); }
 
 }  // namespace
@@ -72,8 +86,12 @@ Tokenizer::Tokenizer(const std::string& file) : file_(file) {
   const Document document(file, read_text(file, kMaxBytes), kMaxValues);
   const Value root = document.root();
   read_model(root["model"]);
-  read_normalizer(root["normalizer"]);
-  splitter_ = Splitter(root["pre_tokenizer"], file_);
+  if (byte_fallback_) {
+    spaces_ = Spaces(root["normalizer"], root["pre_tokenizer"], file_);
+  } else {
+    read_normalizer(root["normalizer"]);
+    splitter_ = Splitter(root["pre_tokenizer"], file_);
+  }
   read_added(root["added_tokens"]);
   read_post_processor(root["post_processor"]);
 }
@@ -81,24 +99,39 @@ Tokenizer::Tokenizer(const std::string& file) : file_(file) {
 void Tokenizer::read_model(const Value& model) {
   const std::string_view type = text_of(model["type"]);
   if (!type.empty() && type != "BPE")
-    fail("%s: the tokenizer is %s; the engine reads byte-level BPE", file_.c_str(), quoted(type).c_str());
+    fail("%s: the tokenizer is %s; the engine reads BPE", file_.c_str(), quoted(type).c_str());
+  byte_fallback_ = model["byte_fallback"].is(Kind::kTrue);  // no text is unknown then
   for (const char* key : {"dropout", "unk_token"}) {
-    if (!model[key].null()) fail("%s: the tokenizer has %s; the engine reads byte-level BPE without", file_.c_str(), key);
+    if (!model[key].null() && !(byte_fallback_ && !std::strcmp(key, "unk_token")))
+      fail("%s: the tokenizer has %s; the engine reads byte-level BPE without", file_.c_str(), key);
   }
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     if (!text_of(model[key]).empty()) fail("%s: the tokenizer has %s; the engine reads BPE without", file_.c_str(), key);
   }
-  if (model["byte_fallback"].is(Kind::kTrue))
-    fail("%s: the tokenizer is BPE over characters with byte_fallback; the engine reads byte-level BPE", file_.c_str());
   whole_words_ = model["ignore_merges"].is(Kind::kTrue);
   read_vocabulary(model["vocab"]);
+  find_byte_tokens();
   read_merges(model["merges"]);
 }
 
 void Tokenizer::set_token(int32_t id, std::string_view bytes, bool special) {
   if (size_t(id) >= tokens_.size()) tokens_.resize(size_t(id) + 1);
-  tokens_[size_t(id)] = {uint32_t(text_.size()), uint32_t(bytes.size()), special, true};
+  Token token{uint32_t(text_.size()), uint32_t(bytes.size()), uint32_t(text_.size()), uint32_t(bytes.size()), special, true};
   text_.append(bytes);
+  if (byte_fallback_ && !special) {
+    const int byte = fallback_byte(bytes);
+    const std::string written = byte < 0 ? with_spaces(bytes) : std::string(1, char(byte));
+    token.written = uint32_t(text_.size()), token.written_length = uint32_t(written.size());
+    text_.append(written);
+  }
+  tokens_[size_t(id)] = token;
+}
+
+// The bytes that an entry of the vocabulary is found by; false if text cannot become it.
+bool Tokenizer::decode_entry(std::string_view entry, std::string* bytes) const {
+  if (!byte_fallback_) return decode_byte_level(entry, bytes);
+  bytes->assign(entry);
+  return true;
 }
 
 void Tokenizer::read_vocabulary(const Value& vocabulary) {
@@ -119,13 +152,21 @@ void Tokenizer::read_vocabulary(const Value& vocabulary) {
     set_token(id, bytes, false);
     size_t slot = hash(bytes) & (by_bytes_.size() - 1);
     for (; by_bytes_[slot] >= 0; slot = (slot + 1) & (by_bytes_.size() - 1)) {
-      if (this->bytes(by_bytes_[slot]) == bytes) fail("%s has the token %s twice", file_.c_str(), quoted(entry.key()).c_str());
+      const Token& other = tokens_[size_t(by_bytes_[slot])];
+      if (text_.compare(other.offset, other.length, bytes) == 0)
+        fail("%s has the token %s twice", file_.c_str(), quoted(entry.key()).c_str());
     }
     by_bytes_[slot] = id;
   }
+}
+
+void Tokenizer::find_byte_tokens() {
   for (int byte = 0; byte < 256; byte++) {
     const char c = char(byte);
-    byte_tokens_[byte] = find_token(std::string_view(&c, 1));
+    char name[8];
+    std::snprintf(name, sizeof name, "<0x%02X>", byte);
+    byte_tokens_[byte] = find_token(byte_fallback_ ? std::string_view(name) : std::string_view(&c, 1));
+    if (byte_fallback_ && byte_tokens_[byte] < 0) fail("%s has byte_fallback, but no token %s", file_.c_str(), name);
   }
 }
 
@@ -170,7 +211,9 @@ void Tokenizer::read_added(const Value& added) {
         fail("%s: the added token %s has %s, which the engine does not do", file_.c_str(), quoted(content).c_str(), key);
     }
     set_token(int32_t(id.integer()), content, token["special"].is(Kind::kTrue));
-    (token["normalized"].is(Kind::kTrue) ? late_ : early_).push_back({std::string(content), int32_t(id.integer())});
+    const bool late = token["normalized"].is(Kind::kTrue);
+    const std::string found_as = late && byte_fallback_ ? spaces_.normalize(content) : std::string(content);
+    (late ? late_ : early_).push_back({found_as, int32_t(id.integer())});
   }
   for (std::vector<Added>* list : {&early_, &late_}) {
     std::stable_sort(list->begin(), list->end(),
@@ -228,7 +271,7 @@ void Tokenizer::read_template(const Value& processor) {
 std::string_view Tokenizer::bytes(int32_t token) const {
   if (token < 0 || token >= size() || tokens_[size_t(token)].special) return {};
   const Token& entry = tokens_[size_t(token)];
-  return std::string_view(text_).substr(entry.offset, entry.length);
+  return std::string_view(text_).substr(entry.written, entry.written_length);
 }
 
 int32_t Tokenizer::find_token(std::string_view bytes) const {
@@ -248,6 +291,24 @@ const Tokenizer::Merge* Tokenizer::find_merge(int32_t left, int32_t right) const
   return nullptr;
 }
 
+// Of bytes, or of characters. A byte that a byte-level vocabulary lacks vanishes.
+std::vector<int32_t> Tokenizer::symbols_of(std::string_view word) const {
+  std::vector<int32_t> symbols;
+  symbols.reserve(word.size());
+  for (size_t at = 0; at < word.size();) {
+    uint32_t code = 0;
+    const int length = byte_fallback_ ? std::max(1, decode_utf8(word.data() + at, word.size() - at, &code)) : 1;
+    const int32_t token = byte_fallback_ ? find_token(word.substr(at, size_t(length))) : -1;
+    if (token >= 0) symbols.push_back(token);
+    for (int i = 0; token < 0 && i < length; i++) {
+      const int32_t byte = byte_tokens_[static_cast<unsigned char>(word[at + size_t(i)])];
+      if (byte >= 0) symbols.push_back(byte);
+    }
+    at += size_t(length);
+  }
+  return symbols;
+}
+
 // Merges by a queue of pairs: n log n, however long the word.
 void Tokenizer::add_word(std::string_view word, std::vector<int32_t>* ids) const {
   if (whole_words_) {
@@ -264,7 +325,6 @@ void Tokenizer::add_word(std::string_view word, std::vector<int32_t>* ids) const
     bool operator<(const Pair& other) const { return rank != other.rank ? rank > other.rank : at > other.at; }
   };
   std::vector<Symbol> symbols;
-  symbols.reserve(word.size());
   std::priority_queue<Pair> queue;
   const auto offer = [&](int32_t at) {
     if (at < 0 || symbols[size_t(at)].next < 0) return;
@@ -272,9 +332,9 @@ void Tokenizer::add_word(std::string_view word, std::vector<int32_t>* ids) const
     const Merge* merge = find_merge(left.token, symbols[size_t(left.next)].token);
     if (merge) queue.push({merge->rank, at, int32_t(merge->token)});
   };
-  for (const char c : word) {
-    const int32_t token = byte_tokens_[static_cast<unsigned char>(c)], at = int32_t(symbols.size());
-    if (token >= 0) symbols.push_back({token, at - 1, at + 1});  // a byte that the vocabulary lacks vanishes
+  for (const int32_t token : symbols_of(word)) {
+    const int32_t at = int32_t(symbols.size());
+    symbols.push_back({token, at - 1, at + 1});
   }
   if (symbols.empty()) return;
   symbols.back().next = -1;
@@ -299,22 +359,35 @@ void Tokenizer::add_word(std::string_view word, std::vector<int32_t>* ids) const
 }
 
 // Text without added tokens.
-void Tokenizer::add_text(std::string_view text, std::vector<int32_t>* ids) const {
+void Tokenizer::add_text(std::string_view text, bool first, std::vector<int32_t>* ids) const {
   if (text.empty()) return;
+  if (byte_fallback_) {
+    const std::string marked = spaces_.pre_tokenize(text, first);
+    for (std::string_view left = marked; !left.empty();) {
+      const size_t length = spaces_.cuts() ? std::min(left.find(kMark, 1), left.size()) : left.size();
+      add_word(left.substr(0, length), ids);
+      left.remove_prefix(length);
+    }
+    return;
+  }
   std::string spaced;
   if (splitter_.adds_space() && text[0] != ' ') spaced = " " + std::string(text), text = spaced;
   splitter_.cut(text, [&](std::string_view word) { add_word(word, ids); });
 }
 
-// Cuts at the leftmost added token, the longest of those that begin there.
-void Tokenizer::add_segment(std::string_view text, const std::vector<Added>* added, std::vector<int32_t>* ids) const {
+// Cuts at the leftmost added token, the longest of those that begin there. `first`: the text to encode begins with it.
+void Tokenizer::add_segment(std::string_view text, bool first, const std::vector<Added>* added,
+                            std::vector<int32_t>* ids) const {
   bool first_bytes[256] = {};
   for (const Added& token : *added) first_bytes[static_cast<unsigned char>(token.content[0])] = true;
   const auto plain = [&](std::string_view part) {
-    if (added == &early_)
-      add_segment(part, &late_, ids);
+    const bool begins = first && part.data() == text.data();
+    if (added != &early_)
+      add_text(part, begins, ids);
+    else if (byte_fallback_)
+      add_segment(spaces_.normalize(part), begins, &late_, ids);
     else
-      add_text(part, ids);
+      add_segment(part, begins, &late_, ids);
   };
   size_t start = 0;
   for (size_t at = 0; at < text.size();) {
@@ -350,7 +423,7 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool special) cons
     fail("the text is not in Unicode's normal form NFC, which this tokenizer demands; normalize it");
   std::vector<int32_t> ids;
   if (special) ids = before_;
-  add_segment(text, &early_, &ids);
+  add_segment(text, true, &early_, &ids);
   if (special) ids.insert(ids.end(), behind_.begin(), behind_.end());
   return ids;
 }

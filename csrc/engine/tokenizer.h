@@ -1,6 +1,7 @@
-// Byte-level BPE from a tokenizer.json, token for token what the `tokenizers` library does with it. Other kinds of tokenizers
-// (and the settings that nobody uses with this one) are refused by name: added tokens that swallow the spaces beside them
-// (lstrip, rstrip) or are whole words (single_word), normalizers but NFC.
+// BPE from a tokenizer.json, token for token what the `tokenizers` library does with it: byte-level, or over characters with
+// byte fallback (spaces.h), where a character without a token becomes the tokens <0x00> ... <0xFF> of its bytes. Other kinds of
+// tokenizers (and the settings that nobody uses with these) are refused by name: added tokens that swallow the spaces beside
+// them (lstrip, rstrip) or are whole words (single_word), normalizers but NFC.
 //
 // NFC (Qwen's) is not computed, which takes tables as large as the rest: text that it surely leaves alone is read, which is
 // nearly all that people type; other text (combining marks, say) is refused, for the caller to normalize.
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "json.h"
+#include "spaces.h"
 #include "split.h"
 
 namespace potq {
@@ -35,7 +37,8 @@ class Tokenizer {
 
  private:
   struct Token {
-    uint32_t offset = 0, length = 0;
+    uint32_t offset = 0, length = 0;           // what it is found by
+    uint32_t written = 0, written_length = 0;  // the bytes that it stands for
     bool special = false, known = false;
   };
   struct Added {
@@ -50,6 +53,8 @@ class Tokenizer {
   void read_model(const Value& model);
   void read_vocabulary(const Value& vocabulary);
   void read_merges(const Value& merges);
+  bool decode_entry(std::string_view entry, std::string* bytes) const;
+  void find_byte_tokens();
   void read_added(const Value& added);
   void read_normalizer(const Value& normalizer);
   void read_post_processor(const Value& processor);
@@ -58,9 +63,10 @@ class Tokenizer {
   int32_t find_token(std::string_view bytes) const;  // -1: none
   const Merge* find_merge(int32_t left, int32_t right) const;
   void set_token(int32_t id, std::string_view bytes, bool special);
+  std::vector<int32_t> symbols_of(std::string_view word) const;
   void add_word(std::string_view word, std::vector<int32_t>* ids) const;
-  void add_text(std::string_view text, std::vector<int32_t>* ids) const;
-  void add_segment(std::string_view text, const std::vector<Added>* added, std::vector<int32_t>* ids) const;
+  void add_text(std::string_view text, bool first, std::vector<int32_t>* ids) const;
+  void add_segment(std::string_view text, bool first, const std::vector<Added>* added, std::vector<int32_t>* ids) const;
 
   std::string file_;
   std::string text_;                 // of all tokens
@@ -71,7 +77,8 @@ class Tokenizer {
   std::vector<int32_t> before_, behind_;
   int32_t byte_tokens_[256];
   Splitter splitter_;
-  bool nfc_ = false, whole_words_ = false;
+  Spaces spaces_;
+  bool nfc_ = false, whole_words_ = false, byte_fallback_ = false;
 };
 
 }  // namespace engine

@@ -8,18 +8,31 @@ A config is what a checkpoint's ``config.json`` carries and what ``from_pretrain
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_serializer, field_validator
 
 from potq.errors import ConfigError
 from potq.numerics.scheme import PRESETS, QuantScheme, ScaleMethod
-from potq.validation import Strict
+from potq.validation import Strict, meant
 
 FORMAT_VERSION = 1
 
 Scope = Literal["none", "block", "model"]
+
+Activations = Literal["int8", "float"]
+"""What a packed product does with its inputs.
+
+``"int8"`` rounds them in blocks of at most 64, which is fast. ``"float"`` keeps them.
+
+Example:
+    >>> from typing import get_args
+    >>> from potq.kernels import Activations
+    >>> get_args(Activations)
+    ('int8', 'float')
+"""
 
 
 class Effort(Strict):
@@ -77,6 +90,17 @@ EFFORTS = {
 """Presets by name. ``gptq`` and ``potptq`` are there to compare with."""
 
 _SCHEME_KEYS = frozenset(QuantScheme.model_fields)
+
+
+def effort_by_name(name: str) -> Effort:
+    """A preset.
+
+    Raises:
+        ConfigError: names those that there are.
+    """
+    if name not in EFFORTS:
+        raise ConfigError(f"unknown effort {name!r}; the presets are {', '.join(EFFORTS)}{meant(name, EFFORTS)}")
+    return EFFORTS[name]
 
 
 class PoTConfig(Strict):
@@ -139,6 +163,10 @@ class PoTConfig(Strict):
             raise ConfigError(f"scheme: Field required; name a preset, e.g. PoTConfig('pot4'); the presets are {known}")
         super().__init__(**own)
 
+    @classmethod
+    def known_keys(cls) -> Iterable[str]:
+        return {*cls.model_fields, *_SCHEME_KEYS}
+
     @property
     def has_calibrated_effort(self) -> bool:
         """Whether an effort is named that needs calibration text."""
@@ -164,9 +192,7 @@ class PoTConfig(Strict):
     @field_validator("effort", mode="before")
     @classmethod
     def _effort_by_name(cls, value: object) -> object:
-        if isinstance(value, str) and value not in EFFORTS:
-            raise ValueError(f"unknown effort {value!r}; the presets are {', '.join(EFFORTS)}")
-        return EFFORTS[value] if isinstance(value, str) else value
+        return effort_by_name(value) if isinstance(value, str) else value
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -218,6 +244,16 @@ class PoTConfig(Strict):
         return cls(**fields)
 
 
+def check_activations(activations: str) -> None:
+    """Refuse another word.
+
+    Raises:
+        ConfigError: names those that there are.
+    """
+    if activations not in get_args(Activations):
+        raise ConfigError(f"unknown activations {activations!r}; choose {' or '.join(get_args(Activations))}")
+
+
 def coerce_scheme(value: object) -> object:
     """Accept a preset's name, or a mapping whose ``preset`` key is overridden by the others, as a scheme."""
     if isinstance(value, str):
@@ -226,6 +262,23 @@ def coerce_scheme(value: object) -> object:
         fields = dict(value)
         return QuantScheme(fields.pop("preset", None), **fields)
     return value
+
+
+def check_candidates(candidates: Sequence[QuantScheme | str]) -> list[QuantScheme]:
+    """The candidates as schemes.
+
+    Raises:
+        ConfigError: no candidate, one given twice, or an unknown preset.
+    """
+    if isinstance(candidates, str):
+        raise ConfigError(f"candidates is the string {candidates!r}; give a list of schemes or presets")
+    schemes = [QuantScheme(candidate) if isinstance(candidate, str) else candidate for candidate in candidates]
+    if not schemes:
+        raise ConfigError("candidates is empty; give at least one scheme to choose from")
+    for index, scheme in enumerate(schemes):
+        if scheme in schemes[:index]:
+            raise ConfigError(f"candidates holds {scheme.name} twice")
+    return schemes
 
 
 def matches(pattern: str, name: str) -> bool:

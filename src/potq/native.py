@@ -8,15 +8,17 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import sys
 from ctypes import POINTER, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
-
-# torch must have loaded its libgomp before ours is opened: the two then are one, and share one pool of threads
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from potq.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 ABI = 4
 ISAS = ("scalar", "avx2", "avx512vnni", "neon", "neondot")  # in the library's numbering
@@ -191,11 +193,22 @@ def library() -> ctypes.CDLL:
 
 
 def _open(file: Path) -> ctypes.CDLL:
+    _open_openmp()
     loaded = ctypes.CDLL(str(file))
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
     return loaded
+
+
+def _open_openmp() -> None:
+    """Open torch's libgomp before ours is opened: the two then are one, and share one pool of threads."""
+    if "torch" in sys.modules or sys.platform != "linux":
+        return
+    spec = importlib.util.find_spec("torch")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (file := Path(folder, "lib", "libgomp.so.1")).is_file():
+            ctypes.CDLL(str(file))
 
 
 @cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,16 +20,35 @@ class Strict(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise ConfigError(explain(error, type(self).__name__)) from None
+            raise ConfigError(explain(error, type(self).__name__, self.known_keys())) from None
+
+    @classmethod
+    def known_keys(cls) -> Iterable[str]:
+        """The keys it takes."""
+        return cls.model_fields
 
 
-def explain(error: ValidationError, what: str) -> str:
-    """One line per problem: the key, what is wrong, what was found."""
+def meant(word: object, known: Iterable[str]) -> str:
+    """What to append to a message about a word that is not ``known``: the one that it is like, if there is one.
+
+    Example:
+        >>> from potq.validation import meant
+        >>> meant("quantisation", ["model", "quantization"])
+        "; did you mean 'quantization'?"
+    """
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def explain(error: ValidationError, what: str, keys: Iterable[str]) -> str:
+    """One line per problem: the key, what is wrong, what was found; for an unknown key, the one of ``keys`` like it."""
     lines = [f"invalid {what}:"]
     for problem in error.errors():
         key = ".".join(map(str, problem["loc"]))
-        reason = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
+        unknown = problem["type"] == "extra_forbidden"
+        reason = "unknown key" if unknown else problem["msg"].removeprefix("Value error, ")
         nested = reason.startswith("invalid ")  # an inner value's own explanation, which shows what was found
         found = "" if nested else f" (found {problem['input']!r})"
+        found += meant(key, keys) if unknown else ""
         lines.append(f"  {key}: {reason}{found}" if key else f"  {reason}")
     return "\n".join(lines)

@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM
 
 import potq
 from potq import native
-from potq.checkpoint.folder import REPORT_FILE, read_headers, read_json, weight_files
+from potq.checkpoint.files import read_json, weight_files
+from potq.checkpoint.folder import REPORT_FILE, read_headers
 from potq.errors import CheckpointError, ModelError
 from potq.files import check_destination
 from potq.nn.report import QuantReport

@@ -278,13 +278,13 @@ def test_an_error_is_one_message_and_status_1(
 
 
 def test_an_interrupt_is_status_130(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("potq.checkpoint.loading.find_tokenizer", interrupted)
-    assert main(monkeypatch, "quantize", "some/model", tmp_path / "out") == 130
+    assert main(monkeypatch, "quantize", tiny_folder, tmp_path / "out") == 130
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "Traceback" not in captured.err

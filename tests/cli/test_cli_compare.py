@@ -16,7 +16,7 @@ from cli_helpers import invoke, refused, succeed
 from potq.data import calibration_text
 from potq.data.calibration_text import load_calibration
 from potq.data.tokens import tokenize
-from potq.errors import ConfigError, DataError, MissingDependencyError, ModelError
+from potq.errors import CheckpointError, ConfigError, DataError, MissingDependencyError, ModelError
 from potq.evaluate import compare as comparison
 from potq.evaluate.bootstrap import paired_bootstrap
 from potq.evaluate.perplexity import perplexity
@@ -248,7 +248,7 @@ def test_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_packed_model(packed_folder: Path, text: Path) -> None:
-    message = refused(ModelError, "compare", packed_folder, "--schemes", "pot4", "--text", text, "--window", "64")
+    message = refused(CheckpointError, "compare", packed_folder, "--schemes", "pot4", "--text", text, "--window", "64")
     assert "quantized already" in message
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import potq
 from cli_helpers import invoke, refused, succeed
 from potq import native
+from potq.cli.app import app
 from potq.engine import runners
-from potq.errors import CheckpointError, DataError, EngineError
+from potq.errors import CheckpointError, ConfigError, DataError, EngineError
 
 BOTH = pytest.mark.parametrize(
     "path",
@@ -126,8 +130,95 @@ def test_chat(packed_folder: Path, path: str) -> None:
     tokenizer = potq.load_tokenizer(packed_folder)
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
     tokenizer.save_pretrained(packed_folder)
-    out = succeed("generate", packed_folder, "hello", "--chat", "-n", "3", path)
-    assert out.startswith("<user>hello<assistant>")
+    out, written = succeed("generate", packed_folder, "hello", "--chat", "-n", "3", path), "<user>hello<assistant>"
+    assert written + out == succeed("generate", packed_folder, written, "-n", "3", path)
+    told = found(packed_folder, "hello", "--chat", "--system", "be brief", "-n", "3", path)
+    assert told["text"] == found(packed_folder, "<system>be brief<user>hello<assistant>", "-n", "3", path)["text"]
+
+
+@BOTH
+def test_a_system_text_that_nobody_reads(packed_folder: Path, path: str) -> None:
+    words = ("generate", packed_folder, "hello", "--system", "be brief", path)
+    assert "--system is for --chat" in refused(ConfigError, *words)
+    tokenizer = potq.load_tokenizer(packed_folder)
+    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    tokenizer.save_pretrained(packed_folder)
+    assert "leaves --system out" in refused(DataError, *words, "--chat")
+
+
+@BOTH
+def test_a_prompt_from_a_file_or_standard_input(packed_folder: Path, tmp_path: Path, path: str) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_bytes("zwölf\ncats\n".encode())
+    expected = found(packed_folder, "zwölf\ncats", "-n", "4", path)
+    read = found(packed_folder, "--prompt-file", file, "-n", "4", path)
+    assert (read["prompt"], read["text"]) == ("zwölf\ncats", expected["text"])
+    words = ["generate", str(packed_folder), "-", "-n", "4", path, "--json"]
+    piped = json.loads(CliRunner().invoke(app, words, input=file.read_bytes()).stdout)
+    assert (piped["prompt"], piped["text"]) == ("zwölf\ncats", expected["text"])
+
+
+def test_prompts_that_cannot_be(packed_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(b"a\xff")
+    both = "give one prompt: a text, - for standard input, or --prompt-file FILE"
+    assert both in refused(ConfigError, "generate", packed_folder)
+    assert both in refused(ConfigError, "generate", packed_folder, "the", "--prompt-file", file)
+    assert "prompt.txt is not UTF-8" in refused(DataError, "generate", packed_folder, "--prompt-file", file)
+    assert "cannot read the prompt" in refused(DataError, "generate", packed_folder, "--prompt-file", tmp_path / "none")
+    assert "the prompt is empty" in refused(DataError, "generate", packed_folder, "-")  # standard input is empty
+
+
+@BOTH
+def test_a_wish_without_effect(packed_folder: Path, path: str) -> None:
+    for words in (["--seed", "1"], ["--top-k", "3"], ["--top-p", "0.5"], ["--min-p", "0.5"]):
+        name = words[0].removeprefix("--").replace("-", "_")
+        message = refused(ConfigError, "generate", packed_folder, "the", *words, path)
+        assert f"{name} has no effect at temperature 0" in message
+
+
+@BOTH
+def test_why_a_text_ends(packed_folder: Path, path: str) -> None:
+    result = invoke("generate", packed_folder, "the cat", "-n", "100000", "--json", path)
+    ended = json.loads(result.stdout)
+    if ended["finish_reason"] == "token":  # the tiny model may end its text; then without its end token
+        pytest.skip("the model ended its text")
+    assert ended["finish_reason"] == "context"
+    assert f"the text ends after {ended['tokens']} tokens, not 100000, at the model's limit of 128 tokens" in result.stderr
+    short = invoke("generate", packed_folder, "the cat", "-n", "3", "--json", path)
+    assert json.loads(short.stdout)["finish_reason"] == "length"
+    assert "the text ends" not in short.stderr
+    stop = ended["text"][4:6]
+    assert found(packed_folder, "the cat", "--stop", stop, path)["finish_reason"] == "stop"
+
+
+@BOTH
+def test_characters_without_tokens_are_named(packed_folder: Path, path: str) -> None:
+    file = packed_folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    del content["model"]["vocab"]["Å"]  # the byte that ž and š begin with, and ē does not
+    file.write_text(json.dumps(content))
+    result = invoke("generate", packed_folder, "the cat sēž, š", "-n", "2", path)
+    assert result.exit_code == 0, result.exception
+    assert "the tokenizer has no tokens for ž, š: they vanish from the prompt" in result.stderr
+    assert "vanish" not in invoke("generate", packed_folder, "the cat", "-n", "2", path).stderr
+
+
+@compiled
+def test_a_packed_folder_starts_without_torch(packed_folder: Path) -> None:
+    script = f"""
+import sys
+from potq.cli import main
+sys.argv = ["potq", "generate", {str(packed_folder)!r}, "the cat", "-n", "2"]
+main_status = None
+try:
+    main()
+except SystemExit as status:
+    main_status = status.code
+print(main_status, sorted(sys.modules.keys() & {{"torch", "transformers", "numpy"}}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
+    assert done.stdout.endswith("0 []\n"), done.stdout + done.stderr
 
 
 @BOTH

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from potq.data import text as module
-from potq.data.text import DATASETS, read_documents, read_text
+from potq.data.text import DATASETS, check_text, read_documents, read_text
 from potq.errors import DataError, MissingDependencyError
 
 
@@ -204,6 +204,20 @@ def test_wikitext_rows_give_the_evaluation_string(datasets: Any, tmp_path: Path)
     assert read_documents(str(tmp_path / "test-00000-of-00001.parquet")) == ROWS
 
 
+def test_a_check_reads_one_row(datasets: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    datasets.Dataset.from_dict({"text": ["", "b", None]}).to_parquet(file)
+    check_text(str(file))  # blank, as WikiText's first row is
+    with pytest.raises(DataError, match="row 3 has no text"):
+        read_documents(str(file))
+    datasets.Dataset.from_dict({"n": [1]}).to_parquet(file)
+    with pytest.raises(DataError, match="no text"):
+        check_text(str(file))
+    datasets.Dataset.from_dict({"text": []}).to_parquet(file)
+    with pytest.raises(DataError, match="is empty"):
+        check_text(str(file))
+
+
 def test_the_only_column_of_strings(datasets: Any, tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"n": [1, 2], "story": ["a", "b"]}).to_parquet(tmp_path / "a.parquet")
     assert read_documents(str(tmp_path / "a.parquet")) == ["a", "b"]
@@ -295,7 +309,7 @@ def test_datasets_without_the_library(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_short_names_are_datasets(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def dataset(*parts: object) -> list[str]:
+    def dataset(*parts: object, **_: object) -> list[str]:
         asked.append(parts)
         return ["a text"]
 

@@ -41,7 +41,7 @@ class Tokenizer:
 
     def encode(self, text: str | bytes, *, special: bool = True) -> list[int]:
         data = text.encode() if isinstance(text, str) else text
-        room = len(data) + 64
+        room = 6 * len(data) + 64  # a space may become six: two marks, of three bytes without tokens each
         ids = (c_int32 * room)()
         count = library().potq_tokenizer_encode(
             self._tokenizer, data, len(data), special, ids, room, self._message, len(self._message)

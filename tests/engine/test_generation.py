@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from potq.engine.generation import Settings, encode, token_ids
+from potq.engine.generation import Settings, encode, encode_chat, token_ids
 from potq.errors import ConfigError, DataError
 
 WRONG: list[dict[str, Any]] = [
@@ -40,6 +40,13 @@ WRONG: list[dict[str, Any]] = [
 def test_settings_out_of_range_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Settings(**wrong)
+
+
+@pytest.mark.parametrize("idle", [{"seed": 0}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_a_wish_without_effect_is_an_error(idle: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(idle))} has no effect at temperature 0"):
+        Settings(**idle)
+    assert Settings(temperature=0.5, **idle).temperature == 0.5
 
 
 def test_one_stop_text_or_several() -> None:
@@ -80,12 +87,12 @@ def test_a_chat_is_written_by_its_template(byte_tokenizer: PreTrainedTokenizerFa
     tokenizer = byte_tokenizer
     turns = [{"role": "user", "content": "hi"}]
     with pytest.raises(DataError, match="no chat template"):
-        encode(tokenizer, turns)
+        encode_chat(tokenizer, turns)
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
-    assert tokenizer.decode(encode(tokenizer, turns)) == "<user>hi<assistant>"
+    assert tokenizer.decode(encode_chat(tokenizer, turns)) == "<user>hi<assistant>"
     tokenizer.chat_template = "{{ raise_exception('no user turn') }}"
     with pytest.raises(DataError, match="no user turn"):
-        encode(tokenizer, turns)
+        encode_chat(tokenizer, turns)
 
 
 def test_a_text_of_nothing(byte_tokenizer: PreTrainedTokenizerFast) -> None:

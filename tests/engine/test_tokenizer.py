@@ -95,6 +95,74 @@ def test_every_kind_token_for_token(kind: str, ignore_merges: bool, trained: dic
             assert b"".join(pieces[token] for token in ids).decode() == text
 
 
+MARK = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+PREPEND = {"type": "Prepend", "prepend": "▁"}
+
+
+def metaspace(scheme: str, *, cut: bool = False) -> dict[str, Any]:
+    return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": cut}
+
+
+def normalizers(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "normalizers": list(parts)}
+
+
+FALLBACK: dict[str, tuple[Any, Any]] = {  # normalizer and pre-tokenizer
+    "llama 2": (normalizers(PREPEND, MARK), None),
+    "replace": (MARK, None),
+    "prepend": (PREPEND, None),
+    "nothing": (None, None),
+    "first": (None, metaspace("first")),  # what LlamaTokenizer saves
+    "always": (None, metaspace("always")),
+    "never": (None, metaspace("never")),
+    "cut": (None, metaspace("first", cut=True)),
+}
+
+
+@pytest.fixture(scope="module")
+def fallback() -> dict[str, Any]:
+    """BPE over characters, of which most fall back to bytes."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<unk>", "<s>", "</s>", "<|end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=900,
+        special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
+        limit_alphabet=60,
+        show_progress=False,
+    )
+    texts = [path.read_text("utf-8") for path in Path(__file__).parent.glob("*.py")]
+    tokenizer.train_from_iterator([*texts, "don't we'll 1234 été 日本語 " * 50], trainer)
+    content: dict[str, Any] = json.loads(tokenizer.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in special]
+    content["decoder"] = {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+        ],
+    }
+    return content
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("kind", FALLBACK)
+def test_byte_fallback_token_for_token(kind: str, normalized: bool, fallback: dict[str, Any], tmp_path: Path) -> None:
+    normalizer, pre_tokenizer = FALLBACK[kind]
+    added = [{**token, "normalized": normalized} for token in fallback["added_tokens"]]
+    content = {**fallback, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "added_tokens": added}
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(content))
+    ours, theirs = Tokenizer(file), tokenizers.Tokenizer.from_file(str(file))
+    assert len({len(theirs.encode(text).ids) for text in "aü日"}) > 1, "nothing falls back"
+    for text in [*torture()[: 600 if normalized else None], "a<s> b</s>c <s>", "<s>", " ▁ a", "▁", "<0xE4> <|end|>the"]:
+        ids = theirs.encode(text).ids
+        assert ours.encode(text) == ids, repr(text[:80])
+        if not any(token["content"] in text for token in added):
+            assert b"".join(map(ours.bytes, ids)).decode() == theirs.decode(ids)
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "normalizer": ({"normalizer": {"type": "Lowercase"}}, "'Lowercase'"),
     "pre-tokenizer": ({"pre_tokenizer": {"type": "Metaspace"}}, "'Metaspace'"),
@@ -119,6 +187,32 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "merge of nothing": ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}, "merge 0"),
 }
+
+
+REFUSED_FALLBACK: dict[str, tuple[dict[str, Any], str]] = {
+    "normalizer": ({"normalizer": {"type": "NFKC"}}, "'NFKC'"),
+    "another mark": ({"normalizer": {"type": "Prepend", "prepend": "_"}}, "'Prepend'"),
+    "pre-tokenizer": ({"pre_tokenizer": byte_level()}, "'ByteLevel'"),
+    "scheme": ({"pre_tokenizer": metaspace("last")}, "'last'"),
+    "both": ({"normalizer": MARK, "pre_tokenizer": metaspace("first")}, "both write spaces"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_FALLBACK)
+def test_refusals_beside_byte_fallback(name: str, fallback: dict[str, Any], tmp_path: Path) -> None:
+    changes, message = REFUSED_FALLBACK[name]
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps({**fallback, "normalizer": None, "pre_tokenizer": None, **changes}))
+    with pytest.raises(EngineError, match=message):
+        Tokenizer(file)
+
+
+def test_byte_fallback_needs_every_byte(fallback: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    vocabulary = {token: number for token, number in fallback["model"]["vocab"].items() if token != "<0x41>"}
+    file.write_text(json.dumps({**fallback, "pre_tokenizer": None, "model": {**fallback["model"], "vocab": vocabulary}}))
+    with pytest.raises(EngineError, match="no token <0x41>"):
+        Tokenizer(file)
 
 
 @pytest.mark.parametrize("name", REFUSED)

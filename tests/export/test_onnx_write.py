@@ -33,7 +33,7 @@ onnx = pytest.importorskip("onnx")
 onnx_ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxscript")
 
-from potq.export.onnx import write  # noqa: E402
+from potq.export.onnx import packages, write  # noqa: E402
 from potq.export.onnx.check import check_logits, check_weights  # noqa: E402
 from potq.export.onnx.decoder import probe  # noqa: E402
 from potq.export.onnx.modules import to_nbits  # noqa: E402
@@ -292,7 +292,7 @@ def test_existing_targets(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFas
 
 def test_missing_packages(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr(write, "find_spec", lambda name: None if name == "onnxscript" else real(name))
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "onnxscript" else real(name))
     with pytest.raises(MissingDependencyError, match=r"needs onnxscript: pip install 'potq\[onnx\]'"):
         export_onnx(small(), tmp_path / "out", byte_tokenizer)
 

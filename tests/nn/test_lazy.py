@@ -18,7 +18,7 @@ from potq.numerics import fake_quantize as straight_through
 from potq.numerics.scheme import QuantScheme
 from potq.ptq.algorithms.rtn import rtn
 from potq.qat import QATSettings
-from potq.qat.prepare import prepare
+from potq.qat.preparation import prepare
 
 
 class Counted:

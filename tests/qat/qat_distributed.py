@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from potq.config import PoTConfig
 from potq.qat import QATSettings, prepare, refresh_scales
-from potq.qat.prepare import scale_state
+from potq.qat.preparation import scale_state
 
 PROCESSES = 2
 WAYS = ("ddp", "fsdp")

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 import potq
-from potq.checkpoint.folder import read_json
+from potq.checkpoint.files import read_json
 from potq.errors import ModelError
 from potq.nn.losses import next_token_loss
 from potq.nn.plan import packed_modules
 from potq.qat import prepare
 from potq.qat import text as text_module
 from potq.qat.objective import Objective
-from potq.qat.prepare import convert, load_scale_state, qat_modules
+from potq.qat.preparation import convert, load_scale_state, qat_modules
 from potq.qat.recipe import OptimizationRecipe, TrainRecipe
 from potq.qat.run import TrainingRun
 from potq.qat.trainer import training_arguments

@@ -13,21 +13,21 @@ The names ``weight_zero_point``, ``weight_outlier_index`` and ``weight_outlier_v
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from potq.checkpoint.card import packed_card, write_card
+from potq.checkpoint.files import check_shard_size
 from potq.config import PoTConfig
-from potq.errors import CheckpointError, ConfigError, ModelError
+from potq.errors import CheckpointError, ModelError
 from potq.files import check_destination, disk_errors, flush, replacing
 from potq.nn.plan import WeightPlan, meta_model, packed_modules, plan, tensor_bytes
 from potq.numerics.tensor import storage
@@ -110,16 +110,6 @@ def write(
         flush(folder)
 
 
-def check_shard_size(size: str | int) -> None:
-    """Refuse what transformers would refuse after all the work.
-
-    Raises:
-        ConfigError: not a positive number of bytes, nor a number with KB, MB, GB or TB.
-    """
-    if not re.fullmatch(r"0*[1-9]\d*([KMGT]B)?", str(size), re.IGNORECASE):
-        raise ConfigError(f"invalid max_shard_size {size!r}; write a number of bytes, or e.g. 500MB or 5GB")
-
-
 def check_reloadable(model: PreTrainedModel) -> None:
     """Compare the packed modules with what loading will expect from the model's config.
 
@@ -140,48 +130,6 @@ def check_reloadable(model: PreTrainedModel) -> None:
             f"{', '.join(odd[:3])} changed since the model was quantized: its config no longer describes it; "
             "change the full-precision model and quantize it again"
         )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder.
-
-    Raises:
-        CheckpointError: none, a shard that the index names is missing, or only pickled weights.
-    """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():  # before an index beside it, as transformers does
-        return [single]
-    if index.exists():
-        weight_map = read_json(index).get("weight_map", {})
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise CheckpointError(f"{index} has no weight_map of tensor names to file names; copy it again")
-        names = sorted(set(weight_map.values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing or not names:
-            raise CheckpointError(
-                f"{index} names {', '.join(missing) or 'no shard'}, not in the folder; copy it again, whole"
-            )
-        return [folder / name for name in names]
-    if any(folder.glob("*.bin")):
-        raise CheckpointError(f"{folder} has only pickled weights (.bin), which potq never opens; convert to safetensors")
-    raise CheckpointError(f"{folder} has no model.safetensors: the folder is incomplete, or no model")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: missing, truncated, or not an object.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing: the folder is incomplete, or no model") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}); copy it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds no JSON object; copy it again")
-    return content
 
 
 def require_all(name: str, missing: Iterable[str]) -> None:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potq.checkpoint.folder import REPORT_FILE, read_headers, read_json, require_all, weight_files
+from potq.checkpoint.files import check_dtype, check_folder, read_json, weight_files
+from potq.checkpoint.folder import REPORT_FILE, read_headers, require_all
 from potq.checkpoint.source import Source, resolve
 from potq.config import PoTConfig, require_config
 from potq.errors import CheckpointError, ConfigError, ModelError, PotqError, out_of_reach
@@ -68,7 +69,8 @@ def load(
     dtype = _check_dtype(dtype)
     _check_device(device)
     if where.folder is not None and where.gguf_file is None:
-        _check_folder(where.folder, quantizing=config is not None)
+        check_folder(where.folder, quantizing=config is not None)
+        read_headers(weight_files(where.folder))
     if where.gguf_file is not None:
         from potq.checkpoint.gguf.loading import load_gguf
 
@@ -161,7 +163,9 @@ def rounded_types(source: str | os.PathLike[str]) -> list[str]:
 def _check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     import torch
 
-    named = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
+    if isinstance(dtype, str):
+        check_dtype(dtype)
+    named = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
     if named != "auto" and not (isinstance(named, torch.dtype) and named.is_floating_point and named.itemsize > 1):
         raise ConfigError(f"invalid dtype {dtype!r}; use auto, float32, bfloat16 or float16")
     return named
@@ -175,19 +179,6 @@ def _check_device(device: str | torch.device | None) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"device {device} is not available here ({first_line(error)})") from None
-
-
-def _check_folder(folder: Path, *, quantizing: bool) -> None:
-    """Everything that can be known to be wrong before torch is asked to load it."""
-    config = read_json(folder / "config.json")
-    quantized = config.get("quantization_config")
-    if quantizing and quantized is not None:
-        raise CheckpointError(f"{folder} is quantized already; quantize the full-precision model it was made from")
-    if isinstance(quantized, dict) and quantized.get("quant_method") == "potq":
-        PoTConfig.from_dict(quantized)
-    if "model_type" not in config:
-        raise ModelError(f"{folder}/config.json names no model_type; it is not a Hugging Face model")
-    read_headers(weight_files(folder))
 
 
 def _from_pretrained(

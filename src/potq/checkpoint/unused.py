@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from potq.checkpoint.folder import StoredTensor, read_headers, weight_files
+from potq.checkpoint.files import weight_files
+from potq.checkpoint.folder import StoredTensor, read_headers
 from potq.checkpoint.source import Source
 from potq.errors import CheckpointError
 from potq.nn.plan import packed_modules

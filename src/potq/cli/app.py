@@ -8,6 +8,7 @@ import typer
 
 from potq.cli.compare import compare
 from potq.cli.console import stderr
+from potq.cli.env import env
 from potq.cli.evaluate import evaluate
 from potq.cli.export import export
 from potq.cli.generate import generate
@@ -38,6 +39,7 @@ app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("compare")(compare)
 app.command("export")(export)
+app.command("env")(env)
 
 
 def _version(value: bool) -> None:

@@ -12,7 +12,8 @@ import typer
 from potq.cli import console
 from potq.cli.quantize import announce, calibration_batches, note_remarks
 from potq.cli.recipe import CalibrationRecipe, parse_schemes
-from potq.config import EFFORTS, Effort, PoTConfig
+from potq.config import EFFORTS, Effort, PoTConfig, effort_by_name
+from potq.data.text import SELF
 from potq.errors import ConfigError
 from potq.numerics.scheme import QuantScheme
 
@@ -35,9 +36,10 @@ def compare(
     ],
     efforts: Annotated[str, typer.Option(help=f"With commas between: {', '.join(EFFORTS)}.")] = "fast",
     calibration: Annotated[
-        str, typer.Option(help="For efforts beyond fast: self (the model writes it), or a text as for --text.")
-    ] = "self",
-    calibration_windows: Annotated[int, typer.Option(min=1, help="Windows of calibration text.")] = 64,
+        str | None,
+        typer.Option(help="For efforts beyond fast: self (the model writes it, the default), or a text as for --text."),
+    ] = None,
+    calibration_windows: Annotated[int | None, typer.Option(min=1, help="Windows of calibration text. Default: 64.")] = None,
     window: Annotated[
         int | None, typer.Option(help="Tokens per window of --text. Default: 2048 or the model's limit.")
     ] = None,
@@ -58,26 +60,26 @@ def compare(
     """
     console.refuse_two_forms(as_json=as_json, as_markdown=as_markdown)
     configs = _configs(schemes, efforts, embedding)
+    needed = any(config.has_calibrated_effort for config in configs)
+    if not needed and (calibration is not None or calibration_windows is not None):
+        raise ConfigError("--calibration and --calibration-windows are for efforts beyond fast; name one, or leave them out")
+    calibration = calibration or SELF
+    content = _checked(model, dtype, resume, plot, text, calibration)
+    console.quiet_libraries()
     from potq.checkpoint.loading import load, load_tokenizer
     from potq.data.calibration_text import calibration_key
-    from potq.data.text import read_text
     from potq.data.tokens import tokenize
     from potq.evaluate import compare as comparison
     from potq.nn.plan import plan
 
-    if plot is not None:
-        comparison.check_plot(plot)
     kept = comparison.KeptRows(resume)
-    content = read_text(text)
-    console.quiet_libraries()
     with console.status(f"loading {model}"):
         tokenizer = load_tokenizer(model)
         tokens = tokenize(tokenizer, content)
         loaded = load(model, dtype=dtype)
     targets = [target for config in configs for target in plan(loaded, config).targets]
     note_remarks(dict.fromkeys(targets), loaded.dtype)
-    needed = any(config.has_calibrated_effort for config in configs)
-    recipe = CalibrationRecipe(text=calibration, windows=calibration_windows)
+    recipe = CalibrationRecipe(text=calibration, windows=calibration_windows or 64)
     batches = cache(lambda: calibration_batches(recipe, loaded, tokenizer, seed=seed))
     text_key = None
     if needed:
@@ -104,16 +106,31 @@ def compare(
         console.stderr.print(f"wrote {plot}", highlight=False)
 
 
+def _checked(model: str, dtype: str, resume: Path | None, plot: Path | None, text: str, calibration: str) -> str:
+    """The text, after a look at all that can be wrong before torch is loaded."""
+    from potq.checkpoint.files import check_dtype, check_source
+    from potq.data.text import check_text, read_text
+    from potq.evaluate.outputs import check_plot, check_rows_file
+
+    check_dtype(dtype)
+    if plot is not None:
+        check_plot(plot)
+    if resume is not None:
+        check_rows_file(resume)
+    check_source(model, quantizing=True)
+    if calibration != SELF:
+        check_text(calibration)
+    return read_text(text)
+
+
 def _configs(schemes: str, efforts: str, embedding: str) -> list[PoTConfig]:
     """Every scheme under every effort; whatever is wrong with them is found here, before the work."""
     names = [name.strip() for name in efforts.split(",") if name.strip()]
     if not names:
         raise ConfigError(f"no effort is named; the presets are {', '.join(EFFORTS)}")
-    if unknown := [name for name in names if name not in EFFORTS]:
-        raise ConfigError(f"unknown effort {unknown[0]!r}; the presets are {', '.join(EFFORTS)}")
-    found = parse_schemes(schemes)
+    chosen, found = [effort_by_name(name) for name in names], parse_schemes(schemes)
     _refuse_repeated([scheme.name for scheme in found], list(found))
-    _refuse_repeated(names, [EFFORTS[name] for name in names])
+    _refuse_repeated(names, chosen)
     return [PoTConfig(scheme=scheme, effort=effort, embedding=embedding) for scheme, effort in product(found, names)]
 
 

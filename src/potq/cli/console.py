@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import logging
 import os
 import sys
 import time
@@ -72,13 +72,17 @@ class ReportForm:
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' progress bars and notices off the terminal; potq reports what matters itself."""
-    warnings.filterwarnings("ignore", category=UserWarning, module="transformers")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    from transformers.utils import logging as transformers_logging
+    """Keep transformers' progress bars and notices off the terminal; potq reports what matters itself.
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers is not imported for that: it reads the variables when it is.
+    """
+    warnings.filterwarnings("ignore", category=UserWarning, module="transformers")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if "transformers" in sys.modules:
+        transformers_logging = importlib.import_module("transformers.utils.logging")
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
 
 
 def note(message: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from potq.cli import console
-from potq.cli.kernels import Activations, kernel_lines
+from potq.cli.kernels import Activations
 from potq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,8 +45,10 @@ def evaluate(
     reference: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The full-precision model, whose continuations BERTScore compares.")
     ] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts of 64 tokens that BERTScore continues.")] = 100,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens per continuation.")] = 64,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="Prompts of 64 tokens that BERTScore continues. Default: 100.")
+    ] = None,
+    new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per continuation. Default: 64.")] = None,
     layer: Annotated[
         int | None, typer.Option(min=1, help="Layer of the encoder. Default: bert-score's choice, or the last.")
     ] = None,
@@ -58,15 +60,24 @@ def evaluate(
 
     potq eval out --text wikitext2 --bertscore roberta-large --reference smollm2
     """
-    from potq.checkpoint.loading import load_tokenizer
+    from potq.checkpoint.files import check_dtype, check_source
+    from potq.checkpoint.source import resolve
     from potq.data.text import read_text
+
+    if bertscore is None and {reference, layer, prompts, new_tokens} != {None}:
+        raise ConfigError("--reference, --layer, --prompts and --new-tokens are for BERTScore; pass --bertscore ENCODER too")
+    check_dtype(dtype)
+    for source in (model, reference):
+        if source is not None:
+            check_source(source)
+    if bertscore is not None:
+        resolve(bertscore)
+    content = read_text(text)
+    console.quiet_libraries()
+    from potq.checkpoint.loading import load_tokenizer
     from potq.data.tokens import tokenize
     from potq.evaluate.perplexity import perplexity
 
-    if bertscore is None and (reference is not None or layer is not None):
-        raise ConfigError("--reference and --layer are for BERTScore; pass --bertscore ENCODER too")
-    content = read_text(text)
-    console.quiet_libraries()
     tokenizer = load_tokenizer(model)
     tokens = tokenize(tokenizer, content)
     use = partial(_load, dtype=dtype, device=device, activations=activations)
@@ -74,7 +85,7 @@ def evaluate(
     measure = None
     if bertscore is not None:
         compared = use(reference)[0] if reference is not None else None
-        measure = _prepare(loaded, compared, tokenizer, tokens, bertscore, layer, prompts, new_tokens)
+        measure = _prepare(loaded, compared, tokenizer, tokens, bertscore, layer, prompts or 100, new_tokens or 64)
     with console.progress_bar("perplexity") as update:
         result = perplexity(loaded, tokens, window=window, max_windows=windows, progress=update)
     score = measure() if measure is not None else None
@@ -124,6 +135,8 @@ def _prepare(
 
 
 def _show(text: str, result: Perplexity, score: ContinuationScore | None, kernels: dict[str, int]) -> None:
+    from potq.kernels.explain import kernel_lines
+
     out = console.stdout()
     out.print(f"perplexity {result.perplexity:.3f}  on {text}", highlight=False)
     out.print(f"{result.protocol}; {result.seconds:.1f} s", style="dim", highlight=False)

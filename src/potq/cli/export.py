@@ -102,25 +102,18 @@ def _described(form: Any) -> dict[str, Any] | None:
 def _write(
     model: str, output: Path, to: Format, *, activations: Activations, allow_8bit: bool, force: bool, as_json: bool
 ) -> None:
+    _check(model, output, to, force=force)
+    console.quiet_libraries()
     from potq.checkpoint.loading import load, load_tokenizer
     from potq.export.compressed_tensors import export_compressed_tensors
     from potq.export.gguf.write import export_gguf
-    from potq.export.onnx.write import export_onnx, require_packages
-    from potq.export.output import check_file
-    from potq.files import check_destination
+    from potq.export.onnx.write import export_onnx
     from potq.nn.plan import packed_modules
 
-    if to is Format.gguf:
-        check_file(output, force=force, suffix=".gguf")
-    else:
-        check_destination(output, force=force, sources=[model])
-    if to is Format.onnx:
-        require_packages()
-    console.quiet_libraries()
     with console.status(f"loading {model}"):
         loaded, tokenizer = load(model), load_tokenizer(model)
     if not packed_modules(loaded):
-        raise ExportError(f"{model} is not quantized by potq; potq quantize {model} OUTPUT makes a checkpoint of it")
+        raise _not_packed(model)
     with console.status(f"writing {output}"):
         if to is Format.gguf:
             name = Path(model).resolve().name
@@ -134,6 +127,29 @@ def _write(
             if importlib.util.find_spec("compressed_tensors") is None:
                 console.note("its reader: pip install 'potq[compressed-tensors]'")
     _show(report, as_json=as_json)
+
+
+def _check(model: str, output: Path, to: Format, *, force: bool) -> None:
+    """All that can be wrong before torch is loaded."""
+    from potq.checkpoint.files import check_source, read_json
+    from potq.export.onnx.packages import require_packages
+    from potq.export.output import check_file
+    from potq.files import check_destination
+
+    if to is Format.gguf:
+        check_file(output, force=force, suffix=".gguf")
+    else:
+        check_destination(output, force=force, sources=[model])
+    if to is Format.onnx:
+        require_packages()
+    where = check_source(model)
+    config = read_json(where.folder / "config.json") if where.folder is not None and where.gguf_file is None else {}
+    if where.folder is not None and "quantization_config" not in config:
+        raise _not_packed(model)
+
+
+def _not_packed(model: str) -> ExportError:
+    return ExportError(f"{model} is not quantized by potq; potq quantize {model} OUTPUT makes a checkpoint of it")
 
 
 def _show(report: ExportReport, *, as_json: bool) -> None:

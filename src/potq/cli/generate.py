@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from potq.cli import console
 from potq.cli.kernels import Activations
-from potq.errors import DataError
+from potq.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from potq.engine.generation import Chat, Settings
-    from potq.engine.runners import Runner
+    from potq.engine.generation import Chat
+    from potq.engine.runners import Generated, Runner
 
 
 def generate(
     model: Annotated[str, typer.Argument(help="Folder (packed or not), .gguf file, hub name, or smollm2.")],
-    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="The text to continue; - reads it from standard input.", show_default=False)
+    ] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="A UTF-8 file that holds the prompt.", show_default=False)] = None,
     max_new_tokens: Annotated[int, typer.Option("-n", "--max-new-tokens", min=1, help="Tokens to generate.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, max=100, help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample from the k likeliest tokens; 0 from all.")] = 0,
@@ -27,7 +32,8 @@ def generate(
     repetition_penalty: Annotated[float, typer.Option(min=0.01, max=100, help="Above 1: repeat less.")] = 1.0,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the model's chat template.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask by the model's chat template; prints the answer alone.")] = False,
+    system: Annotated[str | None, typer.Option(help="For --chat: what the model is told first.", show_default=False)] = None,
     engine: Annotated[
         bool | None,
         typer.Option(
@@ -47,9 +53,13 @@ def generate(
     """Continue a prompt; the text streams to stdout as it comes.
 
     potq generate out "The capital of France is"
+
+    potq generate out --chat "What is the capital of France?" --system "Answer in one word."
     """
-    from potq.engine.generation import Settings, encode
+    from potq.checkpoint.files import check_dtype, check_source
+    from potq.engine.generation import Settings
     from potq.engine.runners import open_runner
+    from potq.engine.tokenizer import check_chat_template
 
     settings = Settings(
         max_new_tokens=max_new_tokens,
@@ -61,48 +71,79 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
+    if system is not None and not chat:
+        raise ConfigError("--system is for --chat; a plain prompt has no turns, write it there")
+    check_dtype(dtype)
+    where = check_source(model)
+    if chat:
+        check_chat_template(where)
+    text = _prompt(prompt, prompt_file)
     console.quiet_libraries()
     with console.status(f"loading {model}"):
         runner = open_runner(
             model, engine=engine, dtype=dtype, device=device, activations=activations.value, threads=threads
         )
-        asked = _asked(runner, prompt, chat=chat)
-        ids = encode(runner.tokenizer, asked)
-        begin = runner.tokenizer.decode(ids, skip_special_tokens=True)
-    settings = _within(runner.limit, len(ids), settings)
+        asked = _chat(runner, text, system) if chat else text
+        ids = runner.encode(asked)
+    if lost := runner.lost(text):
+        console.note(f"the tokenizer has no tokens for {', '.join(lost)}: they vanish from the prompt")
     write = _nothing if as_json else _to_stdout
-    write(begin)
+    write("" if chat else runner.decode(ids))
     began = time.perf_counter()
-    text, tokens = runner.run(asked, settings, write)
+    written = runner.run(asked, settings, write)
     seconds = time.perf_counter() - began
     write("\n")
     if as_json:
-        counts = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-        ran = {"path": runner.name, "why_not_engine": runner.why_not_engine, "kernels": runner.kernels}
-        console.emit_json({"prompt": prompt, "text": text, **counts, **ran})
-        return
-    because = [f"not the engine: {runner.why_not_engine}"] if runner.why_not_engine else []
-    for line in [f"{tokens} tokens, {tokens / seconds:.1f} tokens/s", *runner.lines, *because]:
-        console.note(line)
+        console.emit_json(_json(text, written, seconds, runner))
+    else:
+        _tell_speed(written, seconds, runner)
+    if written.finish_reason == "context":
+        room = f"the model's limit of {runner.limit} tokens, the prompt included"
+        console.note(f"the text ends after {written.tokens} tokens, not {max_new_tokens}, at {room}")
 
 
-def _within(limit: int | None, prompt: int, settings: Settings) -> Settings:
-    """No more new tokens than there are positions for; the last one needs none."""
-    if limit is None:
-        return settings
-    if prompt > limit:
-        raise DataError(f"the prompt has {prompt} tokens, the model's limit is {limit}; shorten it")
-    return settings.model_copy(update={"max_new_tokens": min(settings.max_new_tokens, limit - prompt + 1)})
-
-
-def _asked(runner: Runner, prompt: str, *, chat: bool) -> str | Chat:
-    if not chat:
-        return prompt
-    if not runner.tokenizer.chat_template:
-        raise DataError("the tokenizer has no chat template; leave --chat out")
-    if not prompt:
+def _prompt(given: str | None, file: Path | None) -> str:
+    """The prompt from where it is. Of standard input or a file, the line feed at the end is left out."""
+    if (given is None) == (file is None):
+        raise ConfigError("give one prompt: a text, - for standard input, or --prompt-file FILE")
+    text = _read(file) if given in (None, "-") else given
+    if not text:
         raise DataError("the prompt is empty; give at least one character")
-    return [{"role": "user", "content": prompt}]
+    return text
+
+
+def _read(file: Path | None) -> str:
+    try:
+        content = sys.stdin.buffer.read() if file is None else file.expanduser().read_bytes()
+        return content.decode().removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        raise DataError(f"cannot read the prompt {file} ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        source = "standard input" if file is None else file
+        raise DataError(f"{source} is not UTF-8 ({error.reason} at byte {error.start}); convert it first") from None
+
+
+def _chat(runner: Runner, prompt: str, system: str | None) -> Chat:
+    turns = [{"role": "user", "content": prompt}]
+    if system is None:
+        return turns
+    told = [{"role": "system", "content": system}, *turns]
+    if runner.encode(told) == runner.encode(turns):
+        raise DataError("the model's chat template leaves --system out; say it in the prompt")
+    return told
+
+
+def _json(prompt: str, written: Generated, seconds: float, runner: Runner) -> dict[str, object]:
+    counts = {"tokens": written.tokens, "seconds": seconds, "tokens_per_second": written.tokens / seconds}
+    ran = {"path": runner.name, "why_not_engine": runner.why_not_engine, "kernels": runner.kernels}
+    return {"prompt": prompt, "text": written.text, "finish_reason": written.finish_reason, **counts, **ran}
+
+
+def _tell_speed(written: Generated, seconds: float, runner: Runner) -> None:
+    because = [f"not the engine: {runner.why_not_engine}"] if runner.why_not_engine else []
+    speed = f"{written.tokens} tokens, {written.tokens / seconds:.1f} tokens/s"
+    for line in [speed, *runner.lines, *because]:
+        console.note(line)
 
 
 def _to_stdout(piece: str) -> None:

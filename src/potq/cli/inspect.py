@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from potq.cli import console
-from potq.cli.kernels import kernel_lines
 from potq.cli.recipe import DEFAULT_PRESET
 from potq.errors import ConfigError, ModelError
 
@@ -33,8 +32,15 @@ def inspect(
     The second, of a model that is not quantized, reads no weights: what would be quantized, what not, and the sizes.
     """
     form = console.ReportForm(every_module, as_markdown, as_json)
-    from potq.checkpoint.preview import hub_config, preview
+    from potq.checkpoint.files import check_source
     from potq.config import PoTConfig
+    from potq.evaluate.outputs import check_plot
+
+    config = PoTConfig(scheme or DEFAULT_PRESET)
+    check_source(model)
+    if plot is not None:
+        check_plot(plot)
+    from potq.checkpoint.preview import hub_config, preview
 
     console.quiet_libraries()
     quantized = getattr(hub_config(model), "quantization_config", None)
@@ -45,13 +51,13 @@ def inspect(
         return
     if plot is not None:
         raise ModelError(f"{model} is not quantized by potq, so that no levels are used; potq quantize {model} OUTPUT")
-    form.show(preview(model, PoTConfig(scheme or DEFAULT_PRESET)), {"quantized": False})
+    form.show(preview(model, config), {"quantized": False})
 
 
 def _inspect_packed(model: str, plot: Path | None, form: console.ReportForm) -> None:
     from potq.checkpoint.loading import load
     from potq.evaluate.usage import level_usage, plot_usage
-    from potq.kernels import use_kernels
+    from potq.kernels.explain import kernel_lines, use_kernels
     from potq.nn.plan import packed_modules
     from potq.ptq.quantize import describe
 

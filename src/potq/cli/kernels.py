@@ -1,4 +1,4 @@
-"""``--activations``, and the line that says which kernels ran."""
+"""``--activations``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ from enum import StrEnum
 class Activations(StrEnum):
     """The inputs of packed products: rounded to int8 (fast), or not (exact).
 
-    The words of ``potq.kernels.Activations``, whose import would make ``--help`` wait for torch.
+    The words of ``potq.config.Activations``; typer wants an enumeration.
     """
 
     int8 = "int8"
     float = "float"
-
-
-def kernel_lines(kernels: dict[str, int]) -> list[str]:
-    """For people: one line per kernel."""
-    return [f"{count} modules on {kernel}" for kernel, count in kernels.items()]

@@ -115,20 +115,14 @@ def quantize(
 
 
 def _run(settings: QuantizeRecipe, form: console.ReportForm) -> None:
-    from potq.checkpoint.folder import check_shard_size, save
+    config, text = settings.config(), settings.calibration_text()
+    target = _checked(settings, text)
+    work = target.with_name(f".{target.name}.work")
+    console.quiet_libraries()
+    from potq.checkpoint.folder import save
     from potq.checkpoint.loading import load, rounded_types
-    from potq.files import check_destination
     from potq.ptq.quantize import chosen_effort
 
-    config, text = settings.config(), settings.calibration_text()
-    check_shard_size(settings.max_shard_size)
-    target = check_destination(settings.output, force=settings.force, sources=[settings.model])
-    work = target.with_name(f".{target.name}.work")
-    if settings.allocates:
-        from potq.ptq.allocation import check_candidates
-
-        check_candidates(settings.schemes)
-    console.quiet_libraries()
     if types := rounded_types(settings.model):
         console.note(f"{settings.model} was quantized before ({', '.join(types)}); what follows rounds its weights again")
     began = time.perf_counter()
@@ -149,6 +143,24 @@ def _run(settings: QuantizeRecipe, form: console.ReportForm) -> None:
     if in_blocks:
         shutil.rmtree(work, ignore_errors=True)
     _show(settings, model.quant_report, allocation, time.perf_counter() - began, form)
+
+
+def _checked(settings: QuantizeRecipe, text: CalibrationRecipe | None) -> Path:
+    """The output's folder, after a look at all that can be wrong before torch is loaded."""
+    from potq.checkpoint.files import check_dtype, check_shard_size, check_source
+    from potq.config import check_candidates
+    from potq.data.text import SELF, check_text
+    from potq.files import check_destination
+
+    check_shard_size(settings.max_shard_size)
+    check_dtype(settings.dtype)
+    if settings.allocates:
+        check_candidates(settings.schemes)
+    target = check_destination(settings.output, force=settings.force, sources=[settings.model])
+    check_source(settings.model, quantizing=True)
+    if text is not None and text.text != SELF:
+        check_text(text.text)
+    return target
 
 
 def _show(

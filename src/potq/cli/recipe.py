@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, field_validator
 
 from potq.config import PoTConfig, coerce_scheme
+from potq.data.text import SELF
 from potq.errors import ConfigError
 from potq.numerics.scheme import QuantScheme
 from potq.validation import Strict
@@ -27,7 +28,7 @@ class CalibrationRecipe(Strict):
     Without a seed of their own they go by the recipe's.
     """
 
-    text: str = "self"
+    text: str = SELF
     window: int | None = Field(default=None, ge=2)
     windows: int = Field(default=64, ge=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)

@@ -38,9 +38,11 @@ def train(
 
     On several devices: torchrun --nproc-per-node 8 -m potq train -c recipe.yaml
     """
+    from potq.qat.checks import check_recipe
     from potq.qat.recipe import TrainRecipe
 
     settings = build(TrainRecipe, recipe, overrides or [], {"force": force or None})
+    check_recipe(settings)
     console.quiet_libraries()
     began = time.perf_counter()
     from potq.qat.run import train

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from potq.data.generate import BATCH, self_generated, self_generated_key
-from potq.data.text import read_documents
+from potq.data.text import SELF, read_documents
 from potq.data.tokens import calibration_windows, choose_window
 from potq.errors import DataError
 from potq.nn.report import Progress
@@ -15,7 +15,6 @@ from potq.nn.report import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SELF = "self"
 WINDOW, WINDOWS = 512, 64
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from potq.errors import DataError, MissingDependencyError, out_of_reach
 
+SELF = "self"  # text that the model writes, where a command takes it
 BUILT_IN = "pydoc"
 SEPARATOR = "<|endoftext|>"
 _TABLES = (".json", ".csv", ".tsv", ".xml", ".html", ".pdf", ".docx")  # not plain text
@@ -47,6 +49,20 @@ def read_documents(source: str) -> list[str]:
         DataError: it is missing, damaged, empty, not UTF-8, or has no column of text.
         MissingDependencyError: a dataset without the ``datasets`` library; names the pip line.
     """
+    return _documents(source)
+
+
+def check_text(source: str) -> None:
+    """Find out before the work that a text cannot be read. Of a dataset only the first row is.
+
+    Raises:
+        DataError, MissingDependencyError: see :func:`read_documents`.
+    """
+    _documents(source, rows=1)
+
+
+def _documents(source: str, rows: int | None = None) -> list[str]:
+    """The documents; of a dataset only the first ``rows``, which may be blank."""
     if not source.strip():
         raise DataError(f"the text's name is empty; {_FORMS}")
     path = Path(os.path.expanduser(source))  # Path.expanduser raises where there is no such user
@@ -56,16 +72,16 @@ def read_documents(source: str) -> list[str]:
     if source == BUILT_IN and not there:
         documents = _help_topics()
     elif path.is_dir() if there else ":" in source:
-        documents = _dataset(source, *_dataset_parts(source, path, there=there))
+        documents = _dataset(source, *_dataset_parts(source, path, there=there), rows=rows)
     elif path.suffix == ".parquet" and there:
-        documents = _dataset(source, "parquet", None, "train", file=path)
+        documents = _dataset(source, "parquet", None, "train", file=path, rows=rows)
     elif path.suffix in _TABLES and there:
         raise DataError(f"{source} would be read as prose, signs and all; write it as .jsonl, .parquet or .txt")
     elif path.suffix == ".jsonl":
         documents = _texts(_json_lines(source, _file(source, path)))
     else:
         documents = _split(_file(source, path))
-    if not any(document.strip() for document in documents):
+    if not any(document.strip() or rows for document in documents):
         raise DataError(f"{source} is empty")
     return documents
 
@@ -134,14 +150,16 @@ def _dataset_parts(source: str, path: Path, *, there: bool) -> tuple[str, str | 
     return os.path.expanduser(name), config or None, split or "train"
 
 
-def _dataset(source: str, name: str, config: str | None, split: str, file: Path | None = None) -> list[str]:
+def _dataset(
+    source: str, name: str, config: str | None, split: str, *, file: Path | None = None, rows: int | None
+) -> list[str]:
     try:
         import datasets
     except ImportError:
         raise MissingDependencyError(f"{source} is read with the datasets library: pip install 'potq[data]'") from None
     try:
-        rows = enumerate(_rows(datasets, name, config, split, file), 1)
-        return _texts((f"{source}, row {number}", row) for number, row in rows)
+        read = enumerate(islice(_rows(datasets, name, config, split, file), rows), 1)
+        return _texts((f"{source}, row {number}", row) for number, row in read)
     except DataError:
         raise
     except Exception as error:  # datasets and what it builds on raise many kinds

@@ -8,23 +8,34 @@ import secrets
 import threading
 import weakref
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeGuard, Unpack, cast, get_args, overload
-
-import torch
-from torch import Tensor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack, cast, get_args, overload
 
 from potq import native
-from potq.checkpoint.loading import load_tokenizer
 from potq.checkpoint.source import resolve
-from potq.engine.generation import Chat, FinishReason, Generation, Ids, Settings, SettingsFields, encode, token_ids
+from potq.config import Activations, check_activations
+from potq.engine.generation import (
+    Chat,
+    FinishReason,
+    Generation,
+    Ids,
+    Settings,
+    SettingsFields,
+    encode,
+    encode_chat,
+    is_chat,
+    token_ids,
+)
 from potq.engine.text_stream import TextStream
+from potq.engine.threads import default_threads
+from potq.engine.tokenizer import TextTokenizer, file_tokenizer, lost_characters
 from potq.errors import ConfigError, EngineError
-from potq.kernels.activations import Activations, check_activations
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 _MAX_THREADS = 256
@@ -40,7 +51,7 @@ class Engine:
 
     Args:
         path: a folder, packed or not, of GPT-2, Llama, Mistral, Qwen2 or Qwen3.
-        threads: that compute; as many as torch's by default.
+        threads: that compute; as many as torch's by default, see :func:`potq.engine.threads.default_threads`.
         context: tokens of room for prompt and text together; as many as the model knows by default.
         activations: whether inputs of packed products are rounded to int8 (fast), or not.
 
@@ -82,8 +93,9 @@ class Engine:
         self._text = 0  # number of the text that is under way
         self._process = os.getpid()
         self.path, self.activations = os.fspath(path), activations
+        self._folder = _folder(path)
         options = _options(threads, context, activations)
-        self._handle = self._library.potq_engine_open(os.fsencode(_folder(path)), options, *self._reason)
+        self._handle = self._library.potq_engine_open(os.fsencode(self._folder), options, *self._reason)
         if not self._handle:
             self._fail()
         self._closing = weakref.finalize(self, _close, self._library, self._handle, self._process)
@@ -103,7 +115,50 @@ class Engine:
         Raises:
             CheckpointError: it has no tokenizer.
         """
+        from potq.checkpoint.loading import load_tokenizer
+
         return load_tokenizer(self.path)
+
+    @cached_property
+    def _file_tokenizer(self) -> TextTokenizer | None:
+        return file_tokenizer(self._folder)
+
+    @property
+    def _texts(self) -> TextTokenizer:
+        """The tokenizer if it was asked for, which its user may have changed; else its like that needs no transformers."""
+        loaded = "tokenizer" in self.__dict__
+        return self.tokenizer if loaded or self._file_tokenizer is None else self._file_tokenizer
+
+    def encode(self, prompt: str | Chat) -> list[int]:
+        """Token ids of a text, or of a chat as the tokenizer's template writes it, up to where the model's turn begins.
+
+        Raises:
+            CheckpointError: no tokenizer.
+            DataError: an empty prompt, half a surrogate pair, a chat without template.
+
+        Example:
+            >>> import potq
+            >>> engine = potq.Engine("packed", threads=1)
+            >>> engine.decode(engine.encode("the cat"))
+            'the cat'
+        """
+        return encode_chat(self.tokenizer, prompt) if is_chat(prompt) else encode(self._texts, cast("str", prompt))
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens left out.
+
+        Raises:
+            CheckpointError: no tokenizer.
+        """
+        return self._texts.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def lost(self, text: str) -> str:
+        """Characters of ``text``, each once, that vanish: the tokenizer has no tokens for them, nor for their bytes.
+
+        Raises:
+            CheckpointError: no tokenizer.
+        """
+        return lost_characters(self._texts, text)
 
     @overload
     def generate(self, prompt: str | Chat, **settings: Unpack[SettingsFields]) -> Generation[str]: ...
@@ -129,14 +184,14 @@ class Engine:
         given: dict[str, Any] = {**settings}
         chosen = Settings(**given)
         stream = None
-        if isinstance(prompt, str) or _is_chat(prompt):
-            ids = array("i", encode(self.tokenizer, prompt))
-            stream = TextStream(self.tokenizer, ids, chosen.stop)
+        if isinstance(prompt, str) or is_chat(prompt):
+            ids = array("i", self.encode(prompt))
+            stream = TextStream(self._texts, ids, chosen.stop)
         elif chosen.stop:
             raise ConfigError("stop texts are for prompts of text; look at the ids of a prompt of ids yourself")
         else:
             ids = token_ids(cast("Ids", prompt))
-        return Generation(partial(self._next, self._start(ids, chosen)), chosen, stream, self._decode)
+        return Generation(partial(self._next, self._start(ids, chosen)), chosen, stream, self.decode)
 
     def logits(self, ids: Ids) -> Tensor:
         """What the model expects behind each token: float32 ``(count, vocabulary)``. Ends a text that is under way.
@@ -234,6 +289,8 @@ class Engine:
 
     def _append(self, ids: Ids, *, behind: int, all: bool = True) -> Tensor:
         """Logits of tokens that follow the first ``behind`` of the sequence, or (``all=False``) of the last one alone."""
+        import torch
+
         tokens = token_ids(ids)
         logits = torch.empty(len(tokens) if all else 1, self.vocabulary, dtype=torch.float32, device="cpu")
         with self._mine() as engine:
@@ -244,17 +301,13 @@ class Engine:
                 self._fail()
         return logits
 
-    def _decode(self, ids: list[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
-
 
 def _close(library: ctypes.CDLL, handle: int, process: int) -> None:
     if process == os.getpid():  # a forked process has its memory, but not its threads
         library.potq_engine_close(handle)
 
 
-def _folder(path: str | os.PathLike[str]) -> str:
+def _folder(path: str | os.PathLike[str]) -> Path:
     where = resolve(path)
     if where.gguf_file is not None:
         raise EngineError(
@@ -262,13 +315,13 @@ def _folder(path: str | os.PathLike[str]) -> str:
         )
     if where.folder is None:
         raise EngineError(f"the engine reads folders, and {path} is none here; download or potq quantize a model of the hub")
-    return str(where.folder)
+    return where.folder
 
 
 def _options(threads: int | None, context: int | None, activations: Activations) -> native.EngineOptions:
     check_activations(activations)
     return native.EngineOptions(
-        threads=min(torch.get_num_threads(), _MAX_THREADS) if threads is None else _whole("threads", threads, _MAX_THREADS),
+        threads=min(default_threads(), _MAX_THREADS) if threads is None else _whole("threads", threads, _MAX_THREADS),
         context=0 if context is None else _whole("context", context, 2**31 - 1),
         arithmetic=get_args(Activations).index(activations),
         isa=native.usable_isas()[native.isa()],
@@ -279,7 +332,3 @@ def _whole(name: str, value: int, most: int) -> int:
     if not isinstance(value, int) or not 1 <= value <= most:
         raise ConfigError(f"invalid {name} {value!r}; use an integer in 1..{most}")
     return value
-
-
-def _is_chat(prompt: Chat | Ids) -> TypeGuard[Chat]:
-    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)

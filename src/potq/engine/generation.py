@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeAlias, TypedDict, TypeGuard, TypeVar
 
-from pydantic import BeforeValidator, Field, StringConstraints
-from torch import Tensor
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from potq.engine.text_stream import TextStream
 from potq.errors import DataError, EngineError
 from potq.validation import Strict
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from potq.engine.tokenizer import TextTokenizer
+
 Chat: TypeAlias = Sequence[Mapping[str, str]]  # turns of "role" and "content"
-Ids: TypeAlias = Iterable[int] | Tensor
+Ids: TypeAlias = "Iterable[int] | Tensor"
 FinishReason: TypeAlias = Literal["token", "stop", "length", "context"]
 Piece = TypeVar("Piece", str, int)
 
@@ -46,7 +49,7 @@ class Settings(Strict):
 
     Attributes:
         max_new_tokens: at most so many.
-        temperature: 0 takes the likeliest token, and what follows has no effect but the penalty.
+        temperature: 0 takes the likeliest token.
         top_k: of the k likeliest; 0 is all.
         top_p: of the fewest likeliest that have this probability together; 1 is all.
         min_p: of those at least this probable, relative to the likeliest; 0 is all.
@@ -54,6 +57,9 @@ class Settings(Strict):
         seed: the same seed draws the same tokens; None draws others each time.
         stop: a text, or several, that end the text before them.
         stop_token_ids: tokens that end the text before them; None is those of generation_config.json, else of config.json.
+
+    Raises:
+        ConfigError: a value out of range; top_k, top_p, min_p or a seed at temperature 0, where they change nothing.
     """
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
@@ -66,30 +72,53 @@ class Settings(Strict):
     stop: Annotated[tuple[Annotated[str, StringConstraints(min_length=1)], ...], BeforeValidator(_several)] = ()
     stop_token_ids: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None = None
 
+    @model_validator(mode="after")
+    def _a_draw_has_a_temperature(self) -> Settings:
+        if self.temperature == 0:
+            fields, draws = type(self).model_fields, ("top_k", "top_p", "min_p", "seed")
+            if idle := [name for name in draws if getattr(self, name) != fields[name].default]:
+                raise ValueError(
+                    f"{', '.join(idle)} has no effect at temperature 0, which takes the likeliest token: "
+                    "give a temperature, or leave it out"
+                )
+        return self
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Chat) -> list[int]:
-    """Token ids of a text, or of a chat as its template writes it, up to where the model's turn begins.
+
+def encode(tokenizer: TextTokenizer, text: str) -> list[int]:
+    """Token ids of a text.
 
     Raises:
-        DataError: there is nothing to encode, half a surrogate pair, no (or a failing) chat template.
+        DataError: there is nothing to encode, half a surrogate pair.
     """
-    if isinstance(prompt, str):
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"the prompt is not valid Unicode ({error})") from None
-        ids: list[int] = tokenizer(prompt)["input_ids"] if prompt else []
-        if not ids:
-            raise DataError("the prompt is empty; give at least one character")
-        return ids
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the prompt is not valid Unicode ({error})") from None
+    ids = tokenizer.encode(text) if text else []
+    if not ids:
+        raise DataError("the prompt is empty; give at least one character")
+    return ids
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> list[int]:
+    """Token ids of a chat as its template writes it, up to where the model's turn begins.
+
+    Raises:
+        DataError: no (or a failing) chat template.
+    """
     if not tokenizer.chat_template:
         raise DataError("the tokenizer has no chat template; give the prompt as a text")
     try:
-        encoded = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=True)
+        encoded = tokenizer.apply_chat_template(list(chat), add_generation_prompt=True, return_dict=True)
     except Exception as error:  # whatever a template raises
         raise DataError(f"the chat template refuses this chat ({error})") from error
-    ids = encoded["input_ids"]
+    ids: list[int] = encoded["input_ids"]
     return ids
+
+
+def is_chat(prompt: object) -> TypeGuard[Chat]:
+    """Whether it is turns, rather than a text or token ids."""
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
 def token_ids(ids: Ids) -> array[int]:
@@ -100,7 +129,7 @@ def token_ids(ids: Ids) -> array[int]:
     """
     if isinstance(ids, bytes | bytearray):
         raise DataError("a prompt of bytes is neither a text nor token ids; decode it")
-    if isinstance(ids, Tensor):
+    if _is_tensor(ids):
         if ids.ndim == 2 and len(ids) == 1:
             ids = ids[0]
         if ids.ndim != 1:
@@ -110,6 +139,12 @@ def token_ids(ids: Ids) -> array[int]:
         return array("i", iter(ids))
     except (TypeError, OverflowError) as error:
         raise DataError(f"token ids are whole numbers in one sequence ({error})") from None
+
+
+def _is_tensor(ids: Ids) -> TypeGuard[Tensor]:
+    """Asked without loading torch: without it there are none."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(ids, torch.Tensor)
 
 
 class Generation(Iterator[Piece], Generic[Piece]):

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict, Unpack, cast
 
-import torch
-
-from potq.checkpoint.loading import load, load_tokenizer
+from potq.config import Activations
 from potq.engine.engine import Engine
-from potq.engine.generation import encode
+from potq.engine.generation import FinishReason, encode, encode_chat, is_chat
 from potq.engine.text_stream import TextStream
-from potq.errors import EngineError
-from potq.kernels import use_kernels
-from potq.nn.plan import longest_text
+from potq.engine.tokenizer import lost_characters
+from potq.errors import DataError, EngineError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from potq.engine.generation import Chat, Settings
-    from potq.kernels import Activations
 
 Write = Callable[[str], None]
 
@@ -41,6 +37,21 @@ class RunnerOptions(TypedDict, total=False):
     threads: int | None
 
 
+class Generated(NamedTuple):
+    """What a runner wrote.
+
+    Attributes:
+        text: all of it.
+        tokens: how many it took.
+        finish_reason: why it ended: an end token (``"token"``), a stop text (``"stop"``), ``max_new_tokens`` (``"length"``),
+            no room for more (``"context"``).
+    """
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+
+
 class Runner(Protocol):
     """A loaded model that generates.
 
@@ -56,11 +67,23 @@ class Runner(Protocol):
     why_not_engine: str | None
     lines: list[str]
     kernels: dict[str, int]
-    tokenizer: PreTrainedTokenizerBase
     limit: int | None
 
-    def run(self, prompt: str | Chat, settings: Settings, write: Write) -> tuple[str, int]:
-        """Gives the pieces of the text to ``write``; returns the text, and how many tokens it took."""
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's."""
+
+    def encode(self, prompt: str | Chat) -> list[int]:
+        """Token ids of a prompt, of which there may be ``limit``."""
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens left out."""
+
+    def lost(self, text: str) -> str:
+        """Characters of ``text``, each once, that the tokenizer has no tokens for."""
+
+    def run(self, prompt: str | Chat, settings: Settings, write: Write) -> Generated:
+        """Gives the pieces of the text to ``write`` as they come."""
 
 
 def open_runner(model: str, *, engine: bool | None = None, **options: Unpack[RunnerOptions]) -> Runner:
@@ -81,9 +104,9 @@ def open_runner(model: str, *, engine: bool | None = None, **options: Unpack[Run
         >>> runner.name, runner.limit
         ('engine', 128)
         >>> pieces = []
-        >>> text, count = runner.run("the cat", Settings(max_new_tokens=4), pieces.append)
-        >>> text == "".join(pieces), count <= 4
-        (True, True)
+        >>> written = runner.run("the cat", Settings(max_new_tokens=4), pieces.append)
+        >>> written.text == "".join(pieces), written.tokens, written.finish_reason
+        (True, 4, 'length')
     """
     if engine is False:
         return ModulesRunner(model, "the modules were asked for", **options)
@@ -120,15 +143,30 @@ class EngineRunner:
         if dtype != "auto":
             raise EngineError(f"the engine computes in float32; dtype {dtype} is for the modules")
         self.engine = Engine(model, threads=threads, activations=activations)
-        self.tokenizer, self.limit = self.engine.tokenizer, self.engine.context
+        self.limit = self.engine.context
         self.lines = [f"the engine ({self.engine.isa}, {self.engine.threads} threads), {activations} activations"]
         self.kernels: dict[str, int] = {}
 
-    def run(self, prompt: str | Chat, settings: Settings, write: Write) -> tuple[str, int]:
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.engine.tokenizer
+
+    def encode(self, prompt: str | Chat) -> list[int]:
+        ids = self.engine.encode(prompt)
+        _room(self.limit, ids)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self.engine.decode(ids)
+
+    def lost(self, text: str) -> str:
+        return self.engine.lost(text)
+
+    def run(self, prompt: str | Chat, settings: Settings, write: Write) -> Generated:
         generation = self.engine.generate(prompt, **dict(settings))
         for piece in generation:
             write(piece)
-        return generation.text, len(generation.ids)
+        return Generated(generation.text, len(generation.ids), cast("FinishReason", generation.finish_reason))
 
 
 class ModulesRunner:
@@ -146,6 +184,12 @@ class ModulesRunner:
         activations: Activations = "int8",
         threads: int | None = None,
     ) -> None:
+        import torch
+
+        from potq.checkpoint.loading import load, load_tokenizer
+        from potq.kernels.explain import kernel_lines, use_kernels
+        from potq.nn.plan import longest_text
+
         self.why_not_engine = why_not_engine
         if threads is not None:
             torch.set_num_threads(threads)
@@ -153,10 +197,25 @@ class ModulesRunner:
         self.model: Any = load(model, dtype=dtype, device=device)
         self.limit = longest_text(self.model)
         self.kernels = use_kernels(self.model, activations)
-        self.lines = ["transformers' modules", *(f"{count} modules on {kernel}" for kernel, count in self.kernels.items())]
+        self.lines = ["transformers' modules", *kernel_lines(self.kernels)]
 
-    def run(self, prompt: str | Chat, settings: Settings, write: Write) -> tuple[str, int]:
-        encoded = encode(self.tokenizer, prompt)
+    def encode(self, prompt: str | Chat) -> list[int]:
+        ids = encode_chat(self.tokenizer, prompt) if is_chat(prompt) else encode(self.tokenizer, cast("str", prompt))
+        _room(self.limit, ids)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def lost(self, text: str) -> str:
+        return lost_characters(self.tokenizer, text)
+
+    def run(self, prompt: str | Chat, settings: Settings, write: Write) -> Generated:
+        import torch
+
+        encoded = self.encode(prompt)
+        room = _room(self.limit, encoded)
         stream = TextStream(self.tokenizer, encoded, settings.stop)
         ids = torch.tensor([encoded], device=self.model.device)
         output = self.model.generate(
@@ -164,9 +223,31 @@ class ModulesRunner:
             attention_mask=torch.ones_like(ids),
             streamer=_Streamer(stream, write),
             stopping_criteria=[lambda ids, *_, **__: torch.full((len(ids),), stream.stopped, device=ids.device)],
-            **_options(settings),
+            **_options(settings, room),
         )
-        return stream.text, output.shape[1] - ids.shape[1]
+        new = output[0, ids.shape[1] :].tolist()
+        return Generated(stream.text, len(new), self._reason(new, settings, stopped=stream.stopped))
+
+    def _reason(self, new: list[int], settings: Settings, *, stopped: bool) -> FinishReason:
+        if stopped:
+            return "stop"
+        ends = self.model.generation_config.eos_token_id if settings.stop_token_ids is None else settings.stop_token_ids
+        if new and new[-1] in (ends if isinstance(ends, list | tuple) else (ends,)):
+            return "token"
+        return "length" if len(new) == settings.max_new_tokens else "context"
+
+
+def _room(limit: int | None, prompt: list[int]) -> int | None:
+    """How many tokens may follow a prompt, if there is a limit; the last one needs no position.
+
+    Raises:
+        DataError: the prompt alone is too long.
+    """
+    if limit is None:
+        return None
+    if len(prompt) > limit:
+        raise DataError(f"the prompt has {len(prompt)} tokens, the model's limit is {limit}; shorten it")
+    return limit - len(prompt) + 1
 
 
 class _Streamer:
@@ -185,12 +266,17 @@ class _Streamer:
         self._write(self._stream.finish())
 
 
-def _options(settings: Settings) -> dict[str, Any]:
+def _options(settings: Settings, room: int | None) -> dict[str, Any]:
     """Settings as transformers takes them. The seed is set here, and only if it was asked for."""
+    import torch
+
+    most = settings.max_new_tokens
     options: dict[str, Any] = {
-        "max_new_tokens": settings.max_new_tokens,
+        "max_new_tokens": most if room is None else min(most, room),
         "repetition_penalty": settings.repetition_penalty,
     }
+    if settings.stop_token_ids is not None:
+        options["eos_token_id"] = list(settings.stop_token_ids) or [-1]  # no token has that id
     if settings.temperature == 0:
         return {**options, "do_sample": False, "temperature": None, "top_k": None, "top_p": None, "min_p": None}
     if settings.seed is not None:

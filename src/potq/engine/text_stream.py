@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from potq.engine.tokenizer import TextTokenizer
 
 _CONTEXT = 6  # tokens that the next ones are decoded with: some tokenizers drop a space that begins a text
 _LONGEST = 4  # tokens of one character: UTF-8 has no more bytes
@@ -28,7 +28,7 @@ class TextStream:
         stop: texts that end the text; they are not part of it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: TextTokenizer, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self.text = ""  # all pieces so far
         self.stopped = False  # a stop text was found
         self._tokenizer = tokenizer
@@ -90,12 +90,11 @@ class TextStream:
         return max(lengths, default=0)
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    text: str = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text
+def _decode(tokenizer: TextTokenizer, tokens: Sequence[int]) -> str:
+    return tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _whole(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> int:
+def _whole(tokenizer: TextTokenizer, tokens: Sequence[int]) -> int:
     """How many of ``tokens`` there are without a character that the last ones only begin."""
     for count in range(len(tokens), max(-1, len(tokens) - _LONGEST), -1):
         if not _decode(tokenizer, tokens[:count]).endswith(_INCOMPLETE):

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from potq.config import PoTConfig
-from potq.errors import DataError, MissingDependencyError
+from potq.errors import DataError
 from potq.evaluate.bootstrap import paired_bootstrap
+from potq.evaluate.outputs import check_plot, check_rows_file
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import set_activations
 from potq.nn.report import Progress, markdown_table
@@ -146,8 +147,7 @@ class KeptRows:
         self._file, self._rows = file, {}
         if file is None:
             return
-        if not file.parent.is_dir():
-            raise DataError(f"cannot keep rows in {file}: the folder {file.parent} does not exist")
+        check_rows_file(file)
         if file.exists():
             self._rows = _read_rows(file)
 
@@ -223,21 +223,6 @@ def to_dict(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """For JSON, with each row's excess over the first and its interval."""
     base = rows[0]
     return [{**asdict(row), "excess": row.excess(base), "interval": row.interval(base)} for row in rows]
-
-
-def check_plot(path: Path) -> None:
-    """Find out before the work that a plot cannot be drawn.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-        DataError: its folder does not exist.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise MissingDependencyError("--plot draws with matplotlib: pip install 'potq[plot]'") from None
-    if not path.parent.is_dir():
-        raise DataError(f"cannot write the plot {path}: the folder {path.parent} does not exist")
 
 
 def plot(rows: Sequence[Row], path: Path, title: str) -> None:

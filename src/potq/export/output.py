@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from potq.errors import CheckpointError, ExportError
 from potq.files import disk_errors, flush_path, resolved
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def check_file(path: str | os.PathLike[str], *, force: bool, suffix: str) -> Path:

@@ -4,7 +4,7 @@
 activations unrounded.
 """
 
-from potq.kernels.activations import Activations
+from potq.config import Activations
 from potq.kernels.explain import Explanation, explain, set_activations, use_kernels
 from potq.kernels.registry import register_backend
 

@@ -1,4 +1,4 @@
-"""The inputs of products: "int8" or "float", and in torch what the kernels' int8 arithmetic makes of them (docs/kernels.md).
+"""The inputs of products: in torch, what the kernels' int8 arithmetic makes of them (docs/kernels.md).
 
 Per row and block of at most 64 inputs ``q = rint(x 127 / amax)``; a block whose largest value stands out takes 16 bits,
 ``254 q + r`` in place of ``q``.
@@ -6,37 +6,12 @@ Per row and block of at most 64 inputs ``q = rint(x 127 / amax)``; a block whose
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from potq.errors import ConfigError
-
-Activations = Literal["int8", "float"]
-"""What a packed product does with its inputs.
-
-``"int8"`` rounds them in blocks of at most 64, which is fast. ``"float"`` keeps them.
-
-Example:
-    >>> from typing import get_args
-    >>> from potq.kernels import Activations
-    >>> get_args(Activations)
-    ('int8', 'float')
-"""
 _OUTLIER = 645.0  # csrc/kernels/product.h: a block whose integers' mean square is less is rounded finely
 _TINY = 2.0**-120  # blocks below count as zero
-
-
-def check_activations(activations: str) -> None:
-    """Refuse another word.
-
-    Raises:
-        ConfigError: names those that there are.
-    """
-    if activations not in get_args(Activations):
-        raise ConfigError(f"unknown activations {activations!r}; choose {' or '.join(get_args(Activations))}")
 
 
 def round_activations(input: Tensor, group: int) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from potq import native
+from potq.config import Activations, check_activations
 from potq.errors import ConfigError
-from potq.kernels.activations import Activations, check_activations
 from potq.kernels.cpu import backend as cpu
 from potq.kernels.registry import choose
 from potq.kernels.triton import backend as triton
@@ -113,6 +113,11 @@ def use_kernels(model: nn.Module, activations: Activations) -> dict[str, int]:
     if packed:
         set_activations(model, activations)
     return dict(Counter(str(explain(module)) for module in packed))
+
+
+def kernel_lines(kernels: dict[str, int]) -> list[str]:
+    """What :func:`use_kernels` gave, for people: a line per kernel."""
+    return [f"{count} modules on {kernel}" for kernel, count in kernels.items()]
 
 
 def _is_packed(module: nn.Module) -> bool:

@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from potq.config import Activations
 from potq.kernels import reference
-from potq.kernels.activations import Activations
 from potq.kernels.registry import BACKENDS, choose
 from potq.kernels.weight import PackedWeight
 from potq.numerics.scheme import QuantScheme

@@ -16,7 +16,7 @@ from potq.numerics.functional import decode_scale
 from potq.numerics.packing import unpack
 
 if TYPE_CHECKING:
-    from potq.kernels.activations import Activations
+    from potq.config import Activations
     from potq.kernels.weight import PackedWeight
     from potq.numerics.scheme import QuantScheme
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from potq import native
+from potq.config import Activations
 from potq.kernels import reference
-from potq.kernels.activations import Activations
 from potq.kernels.cpu import backend as cpu
 from potq.kernels.triton import backend as triton
 from potq.kernels.weight import PackedWeight

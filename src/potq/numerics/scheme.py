@@ -18,7 +18,7 @@ from pydantic import (
 
 from potq.errors import ConfigError
 from potq.numerics.grid import E2M1, Grid, additive, pot, table, uniform
-from potq.validation import Strict
+from potq.validation import Strict, meant
 
 GroupSize = int | Literal["row", "tensor"]
 ScaleDtype = Literal["float16", "e8m0"]
@@ -204,7 +204,7 @@ def _preset_fields(name: str | None) -> dict[str, Any]:
     if isinstance(name, str) and name in PRESETS:
         scheme = PRESETS[name]
         return {field: getattr(scheme, field) for field in QuantScheme.model_fields}
-    raise ConfigError(f"unknown preset {name!r}; the presets are {', '.join(sorted(PRESETS))}")
+    raise ConfigError(f"unknown preset {name!r}; the presets are {', '.join(sorted(PRESETS))}{meant(name, PRESETS)}")
 
 
 PRESETS.update({name: QuantScheme(grid=grid) for name, grid in _GRIDS.items()})

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from potq.config import PoTConfig, matches
+from potq.config import PoTConfig, check_candidates, matches
 from potq.errors import ConfigError
 from potq.nn.plan import WeightPlan, linear_weight, plan
 from potq.nn.report import Progress
@@ -196,23 +196,6 @@ def choose(config: PoTConfig, layers: Sequence[LayerOptions], *, budget: float |
     }
     named = config.model_copy(update={"targets": {**config.targets, **found}})
     return Allocation(named, tuple(layers), tuple(chosen))
-
-
-def check_candidates(candidates: Sequence[QuantScheme | str]) -> list[QuantScheme]:
-    """The candidates as schemes.
-
-    Raises:
-        ConfigError: no candidate, one given twice, or an unknown preset.
-    """
-    if isinstance(candidates, str):
-        raise ConfigError(f"candidates is the string {candidates!r}; give a list of schemes or presets")
-    schemes = [QuantScheme(candidate) if isinstance(candidate, str) else candidate for candidate in candidates]
-    if not schemes:
-        raise ConfigError("candidates is empty; give at least one scheme to choose from")
-    for index, scheme in enumerate(schemes):
-        if scheme in schemes[:index]:
-            raise ConfigError(f"candidates holds {scheme.name} twice")
-    return schemes
 
 
 def within_budget(layers: Sequence[LayerOptions], budget: float) -> list[int]:

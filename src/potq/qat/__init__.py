@@ -5,19 +5,26 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from potq.qat.prepare import convert, prepare, refresh_scales
-from potq.qat.recipe import TrainRecipe
-from potq.qat.settings import QATSettings
-
 if TYPE_CHECKING:
+    from potq.qat.preparation import convert, prepare, refresh_scales
+    from potq.qat.recipe import TrainRecipe
     from potq.qat.run import TrainingResult, train
+    from potq.qat.settings import QATSettings
 
-_RUN = ("TrainingResult", "train")  # they import transformers' Trainer, which takes seconds
+_HOME = {  # the mistakes of a recipe are told before torch is loaded, and training imports transformers' Trainer
+    "QATSettings": "settings",
+    "TrainRecipe": "recipe",
+    "TrainingResult": "run",
+    "convert": "preparation",
+    "prepare": "preparation",
+    "refresh_scales": "preparation",
+    "train": "run",
+}
 
 __all__ = ["QATSettings", "TrainRecipe", "TrainingResult", "convert", "prepare", "refresh_scales", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _RUN:
+    if name not in _HOME:
         raise AttributeError(f"module 'potq.qat' has no attribute {name!r}")
-    return getattr(importlib.import_module("potq.qat.run"), name)
+    return getattr(importlib.import_module(f"potq.qat.{_HOME[name]}"), name)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from potq.kernels import Activations
+from potq.config import Activations
 from potq.kernels.activations import round_activations
 from potq.numerics.fake_quantize import round_backward, round_op
 from potq.numerics.functional import codebook

@@ -24,10 +24,10 @@ from potq.data.sequences import pack
 from potq.data.text import read_documents, read_text
 from potq.data.tokens import choose_window
 from potq.errors import ConfigError, DataError, MissingDependencyError
-from potq.files import check_destination
 from potq.nn.plan import Plan
 from potq.nn.report import Progress, QuantReport
 from potq.ptq.blocks import mixed_precision
+from potq.qat.checks import check_recipe
 from potq.qat.device import (
     idle_devices,
     in_precision,
@@ -37,7 +37,7 @@ from potq.qat.device import (
     training_device,
 )
 from potq.qat.objective import Objective
-from potq.qat.prepare import convert, load_scale_state, prepare, require_no_text, scale_state
+from potq.qat.preparation import convert, load_scale_state, prepare, scale_state
 from potq.qat.recipe import WRITTEN, DataRecipe, TrainRecipe
 from potq.qat.teacher import TeacherCache, check_teacher, check_top_k
 from potq.qat.text import written_by
@@ -169,12 +169,8 @@ class TrainingRun:
             PotqError: anything that would stop the run later.
         """
         require_known_sharding()
-        sources = [source for source in (recipe.model, recipe.start, recipe.teacher) if source is not None]
-        target = check_destination(recipe.output, force=recipe.force, sources=sources)
-        if (config := recipe.config()) is not None and recipe.start is None:
-            require_no_text(config)
+        target = check_recipe(recipe)
         _check_trackers(recipe)
-        _check_texts(recipe)
         folder = target.with_name(f"{target.name}.training")
         _check_unfinished(folder, _content(recipe))
         tokenizer = load_tokenizer(recipe.model)
@@ -357,14 +353,6 @@ def _sequences(tokenizer: PreTrainedTokenizerBase, text: str, data: DataRecipe, 
         return pack(tokenizer, [read_text(text)] if data.joined else read_documents(text), data.length, limit=limit)
     except DataError as error:
         raise DataError(f"{text}: {error}") from None
-
-
-def _check_texts(recipe: TrainRecipe) -> None:
-    """Files that are not there, before a model is loaded."""
-    texts = () if recipe.data.text == WRITTEN else (recipe.data.text,)
-    for text in (*texts, recipe.data.evaluation):
-        if text is not None and ":" not in text:
-            read_documents(text)
 
 
 def _check_trackers(recipe: TrainRecipe) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from potq.kernels import Activations
+from potq.config import Activations
 from potq.validation import Strict
 
 Scales = Literal["fixed", "searched", "learned"]

@@ -32,7 +32,7 @@ from potq.errors import CheckpointError, ModelError
 from potq.nn.losses import next_token_loss
 from potq.nn.report import Progress
 from potq.qat.objective import Objective
-from potq.qat.prepare import load_scale_state, qat_modules, refresh_scales, scale_state
+from potq.qat.preparation import load_scale_state, qat_modules, refresh_scales, scale_state
 from potq.qat.recipe import OptimizationRecipe
 
 LOG = "log.jsonl"

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import copy
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from potq.errors import ExportError, MissingDependencyError
+from potq.config import Activations, check_activations
+from potq.errors import ExportError
 from potq.export.blocks import BlockType
 from potq.export.card import write_export_card
 from potq.export.onnx.check import check_logits, check_weights
 from potq.export.onnx.decoder import probe
 from potq.export.onnx.modules import to_nbits
+from potq.export.onnx.packages import require_packages
 from potq.export.onnx.trace import trace
 from potq.export.onnx.types import ACCURACY, INT8_INPUTS
 from potq.export.output import check_on_cpu, folder_bytes
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import ONNX, check_schemes
 from potq.files import check_destination, disk_errors, flush, replacing
-from potq.kernels import Activations, set_activations
-from potq.kernels.activations import check_activations
+from potq.kernels import set_activations
 from potq.nn.plan import packed_modules, tensor_bytes
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ _PRODUCTS = {
     "float": "everything is computed in float32.",
     "int8": "inputs of products may be rounded to int8 (`accuracy_level` 4).",
 }
-_PACKAGES = ("onnx", "onnx_ir", "onnxruntime", "onnxscript")
 
 
 def export_onnx(
@@ -107,17 +106,6 @@ def export_onnx(
         )
         flush(folder)
     return report
-
-
-def require_packages() -> None:
-    """Look for what the export needs, before any work is done.
-
-    Raises:
-        MissingDependencyError: names what is missing.
-    """
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise MissingDependencyError(f"the onnx export needs {', '.join(missing)}: pip install 'potq[onnx]'")
 
 
 def _round_inputs(path: Path) -> None:

@@ -16,7 +16,7 @@ from potq import native as lib
 from potq.kernels.prepared import Prepared
 
 if TYPE_CHECKING:
-    from potq.kernels.activations import Activations
+    from potq.config import Activations
     from potq.kernels.weight import PackedWeight
     from potq.numerics.scheme import QuantScheme
 

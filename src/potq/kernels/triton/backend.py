@@ -19,7 +19,7 @@ from potq.kernels.prepared import Prepared
 from potq.kernels.triton.layout import OCTET, WIDTHS
 
 if TYPE_CHECKING:
-    from potq.kernels.activations import Activations
+    from potq.config import Activations
     from potq.kernels.triton.weight import GpuWeight
     from potq.kernels.weight import PackedWeight
     from potq.numerics.scheme import QuantScheme

@@ -19,7 +19,7 @@ from potq.numerics.functional import codebook
 from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.qat import QATSettings, convert, prepare, refresh_scales
 from potq.qat.nn import qat_class
-from potq.qat.prepare import load_scale_state, qat_modules, scale_state
+from potq.qat.preparation import load_scale_state, qat_modules, scale_state
 
 SCALES = ("fixed", "searched", "learned")
 

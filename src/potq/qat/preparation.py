@@ -15,6 +15,7 @@ from potq.nn.report import QuantReport
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.rtn import choose_scales
 from potq.ptq.quantize import attach, check_weight, describe_weight, make_report
+from potq.qat.checks import require_no_text
 from potq.qat.nn import QATModule, qat_class
 from potq.qat.settings import QATSettings
 
@@ -163,16 +164,6 @@ def _config(config: PoTConfig | None, start: nn.Module | None) -> PoTConfig:
     if start is None:
         require_no_text(chosen)
     return chosen
-
-
-def require_no_text(config: PoTConfig) -> None:
-    """Refuse a config whose scales are found with calibration text.
-
-    Raises:
-        ConfigError: says what to do instead.
-    """
-    if config.scale_method not in ("absmax", "mse"):
-        raise ConfigError(f"scale_method={config.scale_method!r} needs text; quantize first and pass start=, or use 'mse'")
 
 
 def _starts(start: nn.Module, targets: list[WeightPlan]) -> dict[str, PackedModule]:
