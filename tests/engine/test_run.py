@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 import potq
 
-pytestmark = pytest.mark.skipif(shutil.which("potq-run") is None, reason="potq-run is not installed")
+BESIDE_PYTHON = Path(sys.executable).parent
+PROGRAM = shutil.which("potq-run", path=BESIDE_PYTHON) or shutil.which("potq-run")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="potq-run is not installed")
 
 
 def run(*words: str | Path, given: str = "") -> subprocess.CompletedProcess[str]:
-    words = ("potq-run", *map(str, words), "--threads", "1")
+    assert PROGRAM is not None
+    words = (PROGRAM, *map(str, words), "--threads", "1")
     return subprocess.run(
         words, input=given, capture_output=True, encoding="utf-8", errors="surrogateescape", check=False, timeout=300
     )

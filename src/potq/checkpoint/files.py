@@ -14,11 +14,12 @@ from potq.errors import CheckpointError, ConfigError, ModelError, out_of_reach
 _DTYPES = ("auto", "float64", "double", "float32", "float", "bfloat16", "float16", "half")
 
 
-def check_source(source: str, *, quantizing: bool = False) -> Source:
+def check_source(source: str, *, quantizing: bool = False, weights: bool = True) -> Source:
     """Find a model, and see that a folder holds one.
 
     Args:
         quantizing: it is to be in full precision.
+        weights: whether its weights are to be there.
 
     Raises:
         CheckpointError: a path that is not there, files that are missing or damaged, a folder that is quantized already, a
@@ -30,7 +31,7 @@ def check_source(source: str, *, quantizing: bool = False) -> Source:
     if where.folder is None:
         _check_hub(where.name)
     elif where.gguf_file is None:
-        check_folder(where.folder, quantizing=quantizing)
+        check_folder(where.folder, quantizing=quantizing, weights=weights)
     return where
 
 
@@ -53,7 +54,7 @@ def _check_hub(name: str) -> None:
         return  # a model without that file, one behind a gate: transformers can say more
 
 
-def check_folder(folder: Path, *, quantizing: bool) -> None:
+def check_folder(folder: Path, *, quantizing: bool, weights: bool = True) -> None:
     """Everything that a folder's names and its config.json tell.
 
     Raises:
@@ -68,7 +69,8 @@ def check_folder(folder: Path, *, quantizing: bool) -> None:
         PoTConfig.from_dict(quantized)
     if "model_type" not in config:
         raise ModelError(f"{folder}/config.json names no model_type; it is not a Hugging Face model")
-    weight_files(folder)
+    if weights:
+        weight_files(folder)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -37,7 +37,7 @@ def inspect(
     from potq.evaluate.outputs import check_plot
 
     config = PoTConfig(scheme or DEFAULT_PRESET)
-    check_source(model)
+    check_source(model, weights=False)
     if plot is not None:
         check_plot(plot)
     from potq.checkpoint.preview import hub_config, preview
