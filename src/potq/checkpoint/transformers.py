@@ -156,7 +156,8 @@ class PoTQuantizer(HfQuantizer):
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
         """Refuses to save a model whose config no longer describes it, as :func:`potq.save` does."""
-        check_reloadable(model)
+        if not getattr(model, "_hf_peft_config_loaded", False):  # of add_adapter(): then the adapter is saved, and it alone
+            check_reloadable(model)
         return None, {}
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:

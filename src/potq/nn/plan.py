@@ -60,8 +60,9 @@ def plan(model: nn.Module, config: PoTConfig) -> Plan:
 
     Raises:
         ConfigError: a pattern matches no module, or tied modules would get different schemes.
-        ModelError: the model is quantized already, or nothing is left to quantize.
+        ModelError: the model is quantized already, has an adapter, or nothing is left to quantize.
     """
+    require_no_adapter(model)
     if any(isinstance(module, PackedModule) for module in model.modules()):
         raise ModelError("the model is quantized already; load the full-precision one")
     if any(isinstance(module, ScaledModule) for module in model.modules()):
@@ -82,6 +83,20 @@ def plan(model: nn.Module, config: PoTConfig) -> Plan:
     return Plan(targets, skipped)
 
 
+def require_no_adapter(model: nn.Module) -> None:
+    """Refuse a model that peft put an adapter into: it would be quantized with it, or lost.
+
+    Raises:
+        ModelError: names a module that has one.
+    """
+    for name, module in model.named_modules():
+        if any(base.__module__.startswith("peft.") for base in type(module).__mro__):
+            raise ModelError(
+                f"{name or 'the model'} has an adapter ({type(module).__name__} of peft); merge it into the float model "
+                "first (merge_and_unload()), or take it off (unload())"
+            )
+
+
 def linear_weight(module: nn.Module) -> Tensor:
     """The weight of a linear, ``Conv1D`` or embedding as ``(out, in)``."""
     return as_matrix(module, _weight(module))
@@ -94,10 +109,10 @@ def as_matrix(module: nn.Module, weight: Tensor) -> Tensor:
 
 def install(model: nn.Module, target: WeightPlan, quantized: QuantizedWeight) -> None:
     """Put ``quantized`` in place of ``target``'s weight and of the weights tied to it."""
-    owner = pack_module(model.get_submodule(target.name), quantized)
+    owner = pack_module(model.get_submodule(target.name), quantized, target.name)
     _replace(model, target.name, owner)
     for name in target.tied:
-        _replace(model, name, pack_module(model.get_submodule(name), owner))
+        _replace(model, name, pack_module(model.get_submodule(name), owner, name))
     if target.tied:
         _forget_ties(model)
 
@@ -115,7 +130,12 @@ def meta_model(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def unpack(model: nn.Module, dtype: torch.dtype) -> None:
-    """Put float modules, those that the architecture has, in place of packed ones."""
+    """Put float modules, those that the architecture has, in place of packed ones.
+
+    Raises:
+        ModelError: the model has an adapter, which packed modules are part of.
+    """
+    require_no_adapter(model)
     weights: dict[PackedModule, nn.Parameter] = {}
     float_model = meta_model(model)
     for name, module in packed_modules(model).items():

@@ -259,6 +259,10 @@ def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
     keep_dtype(model)
     model_config: Any = model.config
     model_config.quantization_config = config
+    if hasattr(model, "dequantize") and getattr(model, "hf_quantizer", None) is None:
+        from transformers.quantizers import AutoHfQuantizer
+
+        model.hf_quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)  # what dequantize() asks
     for module in model.modules():  # as from_pretrained marks a packed model: some forwards (FalconMamba's) go by it
         own: Any = getattr(module, "config", None)
         if hasattr(own, "to_dict"):

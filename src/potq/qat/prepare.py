@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
 from potq.nn.packed import PackedModule
-from potq.nn.plan import Plan, WeightPlan, install, linear_weight, packed_modules, plan, tensor_bytes
+from potq.nn.plan import Plan, WeightPlan, install, linear_weight, packed_modules, plan, require_no_adapter, tensor_bytes
 from potq.nn.report import QuantReport
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.rtn import choose_scales
@@ -18,7 +18,7 @@ from potq.ptq.quantize import attach, check_weight, describe_weight
 from potq.qat.nn import QATModule, qat_class
 from potq.qat.settings import QATSettings
 
-_CONFIG = "_potq_qat_config"
+_PREPARED = "_potq_qat"  # the config and the plan
 
 
 def prepare(
@@ -67,15 +67,18 @@ def prepare(
         _copy_rest(model, start)
     for target in todo.targets:
         _prepare_target(model, target, config, settings, packed.get(target.name))
-    setattr(model, _CONFIG, config)
+    setattr(model, _PREPARED, (config, todo))
     return todo
 
 
 def convert(model: nn.Module) -> QuantReport:
     """The packed model that a prepared one is, in place: the same numbers, in packed modules.
 
+    The model is unchanged after an error.
+
     Raises:
-        ModelError: the model is not prepared, or its weights are NaN (named).
+        ModelError: the model is not prepared, has no config or has an adapter, was changed since, or its weights are NaN
+            (named).
 
     Example:
         >>> import potq
@@ -86,10 +89,11 @@ def convert(model: nn.Module) -> QuantReport:
         ('qat/searched', 2.25)
         >>> potq.save(model, "trained")
     """
-    config = getattr(model, _CONFIG, None)
-    if not isinstance(config, PoTConfig):
+    config, todo = getattr(model, _PREPARED, (None, Plan([], [])))
+    if config is None:
         raise ModelError(f"{type(model).__name__} is not prepared for training; call potq.qat.prepare first")
     modules = qat_modules(model)
+    _check_convertible(model, modules, todo)
     names = {module: name for name, module in modules.items() if module.tied_to is None}
     for module, name in names.items():
         for key, parameter in module.named_parameters(recurse=False):
@@ -99,8 +103,20 @@ def convert(model: nn.Module) -> QuantReport:
     scales = next(iter(modules.values())).settings.scales
     for module in modules.values():
         module.restore()
-    delattr(model, _CONFIG)
-    return _install(model, config, packed, f"qat/{scales}")
+    delattr(model, _PREPARED)
+    return _install(model, config, todo, packed, f"qat/{scales}")
+
+
+def _check_convertible(model: nn.Module, modules: dict[str, QATModule], todo: Plan) -> None:
+    """Everything that would fail once the floats are restored."""
+    if not hasattr(model, "config"):
+        raise ModelError(f"{type(model).__name__} has no config; potq converts Hugging Face models, whole")
+    require_no_adapter(model)
+    names = {id(module): name for name, module in modules.items()}
+    found = {name: names.get(id(module.tied_to or module)) for name, module in modules.items()}
+    expected = {name: target.name for target in todo.targets for name in target.names}
+    if odd := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+        raise ModelError(f"{', '.join(odd[:3])} changed since the model was prepared; change a model before that")
 
 
 def qat_modules(model: nn.Module) -> dict[str, QATModule]:
@@ -227,8 +243,10 @@ def _swap(module: nn.Module) -> QATModule:
     return module
 
 
-def _install(model: nn.Module, config: PoTConfig, packed: dict[str, QuantizedWeight], algorithm: str) -> QuantReport:
-    todo, entries = plan(model, config), []
+def _install(
+    model: nn.Module, config: PoTConfig, todo: Plan, packed: dict[str, QuantizedWeight], algorithm: str
+) -> QuantReport:
+    entries = []
     for target in todo.targets:
         weight, quantized = linear_weight(model.get_submodule(target.name)), packed[target.name]
         entries.append(describe_weight(weight, target, quantized, algorithm))
