@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,56 @@ def test_a_folder_without_tokenizer(packed_folder: Path) -> None:
         file.unlink()
     with pytest.raises(CheckpointError, match="packed has no tokenizer that transformers can read"):
         potq.load_tokenizer(packed_folder)
+
+
+# ---- adapters
+
+USERS: dict[str, Callable[[Path], object]] = {
+    "load": potq.load,
+    "quantize": lambda folder: potq.load(folder, potq.PoTConfig("pot4")),
+    "tokenizer": potq.load_tokenizer,
+    "engine": potq.Engine,
+    "runner": lambda folder: potq.open_runner(str(folder)),
+    "modules": lambda folder: potq.open_runner(str(folder), engine=False),
+}
+
+
+def _adapter(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base"}))
+
+
+@pytest.mark.parametrize("use", USERS.values(), ids=USERS)
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with its base"])
+def test_a_folder_with_an_adapter_names_its_base_and_the_remedy(use: Any, alone: bool, tiny_folder: Path) -> None:
+    folder = tiny_folder.with_name("adapter") if alone else tiny_folder
+    _adapter(folder)
+    said = rf"{folder} holds an adapter \(LoRA\) for the model 'org/base'; merge it into that with peft: .*merge_and_unload"
+    with pytest.raises(CheckpointError, match=said):
+        use(folder)
+
+
+def test_what_the_adapters_error_says_works(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    peft.get_peft_model(potq.load(tiny_folder), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match="holds an adapter") as caught:
+        potq.load(tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    remedy = str(caught.value).partition("with peft: ")[2].partition(", and take")[0]
+    exec(remedy, {"AutoPeftModelForCausalLM": peft.AutoPeftModelForCausalLM})
+    merged, base = potq.load("merged"), potq.load(tiny_folder)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(merged.get_parameter(name), base.get_parameter(name))
+    assert potq.load("merged", potq.PoTConfig("pot4")).quant_report
+
+
+def test_an_adapter_of_the_hub_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _adapter(tmp_path)
+    found = str(tmp_path / "adapter_config.json")
+    monkeypatch.setattr("transformers.utils.find_adapter_config_file", lambda name: found)
+    with pytest.raises(CheckpointError, match="org/lora holds an adapter"):
+        potq.load("org/lora")
 
 
 # ---- GGUF

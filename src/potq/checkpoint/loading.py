@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potq.checkpoint.folder import REPORT_FILE, read_headers, read_json, weight_files
-from potq.checkpoint.source import Source, resolve
+from potq.checkpoint.source import Source, adapter_error, resolve
 from potq.config import PoTConfig, require_config
 from potq.errors import CheckpointError, ConfigError, ModelError, PotqError
 from potq.nn.report import QuantReport
@@ -43,7 +43,8 @@ def load(
         progress: called before each weight that is quantized: index, number of weights, name.
 
     Raises:
-        CheckpointError: missing, incomplete or damaged files, or a packed checkpoint where ``config`` is given.
+        CheckpointError: missing, incomplete or damaged files, an adapter (LoRA), or a packed checkpoint where ``config`` is
+            given.
         ModelError: not a causal LM; NaN weights.
         MissingDependencyError: ``"smollm2"`` without its package; names the pip line.
         ConfigError: an unknown dtype, or a device that is not there.
@@ -154,11 +155,14 @@ def _from_pretrained(
     where: Source, dtype: str | torch.dtype, config: PoTConfig | None, progress: Progress | None
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
+    from transformers.utils import find_adapter_config_file
 
     from potq.checkpoint.transformers import loading
 
     options: dict[str, Any] = {"quantization_config": config} if config is not None else {}
     with _loading_errors(where), loading(progress):
+        if where.folder is None and (adapter := find_adapter_config_file(where.name)) is not None:
+            raise adapter_error(where.name, adapter)
         model, info = AutoModelForCausalLM.from_pretrained(
             where.name,
             dtype=dtype,
