@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-import potq
 from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
 from potq.nn.packed import PoTEmbedding, PoTLinear
@@ -86,22 +82,6 @@ def test_a_pattern_that_matches_nothing_is_an_error(tiny_model: LlamaForCausalLM
 def test_a_quantized_model_is_refused(packed_model: nn.Module) -> None:
     with pytest.raises(ModelError, match="quantized already"):
         plan(packed_model, PoTConfig("pot4"))
-
-
-def test_a_model_with_an_adapter_is_refused(tiny_model: LlamaForCausalLM, packed_model: Any, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, target_modules=["q_proj"])
-    said = r"has an adapter \(.* of peft\); merge it into the float model first"
-    for model in (peft.get_peft_model(tiny_model, config), tiny_model):  # the latter has its layers in it, too
-        with pytest.raises(ModelError, match=said):
-            quantize(model, PoTConfig("pot4"))
-        with pytest.raises(ModelError, match=said):
-            potq.qat.prepare(model, PoTConfig("pot4"))
-    for model in (peft.get_peft_model(packed_model, config), packed_model):
-        with pytest.raises(ModelError, match=said):
-            model.dequantize()
-        with pytest.raises(ModelError, match=said):
-            potq.save(model, tmp_path / "out")
 
 
 def test_nothing_left_to_quantize_is_an_error(tiny_model: LlamaForCausalLM) -> None:

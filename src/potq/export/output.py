@@ -11,6 +11,7 @@ from torch import nn
 
 from potq.errors import CheckpointError, ExportError
 from potq.files import disk_errors, flush_path, resolved
+from potq.nn.refusals import require_weights
 
 
 def check_file(path: str | os.PathLike[str], *, force: bool, suffix: str) -> Path:
@@ -34,7 +35,9 @@ def check_on_cpu(model: nn.Module) -> None:
 
     Raises:
         ExportError: says what to do.
+        ModelError: they are on the meta device, or offloaded.
     """
+    require_weights(model)
     if any(tensor.device.type != "cpu" for tensor in model.state_dict().values()):
         raise ExportError("exports read weights in the CPU's memory; call model.cpu() first")
 

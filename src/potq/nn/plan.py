@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from potq.config import PoTConfig, matches
 from potq.errors import ConfigError, ModelError
 from potq.nn.packed import PackedModule, ScaledModule, pack_module
+from potq.nn.refusals import require_no_adapter, require_weights
 from potq.nn.report import SkippedModule
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
@@ -83,20 +84,6 @@ def plan(model: nn.Module, config: PoTConfig) -> Plan:
     return Plan(targets, skipped)
 
 
-def require_no_adapter(model: nn.Module) -> None:
-    """Refuse a model that peft put an adapter into: it would be quantized with it, or lost.
-
-    Raises:
-        ModelError: names a module that has one.
-    """
-    for name, module in model.named_modules():
-        if any(base.__module__.startswith("peft.") for base in type(module).__mro__):
-            raise ModelError(
-                f"{name or 'the model'} has an adapter ({type(module).__name__} of peft); merge it into the float model "
-                "first (merge_and_unload()), or take it off (unload())"
-            )
-
-
 def linear_weight(module: nn.Module) -> Tensor:
     """The weight of a linear, ``Conv1D`` or embedding as ``(out, in)``."""
     return as_matrix(module, _weight(module))
@@ -133,9 +120,10 @@ def unpack(model: nn.Module, dtype: torch.dtype) -> None:
     """Put float modules, those that the architecture has, in place of packed ones.
 
     Raises:
-        ModelError: the model has an adapter, which packed modules are part of.
+        ModelError: the model has an adapter, which packed modules are part of, or is not in memory.
     """
     require_no_adapter(model)
+    require_weights(model)
     weights: dict[PackedModule, nn.Parameter] = {}
     float_model = meta_model(model)
     for name, module in packed_modules(model).items():

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from potq.config import PoTConfig, matches
 from potq.errors import ConfigError
 from potq.nn.plan import WeightPlan, linear_weight, plan
+from potq.nn.refusals import require_weights
 from potq.nn.report import Progress
 from potq.numerics.scheme import QuantScheme
 from potq.ptq import calibration as calib
@@ -55,7 +56,8 @@ def allocate(
 
     Raises:
         ConfigError: no candidates, the same one twice, a budget that cannot be met, no linear to choose for.
-        ModelError: NaN or infinite weights or gradients, layers that the text never reaches; names the layer.
+        ModelError: NaN or infinite weights or gradients, layers that the text never reaches, a model that is not in memory;
+            names the layer.
         DataError: calibration that is not token batches.
 
     Example:
@@ -165,6 +167,7 @@ def measure(
     """What every candidate would cost every linear; arguments and errors as in :func:`allocate`."""
     schemes = check_candidates(candidates)
     targets = _to_choose_for(model, config)
+    require_weights(model)
     batches = calib.check_batches(calibration, model)
     for target in targets:
         weight = linear_weight(model.get_submodule(target.name)).detach()

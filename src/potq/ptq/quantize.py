@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from potq.config import EFFORTS, Effort, PoTConfig, require_config
 from potq.errors import ConfigError, ModelError
 from potq.nn.plan import Plan, WeightPlan, install, is_tied, keep_dtype, linear_weight, packed_modules, plan, tensor_bytes
+from potq.nn.refusals import require_weights
 from potq.nn.report import ModuleReport, Progress, QuantReport, decibels
 from potq.numerics.scale_search import CANDIDATES, is_exact, scale_multipliers
 from potq.numerics.scheme import QuantScheme, ScaleMethod
@@ -60,9 +61,9 @@ def quantize(
 
     Raises:
         ConfigError: a pattern that matches nothing, or an effort or scale method that needs calibration without it.
-        ModelError: NaN or infinite weights or activations (named), a model quantized before, nothing to quantize, a
-            calibrated effort for a model on a GPU; layers that the text never reaches where ``scale_method`` needs them
-            (otherwise they are rounded to nearest, and the report says so). The model is unchanged.
+        ModelError: NaN or infinite weights or activations (named), a model quantized before or not in memory, nothing to
+            quantize, a calibrated effort for a model on a GPU; layers that the text never reaches where ``scale_method``
+            needs them (otherwise they are rounded to nearest, and the report says so). The model is unchanged.
         DataError: calibration that is not token batches.
 
     Example:
@@ -86,6 +87,7 @@ def quantize(
         raise ModelError(f"{type(model).__name__} has no config; potq quantizes Hugging Face models (potq.load reads them)")
     require_config(config)
     todo = plan(model, config)
+    require_weights(model)
     require_calibration(config, given=calibration is not None)
     batches = calib.check_batches(calibration, model) if calibration is not None else []
     effort = chosen_effort(config, given=bool(batches))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
 from potq.nn.packed import PackedModule
-from potq.nn.plan import Plan, WeightPlan, install, linear_weight, packed_modules, plan, require_no_adapter, tensor_bytes
+from potq.nn.plan import Plan, WeightPlan, install, linear_weight, packed_modules, plan, tensor_bytes
+from potq.nn.refusals import require_no_adapter, require_weights
 from potq.nn.report import QuantReport
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.rtn import choose_scales
@@ -60,6 +61,8 @@ def prepare(
     if start is None:
         config = config.model_copy(update={"effort": None})  # nothing was done of it, and nothing is to say so
     todo = plan(model, config)
+    for each in (model, *([start] if start is not None else [])):
+        require_weights(each)
     packed = _starts(start, todo.targets) if start is not None else {}
     for target in todo.targets:
         check_weight(linear_weight(model.get_submodule(target.name)).detach(), target)
@@ -112,6 +115,7 @@ def _check_convertible(model: nn.Module, modules: dict[str, QATModule], todo: Pl
     if not hasattr(model, "config"):
         raise ModelError(f"{type(model).__name__} has no config; potq converts Hugging Face models, whole")
     require_no_adapter(model)
+    require_weights(model)
     names = {id(module): name for name, module in modules.items()}
     found = {name: names.get(id(module.tied_to or module)) for name, module in modules.items()}
     expected = {name: target.name for target in todo.targets for name in target.names}

@@ -1,0 +1,37 @@
+"""Models whose weights are not all there, or not all the model's: refused wherever they would be lost."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from torch import nn
+
+from potq.errors import ModelError
+
+
+def require_no_adapter(model: nn.Module) -> None:
+    """Refuse a model that peft put an adapter into: it would be quantized with it, or lost.
+
+    Raises:
+        ModelError: names a module that has one.
+    """
+    for name, module in model.named_modules():
+        if any(base.__module__.startswith("peft.") for base in type(module).__mro__):
+            raise ModelError(
+                f"{name or 'the model'} has an adapter ({type(module).__name__} of peft); merge it into the float model "
+                "first (merge_and_unload()), or take it off (unload())"
+            )
+
+
+def require_weights(model: nn.Module) -> None:
+    """Refuse a model with tensors that are not in memory: on the meta device, or offloaded by accelerate.
+
+    Raises:
+        ModelError: names the first one.
+    """
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise ModelError(
+                f"{name} is not in memory: the model is on the meta device or offloaded; load it without a device map, or "
+                "let potq.load(folder, config) quantize it while it loads, which needs room for one layer in full precision"
+            )
