@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 import potq
 from potq.config import PoTConfig
@@ -61,3 +61,19 @@ def test_a_model_that_is_not_in_memory_is_refused(tiny_folder: Path, packed_fold
     potq.qat.prepare(prepared, PoTConfig("pot4"))
     with pytest.raises(ModelError, match="is not in memory"):
         potq.qat.convert(prepared.to("meta"))
+
+
+def test_text_for_other_models_than_causal_ones_is_refused() -> None:
+    sizes = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    t5, batches = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)), [torch.arange(16)[None]]
+    said = "T5ForConditionalGeneration is an encoder-decoder, and text is for causal language models"
+    for fields in ({"effort": "balanced"}, {"scale_method": "weighted"}, {"scale_method": "fisher"}):
+        with pytest.raises(ModelError, match=said):
+            quantize(t5, PoTConfig("pot4", group_size=16, **fields), batches)
+    with pytest.raises(ModelError, match=said):
+        potq.load_calibration("self", t5, window=16, windows=1)
+    encoder = T5EncoderModel(T5Config(**sizes))
+    assert quantize(encoder, PoTConfig("pot4", group_size=16, effort="balanced"), batches).modules
+    with pytest.raises(ModelError, match="T5EncoderModel has no head that predicts tokens"):
+        potq.allocate(T5EncoderModel(T5Config(**sizes)), PoTConfig("pot4", group_size=16), ["pot3"], batches)
+    assert quantize(t5, PoTConfig("pot4", group_size=16)).modules

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from potq.checkpoint.architecture import check_architecture, class_name, custom_code, headless
 from potq.checkpoint.folder import REPORT_FILE, read_headers, read_json, weight_files
 from potq.checkpoint.source import Source, adapter_error, resolve
 from potq.config import PoTConfig, require_config
@@ -45,7 +46,7 @@ def load(
     Raises:
         CheckpointError: missing, incomplete or damaged files, an adapter (LoRA), or a packed checkpoint where ``config`` is
             given.
-        ModelError: not a causal LM; NaN weights.
+        ModelError: not a causal LM; a model with code of its own; NaN weights.
         MissingDependencyError: ``"smollm2"`` without its package; names the pip line.
         ConfigError: an unknown dtype, or a device that is not there.
 
@@ -93,7 +94,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     where = resolve(source)
     options = {"gguf_file": where.gguf_file} if where.gguf_file else {}
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where.name, **options)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where.name, trust_remote_code=False, **options)
     except Exception as error:  # transformers raises many kinds, down to bare Exception
         if where.folder is None:
             raise CheckpointError(
@@ -148,13 +149,14 @@ def _check_folder(folder: Path, *, quantizing: bool) -> None:
         PoTConfig.from_dict(quantized)
     if "model_type" not in config:
         raise ModelError(f"{folder}/config.json names no model_type; it is not a Hugging Face model")
+    check_architecture(str(folder), config)
     read_headers(weight_files(folder))
 
 
 def _from_pretrained(
     where: Source, dtype: str | torch.dtype, config: PoTConfig | None, progress: Progress | None
 ) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, PreTrainedConfig
     from transformers.utils import find_adapter_config_file
 
     from potq.checkpoint.transformers import loading
@@ -163,17 +165,20 @@ def _from_pretrained(
     with _loading_errors(where), loading(progress):
         if where.folder is None and (adapter := find_adapter_config_file(where.name)) is not None:
             raise adapter_error(where.name, adapter)
+        if where.folder is None:
+            check_architecture(where.name, PreTrainedConfig.get_config_dict(where.name)[0])
         model, info = AutoModelForCausalLM.from_pretrained(
             where.name,
             dtype=dtype,
             use_safetensors=True,
+            trust_remote_code=False,  # with None transformers would ask, on the terminal
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
             **options,
         )
     for name, found, expected in info["mismatched_keys"]:
         raise CheckpointError(f"{where.name}: {name} has shape {list(found)}, its config.json asks for {list(expected)}")
-    _require_all(where.name, info["missing_keys"])
+    _require_all(where.name, info["missing_keys"], model)
     if config is None and where.folder is not None and (where.folder / REPORT_FILE).is_file():
         model.quant_report = _read_report(where.folder / REPORT_FILE)
     loaded: PreTrainedModel = model
@@ -205,16 +210,19 @@ def _load_gguf(where: Source, dtype: str | torch.dtype) -> PreTrainedModel:
             dtype=torch.float32 if dtype == "auto" else dtype,
             output_loading_info=True,
         )
-    _require_all(where.path, info["missing_keys"])
+    _require_all(where.path, info["missing_keys"], model)
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)  # it would forbid saving
     loaded: PreTrainedModel = model
     return loaded
 
 
-def _require_all(name: str, missing: Iterable[str]) -> None:
+def _require_all(name: str, missing: Iterable[str], model: PreTrainedModel) -> None:
     """Refuse a model of which some weights would stay random."""
     if lacking := sorted(missing):
+        kind = class_name(model.config.to_dict())
+        if kind is not None and kind != type(model).__name__:
+            raise headless(name, kind, lacking[:5])
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
         raise CheckpointError(f"{name} lacks {', '.join(lacking[:5])}{more}; it is incomplete, copy it again")
 
@@ -234,6 +242,8 @@ def _loading_errors(where: Source) -> Iterator[None]:
             raise ModelError(
                 f"{name} is not a causal language model that transformers knows ({first_line(error)})"
             ) from error
+        if "trust_remote_code" in str(error):
+            raise custom_code(where.name) from error
         raise CheckpointError(f"{name} cannot be loaded: {error}") from error
     except Exception as error:  # damaged files surface as struct.error, KeyError, RuntimeError and more
         raise CheckpointError(f"{name} cannot be loaded: {error}") from error

@@ -17,7 +17,7 @@ from torch import Tensor
 from potq.data.tokens import choose_window
 from potq.errors import DataError, ModelError
 from potq.nn.plan import evaluation_mode
-from potq.nn.refusals import require_weights
+from potq.nn.refusals import require_causal, require_weights
 from potq.nn.report import Progress
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ def self_generated(
 
     Raises:
         DataError: a window longer than the model's limit, or a size that is not positive.
-        ModelError: the model's output is NaN, or the model is not in memory.
+        ModelError: the model's output is NaN, or the model is not in memory, or predicts no tokens.
     """
+    require_causal(model, predicting=True)
     if model.device.type == "meta":  # where the text would be written
         require_weights(model)
     window = choose_window(model, window, window)

@@ -7,6 +7,7 @@ and whatever has a weight matrix and is none of these is reported as skipped.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,6 +83,24 @@ def plan(model: nn.Module, config: PoTConfig) -> Plan:
         reasons = "; ".join(sorted({f"{s.name}: {s.reason}" for s in skipped})[:3])
         raise ModelError(f"nothing to quantize: {reasons or 'the model has no linear or embedding weights'}")
     return Plan(targets, skipped)
+
+
+def narrowed(model: nn.Module, config: PoTConfig, prefix: str) -> PoTConfig:
+    """``config`` for ``model``, a part of what it was made for, whose modules begin with ``prefix`` there.
+
+    Patterns of modules that are not in this part are dropped.
+    """
+    names = [name for name, module in model.named_modules() if _is_quantizable(module)]
+
+    def narrow(pattern: str) -> str:
+        found = [name for name in names if matches(pattern, prefix + name)]
+        here = [name for name in names if matches(pattern, name)]
+        return pattern if found and found == here else "|".join(map(re.escape, found))
+
+    ignore = tuple(pattern for pattern in map(narrow, config.ignore) if pattern)
+    targets = {narrow(pattern): scheme for pattern, scheme in config.targets.items()}
+    targets.pop("", None)
+    return config.model_copy(update={"ignore": ignore, "targets": targets})
 
 
 def linear_weight(module: nn.Module) -> Tensor:

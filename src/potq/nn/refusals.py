@@ -1,4 +1,4 @@
-"""Models whose weights are not all there, or not all the model's: refused wherever they would be lost."""
+"""Models that are refused wherever something of theirs would be lost or misunderstood."""
 
 from __future__ import annotations
 
@@ -35,3 +35,18 @@ def require_weights(model: nn.Module) -> None:
                 f"{name} is not in memory: the model is on the meta device or offloaded; load it without a device map, or "
                 "let potq.load(folder, config) quantize it while it loads, which needs room for one layer in full precision"
             )
+
+
+def require_causal(model: nn.Module, *, predicting: bool = False) -> None:
+    """Refuse a model that a text by itself cannot pass, or (``predicting``) one that predicts no tokens.
+
+    Raises:
+        ModelError: names its class.
+    """
+    kind, config, head = type(model).__name__, getattr(model, "config", None), getattr(model, "get_output_embeddings", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{kind} is an encoder-decoder, and text is for causal language models; quantize it without text (effort='fast')"
+        )
+    if predicting and callable(head) and head() is None:
+        raise ModelError(f"{kind} has no head that predicts tokens; this is for causal language models")

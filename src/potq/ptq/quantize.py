@@ -140,12 +140,13 @@ class _Run:
         return done
 
     def calibrated(self, work_folder: str | os.PathLike[str] | None) -> Done:
-        """What is outside the blocks to the nearest level, then the blocks by the steps of the effort."""
+        """What is outside the blocks, and embeddings, to the nearest level; then the blocks by the steps of the effort."""
         prefix = find_blocks(self.model)[0] + "."
-        done = self.rounded([target for target in self.todo.targets if not target.name.startswith(prefix)])
+        inside = [each for each in self.todo.targets if each.name.startswith(prefix) and each.kind != "embedding"]
+        done = self.rounded([target for target in self.todo.targets if target not in inside])
         calibrated = SequentialCalibration(
             self.model,
-            [target for target in self.todo.targets if target.name.startswith(prefix)],
+            inside,
             self.effort,
             self.batches,
             fixed={name: quantized for name, (quantized, _) in done.items()},
