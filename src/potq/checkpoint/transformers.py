@@ -25,6 +25,7 @@ from potq.checkpoint.architecture import headless
 from potq.checkpoint.folder import StoredTensor, check_headers, check_reloadable, read_headers
 from potq.config import PoTConfig
 from potq.errors import CheckpointError, PotqError
+from potq.nn.language import language_plan
 from potq.nn.packed import PackedModule
 from potq.nn.plan import (
     Plan,
@@ -109,7 +110,10 @@ class PoTQuantizer(HfQuantizer):
                 self.quantization_config = narrowed(model, self.quantization_config, prefix)
             self.quantization_config = _without_new_heads(model, self.quantization_config, stored)
             model.config.quantization_config = self.quantization_config
-        self._plan = plan(model, self.quantization_config)
+        if self.pre_quantized:
+            self._plan = plan(model, self.quantization_config)
+        else:
+            self.quantization_config, self._plan = language_plan(model, self.quantization_config)
         self._by_name = {name: target for target in self._plan.targets for name in target.names}
         if self.pre_quantized:
             check_headers(stored, self._plan.targets, getattr(model.config, "name_or_path", "the checkpoint"))

@@ -62,7 +62,7 @@ def compare(
     from potq.data.text import read_text
     from potq.data.tokens import tokenize
     from potq.evaluate import compare as comparison
-    from potq.nn.plan import plan
+    from potq.nn.language import language_plan
 
     if plot is not None:
         comparison.check_plot(plot)
@@ -74,7 +74,7 @@ def compare(
         tokens = tokenize(tokenizer, content)
         loaded = load(model, dtype=dtype)
     for config in configs:
-        plan(loaded, config)
+        language_plan(loaded, config)
     needed = any(config.has_calibrated_effort for config in configs)
     recipe = CalibrationRecipe(text=calibration, windows=calibration_windows)
     batches = calibration_batches(recipe, loaded, tokenizer, seed=seed) if needed else []

@@ -60,6 +60,9 @@ class Plan:
 def plan(model: nn.Module, config: PoTConfig) -> Plan:
     """Decide what happens to every weight of ``model``; works on the meta device too.
 
+    This is ``config`` to the letter, as a checkpoint's is read. What is quantized anew goes through
+    :func:`potq.nn.language.language_plan`.
+
     Raises:
         ConfigError: a pattern matches no module, or tied modules would get different schemes.
         ModelError: the model is quantized already, has an adapter, or nothing is left to quantize.
@@ -74,7 +77,7 @@ def plan(model: nn.Module, config: PoTConfig) -> Plan:
     targets: list[WeightPlan] = []
     skipped = _unhandled(model)
     for group in groups:
-        choice = _choose(group, config, head=_embeddings(model, "output"))
+        choice = _choose(group, config, head=embeddings(model, "output"))
         if isinstance(choice, WeightPlan):
             targets.append(choice)
         else:
@@ -90,7 +93,7 @@ def narrowed(model: nn.Module, config: PoTConfig, prefix: str) -> PoTConfig:
 
     Patterns of modules that are not in this part are dropped.
     """
-    names = [name for name, module in model.named_modules() if _is_quantizable(module)]
+    names = quantizable_modules(model)
 
     def narrow(pattern: str) -> str:
         found = [name for name in names if matches(pattern, prefix + name)]
@@ -101,6 +104,18 @@ def narrowed(model: nn.Module, config: PoTConfig, prefix: str) -> PoTConfig:
     targets = {narrow(pattern): scheme for pattern, scheme in config.targets.items()}
     targets.pop("", None)
     return config.model_copy(update={"ignore": ignore, "targets": targets})
+
+
+def embeddings(model: nn.Module, side: Literal["input", "output"]) -> nn.Module | None:
+    """The model's input embedding or its head, if it has one."""
+    getter = getattr(model, f"get_{side}_embeddings", None)
+    module = getter() if callable(getter) else None
+    return module if isinstance(module, nn.Module) else None
+
+
+def quantizable_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Linears, ``Conv1D`` and embeddings by name."""
+    return {name: module for name, module in model.named_modules() if _is_quantizable(module)}
 
 
 def linear_weight(module: nn.Module) -> Tensor:
@@ -180,7 +195,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def is_tied(model: nn.Module) -> bool:
     """Whether head and embedding share one weight, packed or not; models without a head have nothing to untie."""
-    head, embedding = _embeddings(model, "output"), _embeddings(model, "input")
+    head, embedding = embeddings(model, "output"), embeddings(model, "input")
     if head is None or embedding is None:
         return True
     if isinstance(head, PackedModule) or isinstance(embedding, PackedModule):
@@ -231,19 +246,10 @@ def _tie_groups(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
     """
     ties: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     groups: dict[int | str, list[tuple[str, nn.Module]]] = {}
-    for name, module in model.named_modules():
-        if _is_quantizable(module):
-            key = f"{name}.weight"
-            groups.setdefault(ties.get(key, key) if _weight(module).is_meta else id(module.weight), []).append(
-                (name, module)
-            )
+    for name, module in quantizable_modules(model).items():
+        key = f"{name}.weight"
+        groups.setdefault(ties.get(key, key) if _weight(module).is_meta else id(module.weight), []).append((name, module))
     return list(groups.values())
-
-
-def _embeddings(model: nn.Module, side: Literal["input", "output"]) -> nn.Module | None:
-    getter = getattr(model, f"get_{side}_embeddings", None)
-    module = getter() if callable(getter) else None
-    return module if isinstance(module, nn.Module) else None
 
 
 def _choose(group: list[tuple[str, nn.Module]], config: PoTConfig, head: nn.Module | None) -> WeightPlan | str:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from potq.config import PoTConfig, matches
 from potq.errors import ConfigError
-from potq.nn.plan import WeightPlan, linear_weight, plan
+from potq.nn.language import language_plan
+from potq.nn.plan import WeightPlan, linear_weight
 from potq.nn.refusals import require_weights
 from potq.nn.report import Progress
 from potq.numerics.scheme import QuantScheme
@@ -304,7 +305,7 @@ def _stored_bits(scheme: QuantScheme, shape: tuple[int, int]) -> int:
 
 def _to_choose_for(model: nn.Module, config: PoTConfig) -> list[WeightPlan]:
     """The linears that neither ``config.ignore`` nor ``config.targets`` name."""
-    linears = [target for target in plan(model, config).targets if target.kind == "linear"]
+    linears = [target for target in language_plan(model, config)[1].targets if target.kind == "linear"]
     free = [t for t in linears if not any(matches(pattern, name) for pattern in config.targets for name in t.names)]
     if not free:
         raise ConfigError("no linear is left to choose a scheme for: all are ignored, or named by targets")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from potq.config import EFFORTS, Effort, PoTConfig
-from potq.nn.plan import evaluation_mode, plan, tensor_bytes, vocabulary
+from potq.nn.language import language_plan
+from potq.nn.plan import evaluation_mode, tensor_bytes, vocabulary
 from potq.ptq.blocks import TOKENS, find_blocks, record_calls, shared_inputs
 
 _TRIAL = (1024, 576, 1536)  # the product that is timed
@@ -82,7 +83,7 @@ def estimate(model: nn.Module, config: PoTConfig | Effort, tokens: int) -> Estim
 def _groups(model: nn.Module, config: PoTConfig | None) -> list[_Layers]:
     """Of the first block, in the order they run."""
     prefix, blocks = find_blocks(model)
-    targets = plan(model, config or PoTConfig("pot4")).targets
+    targets = language_plan(model, config or PoTConfig("pot4"))[1].targets
     inside = {t.name.removeprefix(f"{prefix}.0."): t.shape for t in targets if t.name.startswith(f"{prefix}.0.")}
     if not inside:
         return []

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from potq.config import EFFORTS, Effort, PoTConfig, require_config
 from potq.errors import ConfigError, ModelError
-from potq.nn.plan import Plan, WeightPlan, install, is_tied, keep_dtype, linear_weight, packed_modules, plan, tensor_bytes
+from potq.nn.language import language_plan
+from potq.nn.plan import Plan, WeightPlan, install, is_tied, keep_dtype, linear_weight, packed_modules, tensor_bytes
 from potq.nn.refusals import require_weights
 from potq.nn.report import ModuleReport, Progress, QuantReport, decibels
 from potq.numerics.scale_search import CANDIDATES, is_exact, scale_multipliers
@@ -86,7 +87,7 @@ def quantize(
     if not hasattr(model, "config"):
         raise ModelError(f"{type(model).__name__} has no config; potq quantizes Hugging Face models (potq.load reads them)")
     require_config(config)
-    todo = plan(model, config)
+    config, todo = language_plan(model, config)
     require_weights(model)
     require_calibration(config, given=calibration is not None)
     batches = calib.check_batches(calibration, model) if calibration is not None else []

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
+from potq.nn.language import language_plan
 from potq.nn.packed import PackedModule
-from potq.nn.plan import Plan, WeightPlan, install, linear_weight, packed_modules, plan, tensor_bytes
+from potq.nn.plan import Plan, WeightPlan, install, linear_weight, packed_modules, tensor_bytes
 from potq.nn.refusals import require_no_adapter, require_weights
 from potq.nn.report import QuantReport
 from potq.numerics.tensor import QuantizedWeight
@@ -60,7 +61,7 @@ def prepare(
     config = _config(config, start)
     if start is None:
         config = config.model_copy(update={"effort": None})  # nothing was done of it, and nothing is to say so
-    todo = plan(model, config)
+    config, todo = language_plan(model, config)
     for each in (model, *([start] if start is not None else [])):
         require_weights(each)
     packed = _starts(start, todo.targets) if start is not None else {}
@@ -75,7 +76,10 @@ def prepare(
 
 
 def convert(model: nn.Module) -> QuantReport:
-    """The packed model that a prepared one is, in place: the same numbers, in packed modules.
+    """The packed model that a prepared one is, in place: the same weights, bit for bit, in packed modules.
+
+    Its products round their inputs to int8, unless :func:`potq.kernels.set_activations` says "float": then logits agree to the
+    order of additions. Those of ``model.dequantize()`` agree bit for bit.
 
     The model is unchanged after an error.
 
