@@ -78,8 +78,8 @@ def prepare(
 def convert(model: nn.Module) -> QuantReport:
     """The packed model that a prepared one is, in place: the same weights, bit for bit, in packed modules.
 
-    Its products round their inputs to int8, unless :func:`potq.kernels.set_activations` says "float": then logits agree to the
-    order of additions. Those of ``model.dequantize()`` agree bit for bit.
+    Its products round their inputs to int8, unless :func:`potq.kernels.set_activations` says "float": then logits agree to
+    the order of additions. Those of ``model.dequantize()`` agree bit for bit.
 
     The model is unchanged after an error.
 
