@@ -75,7 +75,7 @@ def test_only_the_language_model_is_quantized(make: Any, count: int, tmp_path: P
 def test_potq_load_takes_a_multimodal_model_whole(tmp_path: Path) -> None:
     gemma3().save_pretrained(tmp_path)
     model = potq.load(tmp_path, CONFIG)
-    assert type(model) is Gemma3ForConditionalGeneration
+    assert isinstance(model, Gemma3ForConditionalGeneration)
     assert len(packed_modules(model)) == 16  # the tied head is one of them
     assert type(model.get_submodule("model.vision_tower.encoder.layers.0.mlp.fc1")) is nn.Linear
 

@@ -27,12 +27,12 @@ from potq.config import PoTConfig
 from potq.errors import CheckpointError, PotqError
 from potq.nn.language import language_plan
 from potq.nn.packed import PackedModule
+from potq.nn.packed_model import as_packed_model
 from potq.nn.plan import (
     Plan,
     WeightPlan,
     as_matrix,
     install,
-    keep_dtype,
     narrowed,
     packed_modules,
     plan,
@@ -165,7 +165,7 @@ class PoTQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         if self.pre_quantized:
             _validate(model)
-            keep_dtype(model)
+            as_packed_model(model)
             return model
         unread = [target.name for target in self._plan.targets if target.name not in self._reports]
         if unread:

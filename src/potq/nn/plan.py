@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from potq.config import PoTConfig, matches
 from potq.errors import ConfigError, ModelError
 from potq.nn.packed import PackedModule, ScaledModule, pack_module
+from potq.nn.packed_model import as_float_model
 from potq.nn.refusals import require_no_adapter, require_weights
 from potq.nn.report import SkippedModule
 from potq.numerics.scheme import QuantScheme
@@ -27,7 +28,6 @@ from potq.numerics.tensor import QuantizedWeight
 Kind = Literal["linear", "embedding", "head"]
 
 _TIES = {"_tied_weights_keys", "all_tied_weights_keys"}  # transformers' notes of tied parameters
-_KEEPS_DTYPE = "_potq_keeps_dtype"
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,7 @@ def unpack(model: nn.Module, dtype: torch.dtype) -> None:
     for name, module in model.named_modules():
         for attribute in _TIES & vars(module).keys():
             setattr(module, attribute, getattr(float_model.get_submodule(name), attribute))
-    if _KEEPS_DTYPE in vars(type(model)):
-        model.__class__ = type(model).__bases__[0]
+    as_float_model(model)
 
 
 def packed_modules(model: nn.Module) -> dict[str, PackedModule]:
@@ -328,27 +327,6 @@ def _check_patterns(config: PoTConfig, names: list[str]) -> None:
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
-
-
-def keep_dtype(model: nn.Module) -> None:
-    """Have a model without a float parameter left (OLMo's norms have none) know its ``dtype`` and ``device``.
-
-    transformers reads both off the first parameter. The class made here stands for the model's own, under its name.
-    """
-    if next(model.parameters(), None) is not None or not hasattr(type(model), "dtype"):
-        return
-    kind = type(model)
-    members = {
-        "__module__": kind.__module__,
-        _KEEPS_DTYPE: True,
-        "dtype": property(lambda self: _first_packed(self).compute_dtype),
-        "device": property(lambda self: _first_packed(self).quantized.packed.device),
-    }
-    model.__class__ = type(kind.__name__, (kind,), members)
-
-
-def _first_packed(model: nn.Module) -> PackedModule:
-    return next(module for module in model.modules() if isinstance(module, PackedModule))
 
 
 def _forget_ties(model: nn.Module) -> None:

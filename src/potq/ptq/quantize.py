@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from potq.config import EFFORTS, Effort, PoTConfig, require_config
 from potq.errors import ConfigError, ModelError
 from potq.nn.language import language_plan
-from potq.nn.plan import Plan, WeightPlan, install, is_tied, keep_dtype, linear_weight, packed_modules, tensor_bytes
+from potq.nn.packed_model import as_packed_model
+from potq.nn.plan import Plan, WeightPlan, install, is_tied, linear_weight, packed_modules, tensor_bytes
 from potq.nn.refusals import require_weights
 from potq.nn.report import ModuleReport, Progress, QuantReport, decibels
 from potq.numerics.scale_search import CANDIDATES, is_exact, scale_multipliers
@@ -260,7 +261,7 @@ def _require_cpu(model: nn.Module) -> None:
 def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
     """Record on the model what saving and loading need."""
     model.quant_report = report  # type: ignore[assignment]  # nn.Module's stub expects tensors and modules
-    keep_dtype(model)
+    as_packed_model(model)
     model_config: Any = model.config
     model_config.quantization_config = config
     if hasattr(model, "dequantize") and getattr(model, "hf_quantizer", None) is None:
