@@ -32,6 +32,8 @@ def test_a_model_with_an_adapter_is_refused(tiny_model: LlamaForCausalLM, packed
             model.dequantize()
         with pytest.raises(ModelError, match=said):
             potq.save(model, tmp_path / "out")
+        with pytest.raises(ModelError, match=said):
+            check_on_cpu(model)  # which every export calls
 
 
 def test_a_model_that_is_not_in_memory_is_refused(tiny_folder: Path, packed_folder: Path, tmp_path: Path) -> None:
