@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "error.h"
+#include "file.h"
 
 namespace potq {
 namespace engine {
@@ -237,6 +238,17 @@ void read_end_ids(const Reader& reader, Config* config) {
 }
 
 }  // namespace
+
+void refuse_adapter(const std::string& folder) {
+  const std::string file = folder + "/adapter_config.json";
+  if (!exists(file)) return;
+  const Document document(file, read_text(file, kMaxConfigBytes), kMaxConfigValues);
+  const std::string base = reader_of(document).text("base_model_name_or_path", "unknown");
+  fail(
+      "%s is of an adapter (LoRA) for the model %s; merge it into that with peft (merge_and_unload, then save_pretrained), and "
+      "give the merged folder",
+      file.c_str(), quoted(base).c_str());
+}
 
 void read_generation_config(const Document& document, Config* config) { read_end_ids(reader_of(document), config); }
 

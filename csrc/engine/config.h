@@ -19,6 +19,8 @@ namespace potq {
 namespace engine {
 
 constexpr int kMaxHead = 1024;  // numbers of an attention head, at most
+constexpr uint64_t kMaxConfigBytes = 4 << 20;
+constexpr uint32_t kMaxConfigValues = 1 << 18;
 
 enum class Activation : uint8_t { kSilu, kGeluTanh, kGelu, kRelu };
 
@@ -45,6 +47,9 @@ struct Config {
   int kv_size() const { return kv_heads * head_size; }
 };
 
+// Throws an Error if the folder holds an adapter (LoRA), alone or beside its base: transformers would apply it, the engine
+// cannot.
+void refuse_adapter(const std::string& folder);
 // Both throw an Error that names the key, what it should be and what was found.
 Config read_config(const Document& document);
 // generation_config.json, whose end tokens, if it has any, stand for config.json's, as in Hugging Face's generate().

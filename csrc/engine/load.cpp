@@ -17,8 +17,6 @@ namespace engine {
 namespace {
 
 constexpr size_t kBufferBytes = 256 << 10;
-constexpr uint64_t kMaxConfigBytes = 4 << 20;
-constexpr uint32_t kMaxConfigValues = 1 << 18;
 
 // Where a matrix comes from.
 struct Source {
@@ -47,7 +45,7 @@ int64_t plane_bytes(int64_t columns, int width) { return (columns * width + 7) /
 class Loader {
  public:
   Loader(const std::string& folder, Pool& pool)
-      : document_(folder + "/config.json", read_text(folder + "/config.json", kMaxConfigBytes), kMaxConfigValues),
+      : document_(folder + "/config.json", config_text(folder), kMaxConfigValues),
         quantization_(document_.root()["quantization_config"], document_.file()),
         tensors_(folder),
         pool_(pool) {
@@ -401,6 +399,11 @@ class Loader {
         to[k] = scale_of(source, scale, group) * levels[code_at(widths, row, columns, k)];
       }
     }
+  }
+
+  static std::string config_text(const std::string& folder) {
+    refuse_adapter(folder);  // before the lack of a config.json, which a folder of an adapter alone does not have
+    return read_text(folder + "/config.json", kMaxConfigBytes);
   }
 
   static constexpr const char* kFloats = "F32, F16 or BF16";

@@ -8,7 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "config.h"
 #include "engine.h"
+#include "error.h"
 
 namespace {
 
@@ -203,6 +205,11 @@ int main(int count, char** arguments) {
   Settings settings = parse(count, arguments);
   const auto start = std::chrono::steady_clock::now();
   char message[2048] = "";
+  try {
+    potq::engine::refuse_adapter(settings.folder);  // before a word on its tokenizer
+  } catch (const std::exception& error) {
+    give_up(error.what());
+  }
   if (settings.prompt == "-") settings.prompt = read_input();
   potq_tokenizer* tokenizer = nullptr;
   std::vector<int32_t> prompt;

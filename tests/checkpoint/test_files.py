@@ -43,7 +43,9 @@ def test_a_name_of_the_hub_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(CheckpointError, match=r"some/model is not here, and the hub cannot be reached \(HF_HUB_OFFLINE is set\)"):
+    with pytest.raises(
+        CheckpointError, match=r"some/model is not here, and the hub cannot be reached \(HF_HUB_OFFLINE is set\)"
+    ):
         check_source("some/model")
     (tmp_path / "models--some--model").mkdir()
     assert check_source("some/model").name == "some/model"

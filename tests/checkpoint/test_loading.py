@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,20 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
+    BertForMaskedLM,
     BertModel,
     ByT5Tokenizer,
     CLIPConfig,
     CLIPModel,
+    LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaModel,
     T5Config,
+    T5EncoderModel,
     T5ForConditionalGeneration,
 )
 
@@ -192,6 +200,56 @@ def test_no_tokenizer_is_invented(kind: str, rest: str, tmp_path: Path) -> None:
         potq.load_tokenizer(tmp_path)
 
 
+# ---- adapters
+
+USERS: dict[str, Callable[[Path], object]] = {
+    "load": potq.load,
+    "quantize": lambda folder: potq.load(folder, potq.PoTConfig("pot4")),
+    "tokenizer": potq.load_tokenizer,
+    "engine": potq.Engine,
+    "runner": lambda folder: potq.open_runner(str(folder)),
+    "modules": lambda folder: potq.open_runner(str(folder), engine=False),
+}
+
+
+def _adapter(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base"}))
+
+
+@pytest.mark.parametrize("use", USERS.values(), ids=USERS)
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with its base"])
+def test_a_folder_with_an_adapter_names_its_base_and_the_remedy(use: Any, alone: bool, tiny_folder: Path) -> None:
+    folder = tiny_folder.with_name("adapter") if alone else tiny_folder
+    _adapter(folder)
+    said = rf"{folder} holds an adapter \(LoRA\) for the model 'org/base'; merge it into that with peft: .*merge_and_unload"
+    with pytest.raises(CheckpointError, match=said):
+        use(folder)
+
+
+def test_what_the_adapters_error_says_works(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    peft.get_peft_model(potq.load(tiny_folder), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match="holds an adapter") as caught:
+        potq.load(tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    remedy = str(caught.value).partition("with peft: ")[2].partition(", and take")[0]
+    exec(remedy, {"AutoPeftModelForCausalLM": peft.AutoPeftModelForCausalLM})
+    merged, base = potq.load("merged"), potq.load(tiny_folder)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(merged.get_parameter(name), base.get_parameter(name))
+    assert potq.load("merged", potq.PoTConfig("pot4")).quant_report
+
+
+def test_an_adapter_of_the_hub_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _adapter(tmp_path)
+    found = str(tmp_path / "adapter_config.json")
+    monkeypatch.setattr("transformers.utils.find_adapter_config_file", lambda name: found)
+    with pytest.raises(CheckpointError, match="org/lora holds an adapter"):
+        potq.load("org/lora")
+
+
 def test_a_tokenizer_of_bytes_needs_no_vocabulary(tmp_path: Path) -> None:
     ByT5Tokenizer().save_pretrained(tmp_path)
     assert potq.load_tokenizer(tmp_path)("ab")["input_ids"] == [100, 101, 1]
@@ -204,15 +262,6 @@ def test_a_damaged_tokenizer_is_none_that_is_missing(packed_folder: Path) -> Non
 
 
 # ---- not a causal LM
-
-
-@pytest.fixture(scope="module")
-def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("t5")
-    T5ForConditionalGeneration(
-        T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
-    ).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -230,13 +279,88 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("config", [None, potq.PoTConfig("pot4")], ids=["load", "quantize"])
-@pytest.mark.parametrize("folder", ["t5_folder", "clip_folder"])
-def test_models_that_are_no_causal_lm(request: pytest.FixtureRequest, folder: str, config: Any) -> None:
-    path = request.getfixturevalue(folder)
+def test_models_that_are_no_causal_lm(clip_folder: Path, config: Any) -> None:
     with pytest.raises(ModelError, match="is not a causal language model") as caught:
-        potq.load(path, config)
-    assert str(path) in str(caught.value)
+        potq.load(clip_folder, config)
+    assert str(clip_folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+TOWER = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+T5 = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+BART = {
+    "vocab_size": 32,
+    "d_model": 16,
+    **{f"{side}_{key}": size for side in ("encoder", "decoder") for key, size in (("layers", 1), ("ffn_dim", 16))},
+    **{f"{side}_attention_heads": 2 for side in ("encoder", "decoder")},
+    **{f"{name}_token_id": number for number, name in enumerate(("bos", "pad", "eos", "forced_eos"))},
+}
+OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
+    "t5": (lambda: T5ForConditionalGeneration(T5Config(**T5)), "T5ForConditionalGeneration, an encoder-decoder"),
+    "t5-encoder": (lambda: T5EncoderModel(T5Config(**T5)), "T5EncoderModel"),
+    "bart": (lambda: BartForConditionalGeneration(BartConfig(**BART)), "BartForConditionalGeneration, an encoder-decoder"),
+    "masked": (lambda: BertForMaskedLM(BertConfig(**TOWER)), "BertForMaskedLM"),
+    "encoder": (lambda: BertModel(BertConfig(**TOWER)), r"BertModel, without cls\.predictions\.\S+"),
+    "classifier": (lambda: LlamaForSequenceClassification(LlamaConfig(**TOWER)), "LlamaForSequenceClassification"),
+    "base": (lambda: LlamaModel(LlamaConfig(**TOWER)), r"LlamaModel, without lm_head\S*"),
+}
+
+
+@pytest.mark.parametrize("config", [None, potq.PoTConfig("pot4")], ids=["load", "quantize"])
+@pytest.mark.parametrize(("make", "said"), OTHERS.values(), ids=OTHERS)
+def test_other_classes_are_refused_by_name(make: Any, said: str, config: Any, tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path / "m")
+    with pytest.raises(ModelError, match=rf"{tmp_path}/m is a {said}.*; potq loads causal language models"):
+        potq.load(tmp_path / "m", config)
+
+
+def test_the_base_of_a_causal_lm_whose_head_is_tied_lacks_nothing(tiny_model: Any, tokens: Any, tmp_path: Path) -> None:
+    tiny_model.model.save_pretrained(tmp_path)
+    assert torch.equal(potq.load(tmp_path)(tokens).logits, tiny_model(tokens).logits)
+
+
+# ---- code of its own
+
+
+@pytest.fixture
+def custom_folder(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The tiny Llama under a class and a config that only its folder has."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "code"))
+    monkeypatch.setattr("sys.path", list(sys.path))  # where transformers adds it
+    (tiny_folder / "configuration_own.py").write_text(
+        "from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+    )
+    (tiny_folder / "modeling_own.py").write_text(
+        "from transformers import LlamaForCausalLM\n\nfrom .configuration_own import OwnConfig\n\n\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((tiny_folder / "config.json").read_text())
+    auto_map = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    changes = {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": auto_map}
+    (tiny_folder / "config.json").write_text(json.dumps(config | changes))
+    return tiny_folder
+
+
+def test_code_of_its_own_is_never_run_nor_asked_for(custom_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", pytest.fail)
+    config = json.loads((custom_folder / "config.json").read_text())
+    for kind in ("own", "distilbert"):  # transformers knows the latter, but no causal LM of it
+        (custom_folder / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+        for use in (potq.load, USERS["quantize"], USERS["runner"]):
+            with pytest.raises(ModelError, match="potq never runs code from a model folder; if you trust it, import potq"):
+                use(custom_folder)
+
+
+def test_the_way_that_is_named_for_code_of_its_own_works(custom_folder: Path, tokens: Any, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(custom_folder, trust_remote_code=True)
+    potq.quantize(model, potq.PoTConfig("pot4"))
+    potq.save(model, tmp_path / "out", potq.load_tokenizer(custom_folder))
+    with pytest.raises(ModelError, match=r"trust_remote_code=True\)$"):
+        potq.load(tmp_path / "out")
+    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert type(packed).__name__ == "OwnForCausalLM"
+    assert torch.equal(packed(tokens).logits, model(tokens).logits)
+    assert type(model.dequantize().lm_head) is torch.nn.Linear
 
 
 def test_a_config_without_model_type(tiny_folder: Path) -> None:
@@ -250,15 +374,6 @@ def test_an_architecture_that_transformers_does_not_know(tiny_folder: Path) -> N
     (tiny_folder / "config.json").write_text(json.dumps(config | {"model_type": "no_such_architecture"}))
     with pytest.raises(ModelError, match="tiny is not a causal language model that transformers knows"):
         potq.load(tiny_folder)
-
-
-def test_an_encoder_without_a_head(tmp_path: Path) -> None:
-    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    BertModel(BertConfig(vocab_size=32, **tower)).save_pretrained(tmp_path / "bert")
-    with pytest.raises(potq.PotqError, match="bert"):  # its language model head would be random
-        potq.load(tmp_path / "bert")
-    with pytest.raises(potq.PotqError, match=r"no weights for cls\.predictions"):
-        potq.load(tmp_path / "bert", potq.PoTConfig("pot4"))
 
 
 # ---- real models

@@ -13,8 +13,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 import potq
 from potq.errors import CheckpointError, ModelError
@@ -378,3 +383,56 @@ def test_two_weights_under_a_tied_config_survive_an_ignored_head(tmp_path: Path)
     potq.quantize(model, potq.PoTConfig("pot4", ignore=["lm_head"]))
     potq.save(model, tmp_path / "out")
     assert torch.equal(logits(potq.load(tmp_path / "out")), logits(model))
+
+
+# ---- other classes than the checkpoint's
+
+IDS = torch.arange(1, 17)[None]
+
+
+def packed(family: str) -> Any:
+    model = trained(family)
+    potq.quantize(model, potq.PoTConfig("pot4"))
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "llama-untied", "gpt2", "opt", "gemma3", "mistral"])
+def test_a_head_that_the_checkpoint_never_had_is_new_float_and_trains(family: str, tmp_path: Path) -> None:
+    packed(family).save_pretrained(tmp_path / "packed")
+    model, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "packed", output_loading_info=True)
+    assert info["missing_keys"] == {"score.weight"}  # of which transformers warns, as of a full-precision checkpoint's
+    assert type(model.score) is nn.Linear
+    causal = potq.load(tmp_path / "packed")
+    with torch.no_grad():
+        hidden = [each.base_model(IDS).last_hidden_state for each in (model, causal)]
+    assert torch.equal(*hidden)
+    before = model.score.weight.detach().clone()
+    model(IDS, labels=torch.ones(len(IDS), dtype=torch.long)).loss.backward()
+    torch.optim.SGD([model.score.weight], lr=1.0).step()
+    assert not torch.equal(model.score.weight, before)
+    model.save_pretrained(tmp_path / "classifier")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier")
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+def test_a_new_head_beside_weights_that_are_packed_while_they_load(tmp_path: Path) -> None:
+    trained("llama-untied").save_pretrained(tmp_path)
+    config = potq.PoTConfig("pot4")
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path, quantization_config=config)
+    assert type(model.score) is nn.Linear
+    assert [skipped.name for skipped in model.quant_report.skipped] == ["score"]
+    assert len(packed_modules(model)) == 15
+
+
+def test_patterns_of_the_whole_model_serve_a_part_of_it(tmp_path: Path) -> None:
+    full = trained("llama-untied")
+    targets = {r"model\.layers\.0\.mlp\.up_proj": "pot3", "lm_head": "int8"}
+    potq.quantize(full, potq.PoTConfig("pot4", targets=targets, ignore=[r"model\.layers\.1\.mlp\.up_proj"]))
+    full.save_pretrained(tmp_path / "packed")
+    base = AutoModel.from_pretrained(tmp_path / "packed")
+    base.save_pretrained(tmp_path / "base")
+    again = AutoModel.from_pretrained(tmp_path / "base")
+    for part in (base, again):
+        assert torch.equal(part(IDS).last_hidden_state, full.model(IDS).last_hidden_state)
+        assert part.layers[0].mlp.up_proj.scheme == potq.QuantScheme("pot3")
+        assert type(part.layers[1].mlp.up_proj) is nn.Linear

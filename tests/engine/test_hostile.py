@@ -318,6 +318,16 @@ def test_a_name_that_would_act_on_a_terminal(folder: Path) -> None:
         opens(folder)
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with its base"])
+def test_an_adapter_is_refused_by_the_library_itself(alone: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potq.engine.engine._folder", str)  # Python would refuse it before
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    if alone:
+        (folder / "config.json").unlink()
+    with pytest.raises(EngineError, match=r"of an adapter \(LoRA\) for the model 'org/base'; merge it into that with peft"):
+        opens(folder)
+
+
 def test_scales_whose_product_is_beyond_float32(tmp_path: Path) -> None:
     model = tiny("llama")
     potq.quantize(model, PoTConfig("mxpot", row_scale=True))

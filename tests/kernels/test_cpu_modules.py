@@ -38,6 +38,13 @@ def _linear(scheme: QuantScheme = PRESETS["pot4"], bias: bool = True, columns: i
     return pack_module(linear, rtn(linear.weight, scheme, method="absmax"))
 
 
+def _learning(linear: PoTLinear) -> PoTLinear:
+    """``linear``, whose bias gets gradients, if it has one."""
+    if linear.bias is not None:
+        linear.bias.requires_grad_(True)
+    return linear
+
+
 def _embedding(scheme: QuantScheme = PRESETS["int8"]) -> PackedModule:
     embedding = nn.Embedding(13, IN).requires_grad_(False)
     embedding.weight.copy_(_rand(13, IN))
@@ -121,7 +128,7 @@ def test_an_input_of_another_dtype_than_the_bias_keeps_its_own() -> None:
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_results_are_the_same_without_gradients(mode: Any) -> None:
-    linear, x = _linear().requires_grad_(True), _rand(3, IN)
+    linear, x = _learning(_linear()), _rand(3, IN)
     with mode():
         without = linear(x)
         made_there = linear(_rand(3, IN))
@@ -228,7 +235,7 @@ def test_a_row_scale_that_the_scheme_does_not_have_is_refused() -> None:
 
 
 def test_gradients_with_row_scales_are_those_of_the_exact_product() -> None:
-    linear, x, upstream = _linear(_rows()).requires_grad_(True), _rand(3, IN).requires_grad_(), _rand(3, OUT, seed=2)
+    linear, x, upstream = _learning(_linear(_rows())), _rand(3, IN).requires_grad_(), _rand(3, OUT, seed=2)
     linear(x).backward(upstream)
     assert x.grad is not None
     assert torch.equal(x.grad, upstream @ linear.quantized.dequantize())
@@ -406,7 +413,7 @@ def _count_kernels(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 @pytest.mark.parametrize("shape", [(IN,), (3, IN), (2, 3, IN), (0, IN)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients_are_those_of_the_exact_product(bias: bool, shape: tuple[int, ...]) -> None:
-    linear, x = _linear(bias=bias).requires_grad_(True), _rand(*shape).requires_grad_()
+    linear, x = _learning(_linear(bias=bias)), _rand(*shape).requires_grad_()
     upstream = _rand(*shape[:-1], OUT, seed=2)
     result = linear(x)
     assert torch.equal(result.detach().reshape(-1, OUT), _anew(linear, x.detach().reshape(-1, IN)).detach())
@@ -419,7 +426,7 @@ def test_gradients_are_those_of_the_exact_product(bias: bool, shape: tuple[int, 
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_gradients_of_halves_have_their_dtype(dtype: torch.dtype) -> None:
-    linear = _linear().to(dtype).requires_grad_(True)
+    linear = _learning(_linear().to(dtype))
     x, upstream = _rand(3, IN).to(dtype).requires_grad_(), _rand(3, OUT, seed=2).to(dtype)
     linear(x).backward(upstream)
     assert x.grad is not None

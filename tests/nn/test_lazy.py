@@ -32,7 +32,7 @@ class Counted:
         return 2 * self.x
 
     def lazy(self) -> LazyTensor:
-        return LazyTensor(tuple(self.x.shape), self.x.dtype, self.x.device, self)
+        return LazyTensor(tuple(self.x.shape), self.x.dtype, self.x.device, self, "the weight")
 
 
 def test_what_is_known_makes_nothing() -> None:
@@ -57,12 +57,56 @@ def test_it_computes_as_the_tensor_that_it_makes() -> None:
     assert counted.times > 0
 
 
-def test_writing_is_refused() -> None:
-    lazy = Counted().lazy()
-    with pytest.raises(ModelError, match="read-only"):
-        lazy.data = torch.zeros(3, 4)
-    with pytest.raises(ModelError, match="read-only"):
-        lazy.data += 1
+def _set(attribute: str, value: Any) -> Any:
+    return lambda weight: setattr(weight, attribute, value)
+
+
+WRITES = {
+    "data": _set("data", torch.zeros(3, 4)),
+    "data +=": lambda weight: weight.data.add_(1),
+    "copy_": lambda weight: weight.copy_(torch.zeros(3, 4)),
+    "init": nn.init.zeros_,
+    "item": lambda weight: weight.__setitem__(0, 0.0),
+    "row": lambda weight: weight[0].zero_(),
+    "view": lambda weight: weight.view(-1)[2:].zero_(),
+    "transposed": lambda weight: weight.T.fill_(1),
+    "detached": lambda weight: weight.detach().normal_(),
+    "out": lambda weight: torch.add(torch.zeros(3, 4), 1, out=weight),
+    "foreach": lambda weight: torch._foreach_add_([weight], 1.0),
+    "in place": lambda weight: nn.functional.relu(weight, inplace=True),
+}
+WISHES = {
+    "requires_grad_": lambda weight: weight.requires_grad_(),
+    "requires_grad": _set("requires_grad", True),
+    "grad": _set("grad", torch.zeros(3, 4)),
+    "optimizer": lambda weight: torch.optim.SGD([weight], lr=1.0),
+    "parameter": nn.Parameter,
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_write_that_would_be_lost_is_refused(write: Any) -> None:
+    with torch.no_grad(), pytest.raises(ModelError, match="the weight is read-only"):
+        write(Counted().lazy())
+
+
+@pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
+def test_training_that_would_be_lost_is_refused(wish: Any) -> None:
+    with pytest.raises(ModelError, match="the weight does not train"):
+        wish(Counted().lazy())
+
+
+def test_freezing_it_and_reading_a_part_of_it_are_allowed() -> None:
+    counted = Counted()
+    lazy = counted.lazy()
+    assert lazy.requires_grad_(False) is lazy
+    lazy.requires_grad = False
+    lazy.grad = None
+    assert counted.times == 0
+    assert torch.equal(lazy.T[1:] + 1, (2 * counted.x).T[1:] + 1)
+    lazy[0].sum().backward()
+    assert counted.x.grad is not None
+    assert torch.equal(counted.x.grad[0], torch.full((4,), 2.0))
 
 
 def test_gradients_pass() -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from potq.errors import ModelError
+from potq.kernels import use_kernels
 from potq.nn.packed import PackedModule, PoTEmbedding, PoTLinear, pack_module, packed_class
 from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.ptq.algorithms.rtn import rtn
@@ -197,15 +199,93 @@ def test_to_empty_allocates_buffers_of_the_same_dtypes() -> None:
     assert module.weight_scale.device.type == "cpu"
 
 
-def test_the_weight_is_read_only() -> None:
+def _assign(module: Any, weight: Any) -> None:
+    module.weight = weight
+
+
+WRITES = {
+    "parameter": lambda module: _assign(module, nn.Parameter(torch.zeros(11, 70))),
+    "tensor": lambda module: _assign(module, torch.zeros(11, 70)),
+    "in place": lambda module: module.weight.zero_(),
+    "reset": lambda module: module.reset_parameters(),
+    "state dict": lambda module: module.load_state_dict({"weight": torch.zeros(11, 70)}, strict=False),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_the_weight_is_read_only(write: Any) -> None:
     linear = _linear()
-    before = linear.weight
-    with pytest.raises((AttributeError, KeyError)):
-        linear.weight = nn.Parameter(torch.zeros(11, 70))
-    with pytest.raises((AttributeError, KeyError)):
-        linear.weight = torch.zeros(11, 70)  # type: ignore[assignment]
-    linear.weight.zero_()  # a fresh tensor every time: writing to it changes nothing
+    before = linear.weight + 0
+    with torch.no_grad(), pytest.raises(ModelError, match="the weight of PoTLinear is read-only"):
+        write(linear)
     assert torch.equal(linear.weight, before)
+
+
+def test_it_does_not_train_and_says_so() -> None:
+    linear, embedding = _linear(), _embedding()
+    for module in (linear, embedding):
+        with pytest.raises(ModelError, match=f"the weight of {type(module).__name__} does not train; train an adapter"):
+            module.requires_grad_(True)
+        with pytest.raises(ModelError, match="does not train"):
+            torch.optim.SGD(module.parameters(), lr=1.0)
+        module.requires_grad_(False)
+    linear.bias.requires_grad_(True)
+    linear(_rand(2, 70)).sum().backward()
+    assert linear.bias.grad is not None
+
+
+# ---- peft ----------------------------------------------------------------------------------------------------------
+
+PEFT_VERBS: dict[str, tuple[dict[str, Any], Any]] = {
+    "merge_and_unload": ({}, lambda model: model.merge_and_unload()),
+    "safe_merge": ({}, lambda model: model.merge_and_unload(safe_merge=True)),
+    "merge_adapter": ({}, lambda model: model.merge_adapter()),
+    "dora": ({"use_dora": True}, lambda model: model.merge_and_unload()),
+    "embedding": ({"target_modules": ["embed_tokens"]}, lambda model: model.merge_and_unload()),
+}
+
+
+def _lora(model: Any, **options: Any) -> Any:
+    peft = pytest.importorskip("peft")
+    fields: dict[str, Any] = {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+    return peft.get_peft_model(model, peft.LoraConfig(**fields | options))
+
+
+@pytest.mark.parametrize(("options", "verb"), PEFT_VERBS.values(), ids=PEFT_VERBS)
+def test_merging_an_adapter_names_the_module_and_the_remedy(options: Any, verb: Any, packed_model: Any) -> None:
+    model = _lora(packed_model, **options)
+    name = r"model\.embed_tokens" if "target_modules" in options else r"model\.layers\.0\.self_attn\.q_proj"
+    with pytest.raises(ModelError, match=rf"the weight of {name} is read-only.*model\.dequantize\(\) gives"):
+        verb(model)
+
+
+def test_the_remedy_works(packed_model: Any, tokens: Tensor, tmp_path: Any) -> None:
+    peft = pytest.importorskip("peft")
+    adapted = _lora(packed_model)
+    use_kernels(packed_model, "float")
+    expected = adapted(tokens).logits
+    adapted.save_pretrained(tmp_path)
+    floats = adapted.unload().dequantize()
+    merged = peft.PeftModel.from_pretrained(floats, tmp_path).merge_and_unload()
+    torch.testing.assert_close(merged(tokens).logits, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_modules_to_save_of_a_packed_module_are_refused(name: str, packed_model: Any) -> None:
+    with pytest.raises(ModelError, match=rf"the weight of (model\.)?{name} does not train"):
+        _lora(packed_model, modules_to_save=[name])
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["norm"]}], ids=str)
+def test_what_peft_can_train_trains(options: Any, packed_model: Any, tokens: Tensor) -> None:
+    packed_model.requires_grad_(False)
+    model = _lora(packed_model, **options)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    before = [parameter.detach().clone() for parameter in trained]
+    optimizer = torch.optim.SGD(trained, lr=1.0)
+    model(tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    assert not any(torch.equal(old, new) for old, new in zip(before, trained, strict=True))
 
 
 @pytest.mark.parametrize("make", [_linear, _embedding])
@@ -383,7 +463,7 @@ def test_packing_again_drops_or_brings_row_scales() -> None:
 
 def test_the_original_weight_parameter_is_gone() -> None:
     assert "weight" not in dict(_linear().named_parameters())
-    assert sum(p.numel() for p in _linear().parameters()) == 11
+    assert [p.numel() for p in _linear().parameters()] == [770, 11]  # the packed one is shown, and refuses to train
 
 
 # ---- Conv1D --------------------------------------------------------------------------------------------------------

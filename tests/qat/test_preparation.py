@@ -291,6 +291,51 @@ def test_what_cannot_be_prepared_says_why(tiny_model: LlamaForCausalLM, packed_m
         potq.quantize(tiny_model, PoTConfig("pot4"))
 
 
+def test_what_cannot_be_converted_changes_nothing(tiny_model: LlamaForCausalLM, tokens: Tensor) -> None:
+    plain = nn.Sequential(nn.Linear(64, 8))
+    prepare(plain, PoTConfig("pot4"))
+    with pytest.raises(ModelError, match="Sequential has no config; potq converts Hugging Face models"):
+        convert(plain)
+    assert list(qat_modules(plain)) == ["0"]
+    prepare(tiny_model, PoTConfig("pot4"))
+    up_proj = tiny_model.model.layers[0].mlp.up_proj
+    tiny_model.model.layers[0].mlp.up_proj = nn.Linear(64, 160)
+    with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.up_proj changed since the model was prepared"):
+        convert(tiny_model)
+    assert len(qat_modules(tiny_model)) == 15
+    tiny_model.model.layers[0].mlp.up_proj = up_proj
+    expected = logits(tiny_model, tokens)
+    convert(tiny_model)
+    assert torch.equal(logits(tiny_model.dequantize(), tokens), expected)
+
+
+def test_how_to_get_the_logits_of_training(tiny_model: LlamaForCausalLM, tokens: Tensor) -> None:
+    prepare(tiny_model, PoTConfig("pot4"))
+    trained = logits(tiny_model, tokens)
+    convert(tiny_model)
+    assert (logits(tiny_model, tokens) - trained).abs().max() > 1e-3  # inputs are rounded to int8
+    potq.kernels.set_activations(tiny_model, "float")
+    torch.testing.assert_close(logits(tiny_model, tokens), trained, rtol=1e-5, atol=1e-5)
+    assert torch.equal(logits(tiny_model.dequantize(), tokens), trained)
+
+
+def test_an_adapter_is_merged_into_the_float_weights_of_a_prepared_model(tiny_model: LlamaForCausalLM) -> None:
+    peft = pytest.importorskip("peft")
+    plain, config = copy.deepcopy(tiny_model), peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    prepare(tiny_model, PoTConfig("pot4"))
+    merged = []
+    for model in (plain, tiny_model):
+        torch.manual_seed(0)
+        adapted = peft.get_peft_model(model, config)
+        if model is tiny_model:
+            with pytest.raises(ModelError, match="has an adapter"):
+                convert(adapted)
+        merged.append(adapted.merge_and_unload())
+    for (name, expected), found in zip(merged[0].named_parameters(), merged[1].parameters(), strict=True):
+        assert torch.equal(found, expected), name
+    assert convert(merged[1]).modules
+
+
 def test_nan_scales_are_named(tiny_model: LlamaForCausalLM) -> None:
     prepare(tiny_model, PoTConfig("mxpot"), QATSettings(scales="learned"))
     name = "model.layers.0.mlp.up_proj"

@@ -30,6 +30,7 @@ from potq.config import PoTConfig
 from potq.errors import CheckpointError, ModelError
 from potq.files import check_destination, disk_errors, flush, replacing
 from potq.nn.plan import WeightPlan, meta_model, packed_modules, plan, tensor_bytes
+from potq.nn.refusals import require_no_adapter, require_weights
 from potq.numerics.tensor import storage
 
 if TYPE_CHECKING:
@@ -114,8 +115,12 @@ def check_reloadable(model: PreTrainedModel) -> None:
     """Compare the packed modules with what loading will expect from the model's config.
 
     Raises:
-        ModelError: names the modules that differ (after ``resize_token_embeddings``, say).
+        ModelError: names the modules that differ (after ``resize_token_embeddings``, say), or that have an adapter, or
+            are not in memory.
     """
+    require_no_adapter(model)
+    if not getattr(model, "hf_device_map", None):  # with one, transformers fetches what is offloaded
+        require_weights(model)
     targets = plan(meta_model(model), model.config.quantization_config).targets
     expected = {name: (target.shape, target.scheme, target.name) for target in targets for name in target.names}
     packed = packed_modules(model)

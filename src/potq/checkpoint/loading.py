@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from potq.checkpoint.architecture import check_architecture, class_name, custom_code, headless
 from potq.checkpoint.files import check_dtype, check_folder, read_json, weight_files
 from potq.checkpoint.folder import REPORT_FILE, read_headers, require_all
-from potq.checkpoint.source import Source, resolve
+from potq.checkpoint.source import Source, adapter_error, resolve
 from potq.config import PoTConfig, require_config
 from potq.errors import CheckpointError, ConfigError, ModelError, PotqError, out_of_reach
 from potq.nn.report import QuantReport
@@ -49,8 +50,9 @@ def load(
         progress: called before each matrix that is quantized: weights done, weights in all, its name.
 
     Raises:
-        CheckpointError: missing, incomplete or damaged files, or a packed checkpoint where ``config`` is given.
-        ModelError: not a causal LM; NaN weights.
+        CheckpointError: missing, incomplete or damaged files, an adapter (LoRA), or a packed checkpoint where ``config`` is
+            given.
+        ModelError: not a causal LM; a model with code of its own; NaN weights.
         MissingDependencyError: ``"smollm2"`` without its package; names the pip line.
         ConfigError: an unknown dtype, or a device that is not there.
 
@@ -70,6 +72,7 @@ def load(
     _check_device(device)
     if where.folder is not None and where.gguf_file is None:
         check_folder(where.folder, quantizing=config is not None)
+        check_architecture(str(where.folder), read_json(where.folder / "config.json"))
         read_headers(weight_files(where.folder))
     if where.gguf_file is not None:
         from potq.checkpoint.gguf.loading import load_gguf
@@ -140,7 +143,7 @@ def _read_tokenizer(where: Source) -> PreTrainedTokenizerBase:
         return load_gguf_tokenizer(Path(where.path))
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where.name)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where.name, trust_remote_code=False)
     return tokenizer
 
 
@@ -184,7 +187,8 @@ def _check_device(device: str | torch.device | None) -> None:
 def _from_pretrained(
     where: Source, dtype: str | torch.dtype, config: PoTConfig | None, progress: Progress | None
 ) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, PreTrainedConfig
+    from transformers.utils import find_adapter_config_file
 
     from potq.checkpoint.transformers import loading
     from potq.checkpoint.unused import unused_tensors
@@ -192,17 +196,22 @@ def _from_pretrained(
 
     options: dict[str, Any] = {"quantization_config": config} if config is not None else {}
     with loading_errors(where), loading(progress):
+        if where.folder is None and (adapter := find_adapter_config_file(where.name)) is not None:
+            raise adapter_error(where.name, adapter)
+        if where.folder is None:
+            check_architecture(where.name, PreTrainedConfig.get_config_dict(where.name)[0])
         model, info = AutoModelForCausalLM.from_pretrained(
             where.name,
             dtype=dtype,
             use_safetensors=True,
+            trust_remote_code=False,  # with None transformers would ask, on the terminal
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
             **options,
         )
     for name, found, expected in info["mismatched_keys"]:
         raise CheckpointError(f"{where.name}: {name} has shape {list(found)}, its config.json asks for {list(expected)}")
-    require_all(where.name, info["missing_keys"])
+    _require_all(where.name, info["missing_keys"], model)
     note_unused(model, unused_tensors(model, info["unexpected_keys"], where))
     if config is None and where.folder is not None and (where.folder / REPORT_FILE).is_file():
         model.quant_report = _read_report(where.folder / REPORT_FILE, model)
@@ -218,6 +227,14 @@ def _read_report(file: Path, model: PreTrainedModel) -> QuantReport:
         return report if report.weights is not None else report.model_copy(update={"weights": weight_count(model)})
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged ({first_line(error)}); delete it, the model does not need it") from None
+
+
+def _require_all(name: str, missing: Iterable[str], model: PreTrainedModel) -> None:
+    """Refuse a model of which some weights would stay random: another class's, or an incomplete one."""
+    kind = class_name(model.config.to_dict())
+    if missing and kind is not None and kind != type(model).__name__:
+        raise headless(name, kind, sorted(missing)[:5])
+    require_all(name, missing)
 
 
 @contextmanager
@@ -238,6 +255,8 @@ def loading_errors(where: Source) -> Iterator[None]:
             raise ModelError(
                 f"{name} is not a causal language model that transformers knows ({first_line(error)})"
             ) from error
+        if "trust_remote_code" in str(error):
+            raise custom_code(where.name) from error
         raise CheckpointError(f"{name} cannot be loaded: {error}") from error
     except Exception as error:  # damaged files surface as struct.error, KeyError, RuntimeError and more
         raise CheckpointError(f"{name} cannot be loaded: {error}") from error

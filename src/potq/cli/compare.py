@@ -70,14 +70,14 @@ def compare(
     from potq.data.calibration_text import calibration_key
     from potq.data.tokens import tokenize
     from potq.evaluate import compare as comparison
-    from potq.nn.plan import plan
+    from potq.nn.language import language_plan
 
     kept = comparison.KeptRows(resume)
     with console.status(f"loading {model}"):
         tokenizer = load_tokenizer(model)
         tokens = tokenize(tokenizer, content)
         loaded = load(model, dtype=dtype)
-    targets = [target for config in configs for target in plan(loaded, config).targets]
+    targets = [target for config in configs for target in language_plan(loaded, config)[1].targets]
     note_remarks(dict.fromkeys(targets), loaded.dtype)
     recipe = CalibrationRecipe(text=calibration, windows=calibration_windows or 64)
     batches = cache(lambda: calibration_batches(recipe, loaded, tokenizer, seed=seed))

@@ -198,10 +198,10 @@ def _streamed(settings: QuantizeRecipe, config: PoTConfig) -> tuple[PreTrainedMo
 
 def _calibrated(model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], seed: int, work: Path | None) -> None:
     """Quantize ``model``; where that goes block by block, those that are done are kept in ``work`` until it is saved."""
-    from potq.nn.plan import plan
+    from potq.nn.language import language_plan
     from potq.ptq.quantize import quantize
 
-    note_remarks(plan(model, config).targets, model.dtype)
+    note_remarks(language_plan(model, config)[1].targets, model.dtype)
     if work is None:
         with console.progress_bar("quantizing") as update:
             quantize(model, config, batches, seed=seed, progress=update)

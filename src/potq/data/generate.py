@@ -18,6 +18,7 @@ from torch import Tensor
 from potq.data.tokens import choose_window
 from potq.errors import DataError, ModelError
 from potq.nn.plan import evaluation_mode
+from potq.nn.refusals import require_causal, require_weights
 from potq.nn.report import Progress
 
 if TYPE_CHECKING:
@@ -50,8 +51,11 @@ def self_generated(
 
     Raises:
         DataError: a window longer than the model's limit, or a size that is not positive.
-        ModelError: the model's output is NaN.
+        ModelError: the model's output is NaN, or the model is not in memory, or predicts no tokens.
     """
+    require_causal(model, predicting=True)
+    if model.device.type == "meta":  # where the text would be written
+        require_weights(model)
     window = choose_window(model, window, window)
     for name, count in (("windows", windows), ("batch", batch)):
         if count < 1:

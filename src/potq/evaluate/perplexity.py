@@ -17,6 +17,7 @@ from torch import Tensor
 from potq.data.tokens import choose_window
 from potq.errors import DataError, ModelError
 from potq.nn.plan import evaluation_mode
+from potq.nn.refusals import require_causal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,8 +67,9 @@ def perplexity(
 
     Raises:
         DataError: the text is shorter than one window, or the window longer than the model's limit.
-        ModelError: the model's output is NaN.
+        ModelError: the model's output is NaN, or no prediction of tokens.
     """
+    require_causal(model, predicting=True)
     window = choose_window(model, window, 2048)
     if max_windows is not None and max_windows < 1:
         raise DataError(f"invalid max_windows {max_windows}; use at least 1")

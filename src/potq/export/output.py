@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from potq.errors import CheckpointError, ExportError
 from potq.files import disk_errors, flush_path, resolved
+from potq.nn.refusals import require_no_adapter, require_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,11 +33,14 @@ def check_file(path: str | os.PathLike[str], *, force: bool, suffix: str) -> Pat
 
 
 def check_on_cpu(model: nn.Module) -> None:
-    """Refuse a model whose weights are elsewhere.
+    """Refuse a model whose weights are elsewhere, or not all that computes.
 
     Raises:
         ExportError: says what to do.
+        ModelError: they are on the meta device, or offloaded; the model has an adapter.
     """
+    require_no_adapter(model)
+    require_weights(model)
     if any(tensor.device.type != "cpu" for tensor in model.state_dict().values()):
         raise ExportError("exports read weights in the CPU's memory; call model.cpu() first")
 

@@ -11,7 +11,7 @@ stored, moved and saved once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from potq.kernels import Activations, ops, reference
 from potq.kernels.registry import BACKENDS, Backend, choose
 from potq.kernels.weight import PackedWeight
-from potq.nn.lazy import LazyTensor
+from potq.nn.lazy import LazyTensor, read_only
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
 
@@ -53,6 +53,7 @@ class PackedModule(ScaledModule):
     _spec: str  # the scheme as the ops take it
     _backends: dict[tuple[torch.device, torch.dtype], str]  # what was chosen, by device of the weight and dtype of the input
     _owner: tuple[PackedModule, ...]  # a tuple hides the owner from nn.Module's registry
+    _name: str = ""  # in its model; for errors
 
     def hold(self, quantized: QuantizedWeight, dtype: torch.dtype) -> None:
         """Take ``quantized`` as the weight, in place of the parameter; compute in ``dtype``."""
@@ -92,9 +93,37 @@ class PackedModule(ScaledModule):
         """The dequantized weight ``(out, in)`` in ``compute_dtype``, for reading only; made by whatever computes with it."""
         if torch.compiler.is_compiling():
             return self._dequantized()
-        weight = LazyTensor(self._shape, self.compute_dtype, self._packed().packed.device, self._dequantized)
+        device, name = self._packed().packed.device, f"the weight of {self._called}"
+        weight = LazyTensor(self._shape, self.compute_dtype, device, self._dequantized, name)
         weight._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: not to be initialised
         return weight
+
+    @weight.setter
+    def weight(self, value: object) -> None:
+        raise read_only(f"the weight of {self._called}")
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As ever; ``module.weight = nn.Parameter(...)`` comes here, and is refused."""
+        if name == "weight":
+            raise read_only(f"the weight of {self._called}")
+        super().register_parameter(name, param)
+
+    def parameters(self, recurse: bool = True) -> Iterator[Any]:
+        """The weight, which refuses to be trained, and the parameters that there are (the bias).
+
+        Whoever wants to train this module asks for them: ``requires_grad_``, optimizers, peft's ``modules_to_save``.
+        """
+        yield self.weight
+        yield from super().parameters(recurse)
+
+    @property
+    def _called(self) -> str:
+        return self._name or type(self).__name__
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if f"{prefix}weight" in state_dict:  # strict=False would drop it
+            raise read_only(f"the weight of {self._called}")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _dequantized(self) -> Tensor:
         return reference.matrix(self._packed(), self.compute_dtype)
@@ -131,7 +160,7 @@ def _check_device(input: Tensor, packed: Tensor) -> None:
         raise RuntimeError(f"the input is on {input.device}, the packed weight on {packed.device}; move one of them")
 
 
-class PoTLinear(PackedModule, nn.Linear):  # type: ignore[override]  # its weight is read-only
+class PoTLinear(PackedModule, nn.Linear):
     """``y = x W^T + b`` with a packed ``W`` of shape ``(out_features, in_features)``; the bias stays a float parameter."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -152,7 +181,7 @@ class PoTLinear(PackedModule, nn.Linear):  # type: ignore[override]  # its weigh
         return self._backend(weight.packed.device, input.dtype).linear(input, weight, bias, self.activations)
 
 
-class PoTEmbedding(PackedModule, nn.Embedding):  # type: ignore[override]  # its weight is read-only
+class PoTEmbedding(PackedModule, nn.Embedding):
     """Look-up of packed rows ``(num_embeddings, embedding_dim)``; yields ``compute_dtype``."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -182,15 +211,15 @@ def packed_class(kind: type[nn.Module]) -> type[PackedModule]:
     return type(f"PoT{kind.__name__}", (kind, base), {"__module__": __name__, "__doc__": base.__doc__})
 
 
-def pack_module(module: Any, weight: QuantizedWeight | PackedModule) -> PackedModule:
-    """Turn ``module`` into its packed form, holding ``weight`` or tied to it.
+def pack_module(module: Any, weight: QuantizedWeight | PackedModule, name: str = "") -> PackedModule:
+    """Turn ``module``, which its model calls ``name``, into its packed form, holding ``weight`` or tied to it.
 
     ``nn.Linear`` and ``nn.Embedding`` change class in place and keep their hooks and attributes; anything else is a GPT-2
     ``Conv1D``, for which a new :class:`PoTLinear` that shares its bias is returned.
     """
     dtype = module.weight.dtype
     packed: Any = module if isinstance(module, (nn.Linear, nn.Embedding)) else _linear_of(module)
-    packed.__class__ = packed_class(packed.__class__)
+    packed.__class__, packed._name = packed_class(packed.__class__), name
     if isinstance(weight, QuantizedWeight):
         packed.hold(weight, dtype)
     else:

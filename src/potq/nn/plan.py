@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from potq.config import PoTConfig, matches
 from potq.errors import ConfigError, ModelError
 from potq.nn.packed import PackedModule, ScaledModule, pack_module
+from potq.nn.packed_model import as_float_model
+from potq.nn.refusals import require_no_adapter, require_weights
 from potq.nn.report import SkippedModule
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
@@ -26,7 +29,6 @@ from potq.numerics.tensor import QuantizedWeight
 Kind = Literal["linear", "embedding", "head"]
 
 _TIES = {"_tied_weights_keys", "all_tied_weights_keys"}  # transformers' notes of tied parameters
-_KEEPS_DTYPE = "_potq_keeps_dtype"
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,14 @@ class Plan:
 def plan(model: nn.Module, config: PoTConfig) -> Plan:
     """Decide what happens to every weight of ``model``; works on the meta device too.
 
+    This is ``config`` to the letter, as a checkpoint's is read. What is quantized anew goes through
+    :func:`potq.nn.language.language_plan`.
+
     Raises:
         ConfigError: a pattern matches no module, or tied modules would get different schemes.
-        ModelError: the model is quantized already, or nothing is left to quantize.
+        ModelError: the model is quantized already, has an adapter, or nothing is left to quantize.
     """
+    require_no_adapter(model)
     if any(isinstance(module, PackedModule) for module in model.modules()):
         raise ModelError("the model is quantized already; load the full-precision one")
     if any(isinstance(module, ScaledModule) for module in model.modules()):
@@ -77,7 +83,7 @@ def plan(model: nn.Module, config: PoTConfig) -> Plan:
     targets: list[WeightPlan] = []
     skipped = _unhandled(model)
     for group in groups:
-        choice = _choose(group, config, head=_embeddings(model, "output"))
+        choice = _choose(group, config, head=embeddings(model, "output"))
         if isinstance(choice, WeightPlan):
             targets.append(choice)
         else:
@@ -86,6 +92,36 @@ def plan(model: nn.Module, config: PoTConfig) -> Plan:
         reasons = "; ".join(sorted({f"{s.name}: {s.reason}" for s in skipped})[:3])
         raise ModelError(f"nothing to quantize: {reasons or 'the model has no linear or embedding weights'}")
     return Plan(targets, skipped)
+
+
+def narrowed(model: nn.Module, config: PoTConfig, prefix: str) -> PoTConfig:
+    """``config`` for ``model``, a part of what it was made for, whose modules begin with ``prefix`` there.
+
+    Patterns of modules that are not in this part are dropped.
+    """
+    names = quantizable_modules(model)
+
+    def narrow(pattern: str) -> str:
+        found = [name for name in names if matches(pattern, prefix + name)]
+        here = [name for name in names if matches(pattern, name)]
+        return pattern if found and found == here else "|".join(map(re.escape, found))
+
+    ignore = tuple(pattern for pattern in map(narrow, config.ignore) if pattern)
+    targets = {narrow(pattern): scheme for pattern, scheme in config.targets.items()}
+    targets.pop("", None)
+    return config.model_copy(update={"ignore": ignore, "targets": targets})
+
+
+def embeddings(model: nn.Module, side: Literal["input", "output"]) -> nn.Module | None:
+    """The model's input embedding or its head, if it has one."""
+    getter = getattr(model, f"get_{side}_embeddings", None)
+    module = getter() if callable(getter) else None
+    return module if isinstance(module, nn.Module) else None
+
+
+def quantizable_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Linears, ``Conv1D`` and embeddings by name."""
+    return {name: module for name, module in model.named_modules() if _is_quantizable(module)}
 
 
 def linear_weight(module: nn.Module) -> Tensor:
@@ -100,10 +136,10 @@ def as_matrix(module: nn.Module, weight: Tensor) -> Tensor:
 
 def install(model: nn.Module, target: WeightPlan, quantized: QuantizedWeight) -> None:
     """Put ``quantized`` in place of ``target``'s weight and of the weights tied to it."""
-    owner = pack_module(model.get_submodule(target.name), quantized)
+    owner = pack_module(model.get_submodule(target.name), quantized, target.name)
     _replace(model, target.name, owner)
     for name in target.tied:
-        _replace(model, name, pack_module(model.get_submodule(name), owner))
+        _replace(model, name, pack_module(model.get_submodule(name), owner, name))
     if target.tied:
         _forget_ties(model)
 
@@ -121,7 +157,13 @@ def meta_model(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def unpack(model: nn.Module, dtype: torch.dtype) -> None:
-    """Put float modules, those that the architecture has, in place of packed ones."""
+    """Put float modules, those that the architecture has, in place of packed ones.
+
+    Raises:
+        ModelError: the model has an adapter, which packed modules are part of, or is not in memory.
+    """
+    require_no_adapter(model)
+    require_weights(model)
     weights: dict[PackedModule, nn.Parameter] = {}
     float_model = meta_model(model)
     for name, module in packed_modules(model).items():
@@ -136,8 +178,7 @@ def unpack(model: nn.Module, dtype: torch.dtype) -> None:
     for name, module in model.named_modules():
         for attribute in _TIES & vars(module).keys():
             setattr(module, attribute, getattr(float_model.get_submodule(name), attribute))
-    if _KEEPS_DTYPE in vars(type(model)):
-        model.__class__ = type(model).__bases__[0]
+    as_float_model(model)
 
 
 def packed_modules(model: nn.Module) -> dict[str, PackedModule]:
@@ -159,7 +200,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def is_tied(model: nn.Module) -> bool:
     """Whether head and embedding share one weight, packed or not; models without a head have nothing to untie."""
-    head, embedding = _embeddings(model, "output"), _embeddings(model, "input")
+    head, embedding = embeddings(model, "output"), embeddings(model, "input")
     if head is None or embedding is None:
         return True
     if isinstance(head, PackedModule) or isinstance(embedding, PackedModule):
@@ -219,19 +260,10 @@ def _tie_groups(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
     """
     ties: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     groups: dict[int | str, list[tuple[str, nn.Module]]] = {}
-    for name, module in model.named_modules():
-        if _is_quantizable(module):
-            key = f"{name}.weight"
-            groups.setdefault(ties.get(key, key) if _weight(module).is_meta else id(module.weight), []).append(
-                (name, module)
-            )
+    for name, module in quantizable_modules(model).items():
+        key = f"{name}.weight"
+        groups.setdefault(ties.get(key, key) if _weight(module).is_meta else id(module.weight), []).append((name, module))
     return list(groups.values())
-
-
-def _embeddings(model: nn.Module, side: Literal["input", "output"]) -> nn.Module | None:
-    getter = getattr(model, f"get_{side}_embeddings", None)
-    module = getter() if callable(getter) else None
-    return module if isinstance(module, nn.Module) else None
 
 
 def _choose(group: list[tuple[str, nn.Module]], config: PoTConfig, head: nn.Module | None) -> WeightPlan | str:
@@ -310,27 +342,6 @@ def _check_patterns(config: PoTConfig, names: list[str]) -> None:
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
-
-
-def keep_dtype(model: nn.Module) -> None:
-    """Have a model without a float parameter left (OLMo's norms have none) know its ``dtype`` and ``device``.
-
-    transformers reads both off the first parameter. The class made here stands for the model's own, under its name.
-    """
-    if next(model.parameters(), None) is not None or not hasattr(type(model), "dtype"):
-        return
-    kind = type(model)
-    members = {
-        "__module__": kind.__module__,
-        _KEEPS_DTYPE: True,
-        "dtype": property(lambda self: _first_packed(self).compute_dtype),
-        "device": property(lambda self: _first_packed(self).quantized.packed.device),
-    }
-    model.__class__ = type(kind.__name__, (kind,), members)
-
-
-def _first_packed(model: nn.Module) -> PackedModule:
-    return next(module for module in model.modules() if isinstance(module, PackedModule))
 
 
 def _forget_ties(model: nn.Module) -> None:

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from potq.config import PoTConfig, check_candidates, matches
 from potq.errors import ConfigError
-from potq.nn.plan import WeightPlan, linear_weight, plan
+from potq.nn.language import language_plan
+from potq.nn.plan import WeightPlan, linear_weight
+from potq.nn.refusals import require_weights
 from potq.nn.report import Progress
 from potq.numerics.scheme import QuantScheme
 from potq.ptq import calibration as calib
@@ -55,7 +57,8 @@ def allocate(
 
     Raises:
         ConfigError: no candidates, the same one twice, a budget that cannot be met, no linear to choose for.
-        ModelError: NaN or infinite weights or gradients, layers that the text never reaches; names the layer.
+        ModelError: NaN or infinite weights or gradients, layers that the text never reaches, a model that is not in memory;
+            names the layer.
         DataError: calibration that is not token batches.
 
     Example:
@@ -165,6 +168,7 @@ def measure(
     """What every candidate would cost every linear; arguments and errors as in :func:`allocate`."""
     schemes = check_candidates(candidates)
     targets = _to_choose_for(model, config)
+    require_weights(model)
     batches = calib.check_batches(calibration, model)
     for target in targets:
         weight = linear_weight(model.get_submodule(target.name)).detach()
@@ -286,7 +290,7 @@ def _stored_bits(scheme: QuantScheme, shape: tuple[int, int]) -> int:
 
 def _to_choose_for(model: nn.Module, config: PoTConfig) -> list[WeightPlan]:
     """The linears that neither ``config.ignore`` nor ``config.targets`` name."""
-    linears = [target for target in plan(model, config).targets if target.kind == "linear"]
+    linears = [target for target in language_plan(model, config)[1].targets if target.kind == "linear"]
     free = [t for t in linears if not any(matches(pattern, name) for pattern in config.targets for name in t.names)]
     if not free:
         raise ConfigError("no linear is left to choose a scheme for: all are ignored, or named by targets")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from potq.errors import DataError, ModelError
 from potq.nn.plan import as_matrix, evaluation_mode, linear_weight, longest_text, vocabulary
+from potq.nn.refusals import require_causal
 from potq.nn.report import decibels
 from potq.numerics.tensor import QuantizedWeight
 
@@ -28,7 +29,9 @@ def check_batches(calibration: Iterable[Tensor], model: nn.Module) -> list[Tenso
     Raises:
         DataError: no batch, one that is not a 2-D integer tensor, token ids outside the vocabulary, more tokens than the
             model has positions for.
+        ModelError: an encoder-decoder.
     """
+    require_causal(model)
     size, limit = vocabulary(model), longest_text(model)
     batches = list(calibration)
     for batch in batches:
@@ -73,8 +76,9 @@ def mean_squared_gradients(model: nn.Module, names: Sequence[str], batches: Sequ
     Float32 ``(out, in)`` for each named linear; SqueezeLLM (2306.07629, eq. 3) weighs errors by it.
 
     Raises:
-        ModelError: a layer that the text never reaches, or NaN gradients; names the layer.
+        ModelError: a layer that the text never reaches, or NaN gradients; names the layer. A model that predicts no tokens.
     """
+    require_causal(model, predicting=True)
     modules = {name: model.get_submodule(name) for name in names}
     weights = {name: cast(nn.Parameter, module.weight) for name, module in modules.items()}
     sums = {name: torch.zeros(weight.shape) for name, weight in weights.items()}

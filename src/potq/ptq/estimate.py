@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from potq.config import EFFORTS, Effort, PoTConfig
-from potq.nn.plan import WeightPlan, evaluation_mode, plan, tensor_bytes, vocabulary
+from potq.nn.language import language_plan
+from potq.nn.plan import WeightPlan, evaluation_mode, tensor_bytes, vocabulary
 from potq.nn.report import duration
 from potq.ptq.blocks import TOKENS, find_blocks, merge, record_calls, shared_inputs
 from potq.ptq.quantize import REPORTED
@@ -52,7 +53,7 @@ def estimate(model: nn.Module, config: PoTConfig | Effort, batches: Sequence[Ten
     effort = config if isinstance(config, Effort) else config.effort or EFFORTS["balanced"]
     config = PoTConfig("pot4") if isinstance(config, Effort) else config
     prefix, blocks = find_blocks(model)
-    targets, tokens = plan(model, config).targets, sum(batch.numel() for batch in batches)
+    targets, tokens = language_plan(model, config)[1].targets, sum(batch.numel() for batch in batches)
     inside = [target for target in targets if target.name.startswith(f"{prefix}.")]
     groups, weights = _groups(model, config), sum(target.weights for target in inside)
     calibrated = inside if effort.calibrated and batches else []
@@ -85,7 +86,7 @@ def _calibrated_seconds(
 def _groups(model: nn.Module, config: PoTConfig) -> list[_Layers]:
     """Of the first block, in the order they run."""
     prefix, blocks = find_blocks(model)
-    targets = plan(model, config).targets
+    targets = language_plan(model, config)[1].targets
     inside = {t.name.removeprefix(f"{prefix}.0."): t.shape for t in targets if t.name.startswith(f"{prefix}.0.")}
     if not inside:
         return []

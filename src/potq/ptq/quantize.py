@@ -14,18 +14,19 @@ from torch import Tensor, nn
 
 from potq.config import EFFORTS, Effort, PoTConfig, require_config
 from potq.errors import ConfigError, ModelError
+from potq.nn.language import language_plan
+from potq.nn.packed_model import as_packed_model
 from potq.nn.plan import (
     Plan,
     WeightPlan,
     install,
     is_tied,
-    keep_dtype,
     linear_weight,
     packed_modules,
-    plan,
     tensor_bytes,
     weight_count,
 )
+from potq.nn.refusals import require_weights
 from potq.nn.report import ModuleReport, Progress, QuantReport, SkippedModule, UnusedTensor, decibels
 from potq.numerics.scale_search import CANDIDATES, is_exact, scale_multipliers
 from potq.numerics.scheme import QuantScheme, ScaleMethod
@@ -72,9 +73,9 @@ def quantize(
 
     Raises:
         ConfigError: a pattern that matches nothing, or an effort or scale method that needs calibration without it.
-        ModelError: NaN or infinite weights or activations (named), a model quantized before, nothing to quantize, a
-            calibrated effort for a model on a GPU; layers that the text never reaches where ``scale_method`` needs them
-            (otherwise they are rounded to nearest, and the report says so). The model is unchanged.
+        ModelError: NaN or infinite weights or activations (named), a model quantized before or not in memory, nothing to
+            quantize, a calibrated effort for a model on a GPU; layers that the text never reaches where ``scale_method``
+            needs them (otherwise they are rounded to nearest, and the report says so). The model is unchanged.
         DataError: calibration that is not token batches.
 
     Example:
@@ -97,7 +98,8 @@ def quantize(
     if not hasattr(model, "config"):
         raise ModelError(f"{type(model).__name__} has no config; potq quantizes Hugging Face models (potq.load reads them)")
     require_config(config)
-    todo = plan(model, config)
+    config, todo = language_plan(model, config)
+    require_weights(model)
     require_calibration(config, given=calibration is not None)
     batches = calib.check_batches(calibration, model) if calibration is not None else []
     effort = chosen_effort(config, given=bool(batches))
@@ -152,12 +154,13 @@ class _Run:
         return done
 
     def calibrated(self, work_folder: str | os.PathLike[str] | None) -> Done:
-        """What is outside the blocks to the nearest level, then the blocks by the steps of the effort."""
+        """What is outside the blocks, and embeddings, to the nearest level; then the blocks by the steps of the effort."""
         prefix = find_blocks(self.model)[0] + "."
-        done = self.rounded([target for target in self.todo.targets if not target.name.startswith(prefix)])
+        inside = [each for each in self.todo.targets if each.name.startswith(prefix) and each.kind != "embedding"]
+        done = self.rounded([target for target in self.todo.targets if target not in inside])
         calibrated = SequentialCalibration(
             self.model,
-            [target for target in self.todo.targets if target.name.startswith(prefix)],
+            inside,
             self.effort,
             self.batches,
             fixed={name: quantized for name, (quantized, _) in done.items()},
@@ -284,9 +287,13 @@ def note_unused(model: nn.Module, unused: list[UnusedTensor]) -> None:
 def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
     """Record on the model what saving and loading need."""
     model.quant_report = report  # type: ignore[assignment]  # nn.Module's stub expects tensors and modules
-    keep_dtype(model)
+    as_packed_model(model)
     model_config: Any = model.config
     model_config.quantization_config = config
+    if hasattr(model, "dequantize") and getattr(model, "hf_quantizer", None) is None:
+        from transformers.quantizers import AutoHfQuantizer
+
+        model.hf_quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)  # what dequantize() asks
     for module in model.modules():  # as from_pretrained marks a packed model: some forwards (FalconMamba's) go by it
         own: Any = getattr(module, "config", None)
         if hasattr(own, "to_dict"):

@@ -179,7 +179,9 @@ def qat_class(kind: type[nn.Module]) -> type[QATModule]:
         def rounded() -> Tensor:
             return fake_quantize(latent, self.scale(), self.scheme)
 
-        return rounded() if torch.compiler.is_compiling() else LazyTensor(latent.shape, latent.dtype, latent.device, rounded)
+        if torch.compiler.is_compiling():
+            return rounded()
+        return LazyTensor(latent.shape, latent.dtype, latent.device, rounded, f"the rounded weight of {kind.__name__}")
 
     base: type[QATModule] = QATEmbedding if issubclass(kind, nn.Embedding) else QATLinear
     members = {"__module__": __name__, "forward": forward, "weight": property(weight)}

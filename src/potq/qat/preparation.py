@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
+from potq.nn.language import language_plan
 from potq.nn.packed import PackedModule
-from potq.nn.plan import Plan, WeightPlan, install, linear_weight, packed_modules, plan
+from potq.nn.plan import Plan, WeightPlan, install, linear_weight, packed_modules
+from potq.nn.refusals import require_no_adapter, require_weights
 from potq.nn.report import QuantReport
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.rtn import choose_scales
@@ -19,7 +21,7 @@ from potq.qat.checks import require_no_text
 from potq.qat.nn import QATModule, qat_class
 from potq.qat.settings import QATSettings
 
-_CONFIG = "_potq_qat_config"
+_PREPARED = "_potq_qat"  # the config and the plan
 
 
 def prepare(
@@ -60,7 +62,9 @@ def prepare(
     config = _config(config, start)
     if start is None:
         config = config.model_copy(update={"effort": None})  # nothing was done of it, and nothing is to say so
-    todo = plan(model, config)
+    config, todo = language_plan(model, config)
+    for each in (model, *([start] if start is not None else [])):
+        require_weights(each)
     packed = _starts(start, todo.targets) if start is not None else {}
     for target in todo.targets:
         check_weight(linear_weight(model.get_submodule(target.name)).detach(), target)
@@ -68,15 +72,21 @@ def prepare(
         _copy_rest(model, start)
     for target in todo.targets:
         _prepare_target(model, target, config, settings, packed.get(target.name))
-    setattr(model, _CONFIG, config)
+    setattr(model, _PREPARED, (config, todo))
     return todo
 
 
 def convert(model: nn.Module) -> QuantReport:
-    """The packed model that a prepared one is, in place: the same numbers, in packed modules.
+    """The packed model that a prepared one is, in place: the same weights, bit for bit, in packed modules.
+
+    Its products round their inputs to int8, unless :func:`potq.kernels.set_activations` says "float": then logits agree to
+    the order of additions. Those of ``model.dequantize()`` agree bit for bit.
+
+    The model is unchanged after an error.
 
     Raises:
-        ModelError: the model is not prepared, or its weights are NaN (named).
+        ModelError: the model is not prepared, has no config or has an adapter, was changed since, or its weights are NaN
+            (named).
 
     Example:
         >>> import potq
@@ -87,10 +97,11 @@ def convert(model: nn.Module) -> QuantReport:
         ('qat/searched', 2.25)
         >>> potq.save(model, "trained")
     """
-    config = getattr(model, _CONFIG, None)
-    if not isinstance(config, PoTConfig):
+    config, todo = getattr(model, _PREPARED, (None, Plan([], [])))
+    if config is None:
         raise ModelError(f"{type(model).__name__} is not prepared for training; call potq.qat.prepare first")
     modules = qat_modules(model)
+    _check_convertible(model, modules, todo)
     names = {module: name for name, module in modules.items() if module.tied_to is None}
     for module, name in names.items():
         for key, parameter in module.named_parameters(recurse=False):
@@ -100,8 +111,21 @@ def convert(model: nn.Module) -> QuantReport:
     scales = next(iter(modules.values())).settings.scales
     for module in modules.values():
         module.restore()
-    delattr(model, _CONFIG)
-    return _install(model, config, packed, f"qat/{scales}")
+    delattr(model, _PREPARED)
+    return _install(model, config, todo, packed, f"qat/{scales}")
+
+
+def _check_convertible(model: nn.Module, modules: dict[str, QATModule], todo: Plan) -> None:
+    """Everything that would fail once the floats are restored."""
+    if not hasattr(model, "config"):
+        raise ModelError(f"{type(model).__name__} has no config; potq converts Hugging Face models, whole")
+    require_no_adapter(model)
+    require_weights(model)
+    names = {id(module): name for name, module in modules.items()}
+    found = {name: names.get(id(module.tied_to or module)) for name, module in modules.items()}
+    expected = {name: target.name for target in todo.targets for name in target.names}
+    if odd := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+        raise ModelError(f"{', '.join(odd[:3])} changed since the model was prepared; change a model before that")
 
 
 def qat_modules(model: nn.Module) -> dict[str, QATModule]:
@@ -218,8 +242,10 @@ def _swap(module: nn.Module) -> QATModule:
     return module
 
 
-def _install(model: nn.Module, config: PoTConfig, packed: dict[str, QuantizedWeight], algorithm: str) -> QuantReport:
-    todo, entries = plan(model, config), []
+def _install(
+    model: nn.Module, config: PoTConfig, todo: Plan, packed: dict[str, QuantizedWeight], algorithm: str
+) -> QuantReport:
+    entries = []
     for target in todo.targets:
         weight, quantized = linear_weight(model.get_submodule(target.name)), packed[target.name]
         entries.append(describe_weight(weight, target, quantized, algorithm))

@@ -35,7 +35,7 @@ class NBitsModule(PackedModule):
         holder = cast(NBitsModule, self.tied_to or self)
         return holder.weight_codes, holder.weight_scales, holder._kind[0]
 
-    @property
+    @property  # type: ignore[misc]  # the one it overrides has a setter, which refuses
     def weight(self) -> Tensor:
         """Shape and dtype alone: what a forward around ours (Gemma's) looks at."""
         return torch.empty(self._shape, dtype=self.compute_dtype, device="meta")

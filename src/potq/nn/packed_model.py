@@ -1,0 +1,56 @@
+"""What the class of a packed model knows beyond the float model's: it stands for that, under its name."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from potq.nn.lazy import no_training
+from potq.nn.packed import PackedModule
+
+_FLOAT_CLASS = "_potq_float_class"
+
+
+def as_packed_model(model: nn.Module) -> None:
+    """Have ``model`` refuse to train as a whole: ``requires_grad_()`` would reach its norms, and no packed weight.
+
+    One without a float parameter left (OLMo's norms have none) gets a ``dtype`` and a ``device``: transformers reads both
+    off the first parameter.
+    """
+    as_float_model(model)
+    kind: Any = type(model)
+    model.__class__ = _packed_class(kind, next(model.parameters(), None) is None and hasattr(kind, "dtype"))
+
+
+def as_float_model(model: nn.Module) -> None:
+    """The inverse of :func:`as_packed_model`."""
+    model.__class__ = getattr(type(model), _FLOAT_CLASS, type(model))
+
+
+@cache
+def _packed_class(kind: Any, bare: bool) -> Any:
+    def requires_grad_(self: nn.Module, requires_grad: bool = True) -> Any:
+        if requires_grad:
+            raise no_training(f"{kind.__name__} with packed weights")
+        return super(made, self).requires_grad_(False)
+
+    def reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
+        return _unpickled, (kind, bare), self.__dict__  # the class made here has no name that could be imported
+
+    members = {"__module__": kind.__module__, _FLOAT_CLASS: kind, "requires_grad_": requires_grad_, "__reduce_ex__": reduce}
+    if bare:
+        members["dtype"] = property(lambda self: _first_packed(self).compute_dtype)
+        members["device"] = property(lambda self: _first_packed(self).quantized.packed.device)
+    made: Any = type(kind.__name__, (kind,), members)
+    return made
+
+
+def _unpickled(kind: Any, bare: bool) -> Any:
+    made = _packed_class(kind, bare)
+    return made.__new__(made)
+
+
+def _first_packed(model: nn.Module) -> PackedModule:
+    return next(module for module in model.modules() if isinstance(module, PackedModule))
