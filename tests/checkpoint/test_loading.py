@@ -28,6 +28,7 @@ from transformers import (
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     LlamaModel,
+    PreTrainedConfig,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -172,6 +173,8 @@ def test_without_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise lost
 
+    monkeypatch.setattr("transformers.utils.find_adapter_config_file", lambda name: None)
+    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", lambda name: ({}, {}))
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", unreachable)
     with pytest.raises(CheckpointError, match=r"gpt2 is not here, and the hub cannot be reached \(no connection\)"):
         potq.load("gpt2")

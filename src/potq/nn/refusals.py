@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from itertools import chain
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from potq.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def require_no_adapter(model: nn.Module) -> None:
