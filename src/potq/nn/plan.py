@@ -67,7 +67,7 @@ def plan(model: nn.Module, config: PoTConfig) -> Plan:
     """Decide what happens to every weight of ``model``; works on the meta device too.
 
     This is ``config`` to the letter, as a checkpoint's is read. What is quantized anew goes through
-    :func:`potq.nn.language.language_plan`.
+    ``potq.nn.language.language_plan``.
 
     Raises:
         ConfigError: a pattern matches no module, or tied modules would get different schemes.
