@@ -22,7 +22,7 @@ CROSS := aarch64-linux-gnu-g++
 FUZZ_SECONDS ?= 600
 FUZZ_CXX ?= $(notdir $(firstword $(wildcard /usr/bin/clang++ /usr/bin/clang++-*)))
 
-.PHONY: demo test selftest lint format docs prose bench tables tables-check pictures check-deep fuzz potq-run wheel clean
+.PHONY: demo test selftest lint format docs prose bench bench-smoke tables tables-check pictures check-deep fuzz potq-run wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py --scheme $(SCHEME) --setup-times $(VENV)/.demo
@@ -79,6 +79,10 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.decode.speed --work build/bench/decode
 	$(BIN)/python -m benchmarks.decode.agreement
 	$(BIN)/python -m benchmarks.export.measure --work build/bench/export --speed 5
+
+# whether this machine is as fast as it was, in two minutes
+bench-smoke: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.decode.smoke
 
 # the generated tables of README and docs, and docs/goals.md, from benchmarks/results; nothing is measured
 tables: $(VENV)/.ready

@@ -101,4 +101,5 @@ def files(rows: Sequence[Row]) -> list[Goal]:
 SPEED = Benchmark("decode", speed, timed="cpu", packages=("xllamacpp", "llama-cpp-python"))
 FILES = Benchmark("decode_files", files, packages=("xllamacpp",))
 AGREEMENT = Benchmark("engine_agreement", agreement)
-BENCHMARKS = (SPEED, FILES, AGREEMENT)
+SMOKE = Benchmark("smoke", lambda rows: [], timed="cpu")  # judged against itself: see decode/smoke.py
+BENCHMARKS = (SPEED, FILES, AGREEMENT, SMOKE)
