@@ -165,6 +165,33 @@ def test_inspect_markdown(packed_folder: Path, tiny_folder: Path) -> None:
     assert len([line for line in lines if line.startswith("| model.")]) == 15
 
 
+def test_inspect_remarks_on_odd_sizes(tiny_folder: Path) -> None:
+    result = invoke("inspect", tiny_folder, "--scheme", "pot4:group_size=33", "--json")
+    assert "groups of 33 leave a short last one of 31 in rows of 64" in " ".join(result.stderr.split())
+    assert len(json.loads(result.stdout)["remarks"]) == 3  # two widths, and the lack of a kernel
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, "an encoder-decoder"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "is a LlamaForSequenceClassification; potq loads causal"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "potq never runs code from a model folder"),
+    ],
+    ids=["encoder-decoder", "classifier", "own code"],
+)
+def test_inspect_refuses_what_quantize_refuses(
+    changes: dict[str, object], message: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python code of the folder did run, if someone or something said yes on standard input."""
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it asked"))
+    (tiny_folder / "own.py").write_text("raise SystemExit('it ran')")
+    file = tiny_folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    for command in (("inspect", tiny_folder), ("quantize", tiny_folder, tiny_folder.with_name("out"))):
+        assert message in refused(ModelError, *command)
+
+
 def test_inspect_refuses_what_does_not_belong_together(packed_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
     assert "is quantized already" in refused(ConfigError, "inspect", packed_folder, "--scheme", "pot3")
     assert "choose one" in refused(ConfigError, "inspect", packed_folder, "--json", "--markdown")

@@ -80,6 +80,8 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ("compare MODEL --schemes pot3 --text pydoc --calibration self", "are for efforts beyond fast"),
     ("inspect ./none", GONE),
     ("inspect .", "config.json is missing"),
+    ("inspect PACKED --scheme pot3", "is quantized already; --scheme shows"),
+    ("inspect MODEL --plot levels.png", "is not quantized by potq, so that no levels are used"),
     ("inspect PACKED --plot none/plot.png", "cannot write the plot none/plot.png"),
     ("export ./none OUT.gguf --to gguf", GONE),
     ("export MODEL OUT.gguf --to gguf", "is not quantized by potq"),

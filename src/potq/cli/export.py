@@ -131,7 +131,7 @@ def _write(
 
 def _check(model: str, output: Path, to: Format, *, force: bool) -> None:
     """All that can be wrong before torch is loaded."""
-    from potq.checkpoint.files import check_source, read_json
+    from potq.checkpoint.files import check_source, read_config
     from potq.export.onnx.packages import require_packages
     from potq.export.output import check_file
     from potq.files import check_destination
@@ -143,8 +143,7 @@ def _check(model: str, output: Path, to: Format, *, force: bool) -> None:
     if to is Format.onnx:
         require_packages()
     where = check_source(model)
-    config = read_json(where.folder / "config.json") if where.folder is not None and where.gguf_file is None else {}
-    if where.folder is not None and "quantization_config" not in config:
+    if "quantization_config" not in read_config(where):
         raise _not_packed(model)
 
 
