@@ -42,6 +42,8 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ("quantize MODEL OUT sead=1", "sead: unknown key (found 1); did you mean 'seed'?"),
     ("quantize MODEL OUT quantization.grup_size=32", "did you mean 'group_size'?"),
     ("quantize MODEL OUT quantization.ignored=head", "did you mean 'ignore'?"),
+    ("quantize MODEL OUT --seed 1", "seed has no effect without calibration text"),
+    ("quantize MODEL OUT --scale-method weighted", "scale method weighted needs calibration text: --calibration self"),
     ("quantize no-such-hub-name OUT", "no-such-hub-name is not here, and the hub cannot be reached"),
     ("quantize -c none.yaml", "cannot read the recipe none.yaml"),
     ("train -c none.yaml", "cannot read the recipe none.yaml"),
@@ -78,6 +80,7 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ("compare MODEL --schemes pot3 --text pydoc --resume none/rows.json", "cannot keep rows in none/rows.json"),
     ("compare MODEL --schemes pot3 --text pydoc --plot none/plot.png", "cannot write the plot none/plot.png"),
     ("compare MODEL --schemes pot3 --text pydoc --calibration self", "are for efforts beyond fast"),
+    ("compare MODEL --schemes pot3 --text pydoc --seed 1", "are for efforts beyond fast"),
     ("inspect ./none", GONE),
     ("inspect .", "config.json is missing"),
     ("inspect PACKED --scheme pot3", "is quantized already; --scheme shows"),
@@ -87,6 +90,8 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ("export MODEL OUT.gguf --to gguf", "is not quantized by potq"),
     ("export PACKED OUT --to gguf", "does not end in .gguf"),
     ("export PACKED MODEL --to compressed-tensors", "exists; choose another output folder"),
+    ("export --list --to gguf", "--list shows every format"),
+    ("export --list --allow-8bit", "--list shows every format"),
     ("export --list --schemes pot33", "unknown preset 'pot33'"),
 ]
 

@@ -429,7 +429,7 @@ def test_an_unknown_preset(tiny_folder: Path, out: Path) -> None:
         (["third"], "expected MODEL and OUTPUT, found"),
         (["--group-size", "many"], "group_size"),
         (["--scale-method", "best"], "scale_method"),
-        (["--scale-method", "weighted"], "pass calibration"),
+        (["--scale-method", "weighted"], "weighted needs calibration text: --calibration self"),
         (["--ignore", "experts"], "pattern 'experts' matches no module"),
         (["--ignore", "*.q_proj"], "is not a regular expression"),
     ],

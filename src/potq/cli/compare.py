@@ -61,8 +61,10 @@ def compare(
     console.refuse_two_forms(as_json=as_json, as_markdown=as_markdown)
     configs = _configs(schemes, efforts, embedding)
     needed = any(config.has_calibrated_effort for config in configs)
-    if not needed and (calibration is not None or calibration_windows is not None):
-        raise ConfigError("--calibration and --calibration-windows are for efforts beyond fast; name one, or leave them out")
+    if not needed and (calibration is not None or calibration_windows is not None or seed):
+        raise ConfigError(
+            "--calibration, --calibration-windows and --seed are for efforts beyond fast; name one, or leave them out"
+        )
     calibration = calibration or SELF
     content = _checked(model, dtype, resume, plot, text, calibration)
     console.quiet_libraries()

@@ -64,6 +64,8 @@ def export(
     if list_forms:
         if model is not None:
             raise ConfigError("--list shows what is possible and takes no model; leave one of them out")
+        if to is not None or activations is not None or allow_8bit or force:
+            raise ConfigError("--list shows every format, and of other options takes --schemes and --json alone")
         _list(parse_schemes(schemes) if schemes is not None else tuple(PRESETS.values()), as_json=as_json)
         return
     if schemes is not None:
