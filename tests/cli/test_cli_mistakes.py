@@ -56,6 +56,14 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ("train model=MODEL output=PACKED data.text=pydoc", "exists; choose another output folder"),
     ("train model=MODEL output=OUT data.text=none.txt", "cannot read the text none.txt"),
     ("train model=MODEL output=OUT data.text=pydoc data.evaluation=none.txt", "cannot read the text none.txt"),
+    (
+        "train model=MODEL output=OUT data.text=pydoc teacher=MODEL loss.distillation=0 loss.hidden=0 loss.next_token=1",
+        "no effect",
+    ),
+    (
+        "train model=MODEL output=OUT data.text=pydoc loss.distillation=0 loss.next_token=1 loss.top_k=4",
+        "top_k has no effect",
+    ),
     ("train model=MODEL output=OUT data.text=no/such:config:train", "no/such:config:train"),  # a dataset of the hub
     ("generate ./none the", GONE),
     ("generate MODEL the --chat", "no chat template"),

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from potq.nn.report import QuantReport
 
 _TRIED = 2.0  # seconds of work that the rest is estimated from
-stderr = Console(stderr=True, markup=False)  # names may hold brackets
+stderr = Console(stderr=True, markup=False, emoji=False)  # names may hold brackets, and :x: as datasets do
 
 
 def stdout() -> Console:
     """A console for results; piped output is not cut to 80 columns."""
-    return Console(width=None if sys.stdout.isatty() else 160, markup=False)
+    return Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
 
 
 def emit_json(value: Any) -> None:
