@@ -97,6 +97,30 @@ def test_a_device_that_is_not_there(packed_folder: Path, device: str) -> None:
     assert device in refused(PotqError, "eval", packed_folder, "--text", "pydoc", "--windows", "1", "--device", device)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "eval MODEL --text TEXT --windows 1",
+        "compare MODEL --schemes pot4 --text TEXT --windows 1",
+        "quantize MODEL OUT --effort balanced --calibration TEXT calibration.windows=2",
+        "quantize MODEL OUT --effort fast --calibration TEXT calibration.windows=2",
+        "generate MODEL <new> --no-engine",
+        "train model=MODEL output=OUT data.text=TEXT data.length=16",
+    ],
+)
+def test_another_models_tokenizer(words: str, tiny_folder: Path, text: Path, tmp_path: Path) -> None:
+    """As when the wrong one was copied into a folder that had none; most of these ended in a traceback."""
+    tokenizer = potq.load_tokenizer(tiny_folder)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(tiny_folder)
+    text.write_text("the cat<new> " * 400)
+    paths = {"MODEL": tiny_folder, "TEXT": text, "OUT": tmp_path / "out"}
+    for name, path in paths.items():
+        words = words.replace(name, str(path))
+    assert "holds token ids" in (said := refused(DataError, *words.split()))
+    assert said.endswith("260, the model knows 0..259; use its own tokenizer")
+
+
 # ---- inspect
 
 

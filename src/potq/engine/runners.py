@@ -204,8 +204,13 @@ class ModulesRunner:
         self.lines = ["transformers' modules", *kernel_lines(self.kernels)]
 
     def encode(self, prompt: str | Chat) -> list[int]:
+        import torch
+
+        from potq.data.tokens import require_own_tokens
+
         ids = encode_chat(self.tokenizer, prompt) if is_chat(prompt) else encode(self.tokenizer, cast("str", prompt))
         _room(self.limit, ids)
+        require_own_tokens(self.model, torch.tensor(ids), "the prompt")
         return ids
 
     def decode(self, ids: list[int]) -> str:
