@@ -436,3 +436,13 @@ def test_patterns_of_the_whole_model_serve_a_part_of_it(tmp_path: Path) -> None:
         assert torch.equal(part(IDS).last_hidden_state, full.model(IDS).last_hidden_state)
         assert part.layers[0].mlp.up_proj.scheme == potq.QuantScheme("pot3")
         assert type(part.layers[1].mlp.up_proj) is nn.Linear
+
+
+def test_a_map_to_the_meta_device(packed_folder: Path, tiny_folder: Path) -> None:
+    """Which ended in "Tensor.item() cannot be called on meta tensors", as quantizing under such a map did."""
+    model = AutoModelForCausalLM.from_pretrained(packed_folder, device_map={"": "meta"})
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert len(packed_modules(model)) == 16
+    config = potq.PoTConfig("pot4")
+    with pytest.raises(ModelError, match="weights on the meta device cannot be quantized; load without a device map"):
+        AutoModelForCausalLM.from_pretrained(tiny_folder, device_map={"": "meta"}, quantization_config=config)

@@ -24,7 +24,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from potq.checkpoint.architecture import headless
 from potq.checkpoint.folder import StoredTensor, check_headers, check_reloadable, read_headers
 from potq.config import PoTConfig
-from potq.errors import CheckpointError, PotqError
+from potq.errors import CheckpointError, ModelError, PotqError
 from potq.nn.language import language_plan
 from potq.nn.packed import PackedModule
 from potq.nn.packed_model import as_packed_model
@@ -111,6 +111,11 @@ class PoTQuantizer(HfQuantizer):
                 install(model, target, QuantizedWeight.empty(target.shape, target.scheme, "meta"))
         else:
             require_calibration(self.quantization_config, given=False)
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        """Refuses to quantize what will not be in memory."""
+        if not self.pre_quantized and isinstance(device_map, dict) and "meta" in map(str, device_map.values()):
+            raise ModelError("weights on the meta device cannot be quantized; load without a device map")
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **kwargs: Any) -> bool:
         module, _, tensor = param_name.rpartition(".")
@@ -261,7 +266,9 @@ def _validate(model: nn.Module) -> None:
     for name, module in packed_modules(model).items():
         if module.tied_to is not None or scattered:
             continue
-        for part, tensor in module.quantized.tensors().items():
+        tensors = module.quantized.tensors()
+        for part, tensor in tensors.items():
             if not getattr(tensor, "_is_hf_initialized", False):
                 raise CheckpointError(f"the checkpoint has no {name}.weight_{part}; it is incomplete, copy it again")
-        module.quantized.validate(name)
+        if not any(tensor.is_meta for tensor in tensors.values()):  # as device_map={"": "meta"} asks for
+            module.quantized.validate(name)
