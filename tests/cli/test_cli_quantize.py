@@ -443,6 +443,7 @@ def test_no_model_and_no_output() -> None:
     message = refused(ConfigError, "quantize")
     assert "model: Field required" in message
     assert "output: Field required" in message
+    assert "found" not in message
 
 
 def test_weights_that_are_nan(tiny_model: Any, tiny_folder: Path, out: Path) -> None:

@@ -113,7 +113,7 @@ def _write(
     from potq.nn.plan import packed_modules
 
     with console.status(f"loading {model}"):
-        loaded, tokenizer = load(model), load_tokenizer(model)
+        tokenizer, loaded = load_tokenizer(model), load(model)  # the one that is sooner known to be missing first
     if not packed_modules(loaded):
         raise _not_packed(model)
     with console.status(f"writing {output}"):
