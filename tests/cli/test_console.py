@@ -102,3 +102,8 @@ def test_a_name_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     console.stdout().print("no/such:x:train [red]")
     out, err = capsys.readouterr()
     assert (out, err) == ("no/such:x:train [red]\n",) * 2
+
+
+def test_a_note_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    console.note(words := "quantizing: 63% " + "of a long name " * 20)
+    assert lines(capsys) == [words]

@@ -86,8 +86,8 @@ def quiet_libraries() -> None:
 
 
 def note(message: str) -> None:
-    """A line on stderr, beside the result."""
-    stderr.print(message, style="dim", highlight=False)
+    """A line on stderr, beside the result; one line in a file too, whatever its length."""
+    stderr.print(message, style="dim", highlight=False, soft_wrap=True)
 
 
 @contextmanager
