@@ -44,6 +44,7 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ("quantize MODEL OUT quantization.ignored=head", "did you mean 'ignore'?"),
     ("quantize MODEL OUT --seed 1", "seed has no effect without calibration text"),
     ("quantize MODEL OUT --scale-method weighted", "scale method weighted needs calibration text: --calibration self"),
+    ("quantize MODEL OUT --calibration wikitext2", "train on Salesforce/wikitext:wikitext-2-raw-v1:train"),
     ("quantize no-such-hub-name OUT", "no-such-hub-name is not here, and the hub cannot be reached"),
     ("quantize -c none.yaml", "cannot read the recipe none.yaml"),
     ("train -c none.yaml", "cannot read the recipe none.yaml"),
@@ -64,6 +65,7 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
         "train model=MODEL output=OUT data.text=pydoc loss.distillation=0 loss.next_token=1 loss.top_k=4",
         "top_k has no effect",
     ),
+    ("train model=MODEL output=OUT data.text=wikitext2", "wikitext2 is the split that models are measured on"),
     ("train model=MODEL output=OUT data.text=no/such:config:train", "no/such:config:train"),  # a dataset of the hub
     ("generate ./none the", GONE),
     ("generate MODEL the --chat", "no chat template"),
@@ -88,6 +90,7 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ("compare MODEL --schemes pot3 --text pydoc --resume none/rows.json", "cannot keep rows in none/rows.json"),
     ("compare MODEL --schemes pot3 --text pydoc --plot none/plot.png", "cannot write the plot none/plot.png"),
     ("compare MODEL --schemes pot3 --text pydoc --calibration self", "are for efforts beyond fast"),
+    ("compare MODEL --schemes pot3 --text pydoc --efforts gptq --calibration tinystories", "roneneldan/TinyStories::train"),
     ("compare MODEL --schemes pot3 --text pydoc --seed 1", "are for efforts beyond fast"),
     ("inspect ./none", GONE),
     ("inspect .", "config.json is missing"),

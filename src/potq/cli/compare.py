@@ -37,7 +37,10 @@ def compare(
     efforts: Annotated[str, typer.Option(help=f"With commas between: {', '.join(EFFORTS)}.")] = "fast",
     calibration: Annotated[
         str | None,
-        typer.Option(help="For efforts beyond fast: self (the model writes it, the default), or a text as for --text."),
+        typer.Option(
+            help="For efforts beyond fast: self (the model writes it, the default), a file, a dataset as name:config:split, or "
+            "pydoc."
+        ),
     ] = None,
     calibration_windows: Annotated[int | None, typer.Option(min=1, help="Windows of calibration text. Default: 64.")] = None,
     window: Annotated[
@@ -121,7 +124,7 @@ def _checked(model: str, dtype: str, resume: Path | None, plot: Path | None, tex
         check_rows_file(resume)
     check_source(model, quantizing=True)
     if calibration != SELF:
-        check_text(calibration)
+        check_text(calibration, learned=True)
     return read_text(text)
 
 

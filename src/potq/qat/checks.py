@@ -26,7 +26,7 @@ def check_recipe(recipe: TrainRecipe) -> Path:
     for source in sources:
         check_source(source)
     if recipe.data.text != WRITTEN:
-        check_text(recipe.data.text)
+        check_text(recipe.data.text, learned=True)
     if recipe.data.evaluation is not None:
         check_text(recipe.data.evaluation)
     return target
