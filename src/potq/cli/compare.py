@@ -38,8 +38,8 @@ def compare(
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="For efforts beyond fast: self (the model writes it, the default), a file, a dataset as name:config:split, or "
-            "pydoc."
+            help="For efforts beyond fast: self (the model writes it, the default), a file, a dataset as "
+            "name:config:split, or pydoc."
         ),
     ] = None,
     calibration_windows: Annotated[int | None, typer.Option(min=1, help="Windows of calibration text. Default: 64.")] = None,
