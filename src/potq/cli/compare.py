@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -96,19 +96,25 @@ def compare(
     base = rows[0]
     protocol_line = f"{len(base.window_nll)} windows of {base.window} tokens, embedding and head: {embedding}"
     title = f"{model} on {text}: {protocol_line}"
+    source = {"text": calibration, "windows": max(row.calibration_windows for row in rows)} if needed else None
+    settings = {"model": model, "text": text, "embedding": embedding, "calibration": source, "seed": seed}
+    _show(rows, title, settings, as_json=as_json, as_markdown=as_markdown)
+    if plot is not None:
+        comparison.plot(rows, plot, f"{Path(model).name} on {Path(text).name}\n{protocol_line}")
+        console.stderr.print(f"wrote {plot}", highlight=False)
+
+
+def _show(rows: list[Row], title: str, settings: dict[str, Any], *, as_json: bool, as_markdown: bool) -> None:
+    from potq.evaluate import compare as comparison
+
     if as_json:
-        source = {"text": calibration, "windows": max(row.calibration_windows for row in rows)} if needed else None
-        settings = {"embedding": embedding, "calibration": source, "seed": seed}
-        console.emit_json({"model": model, "text": text, **settings, "rows": comparison.to_dict(rows)})
+        console.emit_json({**settings, "rows": comparison.to_dict(rows)})
     elif as_markdown:
         print(f"{title}\n\n{comparison.markdown(rows)}")
     else:
         out = console.stdout()
         out.print(title, highlight=False, soft_wrap=True)
         out.print(comparison.table(rows))
-    if plot is not None:
-        comparison.plot(rows, plot, f"{Path(model).name} on {Path(text).name}\n{protocol_line}")
-        console.stderr.print(f"wrote {plot}", highlight=False)
 
 
 def _checked(model: str, dtype: str, resume: Path | None, plot: Path | None, text: str, calibration: str) -> str:
