@@ -47,8 +47,8 @@ def explain(error: ValidationError, what: str, keys: Iterable[str]) -> str:
         key = ".".join(map(str, problem["loc"]))
         unknown = problem["type"] == "extra_forbidden"
         reason = "unknown key" if unknown else problem["msg"].removeprefix("Value error, ")
-        nested = reason.startswith("invalid ")  # an inner value's own explanation, which shows what was found
-        found = "" if nested else f" (found {problem['input']!r})"
+        told = problem["type"] == "missing" or reason.startswith("invalid ")  # the latter: an inner value's explanation
+        found = "" if told else f" (found {problem['input']!r})"
         found += meant(key, keys) if unknown else ""
         lines.append(f"  {key}: {reason}{found}" if key else f"  {reason}")
     return "\n".join(lines)

@@ -41,10 +41,18 @@ def test_a_checkpoint_says_what_it_is(tiny_model: Any, tmp_path: Path) -> None:
     assert "| int8-g64 | packed | 1 | 16,640 | 8.25 |" in found.text
     assert "| not quantized | float32 | 5 | 320 | 32 |" in found.text
     assert 'potq.load("out")' in found.text
+    assert "comes without a tokenizer" in found.text
+    assert "load_tokenizer" not in found.text
     report = tiny_model.quant_report
     whole, part = f"{report.bits_per_weight:.4g}", f"{report.quantized_bits_per_weight:.4g}"
     assert f"MB, {whole} bits per weight of the whole model, {part} per quantized weight." in found.text
     assert f"| all |  | 20 | {report.weights:,} | {whole} |" in found.text
+
+
+def test_how_to_use_a_checkpoint_with_its_tokenizer(packed_folder: Path) -> None:
+    text = card(packed_folder).text
+    assert 'potq.load("packed"), potq.load_tokenizer("packed")' in text
+    assert "without a tokenizer" not in text
 
 
 def test_a_source_in_a_folder_gives_its_licence(tiny_folder: Path, tmp_path: Path) -> None:

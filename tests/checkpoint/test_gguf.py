@@ -196,6 +196,17 @@ def test_every_part_of_a_split_file_gives_the_whole(
     assert rounded_types(part) == []
 
 
+def test_no_token_is_invented(gguf_file: Path, tmp_path: Path) -> None:
+    """transformers added one that the model has no row for; a text that holds its name ended in a traceback."""
+    tokenizer = potq.load_tokenizer(gguf_file)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for each in (tokenizer, potq.load_tokenizer(tmp_path / "saved")):
+        assert len(each) == 260
+        assert max(each("a<|endoftext|>b")["input_ids"]) < 260
+        assert each.decode(each("a<|endoftext|>b")["input_ids"]) == "a<|endoftext|>b"
+        assert each.eos_token == "<|end|>"
+
+
 @pytest.mark.parametrize("lost", [0, 1, 2])
 def test_a_split_file_that_lacks_a_part(lost: int, split_files: list[Path]) -> None:
     split_files[lost].unlink()

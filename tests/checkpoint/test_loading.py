@@ -230,18 +230,24 @@ def test_a_folder_with_an_adapter_names_its_base_and_the_remedy(use: Any, alone:
         use(folder)
 
 
-def test_what_the_adapters_error_says_works(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("packed", [False, True], ids=["full precision", "packed"])
+def test_what_the_adapters_error_says_works(
+    packed: bool, tiny_folder: Path, packed_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = packed_folder if packed else tiny_folder
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    peft.get_peft_model(potq.load(tiny_folder), config).save_pretrained(tmp_path / "adapter")
+    peft.get_peft_model(potq.load(folder), config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(CheckpointError, match="holds an adapter") as caught:
         potq.load(tmp_path / "adapter")
     monkeypatch.chdir(tmp_path)
-    remedy = str(caught.value).partition("with peft: ")[2].partition(", and take")[0]
-    exec(remedy, {"AutoPeftModelForCausalLM": peft.AutoPeftModelForCausalLM})
-    merged, base = potq.load("merged"), potq.load(tiny_folder)
-    name = "model.layers.0.self_attn.q_proj.weight"
-    assert not torch.equal(merged.get_parameter(name), base.get_parameter(name))
+    remedy = str(caught.value).partition("with peft: ")[2].partition(", copy")[0]
+    exec(remedy, {**vars(peft), "potq": potq})
+    merged, base = potq.load("merged"), potq.load(folder)
+    base = base.dequantize() if packed else base
+    changed, kept = (f"model.layers.0.self_attn.{name}_proj.weight" for name in "qk")
+    assert not torch.equal(merged.get_parameter(changed), base.get_parameter(changed))
+    assert torch.equal(merged.get_parameter(kept), base.get_parameter(kept))
     assert potq.load("merged", potq.PoTConfig("pot4")).quant_report
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -180,8 +181,6 @@ def test_two_different_weights_under_a_tied_config_are_both_kept(tmp_path: Path)
 
 
 def test_tied_weights_that_differ_in_row_scales_only_are_both_kept(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     model = trained("llama-tied")
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     # twice a row scale of less than the largest octave moves the row scale alone
@@ -203,7 +202,6 @@ def test_a_checkpoint_with_both_tied_weights_streams(same: bool, tmp_path: Path)
     if not same:
         state["lm_head.weight"] = state["lm_head.weight"].flip(0)
     model.save_pretrained(tmp_path)
-    from safetensors.torch import save_file
 
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
     streamed = potq.load(tmp_path, potq.PoTConfig("pot4"))
@@ -436,3 +434,24 @@ def test_patterns_of_the_whole_model_serve_a_part_of_it(tmp_path: Path) -> None:
         assert torch.equal(part(IDS).last_hidden_state, full.model(IDS).last_hidden_state)
         assert part.layers[0].mlp.up_proj.scheme == potq.QuantScheme("pot3")
         assert type(part.layers[1].mlp.up_proj) is nn.Linear
+
+
+def test_a_map_to_the_meta_device(packed_folder: Path, tiny_folder: Path) -> None:
+    """Which ended in "Tensor.item() cannot be called on meta tensors", as quantizing under such a map did."""
+    model = AutoModelForCausalLM.from_pretrained(packed_folder, device_map={"": "meta"})
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert len(packed_modules(model)) == 16
+    config = potq.PoTConfig("pot4")
+    with pytest.raises(ModelError, match="weights on the meta device cannot be quantized; load without a device map"):
+        AutoModelForCausalLM.from_pretrained(tiny_folder, device_map={"": "meta"}, quantization_config=config)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "quantized while it loads"])
+def test_a_norm_that_is_missing_is_not_made_up(packed: bool, packed_folder: Path, tiny_folder: Path) -> None:
+    folder = packed_folder if packed else tiny_folder
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    options = {} if packed else {"quantization_config": potq.PoTConfig("pot4")}
+    with pytest.raises(CheckpointError, match=r"lacks model\.norm\.weight; it is incomplete, copy it again"):
+        AutoModelForCausalLM.from_pretrained(folder, **options)

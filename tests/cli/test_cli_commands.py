@@ -97,6 +97,30 @@ def test_a_device_that_is_not_there(packed_folder: Path, device: str) -> None:
     assert device in refused(PotqError, "eval", packed_folder, "--text", "pydoc", "--windows", "1", "--device", device)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "eval MODEL --text TEXT --windows 1",
+        "compare MODEL --schemes pot4 --text TEXT --windows 1",
+        "quantize MODEL OUT --effort balanced --calibration TEXT calibration.windows=2",
+        "quantize MODEL OUT --effort fast --calibration TEXT calibration.windows=2",
+        "generate MODEL <new> --no-engine",
+        "train model=MODEL output=OUT data.text=TEXT data.length=16",
+    ],
+)
+def test_another_models_tokenizer(words: str, tiny_folder: Path, text: Path, tmp_path: Path) -> None:
+    """As when the wrong one was copied into a folder that had none; most of these ended in a traceback."""
+    tokenizer = potq.load_tokenizer(tiny_folder)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(tiny_folder)
+    text.write_text("the cat<new> " * 400)
+    paths = {"MODEL": tiny_folder, "TEXT": text, "OUT": tmp_path / "out"}
+    for name, path in paths.items():
+        words = words.replace(name, str(path))
+    assert "holds token ids" in (said := refused(DataError, *words.split()))
+    assert said.endswith("260, the model knows 0..259; use its own tokenizer")
+
+
 # ---- inspect
 
 
@@ -163,6 +187,33 @@ def test_inspect_markdown(packed_folder: Path, tiny_folder: Path) -> None:
     lines = succeed("inspect", tiny_folder, "--markdown", "--every-module").splitlines()
     assert lines[2] == "| module | n | shape | scheme | bits |"
     assert len([line for line in lines if line.startswith("| model.")]) == 15
+
+
+def test_inspect_remarks_on_odd_sizes(tiny_folder: Path) -> None:
+    result = invoke("inspect", tiny_folder, "--scheme", "pot4:group_size=33", "--json")
+    assert "groups of 33 leave a short last one of 31 in rows of 64" in " ".join(result.stderr.split())
+    assert len(json.loads(result.stdout)["remarks"]) == 3  # two widths, and the lack of a kernel
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, "an encoder-decoder"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "is a LlamaForSequenceClassification; potq loads causal"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "potq never runs code from a model folder"),
+    ],
+    ids=["encoder-decoder", "classifier", "own code"],
+)
+def test_inspect_refuses_what_quantize_refuses(
+    changes: dict[str, object], message: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python code of the folder did run, if someone or something said yes on standard input."""
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("it asked"))
+    (tiny_folder / "own.py").write_text("raise SystemExit('it ran')")
+    file = tiny_folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    for command in (("inspect", tiny_folder), ("quantize", tiny_folder, tiny_folder.with_name("out"))):
+        assert message in refused(ModelError, *command)
 
 
 def test_inspect_refuses_what_does_not_belong_together(packed_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:

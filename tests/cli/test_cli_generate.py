@@ -243,6 +243,7 @@ def test_the_engine_runs_where_it_can(packed_folder: Path, tiny_folder: Path) ->
     shown = invoke("generate", packed_folder, "the", "-n", "3", "--activations", "float").stderr
     assert f"the engine ({native.isa()}, {torch.get_num_threads()} threads), float activations" in shown
     assert "not the engine" not in shown
+    assert "activations" not in invoke("generate", tiny_folder, "the", "-n", "3").stderr  # no product is packed
 
 
 def test_the_modules_run_if_asked_for(packed_folder: Path) -> None:

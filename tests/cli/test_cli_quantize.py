@@ -429,7 +429,7 @@ def test_an_unknown_preset(tiny_folder: Path, out: Path) -> None:
         (["third"], "expected MODEL and OUTPUT, found"),
         (["--group-size", "many"], "group_size"),
         (["--scale-method", "best"], "scale_method"),
-        (["--scale-method", "weighted"], "pass calibration"),
+        (["--scale-method", "weighted"], "weighted needs calibration text: --calibration self"),
         (["--ignore", "experts"], "pattern 'experts' matches no module"),
         (["--ignore", "*.q_proj"], "is not a regular expression"),
     ],
@@ -443,6 +443,7 @@ def test_no_model_and_no_output() -> None:
     message = refused(ConfigError, "quantize")
     assert "model: Field required" in message
     assert "output: Field required" in message
+    assert "found" not in message
 
 
 def test_weights_that_are_nan(tiny_model: Any, tiny_folder: Path, out: Path) -> None:

@@ -94,3 +94,16 @@ def test_a_redirected_quantize_is_not_silent(tiny_folder: Path, tmp_path: Path) 
     assert shares == sorted(shares)
     steps = re.findall(r" (\d+)/(\d+|0\.1M) ", "\n".join(shown))
     assert all(abs(int(count) / 102_656 - share / 100) < 0.006 for (count, _), share in zip(steps, shares, strict=True))
+
+
+def test_a_name_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """A dataset's name may look like an emoji's, or like markup."""
+    console.note("no/such:x:train [red]")
+    console.stdout().print("no/such:x:train [red]")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("no/such:x:train [red]\n",) * 2
+
+
+def test_a_note_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    console.note(words := "quantizing: 63% " + "of a long name " * 20)
+    assert lines(capsys) == [words]

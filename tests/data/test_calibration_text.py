@@ -67,3 +67,9 @@ def test_a_short_text_is_named(tiny_model: Any, tiny_folder: Path, tmp_path: Pat
     (tmp_path / "short.txt").write_text("the cat")
     with pytest.raises(DataError, match=r"short\.txt: the calibration text has \d tokens, less than one window of 128"):
         load_calibration(str(tmp_path / "short.txt"), tiny_model, potq.load_tokenizer(tiny_folder))
+
+
+@pytest.mark.parametrize("name", ["wikitext2", "tinystories"])
+def test_nothing_is_calibrated_on_what_models_are_measured_on(name: str, tiny_model: Any, byte_tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=f"{name} is the split that models are measured on; calibrate and train on .*:train"):
+        load_calibration(name, tiny_model, byte_tokenizer)

@@ -233,7 +233,7 @@ def test_settings_that_cannot_be(
         (torch.zeros(0, 8, dtype=torch.long), "sequences must be an"),
         (torch.zeros(3, 8), "sequences must be an"),
         (torch.zeros(3, 129, dtype=torch.long), "windows of 129 tokens exceed the model's limit of 128"),
-        (torch.full((3, 8), 260), r"sequences hold token ids 260\.\.260, the teacher knows 0\.\.259; use its own tokenizer"),
+        (torch.full((3, 8), 260), r"the text holds token ids 260\.\.260, the model knows 0\.\.259; use its own tokenizer"),
         (torch.full((3, 8), -1), "token ids -1"),
     ],
 )

@@ -32,6 +32,13 @@ model, tokenizer = potq.load("{path}"), potq.load_tokenizer("{path}")
 ```
 
 or `potq generate {path} "Once upon a time"`."""
+_PACKED_USE_ALONE = """```python
+import potq  # before from_pretrained, which would else leave the weights random
+
+model = potq.load("{path}")
+```
+
+It comes without a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +58,14 @@ class Part:
     nbytes: int
 
 
-def packed_card(model: nn.Module, name: str) -> str | None:
+def packed_card(model: nn.Module, name: str, *, has_tokenizer: bool) -> str | None:
     """The card of a packed checkpoint called ``name``; None: the model is not packed."""
     owners = [module.quantized for module in packed_modules(model).values() if module.tied_to is None]
     if not owners:
         return None
     parts = [Part(weight.scheme.name, "packed", weight.shape[0] * weight.shape[1], weight.nbytes) for weight in owners]
     parts += [Part(NOT_QUANTIZED, str(p.dtype).removeprefix("torch."), p.numel(), p.nbytes) for p in model.parameters()]
-    use = _PACKED_USE.format(path=name)
+    use = (_PACKED_USE if has_tokenizer else _PACKED_USE_ALONE).format(path=name)
     return model_card(model, name, parts, nbytes=tensor_bytes(model), library="potq", use=use)
 
 

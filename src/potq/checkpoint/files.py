@@ -73,6 +73,25 @@ def check_folder(folder: Path, *, quantizing: bool, weights: bool = True) -> Non
         weight_files(folder)
 
 
+def read_config(where: Source) -> dict[str, Any]:
+    """A model's ``config.json``; empty for a GGUF file, which has none.
+
+    Raises:
+        CheckpointError: missing or damaged; a name that the hub does not have, or that cannot be fetched.
+    """
+    if where.gguf_file is not None:
+        return {}
+    if where.folder is not None:
+        return read_json(where.folder / "config.json")
+    import huggingface_hub
+
+    try:
+        return read_json(Path(huggingface_hub.hf_hub_download(where.name, "config.json")))
+    except Exception as error:
+        reason = out_of_reach(where.name, error) or f"the hub did not give config.json of {where.name} ({error})"
+        raise CheckpointError(reason) from None
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder.
 

@@ -107,7 +107,7 @@ def write(
             tokenizer.save_pretrained(folder)
         if (report := getattr(model, "quant_report", None)) is not None:
             (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
-        write_card(folder, packed_card(model, target.name), replaces=target)
+        write_card(folder, packed_card(model, target.name, has_tokenizer=tokenizer is not None), replaces=target)
         flush(folder)
 
 

@@ -6,33 +6,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from potq.checkpoint.architecture import check_architecture
+from potq.checkpoint.files import read_config
 from potq.checkpoint.loading import loading_errors
 from potq.checkpoint.source import Source, resolve
 from potq.config import PoTConfig
 from potq.nn.language import language_plan
 from potq.nn.plan import install
+from potq.nn.remarks import remarks
 from potq.nn.report import ModuleReport, PlannedReport
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.quantize import describe
 
 if TYPE_CHECKING:
-    from torch import nn
-
-
-def hub_config(source: str | os.PathLike[str]) -> Any:
-    """The config of a model as transformers reads it.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-        ModelError: a kind of model that transformers does not know.
-    """
-    from transformers import AutoConfig
-
-    from potq.checkpoint.gguf.loading import gguf_config
-
-    where = resolve(source)
-    with loading_errors(where):
-        return gguf_config(Path(where.path)) if where.gguf_file else AutoConfig.from_pretrained(where.name)
+    from transformers import PreTrainedModel
 
 
 def preview(source: str | os.PathLike[str], config: PoTConfig) -> PlannedReport:
@@ -41,28 +28,42 @@ def preview(source: str | os.PathLike[str], config: PoTConfig) -> PlannedReport:
     Raises:
         CheckpointError: a config that is missing or damaged.
         ConfigError: a pattern that matches no module.
-        ModelError: not a causal LM; nothing to quantize.
+        ModelError: not a causal LM; a model with code of its own; nothing to quantize.
     """
     where = resolve(source)
-    model = _empty(where, hub_config(source))
+    check_architecture(where.name, read_config(where))
+    model = _empty(where)
     _, todo = language_plan(model, config)
+    odd = remarks(todo.targets, model.dtype)
     for target in todo.targets:
         install(model, target, QuantizedWeight.empty(target.shape, target.scheme, "meta"))
     found = describe(model)
     kinds = {target.name: target.kind for target in todo.targets}
     modules = [_planned(module, kinds[module.name]) for module in found.modules]
-    return PlannedReport(modules=modules, skipped=todo.skipped, bytes_after=found.bytes_after, weights=found.weights)
+    return PlannedReport(
+        modules=modules, skipped=todo.skipped, bytes_after=found.bytes_after, weights=found.weights, remarks=odd
+    )
 
 
-def _empty(where: Source, config: Any) -> nn.Module:
+def _empty(where: Source) -> PreTrainedModel:
     """The model, without weights: on the meta device."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with loading_errors(where), torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
-    model.tie_weights()  # type: ignore[operator]  # transformers'
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(_transformers_config(where), trust_remote_code=False)
+    model.tie_weights()
     return model
+
+
+def _transformers_config(where: Source) -> Any:
+    from transformers import AutoConfig
+
+    from potq.checkpoint.gguf.loading import gguf_config
+
+    if where.gguf_file is not None:
+        return gguf_config(Path(where.path))
+    return AutoConfig.from_pretrained(where.name, trust_remote_code=False)  # with None transformers would ask
 
 
 def _planned(module: ModuleReport, kind: str) -> ModuleReport:

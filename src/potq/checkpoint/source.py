@@ -75,10 +75,21 @@ def adapter_error(name: str, file: str | os.PathLike[str]) -> CheckpointError:
         base = json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, LookupError, TypeError):
         base = "unknown"
+    loaded = f"AutoPeftModelForCausalLM.from_pretrained({name!r})"
+    if _is_packed(base):
+        loaded = f"PeftModel.from_pretrained(potq.load({base!r}).dequantize(), {name!r})"
     return CheckpointError(
         f"{name} holds an adapter (LoRA) for the model {base!r}; merge it into that with peft: "
-        f"AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained('merged'), and take 'merged'"
+        f"{loaded}.merge_and_unload().save_pretrained('merged'), copy the tokenizer's files there, and take 'merged'"
     )
+
+
+def _is_packed(base: object) -> bool:
+    """Whether an adapter's base is a packed folder here, whose weights take no adapter."""
+    try:
+        return "quantization_config" in json.loads(Path(str(base), "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def embedded_file() -> Path:

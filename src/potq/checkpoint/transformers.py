@@ -22,9 +22,9 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from potq.checkpoint.architecture import headless
-from potq.checkpoint.folder import StoredTensor, check_headers, check_reloadable, read_headers
+from potq.checkpoint.folder import StoredTensor, check_headers, check_reloadable, read_headers, require_all
 from potq.config import PoTConfig
-from potq.errors import CheckpointError, PotqError
+from potq.errors import CheckpointError, ModelError, PotqError
 from potq.nn.language import language_plan
 from potq.nn.packed import PackedModule
 from potq.nn.packed_model import as_packed_model
@@ -88,11 +88,13 @@ class PoTQuantizer(HfQuantizer):
         self._by_name: dict[str, WeightPlan] = {}
         self._read: dict[str, dict[str, tuple[QuantizedWeight, ModuleReport]]] = {}  # target -> its own or a tied name
         self._reports: dict[str, ModuleReport] = {}
+        self._stored: set[str] = set()  # names in the checkpoint
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
         stored = read_headers(Path(file) for file in checkpoint_files or () if str(file).endswith(".safetensors"))
+        self._stored = set(stored)
         if _is_another_class(model):
             stored = _shared(model, stored)
             if self.pre_quantized:
@@ -111,6 +113,11 @@ class PoTQuantizer(HfQuantizer):
                 install(model, target, QuantizedWeight.empty(target.shape, target.scheme, "meta"))
         else:
             require_calibration(self.quantization_config, given=False)
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        """Refuses to quantize what will not be in memory."""
+        if not self.pre_quantized and isinstance(device_map, dict) and "meta" in map(str, device_map.values()):
+            raise ModelError("weights on the meta device cannot be quantized; load without a device map")
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **kwargs: Any) -> bool:
         module, _, tensor = param_name.rpartition(".")
@@ -153,7 +160,9 @@ class PoTQuantizer(HfQuantizer):
             kind = target.kind if name == target.name else "head"
             self._reports[name] = report.model_copy(update={"name": name, "kind": kind, "tied": ()})
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        if _current.get() is None:  # potq.load does it by itself
+            _require_loaded(model, self._stored)
         if self.pre_quantized:
             _validate(model)
             as_packed_model(model)
@@ -251,17 +260,38 @@ def _without_new_heads(model: PreTrainedModel, config: PoTConfig, stored: dict[s
     return config.model_copy(update={"ignore": (*config.ignore, *map(re.escape, new))})
 
 
+def _require_loaded(model: PreTrainedModel, stored: set[str]) -> None:
+    """Refuse a checkpoint that lacks a tensor which is not packed; transformers makes it up, with a warning.
+
+    Raises:
+        CheckpointError: names what is missing.
+    """
+    if _is_another_class(model) or _is_scattered(model):
+        return
+    expected = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    made_up = [name for name, each in model.named_parameters() if not getattr(each, "_is_hf_initialized", False)]
+    missing = [name for name in made_up if name not in stored and not any(each.search(name) for each in expected)]
+    require_all(getattr(model.config, "name_or_path", "the checkpoint"), missing)
+
+
+def _is_scattered(model: nn.Module) -> bool:
+    """Whether some of its tensors are not here: they are offloaded."""
+    return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+
+
 def _validate(model: nn.Module) -> None:
     """Check every packed weight that was read.
 
     Raises:
         CheckpointError: a weight the files do not have, or whose content is damaged; names the layer.
     """
-    scattered = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1  # offloaded tensors are not here
+    scattered = _is_scattered(model)
     for name, module in packed_modules(model).items():
         if module.tied_to is not None or scattered:
             continue
-        for part, tensor in module.quantized.tensors().items():
+        tensors = module.quantized.tensors()
+        for part, tensor in tensors.items():
             if not getattr(tensor, "_is_hf_initialized", False):
                 raise CheckpointError(f"the checkpoint has no {name}.weight_{part}; it is incomplete, copy it again")
-        module.quantized.validate(name)
+        if not any(tensor.is_meta for tensor in tensors.values()):  # as device_map={"": "meta"} asks for
+            module.quantized.validate(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -37,7 +37,10 @@ def compare(
     efforts: Annotated[str, typer.Option(help=f"With commas between: {', '.join(EFFORTS)}.")] = "fast",
     calibration: Annotated[
         str | None,
-        typer.Option(help="For efforts beyond fast: self (the model writes it, the default), or a text as for --text."),
+        typer.Option(
+            help="For efforts beyond fast: self (the model writes it, the default), a file, a dataset as "
+            "name:config:split, or pydoc."
+        ),
     ] = None,
     calibration_windows: Annotated[int | None, typer.Option(min=1, help="Windows of calibration text. Default: 64.")] = None,
     window: Annotated[
@@ -61,8 +64,10 @@ def compare(
     console.refuse_two_forms(as_json=as_json, as_markdown=as_markdown)
     configs = _configs(schemes, efforts, embedding)
     needed = any(config.has_calibrated_effort for config in configs)
-    if not needed and (calibration is not None or calibration_windows is not None):
-        raise ConfigError("--calibration and --calibration-windows are for efforts beyond fast; name one, or leave them out")
+    if not needed and (calibration is not None or calibration_windows is not None or seed):
+        raise ConfigError(
+            "--calibration, --calibration-windows and --seed are for efforts beyond fast; name one, or leave them out"
+        )
     calibration = calibration or SELF
     content = _checked(model, dtype, resume, plot, text, calibration)
     console.quiet_libraries()
@@ -91,19 +96,25 @@ def compare(
     base = rows[0]
     protocol_line = f"{len(base.window_nll)} windows of {base.window} tokens, embedding and head: {embedding}"
     title = f"{model} on {text}: {protocol_line}"
+    source = {"text": calibration, "windows": max(row.calibration_windows for row in rows)} if needed else None
+    settings = {"model": model, "text": text, "embedding": embedding, "calibration": source, "seed": seed}
+    _show(rows, title, settings, as_json=as_json, as_markdown=as_markdown)
+    if plot is not None:
+        comparison.plot(rows, plot, f"{Path(model).name} on {Path(text).name}\n{protocol_line}")
+        console.stderr.print(f"wrote {plot}", highlight=False)
+
+
+def _show(rows: list[Row], title: str, settings: dict[str, Any], *, as_json: bool, as_markdown: bool) -> None:
+    from potq.evaluate import compare as comparison
+
     if as_json:
-        source = {"text": calibration, "windows": max(row.calibration_windows for row in rows)} if needed else None
-        settings = {"embedding": embedding, "calibration": source, "seed": seed}
-        console.emit_json({"model": model, "text": text, **settings, "rows": comparison.to_dict(rows)})
+        console.emit_json({**settings, "rows": comparison.to_dict(rows)})
     elif as_markdown:
         print(f"{title}\n\n{comparison.markdown(rows)}")
     else:
         out = console.stdout()
         out.print(title, highlight=False, soft_wrap=True)
         out.print(comparison.table(rows))
-    if plot is not None:
-        comparison.plot(rows, plot, f"{Path(model).name} on {Path(text).name}\n{protocol_line}")
-        console.stderr.print(f"wrote {plot}", highlight=False)
 
 
 def _checked(model: str, dtype: str, resume: Path | None, plot: Path | None, text: str, calibration: str) -> str:
@@ -119,7 +130,7 @@ def _checked(model: str, dtype: str, resume: Path | None, plot: Path | None, tex
         check_rows_file(resume)
     check_source(model, quantizing=True)
     if calibration != SELF:
-        check_text(calibration)
+        check_text(calibration, learned=True)
     return read_text(text)
 
 

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from potq.nn.report import QuantReport
 
 _TRIED = 2.0  # seconds of work that the rest is estimated from
-stderr = Console(stderr=True, markup=False)  # names may hold brackets
+stderr = Console(stderr=True, markup=False, emoji=False)  # names may hold brackets, and :x: as datasets do
 
 
 def stdout() -> Console:
     """A console for results; piped output is not cut to 80 columns."""
-    return Console(width=None if sys.stdout.isatty() else 160, markup=False)
+    return Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
 
 
 def emit_json(value: Any) -> None:
@@ -86,8 +86,8 @@ def quiet_libraries() -> None:
 
 
 def note(message: str) -> None:
-    """A line on stderr, beside the result."""
-    stderr.print(message, style="dim", highlight=False)
+    """A line on stderr, beside the result; one line in a file too, whatever its length."""
+    stderr.print(message, style="dim", highlight=False, soft_wrap=True)
 
 
 @contextmanager

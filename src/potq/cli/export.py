@@ -64,6 +64,8 @@ def export(
     if list_forms:
         if model is not None:
             raise ConfigError("--list shows what is possible and takes no model; leave one of them out")
+        if to is not None or activations is not None or allow_8bit or force:
+            raise ConfigError("--list shows every format, and of other options takes --schemes and --json alone")
         _list(parse_schemes(schemes) if schemes is not None else tuple(PRESETS.values()), as_json=as_json)
         return
     if schemes is not None:
@@ -111,7 +113,7 @@ def _write(
     from potq.nn.plan import packed_modules
 
     with console.status(f"loading {model}"):
-        loaded, tokenizer = load(model), load_tokenizer(model)
+        tokenizer, loaded = load_tokenizer(model), load(model)  # the one that is sooner known to be missing first
     if not packed_modules(loaded):
         raise _not_packed(model)
     with console.status(f"writing {output}"):
@@ -131,7 +133,7 @@ def _write(
 
 def _check(model: str, output: Path, to: Format, *, force: bool) -> None:
     """All that can be wrong before torch is loaded."""
-    from potq.checkpoint.files import check_source, read_json
+    from potq.checkpoint.files import check_source, read_config
     from potq.export.onnx.packages import require_packages
     from potq.export.output import check_file
     from potq.files import check_destination
@@ -143,8 +145,7 @@ def _check(model: str, output: Path, to: Format, *, force: bool) -> None:
     if to is Format.onnx:
         require_packages()
     where = check_source(model)
-    config = read_json(where.folder / "config.json") if where.folder is not None and where.gguf_file is None else {}
-    if where.folder is not None and "quantization_config" not in config:
+    if "quantization_config" not in read_config(where):
         raise _not_packed(model)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from potq.cli import console
 from potq.cli.recipe import DEFAULT_PRESET
+from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
 
 
@@ -32,26 +33,31 @@ def inspect(
     The second, of a model that is not quantized, reads no weights: what would be quantized, what not, and the sizes.
     """
     form = console.ReportForm(every_module, as_markdown, as_json)
-    from potq.checkpoint.files import check_source
-    from potq.config import PoTConfig
+    from potq.checkpoint.files import check_source, read_config
     from potq.evaluate.outputs import check_plot
 
     config = PoTConfig(scheme or DEFAULT_PRESET)
-    check_source(model, weights=False)
+    quantized = "quantization_config" in read_config(check_source(model, weights=False))
+    if quantized and scheme is not None:
+        raise ConfigError(f"{model} is quantized already; --scheme shows what it would do to a model that is not")
     if plot is not None:
+        if not quantized:
+            raise ModelError(f"{model} is not quantized by potq, so that no levels are used; potq quantize {model} OUTPUT")
         check_plot(plot)
-    from potq.checkpoint.preview import hub_config, preview
-
     console.quiet_libraries()
-    quantized = getattr(hub_config(model), "quantization_config", None)
-    if quantized is not None:
-        if scheme is not None:
-            raise ConfigError(f"{model} is quantized already; --scheme shows what it would do to a model that is not")
+    if quantized:
         _inspect_packed(model, plot, form)
-        return
-    if plot is not None:
-        raise ModelError(f"{model} is not quantized by potq, so that no levels are used; potq quantize {model} OUTPUT")
-    form.show(preview(model, config), {"quantized": False})
+    else:
+        _preview(model, config, form)
+
+
+def _preview(model: str, config: PoTConfig, form: console.ReportForm) -> None:
+    from potq.checkpoint.preview import preview
+
+    report = preview(model, config)
+    for line in report.remarks:
+        console.note(line)
+    form.show(report, {"quantized": False})
 
 
 def _inspect_packed(model: str, plot: Path | None, form: console.ReportForm) -> None:

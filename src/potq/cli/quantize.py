@@ -159,7 +159,7 @@ def _checked(settings: QuantizeRecipe, text: CalibrationRecipe | None) -> Path:
     target = check_destination(settings.output, force=settings.force, sources=[settings.model])
     check_source(settings.model, quantizing=True)
     if text is not None and text.text != SELF:
-        check_text(text.text)
+        check_text(text.text, learned=True)
     return target
 
 

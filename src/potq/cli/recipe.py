@@ -11,13 +11,14 @@ from pydantic import Field, field_validator
 from potq.config import PoTConfig, coerce_scheme
 from potq.data.text import SELF
 from potq.errors import ConfigError
-from potq.numerics.scheme import QuantScheme
+from potq.numerics.scheme import WEIGHTED_METHODS, QuantScheme
 from potq.validation import Strict
 
 _Recipe = TypeVar("_Recipe", bound=Strict)
 
 
 DEFAULT_PRESET = "apot4"
+_LACKS_TEXT = "needs calibration text: --calibration self (the model writes it), a file or dataset"
 DEFAULT_CANDIDATES = ("pot2", "pot3", "pot3s", "apot3s", "pot4", "apot4")
 
 
@@ -76,13 +77,17 @@ class QuantizeRecipe(Strict):
         """The recipe's calibration; if it has none but the effort needs it, the model's own text.
 
         Raises:
-            ConfigError: a budget or candidates without calibration.
+            ConfigError: a budget, candidates, a scale method or a seed without calibration.
         """
         if self.config().has_calibrated_effort or self.calibration is not None:
             return self.calibration or CalibrationRecipe()
         if self.allocates:
             what = "a budget" if self.budget is not None else "choosing among candidates"
-            raise ConfigError(f"{what} needs calibration text: --calibration self (the model writes it), a file or dataset")
+            raise ConfigError(f"{what} {_LACKS_TEXT}")
+        if (method := self.config().scale_method) in WEIGHTED_METHODS:
+            raise ConfigError(f"scale method {method} {_LACKS_TEXT}")
+        if self.seed:
+            raise ConfigError("seed has no effect without calibration text: name one with --calibration, or leave it out")
         return None
 
     @field_validator("candidates", mode="before")

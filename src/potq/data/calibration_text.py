@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from potq.data.generate import BATCH, self_generated, self_generated_key
-from potq.data.text import SELF, read_documents
+from potq.data.text import SELF, read_documents, require_unmeasured
 from potq.data.tokens import calibration_windows, choose_window
 from potq.errors import DataError
 from potq.nn.report import Progress
@@ -40,7 +40,8 @@ def load_calibration(
         seed: of the windows' places in the text, or of the text that the model writes.
 
     Raises:
-        DataError: text that is missing, damaged or shorter than one window; a window longer than the model's limit.
+        DataError: text that is missing, damaged or shorter than one window; a window longer than the model's limit; the
+            short name of a dataset, which is its split for measuring.
         MissingDependencyError: a dataset without the ``datasets`` library.
         ModelError: the model that writes the text puts out NaN.
 
@@ -57,6 +58,7 @@ def load_calibration(
     elif tokenizer is None:
         raise DataError(f"the calibration text {source} needs the model's tokenizer; pass it, or use {SELF!r}")
     else:
+        require_unmeasured(source)
         documents = read_documents(source)
         try:
             tokens = calibration_windows(tokenizer, documents, window=window, windows=windows, seed=seed)

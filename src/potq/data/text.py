@@ -52,13 +52,29 @@ def read_documents(source: str) -> list[str]:
     return _documents(source)
 
 
-def check_text(source: str) -> None:
+def check_text(source: str, *, learned: bool = False) -> None:
     """Find out before the work that a text cannot be read. Of a dataset only the first row is.
 
+    Args:
+        learned: a model is to be calibrated or trained on it.
+
     Raises:
-        DataError, MissingDependencyError: see :func:`read_documents`.
+        DataError, MissingDependencyError: see :func:`read_documents` and, if it is ``learned``, :func:`require_unmeasured`.
     """
+    if learned:
+        require_unmeasured(source)
     _documents(source, rows=1)
+
+
+def require_unmeasured(source: str) -> None:
+    """Refuse to learn from a short name: it stands for the split that models are measured on.
+
+    Raises:
+        DataError: names the split to learn from.
+    """
+    if source in DATASETS and not os.path.exists(source):
+        train = f"{DATASETS[source].rpartition(':')[0]}:train"
+        raise DataError(f"{source} is the split that models are measured on; calibrate and train on {train}")
 
 
 def _documents(source: str, rows: int | None = None) -> list[str]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from potq.errors import DataError
-from potq.nn.plan import longest_text
+from potq.nn.plan import longest_text, vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -80,6 +80,19 @@ def choose_window(model: PreTrainedModel, window: int | None, default: int) -> i
     if limit is not None and window > limit:
         raise DataError(f"windows of {window} tokens exceed the model's limit of {limit}; use a window of {limit}")
     return window
+
+
+def require_own_tokens(model: nn.Module, ids: Tensor, what: str) -> None:
+    """Refuse token ids that the model has no row for; its tokenizer is another model's then.
+
+    Raises:
+        DataError: says what ids ``what`` holds, and which are known.
+    """
+    size = vocabulary(model)
+    low, high = map(int, ids.aminmax()) if ids.numel() else (0, 0)
+    if low < 0 or (size is not None and high >= size):
+        known = "no negative ones" if size is None else f"0..{size - 1}"
+        raise DataError(f"{what} holds token ids {low}..{high}, the model knows {known}; use its own tokenizer")
 
 
 def calibration_windows(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict, Unpack, cast
 
+from potq.checkpoint.files import read_config
+from potq.checkpoint.source import resolve
 from potq.config import Activations
 from potq.engine.engine import Engine
 from potq.engine.generation import FinishReason, encode, encode_chat, is_chat
@@ -144,7 +146,9 @@ class EngineRunner:
             raise EngineError(f"the engine computes in float32; dtype {dtype} is for the modules")
         self.engine = Engine(model, threads=threads, activations=activations)
         self.limit = self.engine.context
-        self.lines = [f"the engine ({self.engine.isa}, {self.engine.threads} threads), {activations} activations"]
+        packed = "quantization_config" in read_config(resolve(model))
+        rounding = f", {activations} activations" if packed else ""  # those of packed products
+        self.lines = [f"the engine ({self.engine.isa}, {self.engine.threads} threads){rounding}"]
         self.kernels: dict[str, int] = {}
 
     @property
@@ -200,8 +204,13 @@ class ModulesRunner:
         self.lines = ["transformers' modules", *kernel_lines(self.kernels)]
 
     def encode(self, prompt: str | Chat) -> list[int]:
+        import torch
+
+        from potq.data.tokens import require_own_tokens
+
         ids = encode_chat(self.tokenizer, prompt) if is_chat(prompt) else encode(self.tokenizer, cast("str", prompt))
         _room(self.limit, ids)
+        require_own_tokens(self.model, torch.tensor(ids), "the prompt")
         return ids
 
     def decode(self, ids: list[int]) -> str:

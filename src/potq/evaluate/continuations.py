@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from potq.data.tokens import require_own_tokens
 from potq.errors import DataError
 from potq.nn.plan import evaluation_mode
 from potq.nn.report import Progress
@@ -92,6 +93,8 @@ def _check_sizes(model: PreTrainedModel, prompts: Sequence[Tensor] | Tensor, new
     for name, value in (("new_tokens", new_tokens), ("batch", batch)):
         if value < 1:
             raise DataError(f"invalid {name} {value}; use at least 1")
+    for prompt in prompts:
+        require_own_tokens(model, prompt, "a prompt")
     lengths = [len(prompt) for prompt in prompts]
     if 0 in lengths:
         raise DataError(f"prompt {lengths.index(0)} is empty; give at least one token")

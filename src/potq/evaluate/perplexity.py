@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from potq.data.tokens import choose_window
+from potq.data.tokens import choose_window, require_own_tokens
 from potq.errors import DataError, ModelError
 from potq.nn.plan import evaluation_mode
 from potq.nn.refusals import require_causal
@@ -66,7 +66,7 @@ def perplexity(
         progress: called after each window: number done, number in all, perplexity so far.
 
     Raises:
-        DataError: the text is shorter than one window, or the window longer than the model's limit.
+        DataError: the text is shorter than one window, or the window longer than the model's limit; tokens of another model.
         ModelError: the model's output is NaN, or no prediction of tokens.
     """
     require_causal(model, predicting=True)
@@ -79,6 +79,7 @@ def perplexity(
             f"the text has {len(tokens)} tokens, less than one window of {window}; give more text or a smaller window"
         )
     count = min(count, max_windows) if max_windows is not None else count
+    require_own_tokens(model, tokens[: count * window], "the text")
     began = time.perf_counter()
     losses = []
     with evaluation_mode(model):

@@ -240,7 +240,13 @@ class QuantReport(BaseModel):
 
 
 class PlannedReport(QuantReport):
-    """What quantizing would do; nothing was done, so that there are no errors."""
+    """What quantizing would do; nothing was done, so that there are no errors.
+
+    Attributes:
+        remarks: what is allowed and hardly meant.
+    """
+
+    remarks: list[str] = []
 
     _verb: ClassVar[str] = "to be quantized"
 

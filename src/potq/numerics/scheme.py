@@ -24,6 +24,7 @@ GroupSize = int | Literal["row", "tensor"]
 ScaleDtype = Literal["float16", "e8m0"]
 RoundingMode = Literal["nearest", "log"]
 ScaleMethod = Literal["absmax", "mse", "weighted", "fisher"]
+WEIGHTED_METHODS: tuple[ScaleMethod, ...] = ("weighted", "fisher")  # by what calibration text measures
 
 _GRIDS: dict[str, Grid] = {
     **{f"pot{bits}": pot(bits) for bits in (3, 4, 5, 6, 7)},

@@ -14,8 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from potq.data.tokens import require_own_tokens
 from potq.errors import DataError, ModelError
-from potq.nn.plan import as_matrix, evaluation_mode, linear_weight, longest_text, vocabulary
+from potq.nn.plan import as_matrix, evaluation_mode, linear_weight, longest_text
 from potq.nn.refusals import require_causal
 from potq.nn.report import decibels
 from potq.numerics.tensor import QuantizedWeight
@@ -32,15 +33,12 @@ def check_batches(calibration: Iterable[Tensor], model: nn.Module) -> list[Tenso
         ModelError: an encoder-decoder.
     """
     require_causal(model)
-    size, limit = vocabulary(model), longest_text(model)
+    limit = longest_text(model)
     batches = list(calibration)
     for batch in batches:
         if not isinstance(batch, Tensor) or batch.ndim != 2 or batch.dtype not in _TOKEN_DTYPES or not batch.numel():
             raise DataError("calibration must be (batch, length) integer tensors of token ids, as a tokenizer returns them")
-        low, high = map(int, batch.aminmax())
-        if low < 0 or (size is not None and high >= size):
-            known = "no negative ones" if size is None else f"0..{size - 1}"
-            raise DataError(f"calibration holds token ids {low}..{high}, the model knows {known}; use its own tokenizer")
+        require_own_tokens(model, batch, "calibration")
         if limit is not None and batch.shape[1] > limit:
             raise DataError(f"calibration windows of {batch.shape[1]} tokens exceed the model's limit of {limit}; cut them")
     if not batches:

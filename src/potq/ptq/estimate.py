@@ -13,6 +13,7 @@ from potq.nn.language import language_plan
 from potq.nn.plan import WeightPlan, evaluation_mode, tensor_bytes, vocabulary
 from potq.nn.report import duration
 from potq.ptq.blocks import TOKENS, find_blocks, merge, record_calls, shared_inputs
+from potq.ptq.calibration import check_batches
 from potq.ptq.quantize import REPORTED
 from potq.ptq.trial import rounding_seconds, try_block
 
@@ -48,8 +49,10 @@ def estimate(model: nn.Module, config: PoTConfig | Effort, batches: Sequence[Ten
     as ``"balanced"``, an effort without config as one of ``pot4``.
 
     Raises:
+        DataError: batches that the model cannot read.
         ModelError: the model has no blocks; NaN activations.
     """
+    batches = check_batches(batches, model) if batches else []
     effort = config if isinstance(config, Effort) else config.effort or EFFORTS["balanced"]
     config = PoTConfig("pot4") if isinstance(config, Effort) else config
     prefix, blocks = find_blocks(model)

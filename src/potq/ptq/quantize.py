@@ -29,7 +29,7 @@ from potq.nn.plan import (
 from potq.nn.refusals import require_weights
 from potq.nn.report import ModuleReport, Progress, QuantReport, SkippedModule, UnusedTensor, decibels
 from potq.numerics.scale_search import CANDIDATES, is_exact, scale_multipliers
-from potq.numerics.scheme import QuantScheme, ScaleMethod
+from potq.numerics.scheme import WEIGHTED_METHODS, QuantScheme, ScaleMethod
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq import calibration as calib
 from potq.ptq.algorithms.rtn import rtn
@@ -40,7 +40,6 @@ from potq.version import __version__
 
 REPORTED = 8  # calibration batches that output errors are measured on
 _UNUSED = "_potq_unused"
-_WEIGHTED: tuple[ScaleMethod, ...] = ("weighted", "fisher")
 
 Done = dict[str, tuple[QuantizedWeight, ModuleReport]]
 
@@ -195,7 +194,8 @@ def quantize_weight(
     check_weight(weight, target)
     # embeddings and heads are looked up or tied; their inputs are not a layer's activations
     weighted = importance is not None
-    method: ScaleMethod = "weighted" if weighted else "mse" if config.scale_method in _WEIGHTED else config.scale_method
+    plain: ScaleMethod = "mse" if config.scale_method in WEIGHTED_METHODS else config.scale_method
+    method: ScaleMethod = "weighted" if weighted else plain
     quantized = rtn(weight, target.scheme, importance, method=method, candidates=config.scale_candidates)
     label = config.scale_method if weighted else method
     return quantized, describe_weight(weight, target, quantized, _algorithm(label, target.scheme, config.scale_candidates))
@@ -250,7 +250,7 @@ def require_calibration(config: PoTConfig, *, given: bool) -> None:
     """
     if given:
         return
-    if config.scale_method in _WEIGHTED:
+    if config.scale_method in WEIGHTED_METHODS:
         raise ConfigError(f"scale_method={config.scale_method!r} needs calibration text; pass calibration=, or use 'mse'")
     effort = chosen_effort(config, given=False)
     if effort.calibrated:

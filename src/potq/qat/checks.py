@@ -9,6 +9,7 @@ from potq.config import PoTConfig
 from potq.data.text import check_text
 from potq.errors import ConfigError
 from potq.files import check_destination
+from potq.numerics.scheme import WEIGHTED_METHODS
 from potq.qat.recipe import WRITTEN, TrainRecipe
 
 
@@ -25,7 +26,7 @@ def check_recipe(recipe: TrainRecipe) -> Path:
     for source in sources:
         check_source(source)
     if recipe.data.text != WRITTEN:
-        check_text(recipe.data.text)
+        check_text(recipe.data.text, learned=True)
     if recipe.data.evaluation is not None:
         check_text(recipe.data.evaluation)
     return target
@@ -37,5 +38,5 @@ def require_no_text(config: PoTConfig) -> None:
     Raises:
         ConfigError: says what to do instead.
     """
-    if config.scale_method not in ("absmax", "mse"):
+    if config.scale_method in WEIGHTED_METHODS:
         raise ConfigError(f"scale_method={config.scale_method!r} needs text; quantize first and pass start=, or use 'mse'")

@@ -73,6 +73,8 @@ class LossRecipe(Strict):
     def _something_is_minimized(self) -> LossRecipe:
         if not (self.next_token or self.distillation or self.hidden):
             raise ValueError("all weights are 0; set next_token, distillation or hidden")
+        if self.top_k is not None and not self.distillation:
+            raise ValueError("top_k has no effect without distillation; set it, or leave top_k out")
         return self
 
 
@@ -162,6 +164,12 @@ class TrainRecipe(Strict):
     def _control_starts_from_full_precision(self) -> TrainRecipe:
         if not self.quantizes and (self.start is not None or len(self.quantization) > 1):
             raise ValueError("quantization.preset none trains in full precision; it takes no start and no other key")
+        return self
+
+    @model_validator(mode="after")
+    def _a_teacher_is_asked(self) -> TrainRecipe:
+        if self.teacher is not None and not self.loss.needs_teacher and self.data.text != WRITTEN:
+            raise ValueError("teacher has no effect: set loss.distillation, loss.hidden or data.text: self, or leave it out")
         return self
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ from potq.checkpoint.folder import save, write
 from potq.checkpoint.loading import load, load_tokenizer
 from potq.data.sequences import pack
 from potq.data.text import read_documents, read_text
-from potq.data.tokens import choose_window
+from potq.data.tokens import choose_window, require_own_tokens
 from potq.errors import ConfigError, DataError, MissingDependencyError
 from potq.nn.plan import Plan
 from potq.nn.report import Progress, QuantReport
@@ -223,6 +223,9 @@ class TrainingRun:
                 "give more text, or a smaller length or batch"
             )
         texts = Texts(train, evaluation)
+        for text, sequences in ((data.text, train), (data.evaluation, evaluation)):
+            if sequences is not None:
+                require_own_tokens(self.model, sequences, str(text))
         self._claim(texts)
         return texts
 

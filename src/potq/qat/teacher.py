@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from potq.data.tokens import choose_window
+from potq.data.tokens import choose_window, require_own_tokens
 from potq.errors import CheckpointError, ConfigError, DataError, ModelError
 from potq.nn.losses import TopK
 from potq.nn.plan import evaluation_mode, vocabulary
@@ -224,10 +224,7 @@ def _check_sequences(teacher: PreTrainedModel, sequences: Tensor) -> None:
     if sequences.ndim != 2 or sequences.dtype not in (torch.int32, torch.int64) or not sequences.numel():
         raise DataError("sequences must be an (n, length) integer tensor of token ids, as potq.data.sequences.pack makes it")
     choose_window(teacher, sequences.shape[1], sequences.shape[1])
-    low, high = map(int, sequences.aminmax())
-    size = vocabulary(teacher) or high + 1
-    if low < 0 or high >= size:
-        raise DataError(f"sequences hold token ids {low}..{high}, the teacher knows 0..{size - 1}; use its own tokenizer")
+    require_own_tokens(teacher, sequences, "the text")
 
 
 def _require_room(folder: Path, needed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,7 +56,23 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     reading = parsed_once(opened(path)) if find_spec("transformers.integrations.gguf") else nullcontext()
     with reading:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    rows = opened(path).shapes.get("token_embd.weight")
+    if rows is not None and max(tokenizer.get_added_vocab().values(), default=0) >= rows[0]:
+        _take_out(tokenizer, rows[0])
     return tokenizer
+
+
+def _take_out(tokenizer: Any, count: int) -> None:
+    """Special tokens from ``count`` on, for which the model has no row: transformers adds those of a vocabulary's kind."""
+    from tokenizers import Tokenizer
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < count]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
+    known = tokenizer.get_vocab()
+    for name, token in tokenizer.special_tokens_map.items():
+        if isinstance(token, str) and token not in known:
+            setattr(tokenizer, name, None)
 
 
 def gguf_config(path: Path) -> Any:
