@@ -1,0 +1,150 @@
+// Attention of several query heads on one key-value head, as a product of matrices whose accumulators stay in registers: a
+// vector of keys or values is loaded and converted once for all heads of a tile. A lane is a key in `score` and a number of the
+// head in `mix`, so no sum crosses lanes: each is taken in order, and neither tiles nor vectors change its bits.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "config.h"
+#include "lanes.h"
+#include "lanes_vectors.h"
+
+namespace potq {
+namespace engine {
+namespace {
+
+constexpr int kTile = kSums / 2;  // heads, with two vectors at a time
+// With few heads four vectors, or sums would wait for themselves; the two more take registers too.
+constexpr int vectors_of(int heads) { return 4 * heads + 2 <= kSums ? 4 : 2; }
+
+// ---- scores
+
+// The heads' numbers, side by side: number of the head, head.
+template <int Heads>
+inline void interleave(const HeadRows<const float>& q, int first, int size, float* panel) {
+  for (int h = 0; h < Heads; h++) {
+    const float* from = q.head(first + h, size);
+    for (int d = 0; d < size; d++) panel[d * Heads + h] = from[d];
+  }
+}
+
+template <int Heads, int Vectors>
+inline void score_vectors(const float* panel, const uint16_t* keys, int size, float scale, float* scores, size_t stride) {
+  Vector sums[Vectors][Heads] = {};
+  for (int d = 0; d < size; d++, keys += kKeyBlock, panel += Heads) {
+    Vector key[Vectors];
+    for (int v = 0; v < Vectors; v++) {
+      const int from = v * kWidth;
+      key[v] = load_half(keys + from / kKeyBlock * kKeyBlock * size + from % kKeyBlock);
+    }
+    for (int h = 0; h < Heads; h++) {
+      const Vector query = wide(panel[h]);
+      for (int v = 0; v < Vectors; v++) sums[v][h] += key[v] * query;
+    }
+  }
+  for (int h = 0; h < Heads; h++) {
+    for (int v = 0; v < Vectors; v++) store(sums[v][h] * scale, scores + size_t(h) * stride + v * kWidth);
+  }
+}
+
+template <int Heads, int Vectors>
+inline void score_blocks(const float* panel, const uint16_t* keys, int size, int blocks, float scale, float* scores,
+                         size_t stride) {
+  constexpr int step = Vectors * kWidth, whole = step < kKeyBlock ? kKeyBlock : step;  // keys
+  for (; blocks * kKeyBlock >= whole; blocks -= whole / kKeyBlock, keys += whole * size, scores += whole) {
+    for (int k = 0; k < whole; k += step) score_vectors<Heads, Vectors>(panel, keys + k, size, scale, scores + k, stride);
+  }
+  if constexpr (whole > kKeyBlock) score_blocks<Heads, Vectors / 2>(panel, keys, size, blocks, scale, scores, stride);
+}
+
+// ---- mixing
+
+struct Mixing {  // the arguments of Lanes::mix
+  const float* weights;
+  size_t stride;
+  const uint16_t* values;
+  int size, count;
+  const HeadRows<float>& out;
+};
+
+// `numbers` numbers, from number d, of heads from `first` on. Vectors may reach beyond them.
+template <int Heads, int Vectors>
+inline void mix_vectors(const Mixing& m, int first, int d, int numbers) {
+  Vector sums[Vectors][Heads];
+  float part[Vectors * kWidth] = {};
+  const bool whole = numbers == Vectors * kWidth;
+  for (int h = 0; h < Heads; h++) {
+    const float* from = m.out.head(first + h, m.size) + d;
+    if (!whole) std::copy(from, from + numbers, part), from = part;
+    for (int v = 0; v < Vectors; v++) sums[v][h] = load(from + v * kWidth);
+  }
+  const float* weights = m.weights + size_t(first) * m.stride;
+  const uint16_t* values = m.values + d;
+  for (int p = 0; p < m.count; p++, values += m.size) {
+    Vector value[Vectors];
+    for (int v = 0; v < Vectors; v++) value[v] = load_half(values + v * kWidth);
+    for (int h = 0; h < Heads; h++) {
+      const Vector weight = wide(weights[size_t(h) * m.stride + size_t(p)]);
+      for (int v = 0; v < Vectors; v++) sums[v][h] += value[v] * weight;
+    }
+  }
+  for (int h = 0; h < Heads; h++) {
+    float *to = m.out.head(first + h, m.size) + d, *into = whole ? to : part;
+    for (int v = 0; v < Vectors; v++) store(sums[v][h], into + v * kWidth);
+    if (!whole) std::copy(part, part + numbers, to);
+  }
+}
+
+// All numbers from d on.
+template <int Heads, int Vectors>
+inline void mix_numbers(const Mixing& m, int first, int d) {
+  constexpr int step = Vectors * kWidth;
+  for (; d + step <= m.size; d += step) mix_vectors<Heads, Vectors>(m, first, d, step);
+  if constexpr (Vectors > 1)
+    mix_numbers<Heads, Vectors / 2>(m, first, d);
+  else if (d < m.size)
+    mix_vectors<Heads, 1>(m, first, d, m.size - d);
+}
+
+// ---- tiles
+
+// Calls part(number of heads as a type, first head) for tiles that divide the heads evenly.
+template <int Heads, class Part>
+inline void tile_of(int heads, int first, const Part& part) {
+  if (heads == Heads)
+    part(std::integral_constant<int, Heads>(), first);
+  else if constexpr (Heads > 1)
+    tile_of<Heads - 1>(heads, first, part);
+}
+
+template <class Part>
+inline void in_tiles(int heads, const Part& part) {
+  for (int tiles = (heads + kTile - 1) / kTile, first = 0; tiles; tiles--) {
+    const int now = (heads - first + tiles - 1) / tiles;
+    tile_of<kTile>(now, first, part);
+    first += now;
+  }
+}
+
+void score(const HeadRows<const float>& q, const uint16_t* keys, int size, int blocks, float scale, float* scores,
+           size_t stride) {
+  in_tiles(q.rows * q.group, [&](auto heads, int first) {
+    constexpr int kHeads = decltype(heads)::value;
+    float panel[kTile * kMaxHead];
+    interleave<kHeads>(q, first, size, panel);
+    score_blocks<kHeads, vectors_of(kHeads)>(panel, keys, size, blocks, scale, scores + size_t(first) * stride, stride);
+  });
+}
+
+void mix(const float* weights, size_t stride, const uint16_t* values, int size, int count, const HeadRows<float>& out) {
+  const Mixing mixing = {weights, stride, values, size, count, out};
+  in_tiles(out.rows * out.group, [&](auto heads, int first) {
+    constexpr int kHeads = decltype(heads)::value;
+    mix_numbers<kHeads, vectors_of(kHeads)>(mixing, first, 0);
+  });
+}
+
+}  // namespace
+}  // namespace engine
+}  // namespace potq
