@@ -4,10 +4,10 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "config.h"
 #include "lanes.h"
+#include "lanes_tiles.h"
 #include "lanes_vectors.h"
 
 namespace potq {
@@ -109,27 +109,9 @@ inline void mix_numbers(const Mixing& m, int first, int d) {
 
 // ---- tiles
 
-// Calls part(number of heads as a type, first head) for tiles that divide the heads evenly.
-template <int Heads, class Part>
-inline void tile_of(int heads, int first, const Part& part) {
-  if (heads == Heads)
-    part(std::integral_constant<int, Heads>(), first);
-  else if constexpr (Heads > 1)
-    tile_of<Heads - 1>(heads, first, part);
-}
-
-template <class Part>
-inline void in_tiles(int heads, const Part& part) {
-  for (int tiles = (heads + kTile - 1) / kTile, first = 0; tiles; tiles--) {
-    const int now = (heads - first + tiles - 1) / tiles;
-    tile_of<kTile>(now, first, part);
-    first += now;
-  }
-}
-
 void score(const HeadRows<const float>& q, const uint16_t* keys, int size, int blocks, float scale, float* scores,
            size_t stride) {
-  in_tiles(q.rows * q.group, [&](auto heads, int first) {
+  in_tiles<kTile>(q.rows * q.group, [&](auto heads, int first) {
     constexpr int kHeads = decltype(heads)::value;
     float panel[kTile * kMaxHead];
     interleave<kHeads>(q, first, size, panel);
@@ -139,7 +121,7 @@ void score(const HeadRows<const float>& q, const uint16_t* keys, int size, int b
 
 void mix(const float* weights, size_t stride, const uint16_t* values, int size, int count, const HeadRows<float>& out) {
   const Mixing mixing = {weights, stride, values, size, count, out};
-  in_tiles(out.rows * out.group, [&](auto heads, int first) {
+  in_tiles<kTile>(out.rows * out.group, [&](auto heads, int first) {
     constexpr int kHeads = decltype(heads)::value;
     mix_numbers<kHeads, vectors_of(kHeads)>(mixing, first, 0);
   });

@@ -9,51 +9,12 @@
 
 #include "lanes.h"
 #include "lanes_attention.h"
+#include "lanes_products.h"
 #include "lanes_vectors.h"
 
 namespace potq {
 namespace engine {
 namespace {
-
-constexpr int kLanes = 16;
-using Sums = float[kLanes];
-
-inline float total(const Sums& sums) {
-  float half[8], quarter[4];
-  for (int i = 0; i < 8; i++) half[i] = sums[i] + sums[i + 8];
-  for (int i = 0; i < 4; i++) quarter[i] = half[i] + half[i + 4];
-  return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
-}
-
-inline void load(const float* from, float* to) { std::memcpy(to, from, kLanes * 4); }
-
-struct FromFloat {
-  using Type = float;
-  static inline void load(const float* from, float* to) { std::memcpy(to, from, kLanes * 4); }
-  static inline float one(float value) { return value; }
-};
-struct FromHalf {
-  using Type = uint16_t;
-  static inline void load(const uint16_t* from, float* to) {
-#if defined(__F16C__)
-    _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
-    _mm256_storeu_ps(to + 8, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 8))));
-#elif defined(__aarch64__)
-    const __fp16* halves = reinterpret_cast<const __fp16*>(from);
-    for (int i = 0; i < kLanes; i++) to[i] = float(halves[i]);
-#else
-    for (int i = 0; i < kLanes; i++) to[i] = from_float16(from[i]);
-#endif
-  }
-  static inline float one(uint16_t value) { return from_float16(value); }
-};
-struct FromBfloat16 {
-  using Type = uint16_t;
-  static inline void load(const uint16_t* from, float* to) {
-    for (int i = 0; i < kLanes; i++) to[i] = from_bfloat16(from[i]);
-  }
-  static inline float one(uint16_t value) { return from_bfloat16(value); }
-};
 
 // Round to nearest, ties to even; overflow is infinity.
 inline uint16_t to_float16(float value) {
@@ -68,23 +29,6 @@ inline uint16_t to_float16(float value) {
   return uint16_t(sign | rounded >> 13);
 }
 
-template <class From>
-inline float dot_of(const typename From::Type* a, const float* b, int count) {
-  Sums sums = {};
-  int i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    float left[kLanes];
-    From::load(a + i, left);
-    for (int k = 0; k < kLanes; k++) sums[k] += left[k] * b[i + k];
-  }
-  for (int k = 0; i < count; i++, k++) sums[k] += From::one(a[i]) * b[i];
-  return total(sums);
-}
-
-float dot(const float* a, const float* b, int count) { return dot_of<FromFloat>(a, b, count); }
-float dot_half(const uint16_t* a, const float* b, int count) { return dot_of<FromHalf>(a, b, count); }
-float dot_bfloat16(const uint16_t* a, const float* b, int count) { return dot_of<FromBfloat16>(a, b, count); }
-
 void to_half(const float* from, uint16_t* to, int count) {
   int i = 0;
 #if defined(__F16C__)
@@ -94,12 +38,6 @@ void to_half(const float* from, uint16_t* to, int count) {
   }
 #endif
   for (; i < count; i++) to[i] = to_float16(from[i]);
-}
-
-void from_half(const uint16_t* from, float* to, int count) {
-  int i = 0;
-  for (; i + kLanes <= count; i += kLanes) FromHalf::load(from + i, to + i);
-  for (; i < count; i++) to[i] = from_float16(from[i]);
 }
 
 void rms_norm(const float* x, const float* weight, float epsilon, float* y, int count) {
@@ -190,8 +128,20 @@ void gelu_tanh(float* x, int count) {
 
 }  // namespace
 
-const Lanes LANES_NAME = {kTile,    dot,        dot_half, dot_bfloat16, score, mix,       to_half, from_half,
-                          rms_norm, layer_norm, add,      softmax,      silu,  gelu_tanh, multiply};
+const Lanes LANES_NAME = {kTile,
+                          product<FromFloat>,
+                          product<FromHalf>,
+                          product<FromBfloat16>,
+                          score,
+                          mix,
+                          to_half,
+                          rms_norm,
+                          layer_norm,
+                          add,
+                          softmax,
+                          silu,
+                          gelu_tanh,
+                          multiply};
 
 }  // namespace engine
 }  // namespace potq

@@ -41,6 +41,14 @@ inline Vector load(const float* from) {
   return result;
 }
 
+// Keeps the compiler from loading a number again for every use.
+inline Vector in_register(Vector value) {
+#if defined(__AVX2__)
+  asm("" : "+v"(value));
+#endif
+  return value;
+}
+
 inline void store(Vector value, float* to) { std::memcpy(to, &value, sizeof value); }
 
 // From float16, exact: see from_float16.
@@ -60,6 +68,20 @@ inline Vector load_half(const uint16_t* from) {
   const Bits large = (magnitude << 13) + 0x38000000 + (reinterpret_cast<Bits>(number > 0x7bff) & 0x38000000);
   const Bits is_small = reinterpret_cast<Bits>(number < 0x400);
   return reinterpret_cast<Vector>((is_small & small) | (~is_small & large) | (bits & 0x8000) << 16);
+#endif
+}
+
+inline Vector load_bfloat16(const uint16_t* from) {
+#if defined(__AVX512F__)
+  const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  return reinterpret_cast<Vector>(_mm512_slli_epi32(bits, 16));
+#elif defined(__AVX2__)
+  const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  return reinterpret_cast<Vector>(_mm256_slli_epi32(bits, 16));
+#else
+  Halves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  return reinterpret_cast<Vector>(__builtin_convertvector(halves, Bits) << 16);
 #endif
 }
 

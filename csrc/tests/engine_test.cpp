@@ -19,7 +19,7 @@
 #include "../engine/error.h"
 #include "../engine/file.h"
 #include "../engine/pool.h"
-#include "attention_check.h"
+#include "lanes_check.h"
 #include "scratch.h"
 #include "tiny_model.h"
 #include "tiny_tokenizer.h"
@@ -214,7 +214,7 @@ int main(int count, char** arguments) {
   if (count != 1) return std::fprintf(stderr, "usage: engine_test [--write FOLDER]\n"), 2;
   check_files();
   PoolCheck().run();
-  if (!check_attention()) return 1;
+  if (!check_attention() || !check_products()) return 1;
   check_prompts();
   check_models();
 }
