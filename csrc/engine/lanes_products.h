@@ -4,8 +4,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "lanes.h"
+#include "lanes_tiles.h"
 #include "lanes_vectors.h"
 
 namespace potq {
@@ -35,9 +37,6 @@ struct FromBfloat16 {
   using Type = uint16_t;
   static inline Vector vector(const uint16_t* from) { return load_bfloat16(from); }
 };
-
-// A tile: rows of weights, rows of activations.
-constexpr int kRows = kWidth == 16 ? 6 : 3, kWeightRows = kWidth == 16 ? 4 : kWidth == 8 || kSums > 12 ? 2 : 1;
 
 template <class From, int Weights, int Rows>
 inline void add_columns(const typename From::Type* w, const float* x, size_t w_stride, size_t x_stride,

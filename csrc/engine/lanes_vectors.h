@@ -17,15 +17,16 @@ namespace potq {
 namespace engine {
 namespace {
 
-// kSums: sums that stay in registers beside what they are computed from.
+// kSums: vectors of sums that stay in registers beside what they are computed from. kWeightRows x kRows: rows of weights and of
+// activations whose sums, of 16 lanes, do so.
 #if defined(__AVX512F__)
-constexpr int kWidth = 16, kSums = 24;
+constexpr int kWidth = 16, kSums = 24, kWeightRows = 4, kRows = 6;
 #elif defined(__AVX2__)
-constexpr int kWidth = 8, kSums = 12;
+constexpr int kWidth = 8, kSums = 12, kWeightRows = 2, kRows = 3;
 #elif defined(__aarch64__)
-constexpr int kWidth = 4, kSums = 16;
+constexpr int kWidth = 4, kSums = 16, kWeightRows = 2, kRows = 3;
 #else
-constexpr int kWidth = 4, kSums = 12;
+constexpr int kWidth = 4, kSums = 12, kWeightRows = 1, kRows = 3;
 #endif
 
 typedef float Vector __attribute__((vector_size(kWidth * 4)));
