@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "config.h"
 #include "lanes.h"
@@ -14,7 +15,7 @@ namespace potq {
 namespace engine {
 namespace {
 
-constexpr int kTile = kSums / 2;  // heads, with two vectors at a time
+constexpr int kTile = std::min(8, kSums / 2);  // heads, with two vectors at a time; more gain nothing
 // With few heads four vectors, or sums would wait for themselves; the two more take registers too.
 constexpr int vectors_of(int heads) { return 4 * heads + 2 <= kSums ? 4 : 2; }
 
@@ -68,17 +69,31 @@ struct Mixing {  // the arguments of Lanes::mix
   const HeadRows<float>& out;
 };
 
-// `numbers` numbers, from number d, of heads from `first` on. Vectors may reach beyond them.
-template <int Heads, int Vectors>
-inline void mix_vectors(const Mixing& m, int first, int d, int numbers) {
-  Vector sums[Vectors][Heads];
-  float part[Vectors * kWidth] = {};
-  const bool whole = numbers == Vectors * kWidth;
-  for (int h = 0; h < Heads; h++) {
-    const float* from = m.out.head(first + h, m.size) + d;
-    if (!whole) std::copy(from, from + numbers, part), from = part;
-    for (int v = 0; v < Vectors; v++) sums[v][h] = load(from + v * kWidth);
+inline void copy_numbers(const float* from, int numbers, float* to) {
+  int i = 0;
+  for (; i + kWidth <= numbers; i += kWidth) store(load(from + i), to + i);
+  for (; i < numbers; i++) to[i] = from[i];
+}
+
+// Copies `numbers` numbers, from number d, of heads from `first` on, to or from parts that lie `step` apart.
+template <bool Back>
+void move_parts(const Mixing& m, int first, int heads, int d, int numbers, float* parts, int step) {
+  float* out = m.out.head(first, m.size) + d;
+  for (int h = 0, member = first % m.out.group; h < heads; h++, parts += step) {
+    Back ? copy_numbers(parts, numbers, out) : copy_numbers(out, numbers, parts);
+    const bool last = ++member == m.out.group;
+    out += last ? m.out.stride - size_t(m.out.group - 1) * size_t(m.size) : size_t(m.size);
+    if (last) member = 0;
   }
+}
+
+// Adds to `numbers` numbers, from number d, of heads from `first` on. Vectors may reach beyond them.
+template <int Heads, int Vectors>
+void mix_vectors(const Mixing& m, int first, int d, int numbers) {
+  Vector sums[Heads][Vectors];
+  float parts[Heads * Vectors * kWidth] = {};
+  move_parts<false>(m, first, Heads, d, numbers, parts, Vectors * kWidth);
+  std::memcpy(sums, parts, sizeof sums);
   const float* weights = m.weights + size_t(first) * m.stride;
   const uint16_t* values = m.values + d;
   for (int p = 0; p < m.count; p++, values += m.size) {
@@ -86,25 +101,23 @@ inline void mix_vectors(const Mixing& m, int first, int d, int numbers) {
     for (int v = 0; v < Vectors; v++) value[v] = load_half(values + v * kWidth);
     for (int h = 0; h < Heads; h++) {
       const Vector weight = wide(weights[size_t(h) * m.stride + size_t(p)]);
-      for (int v = 0; v < Vectors; v++) sums[v][h] += value[v] * weight;
+      for (int v = 0; v < Vectors; v++) sums[h][v] += value[v] * weight;
     }
   }
-  for (int h = 0; h < Heads; h++) {
-    float *to = m.out.head(first + h, m.size) + d, *into = whole ? to : part;
-    for (int v = 0; v < Vectors; v++) store(sums[v][h], into + v * kWidth);
-    if (!whole) std::copy(part, part + numbers, to);
-  }
+  std::memcpy(parts, sums, sizeof sums);
+  move_parts<true>(m, first, Heads, d, numbers, parts, Vectors * kWidth);
 }
 
 // All numbers from d on.
 template <int Heads, int Vectors>
 inline void mix_numbers(const Mixing& m, int first, int d) {
   constexpr int step = Vectors * kWidth;
-  for (; d + step <= m.size; d += step) mix_vectors<Heads, Vectors>(m, first, d, step);
-  if constexpr (Vectors > 1)
+  if constexpr (Vectors > 1) {
+    for (; d + step <= m.size; d += step) mix_vectors<Heads, Vectors>(m, first, d, step);
     mix_numbers<Heads, Vectors / 2>(m, first, d);
-  else if (d < m.size)
-    mix_vectors<Heads, 1>(m, first, d, m.size - d);
+  } else {
+    for (; d < m.size; d += step) mix_vectors<Heads, 1>(m, first, d, std::min(step, m.size - d));
+  }
 }
 
 // ---- tiles

@@ -39,42 +39,47 @@ struct FromBfloat16 {
 };
 
 template <class From, int Weights, int Rows>
-inline void add_columns(const typename From::Type* w, const float* x, size_t w_stride, size_t x_stride,
-                        Vector (&sums)[Weights][Rows][kParts]) {
+inline void add_columns(const typename From::Type* w, const float* x, size_t stride, Vector (&sums)[Weights][Rows][kParts]) {
   for (int part = 0; part < kParts; part++) {
     Vector weight[Weights];
-    for (int r = 0; r < Weights; r++) weight[r] = From::vector(w + size_t(r) * w_stride + part * kWidth);
+    for (int r = 0; r < Weights; r++) weight[r] = From::vector(w + size_t(r) * stride + part * kWidth);
     for (int i = 0; i < Rows; i++) {
-      const Vector number = in_register(load(x + size_t(i) * x_stride + part * kWidth));
+      const Vector number = in_register(load(x + size_t(i) * stride + part * kWidth));
       for (int r = 0; r < Weights; r++) sums[r][i][part] += weight[r] * number;
     }
   }
 }
 
-// The columns behind the last 16, with zeros behind them: in a sum, which never is -0, they change nothing.
-template <class From, int Weights, int Rows>
-inline void add_rest(const typename From::Type* w, const float* x, int columns, int from,
-                     Vector (&sums)[Weights][Rows][kParts]) {
-  typename From::Type weights[Weights][kLanes] = {};
-  float numbers[Rows][kLanes] = {};
-  for (int r = 0; r < Weights; r++) std::copy(w + r * size_t(columns) + from, w + (r + 1) * size_t(columns), weights[r]);
-  for (int i = 0; i < Rows; i++) std::copy(x + i * size_t(columns) + from, x + (i + 1) * size_t(columns), numbers[i]);
-  add_columns<From, Weights, Rows>(weights[0], numbers[0], kLanes, kLanes, sums);
+// The columns behind the last 16 of some rows, with zeros behind them: in a sum, which never is -0, they change nothing.
+template <class T>
+void copy_rest(const T* from, int columns, int rows, T* to) {
+  const int rest = columns % kLanes;
+  for (int i = 0; i < rows; i++) {
+    std::fill_n(to + i * kLanes, kLanes, T());
+    std::copy_n(from + size_t(i) * size_t(columns) + (columns - rest), rest, to + i * kLanes);
+  }
 }
 
 template <class From, int Weights, int Rows>
-inline void product_tile(const typename From::Type* w, const float* x, int columns, float* y, size_t stride) {
+void product_tile(const typename From::Type* w, const float* x, int columns, float* y, size_t stride) {
   Vector sums[Weights][Rows][kParts] = {};
-  int k = 0;
-  for (; k + kLanes <= columns; k += kLanes)
-    add_columns<From, Weights, Rows>(w + k, x + k, size_t(columns), size_t(columns), sums);
-  if (k < columns) add_rest<From, Weights, Rows>(w, x, columns, k, sums);
-  for (int r = 0; r < Weights; r++) {
-    for (int i = 0; i < Rows; i++) {
-      Sums all;
-      std::memcpy(all, sums[r][i], sizeof all);
-      y[size_t(i) * stride + size_t(r)] = total(all);
+  typename From::Type w_rest[Weights * kLanes];
+  float x_rest[Rows * kLanes];
+  const typename From::Type* w_now = w;
+  const float* x_now = x;
+  size_t step = size_t(columns);
+  for (int left = columns; left > 0; left -= kLanes, w_now += kLanes, x_now += kLanes) {
+    if (left < kLanes) {
+      copy_rest(w, columns, Weights, w_rest), copy_rest(x, columns, Rows, x_rest);
+      w_now = w_rest, x_now = x_rest, step = kLanes;
     }
+    add_columns<From, Weights, Rows>(w_now, x_now, step, sums);
+  }
+  Sums all[Weights * Rows];
+  std::memcpy(all, sums, sizeof all);
+#pragma GCC unroll 1
+  for (int i = 0; i < Rows; i++) {
+    for (int r = 0; r < Weights; r++) y[size_t(i) * stride + size_t(r)] = total(all[r * Rows + i]);
   }
 }
 
@@ -89,7 +94,10 @@ inline void product_rows(const Product& p, int first) {
   int r = 0;
   for (; r + kWeights <= p.rows; r += kWeights)
     product_tile<From, kWeights, Rows>(w + size_t(r) * columns, x, p.columns, y + r, p.stride);
-  for (; r < p.rows; r++) product_tile<From, 1, Rows>(w + size_t(r) * columns, x, p.columns, y + r, p.stride);
+  for (; r < p.rows; r++) {  // few
+    for (int i = 0; i < Rows; i++)
+      product_tile<From, 1, 1>(w + size_t(r) * columns, x + size_t(i) * columns, p.columns, y + size_t(i) * p.stride + r, 0);
+  }
 }
 
 template <class From>
