@@ -8,7 +8,7 @@
 // A thread that waits fetches the weights it will read next.
 //
 // Many tokens: rows of activations are divided for everything but the products, in which threads take panels to prepare and
-// then blocks of weights as they come.
+// then blocks of weights as they come. A few rows, with the heads of a group, attend together.
 //
 // Every number is computed by one thread in one order, whatever the number of threads and of tokens at a time: logits are the
 // same bits.
@@ -21,7 +21,6 @@ namespace potq {
 namespace engine {
 namespace {
 constexpr int kTaskBlocks = 4;  // row blocks a thread takes at a time
-constexpr int kKeyBlock = 16;   // keys that lie interleaved
 }  // namespace
 
 Forward::Forward(const Model& model, Pool& pool, int context, int32_t isa, int32_t arithmetic)
@@ -33,6 +32,7 @@ Forward::Forward(const Model& model, Pool& pool, int context, int32_t isa, int32
       room_(int64_t(context) + (kKeyBlock - context % kKeyBlock) % kKeyBlock),
       isa_(isa),
       arithmetic_(arithmetic),
+      tile_rows_(std::max(1, lanes_.tile / (c_.heads / c_.kv_heads))),
       own_(size_t(pool.threads())) {
   size_t bytes = 0;
   lay_out(nullptr, &bytes);
@@ -61,7 +61,7 @@ void Forward::lay_out(uint8_t* memory, size_t* bytes) {
   for (Own& own : own_) {
     own.x = parts.take<float>(hidden);
     own.h = parts.take<float>(hidden);
-    own.scores = parts.take<float>(size_t(c_.heads / c_.kv_heads) * size_t(room_));
+    own.scores = parts.take<float>(size_t(tile_rows_) * size_t(c_.heads / c_.kv_heads) * (size_t(room_) + kKeyBlock));
     own.panels = parts.take<uint8_t>(one);
   }
   x_ = parts.take<float>(rows * hidden);
@@ -83,7 +83,7 @@ void Forward::lay_out(uint8_t* memory, size_t* bytes) {
   size_t numbers;
   if (__builtin_mul_overflow(cache, size_t(room_), &numbers)) numbers = SIZE_MAX;
   keys_ = parts.take<uint16_t>(numbers);
-  values_ = parts.take<uint16_t>(numbers);
+  values_ = parts.take<uint16_t>(std::min(numbers, SIZE_MAX - kKeyBlock) + kKeyBlock);  // see Lanes::mix
   *bytes = parts.used();
 }
 
@@ -242,7 +242,7 @@ void Forward::attend(int thread, int layer) {
     pool_.barrier(ahead(thread, weights.o));
     for (int head = mine.first, next; head < mine.last; head = next) {
       next = std::min(mine.last, (head / group + 1) * group);  // those that share a key-value head
-      attend_heads(thread, layer, 0, head, next - head);
+      attend_heads(thread, layer, 0, 1, head, next - head);
     }
     return pool_.barrier(ahead(thread, weights.o));
   }
@@ -252,26 +252,57 @@ void Forward::attend(int thread, int layer) {
     for (int head = 0; head < c_.heads; head++) rotate_query(layer, row, head);
   }
   pool_.barrier();
-  const int tasks = m_ * c_.kv_heads;
-  for (int task = pool_.take(1); task < tasks; task = pool_.take(1))
-    attend_heads(thread, layer, task % m_, task / m_ * group, group);
+  const int tiles = (m_ + tile_rows_ - 1) / tile_rows_, tasks = tiles * c_.kv_heads;
+  for (int task = pool_.take(1); task < tasks; task = pool_.take(1)) {
+    const int row = task % tiles * tile_rows_;
+    attend_heads(thread, layer, row, std::min(tile_rows_, m_ - row), task / tiles * group, group);
+  }
   pool_.barrier();
 }
 
-// `count` query heads that share a key-value head look at every position before them.
-void Forward::attend_heads(int thread, int layer, int row, int head, int count) {
-  const int size = c_.head_size, kv_head = head / (c_.heads / c_.kv_heads), position = length_ + row;
-  const int window = c_.window[size_t(layer)], first = window ? std::max(0, position - window + 1) : 0;
-  const int seen = position + 1 - first;
+// The positions that a row sees: its own and those before it, within the window.
+Forward::Rows Forward::seen(int layer, int row) const {
+  const int window = c_.window[size_t(layer)], end = length_ + row + 1;
+  return {window ? std::max(0, end - window) : 0, end};
+}
+
+// `count` query heads that share a key-value head, of `rows` rows, look at every position before them.
+void Forward::attend_heads(int thread, int layer, int row, int rows, int head, int count) {
+  const int size = c_.head_size, kv_head = head / (c_.heads / c_.kv_heads);
+  const int first = seen(layer, row).first, start = first - first % kKeyBlock;
+  const int blocks = (seen(layer, row + rows - 1).last - start + kKeyBlock - 1) / kKeyBlock;
+  const size_t stride = size_t(blocks | 1) * kKeyBlock;  // odd: rows at powers of two would share few places of a cache
   const float scale = c_.scaled_attention ? 1.0f / std::sqrt(float(size)) : 1.0f;
-  const int skipped = first % kKeyBlock, start = first - skipped;
-  const int blocks = (position - start) / kKeyBlock + 1;
-  const size_t stride = size_t(room_);
   float* scores = own_[size_t(thread)].scores;
-  lanes_.score(query(row, head), count, cached(keys_, layer, kv_head, start), size, blocks, scale, scores, stride);
-  for (int g = 0; g < count; g++) lanes_.softmax(scores + size_t(g) * stride + skipped, seen);
-  float* to = attention_ + size_t(row) * size_t(c_.query_size()) + size_t(head) * size_t(size);
-  lanes_.mix(scores + skipped, stride, count, cached(values_, layer, kv_head, first), size, seen, to);
+  const HeadRows<const float> q = {query(row, head), q_stride_, rows, count};
+  lanes_.score(q, cached(keys_, layer, kv_head, start), size, blocks, scale, scores, stride);
+  for (int h = 0; h < rows * count; h++) {
+    const Rows own = seen(layer, row + h / count);
+    lanes_.softmax(scores + size_t(h) * stride + (own.first - start), own.last - own.first);
+  }
+  mix(layer, row, rows, head, count, scores, stride, start);
+}
+
+// Sums over what each row sees, in order (weights begin at position `start`): what stands before the part that all rows see,
+// that part together, what stands behind.
+void Forward::mix(int layer, int row, int rows, int head, int count, const float* weights, size_t stride, int start) {
+  const int size = c_.head_size, kv_head = head / (c_.heads / c_.kv_heads);
+  const size_t to = size_t(c_.query_size());
+  float* out = attention_ + size_t(row) * to + size_t(head) * size_t(size);
+  const auto add = [&](int from, int until, int first, int taken) {
+    if (from >= until) return;
+    const HeadRows<float> heads = {out + size_t(first) * to, to, taken, count};
+    lanes_.mix(weights + size_t(first * count) * stride + (from - start), stride, cached(values_, layer, kv_head, from), size,
+               until - from, heads);
+  };
+  const int from = seen(layer, row + rows - 1).first, until = std::max(from, seen(layer, row).last);
+  for (int i = 0; i < rows; i++) {
+    const Rows own = seen(layer, row + i);
+    std::fill_n(out + size_t(i) * to, count * size, 0.0f);
+    add(own.first, std::min(from, own.last), i, 1);
+  }
+  add(from, seen(layer, row).last, 0, rows);
+  for (int i = 0; i < rows; i++) add(until, seen(layer, row + i).last, i, 1);
 }
 
 // ---- products ----

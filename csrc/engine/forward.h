@@ -41,7 +41,9 @@ class Forward {
   void work(int thread);
   void layer(int thread, int index, float* x, float* h, float*& pending);
   void attend(int thread, int layer);
-  void attend_heads(int thread, int layer, int row, int head, int count);
+  Rows seen(int layer, int row) const;
+  void attend_heads(int thread, int layer, int row, int rows, int head, int count);
+  void mix(int layer, int row, int rows, int head, int count, const float* weights, size_t stride, int start);
   void finish(int thread, float* x, float* h, float* pending);
   void embed(int row, float* x, float* free) const;
   void norm(const Norm& norm, const float* x, float* y) const;
@@ -71,6 +73,7 @@ class Forward {
   const int context_;
   const int64_t room_;  // context, in whole blocks of keys
   const int32_t isa_, arithmetic_;
+  const int tile_rows_;  // rows of a prompt that attend together
   int length_ = 0;
 
   // the run's

@@ -19,12 +19,12 @@ potq_product product_of(const Matrix& matrix, const Inputs& inputs, float* y) {
           POTQ_FLOAT32,   inputs.arithmetic, inputs.isa};
 }
 
-// Row scales multiply what the kernels return; the bias comes behind them.
+// Row scales multiply what the products return; the bias comes behind them.
 void scale_rows(const Matrix& matrix, int m, float* y, int first_row, int last_row) {
   for (int i = 0; i < m; i++) {
     float* row = y + size_t(i) * size_t(matrix.rows);
     for (int r = first_row; r < last_row; r++) {
-      row[r] *= matrix.row_scale[size_t(r)];
+      if (!matrix.row_scale.empty()) row[r] *= matrix.row_scale[size_t(r)];
       if (!matrix.bias.empty()) row[r] += matrix.bias[size_t(r)];
     }
   }
@@ -32,22 +32,15 @@ void scale_rows(const Matrix& matrix, int m, float* y, int first_row, int last_r
 
 void multiply_floats(const Matrix& matrix, const Inputs& inputs, float* y, int first_row, int last_row) {
   const Lanes& lane = lanes(inputs.isa);
-  const size_t columns = size_t(matrix.columns);
-  for (int r = first_row; r < last_row; r++) {
-    const float bias = matrix.bias.empty() ? 0.0f : matrix.bias[size_t(r)];
-    for (int i = 0; i < inputs.m; i++) {
-      const float* x = inputs.x + size_t(i) * columns;
-      const uint16_t* halves = static_cast<const uint16_t*>(matrix.values) + size_t(r) * columns;
-      float sum;
-      if (matrix.type == Matrix::kFloat32)
-        sum = lane.dot(static_cast<const float*>(matrix.values) + size_t(r) * columns, x, matrix.columns);
-      else if (matrix.type == Matrix::kFloat16)
-        sum = lane.dot_half(halves, x, matrix.columns);
-      else
-        sum = lane.dot_bfloat16(halves, x, matrix.columns);
-      if (!matrix.row_scale.empty()) sum *= matrix.row_scale[size_t(r)];  // dequantized without it
-      y[size_t(i) * size_t(matrix.rows) + size_t(r)] = sum + bias;
-    }
+  const size_t at = size_t(first_row) * size_t(matrix.columns);
+  const auto product = [&](const auto* values) {
+    return Product{values + at, inputs.x, y + first_row, last_row - first_row, inputs.m, matrix.columns, size_t(matrix.rows)};
+  };
+  const uint16_t* halves = static_cast<const uint16_t*>(matrix.values);
+  switch (matrix.type) {
+    case Matrix::kFloat32: lane.product(product(static_cast<const float*>(matrix.values))); break;
+    case Matrix::kFloat16: lane.product_half(product(halves)); break;
+    default: lane.product_bfloat16(product(halves));
   }
 }
 
@@ -72,7 +65,10 @@ void prepare(const Matrix& matrix, const Inputs& inputs, int panel, uint8_t* pan
 void multiply(const Matrix& matrix, const Inputs& inputs, const uint8_t* panels, float* y, int first, int last) {
   if (first >= last) return;
   const int first_row = first * kRows, last_row = std::min(last * kRows, matrix.rows);
-  if (matrix.type != Matrix::kPacked) return multiply_floats(matrix, inputs, y, first_row, last_row);
+  if (matrix.type != Matrix::kPacked) {
+    multiply_floats(matrix, inputs, y, first_row, last_row);
+    return scale_rows(matrix, inputs.m, y, first_row, last_row);
+  }
   const potq_product product = product_of(matrix, inputs, y);
   potq_multiply(&product, panels, 0, inputs.m, first, last);
   if (!matrix.row_scale.empty()) scale_rows(matrix, inputs.m, y, first_row, last_row);

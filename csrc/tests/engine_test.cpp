@@ -4,7 +4,8 @@
 //   engine_test --write FOLDER    writes a model with a tokenizer into an existing folder, for potq-run
 //
 // What it checks is what threads could break, for sanitizers to look on: tokens and logits are the same bits whatever their
-// number, and however the tokens are cut. That the logits are right is tested against Hugging Face's modules (tests/engine).
+// number, the instruction set, and however the tokens are cut. That the logits are right is tested against Hugging Face's
+// modules (tests/engine).
 #include "../engine/engine.h"
 
 #include <unistd.h>
@@ -18,6 +19,7 @@
 #include "../engine/error.h"
 #include "../engine/file.h"
 #include "../engine/pool.h"
+#include "lanes_check.h"
 #include "scratch.h"
 #include "tiny_model.h"
 #include "tiny_tokenizer.h"
@@ -31,8 +33,8 @@ namespace {
 
 class Engine {
  public:
-  Engine(const std::string& folder, int32_t threads, int32_t arithmetic) {
-    const potq_engine_options options = {threads, 0, arithmetic, -1};
+  Engine(const std::string& folder, int32_t threads, int32_t arithmetic, int32_t isa = -1) {
+    const potq_engine_options options = {threads, 0, arithmetic, isa};
     engine_ = potq_engine_open(folder.c_str(), &options, message_, sizeof message_);
     if (!engine_) wrong(message_);
   }
@@ -100,6 +102,35 @@ void check(const tiny::Model& model, int32_t arithmetic) {
     if (found != tokens) wrong(name + ": other tokens, " + std::to_string(threads) + " threads");
   }
   std::printf("%s:%s\n", name.c_str(), tokens.c_str());
+}
+
+// Rows of a prompt that attend together: groups of heads that do not fill a tile, windows shorter than its rows, more tokens
+// than go through the layers at once, up to the model's limit. One token at a time, on the first instruction set, is what all
+// equal.
+void check_prompts() {
+  for (const int group : {1, 2, 3, 5, 8}) {
+    for (const int window : {0, 1, 3, 40}) {
+      tiny::Model model;
+      model.family = tiny::kMistral, model.weights = tiny::kFloat32, model.window = window, model.positions = 150;
+      model.hidden = 32, model.intermediate = 48, model.vocabulary = 40;
+      model.kv_heads = 1 + group % 2, model.heads = group * model.kv_heads, model.head_size = 10 + 2 * group;
+      const ScratchFolder folder;
+      tiny::write(model, folder.path());
+      std::vector<int32_t> ids;
+      for (int32_t i = 0; i < model.positions; i++) ids.push_back(i * 71 % model.vocabulary);
+      std::vector<float> expected;
+      for (int32_t isa = 0; potq_isa_name(isa); isa++) {
+        if (potq_isa_usable(isa) != 1) continue;
+        Engine engine(folder.path(), 1, POTQ_FLOAT, isa);
+        if (expected.empty()) expected = engine.logits(ids, 1);
+        for (const int32_t step : {11, 150}) {
+          if (!same(engine.logits(ids, step), expected))
+            wrong("a prompt in parts of " + std::to_string(step) + ": other logits, groups of " + std::to_string(group) +
+                  ", a window of " + std::to_string(window) + ", " + potq_isa_name(isa));
+        }
+      }
+    }
+  }
 }
 
 void check_models() {
@@ -183,5 +214,7 @@ int main(int count, char** arguments) {
   if (count != 1) return std::fprintf(stderr, "usage: engine_test [--write FOLDER]\n"), 2;
   check_files();
   PoolCheck().run();
+  if (!check_attention() || !check_products()) return 1;
+  check_prompts();
   check_models();
 }

@@ -93,7 +93,7 @@ def rounded_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     update = DynamicLayer.update
 
     def rounding(self: Any, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return update(self, keys.half().float(), values.half().float(), *args, **kwargs)
+        return update(self, keys.half().to(keys), values.half().to(values), *args, **kwargs)
 
     monkeypatch.setattr(DynamicLayer, "update", rounding)
     sliding = transformers.cache_utils.DynamicSlidingWindowLayer
@@ -101,7 +101,7 @@ def rounded_cache(monkeypatch: pytest.MonkeyPatch) -> None:
         update_sliding = sliding.update
 
         def rounding_sliding(self: Any, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return update_sliding(self, keys.half().float(), values.half().float(), *args, **kwargs)
+            return update_sliding(self, keys.half().to(keys), values.half().to(values), *args, **kwargs)
 
         monkeypatch.setattr(sliding, "update", rounding_sliding)
 
