@@ -78,7 +78,7 @@ def search() -> float:
     """Nanoseconds a weight that the scales of an 8-bit embedding take on one thread."""
     code = f"""
 import time, torch
-from potq.numerics.scale_search import choose_scales
+from potq.ptq.algorithms.rtn import choose_scales
 from potq.numerics.scheme import PRESETS
 torch.set_num_threads(1)
 weight = torch.randn({SHAPE}, generator=torch.Generator().manual_seed(0))
