@@ -112,20 +112,14 @@ def quantize_speed(rows: Sequence[Row]) -> list[Goal]:
         chosen = [row[key] for row in rows if row["task"] == task and row.get("embedding") in (None, "pot4")]
         return float(statistics.median(chosen))
 
-    searched = any(row["task"] == "search" for row in rows)  # older files have no such rows
     packed = median("quantize", "file_bytes")
-    figures: list[tuple[str, float, float | None]] = [
+    figures = [
         ("quantize every weight of SmolLM2-135M (s)", 45.0, median("quantize", "seconds")),
         ("4-bit group-64 checkpoint, everything quantized (bytes)", 72.5e6, packed),
         (
             "memory while streaming: packed model + one shard + one layer (bytes)",
             SHARD + LAYER + packed,
             median("quantize", "anonymous_bytes"),
-        ),
-        (
-            "search the scales of an 8-bit embedding, one thread (ns a weight)",
-            60.0,
-            median("search", "ns_per_weight") if searched else None,
         ),
         ("potq --help (s)", 1.0, median("help", "seconds")),
         ("load the packed model (s)", 3.0, median("load", "seconds")),

@@ -1,9 +1,8 @@
 """Time and memory of quantizing and loading: ``python -m benchmarks.ptq.quantize_speed`` (five minutes).
 
-SmolLM2-135M, every weight (embedding and head included), scales of least squared error; and the scale search of a made-up
-8-bit embedding, on one thread. Each measurement runs in a process of its own. Memory is what the process holds itself
-(anonymous pages, sampled) beyond what it held after its imports, and its peak resident size, which also counts the pages of
-the mapped input file; both are read from /proc, so Linux only.
+SmolLM2-135M, every weight (embedding and head included), scales of least squared error. Each measurement runs in a
+process of its own. Memory is what the process holds itself (anonymous pages, sampled) beyond what it held after its imports,
+and its peak resident size, which also counts the pages of the mapped input file; both are read from /proc, so Linux only.
 """
 
 from __future__ import annotations
@@ -25,14 +24,7 @@ from benchmarks.ptq.goals import QUANTIZE_SPEED, SHARD
 
 MODEL = 134_515_008 * 4  # bytes of SmolLM2's parameters in float32
 RUNS = 3
-EMBEDDING = (32768, 640)  # Gemma 3 270M's has as many columns, and eight times the rows
-PROTOCOL = {
-    "model": "SmolLM2-135M, float32",
-    "effort": "fast",
-    "runs": RUNS,
-    "source_shards_bytes": SHARD,
-    "searched": f"{EMBEDDING[0]} x {EMBEDDING[1]} normal numbers, float32, one thread",
-}
+PROTOCOL = {"model": "SmolLM2-135M, float32", "effort": "fast", "runs": RUNS, "source_shards_bytes": SHARD}
 
 
 class Memory:
@@ -103,21 +95,6 @@ def load(folder: Path) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - imported, "seconds_with_imports": time.perf_counter() - began}
 
 
-def search(scheme: str) -> dict[str, Any]:
-    """The search of an embedding's scales, on one thread."""
-    import torch
-
-    import potq
-    from potq.numerics.scale_search import choose_scale
-
-    torch.set_num_threads(1)
-    weight = torch.randn(EMBEDDING, generator=torch.Generator().manual_seed(0))
-    choose_scale(weight[:64], potq.PRESETS[scheme])  # opens the library
-    began = time.perf_counter()
-    choose_scale(weight, potq.PRESETS[scheme])
-    return {"ns_per_weight": (time.perf_counter() - began) / weight.numel() * 1e9}
-
-
 def import_transformers() -> None:
     import torch  # noqa: F401
     from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
@@ -147,15 +124,14 @@ def measure(console: Console) -> list[Row]:
                 result = in_process("stream", source, output, scheme, embedding)
                 rows.append({"task": "quantize", "scheme": scheme, "embedding": embedding, "run": run, **result})
                 console.print(rows[-1])
-            rows.append({"task": "search", "scheme": "int8", "run": run, **in_process("search", "int8")})
             rows.append({"task": "load", "run": run, **in_process("load", output)})
             rows.append({"task": "help", "run": run, "seconds": help_seconds()})
-            console.print(rows[-3:])
+            console.print(rows[-2:])
     return rows
 
 
 def main() -> None:
-    tasks: dict[str, Callable[..., dict[str, Any]]] = {"export": export, "stream": stream, "search": search, "load": load}
+    tasks: dict[str, Callable[..., dict[str, Any]]] = {"export": export, "stream": stream, "load": load}
     if len(sys.argv) > 1:
         task, *arguments = sys.argv[1:]
         paths = [Path(a) if "/" in a else a for a in arguments]
