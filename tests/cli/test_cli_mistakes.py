@@ -75,6 +75,8 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ("generate MODEL --prompt-file none.txt", "cannot read the prompt none.txt"),
     ("generate no-such-hub-name the", "no-such-hub-name is not here, and the hub cannot be reached"),
     ("generate OUT the", "OUT"),
+    ("eval MODEL", "MissingParameter: Missing parameter: text"),
+    ("compare MODEL --schemes pot3", "MissingParameter: Missing parameter: text"),
     ("eval ./none --text pydoc", GONE),
     ("eval MODEL --text none.txt", "cannot read the text none.txt"),
     ("eval MODEL --text pydoc --dtype int4", "invalid dtype 'int4'"),
