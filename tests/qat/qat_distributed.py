@@ -60,6 +60,7 @@ def work(rank: int, folder: Path, output: Path) -> None:
             found = train(folder, scales, way)
             if rank == 0:
                 torch.save(found, output / f"{way}-{scales}.pt")
+    dist.barrier()  # the one that saves is slower; the others' threads would end while it still has connections to them
     dist.destroy_process_group()
 
 
