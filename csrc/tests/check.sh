@@ -158,8 +158,8 @@ sanitize() {
   # without the library these tests would all be skipped
   "${python[@]}" -c 'import sys; from potq.native import missing; sys.exit(missing())'
   # reports go to the file descriptor: pytest must leave it alone, and the signals too
-  "${python[@]}" -m pytest -q --capture=sys -p no:faulthandler -p no:cacheprovider tests/test_native.py tests/test_best_scale.py \
-    tests/kernels tests/engine tests/test_engine.py
+  "${python[@]}" -m pytest -q --capture=sys -p no:faulthandler -p no:cacheprovider tests/test_native.py tests/numerics/test_best_scale.py \
+    tests/numerics/test_scale_search.py tests/kernels tests/engine
 }
 
 tsan() {
