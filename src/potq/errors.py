@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 _UNREACHED = {
@@ -57,6 +58,12 @@ class EngineError(PotqError, ValueError):
 
 class MissingDependencyError(PotqError, ImportError):
     """An optional package is needed; the message gives the pip line."""
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """``names`` with commas between, the first ``most`` of them, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def out_of_reach(name: str, error: BaseException) -> str | None:

@@ -54,8 +54,8 @@ def _check_hub(name: str) -> None:
         return  # a model without that file, one behind a gate: transformers can say more
 
 
-def check_folder(folder: Path, *, quantizing: bool, weights: bool = True) -> None:
-    """Everything that a folder's names and its config.json tell.
+def check_folder(folder: Path, *, quantizing: bool, weights: bool = True) -> dict[str, Any]:
+    """Everything that a folder's names and its config.json tell; returns what is in that.
 
     Raises:
         CheckpointError, ModelError: as :func:`check_source`.
@@ -71,6 +71,7 @@ def check_folder(folder: Path, *, quantizing: bool, weights: bool = True) -> Non
         raise ModelError(f"{folder}/config.json names no model_type; it is not a Hugging Face model")
     if weights:
         weight_files(folder)
+    return config
 
 
 def read_config(where: Source) -> dict[str, Any]:

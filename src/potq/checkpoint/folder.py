@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from potq.checkpoint.card import packed_card, write_card
 from potq.checkpoint.files import check_shard_size
 from potq.config import PoTConfig
-from potq.errors import CheckpointError, ModelError
+from potq.errors import CheckpointError, ModelError, listed
 from potq.files import check_destination, disk_errors, flush, replacing
 from potq.nn.plan import WeightPlan, meta_model, packed_modules, plan, tensor_bytes
 from potq.nn.refusals import require_no_adapter, require_weights
@@ -144,8 +144,7 @@ def require_all(name: str, missing: Iterable[str]) -> None:
         CheckpointError: names the first of ``missing``.
     """
     if lacking := sorted(missing):
-        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-        raise CheckpointError(f"{name} lacks {', '.join(lacking[:5])}{more}; it is incomplete, copy it again")
+        raise CheckpointError(f"{name} lacks {listed(lacking, 5)}; it is incomplete, copy it again")
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:

@@ -71,8 +71,8 @@ def load(
     dtype = _check_dtype(dtype)
     _check_device(device)
     if where.folder is not None and where.gguf_file is None:
-        check_folder(where.folder, quantizing=config is not None)
-        check_architecture(str(where.folder), read_json(where.folder / "config.json"))
+        fields = check_folder(where.folder, quantizing=config is not None)
+        check_architecture(str(where.folder), fields)
         read_headers(weight_files(where.folder))
     if where.gguf_file is not None:
         from potq.checkpoint.gguf.loading import load_gguf

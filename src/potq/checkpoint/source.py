@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from potq.errors import CheckpointError, MissingDependencyError
+from potq.errors import CheckpointError, MissingDependencyError, listed
 from potq.files import replaced_folder
 
 EMBEDDED = "smollm2"
@@ -117,8 +117,5 @@ def gguf_parts(path: Path) -> list[Path]:
     stem, count = path.name[: found.start()], int(found[2])
     files = [path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
     if missing := [file.name for file in files if not file.is_file()]:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise CheckpointError(
-            f"{path} is a part of a split GGUF file of {count}; {', '.join(missing[:3])}{more} must lie beside it"
-        )
+        raise CheckpointError(f"{path} is a part of a split GGUF file of {count}; {listed(missing, 3)} must lie beside it")
     return files

@@ -21,10 +21,10 @@ from potq.errors import ConfigError
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which torch does
 
-_SECONDS, _LINES = 10.0, 10  # of progress where stderr is no terminal: at least between two, at most in all
 if TYPE_CHECKING:
     from potq.nn.report import QuantReport
 
+_SECONDS, _LINES = 10.0, 10  # of progress where stderr is no terminal: at least between two, at most in all
 _TRIED = 2.0  # seconds of work that the rest is estimated from
 stderr = Console(stderr=True, markup=False, emoji=False)  # names may hold brackets, and :x: as datasets do
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from potq.errors import listed
 from potq.kernels import reference
 from potq.kernels.registry import choose
 from potq.nn.plan import WeightPlan, packed_modules
@@ -20,7 +21,7 @@ def remarks(targets: Iterable[WeightPlan], dtype: torch.dtype) -> list[str]:
         for line in (_group_remark(target), _kernel_remark(target, dtype)):
             if line is not None:
                 found[line].append(target.name)
-    return [f"{line}: {_names(names)}" for line, names in found.items()]
+    return [f"{line}: {listed(names, 1)}" for line, names in found.items()]
 
 
 def packed_targets(model: nn.Module) -> list[WeightPlan]:
@@ -49,7 +50,3 @@ def _kernel_remark(target: WeightPlan, dtype: torch.dtype) -> str | None:
         return None
     backend, reason = next(iter(chosen.rejected.items()))  # the others are for other devices
     return f"no kernel computes with {target.scheme.name} ({backend}: {reason}), so the slow torch reference does"
-
-
-def _names(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from potq.errors import listed
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -135,9 +137,8 @@ class QuantReport(BaseModel):
         if not self.unused:
             return []
         names = list(dict.fromkeys(_alike(tensor.name) for tensor in self.unused))
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         size = sum(tensor.nbytes for tensor in self.unused) / 1e6
-        return [f"{len(self.unused)} tensors of the checkpoint are not used, {size:.1f} MB: {', '.join(names[:3])}{more}"]
+        return [f"{len(self.unused)} tensors of the checkpoint are not used, {size:.1f} MB: {listed(names, 3)}"]
 
     def to_dict(self) -> dict[str, Any]:
         """What ``--json`` prints: everything, and the bits per weight of the whole model and of what was quantized."""
@@ -224,9 +225,7 @@ class QuantReport(BaseModel):
         for module in self.modules:
             names[module.algorithm].append(module.name)
         return [
-            f"{algorithm}: {', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
-            if algorithm.endswith(")")
-            else algorithm
+            f"{algorithm}: {listed(found, 3)}" if algorithm.endswith(")") else algorithm
             for algorithm, found in names.items()
         ]
 

@@ -13,7 +13,7 @@ import torch
 from potq.checkpoint.folder import require_all
 from potq.checkpoint.gguf.config import LLAMA3, understood
 from potq.checkpoint.gguf.file import GgufFile, opened, parsed_once
-from potq.errors import ModelError
+from potq.errors import ModelError, listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -108,9 +108,7 @@ def _require_used(file: GgufFile, model: Any, unexpected: set[str]) -> None:
         used = {*get_gguf_hf_weights_map(model, processor), LLAMA3, "output.weight"}
         unused |= file.shapes.keys() - used
     if unused:
-        names = sorted(unused)
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         raise ModelError(
-            f"{file.path} holds {', '.join(names[:5])}{more}, which a model of the family {file.architecture} does not use "
+            f"{file.path} holds {listed(sorted(unused), 5)}, which a model of the family {file.architecture} does not use "
             "here; take the model's safetensors folder instead"
         )
