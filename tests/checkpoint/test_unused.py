@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 import potq
-from potq.checkpoint.source import Source, resolve
-from potq.checkpoint.unused import unused_tensors
+from potq.checkpoint.folder import read_headers
+from potq.checkpoint.unused import hub_headers, unused_tensors
 
 NAMES = ["model.layers.2.mlp.up_proj.weight", "mtp.fc.weight", "vision_tower.proj.weight"]
 LINE = f"3 tensors of the checkpoint are not used, 0.0 MB: model.layers.*.mlp.up_proj.weight, {NAMES[1]}, {NAMES[2]}"
@@ -66,13 +66,12 @@ def test_names_that_transformers_changed(folder: Path, tiny_model: Any) -> None:
     tensors = load_file(file)
     tensors |= {f"model.layers.3.mlp.experts.{i}.{part}.weight": torch.zeros(2) for i in range(2) for part in ("up", "down")}
     save_file(tensors, file, metadata={"format": "pt"})
-    found = unused_tensors(
-        tiny_model, ["model.vision_tower.proj.weight", "model.layers.3.mlp.experts.up_gate"], resolve(folder)
-    )
+    renamed = ["model.vision_tower.proj.weight", "model.layers.3.mlp.experts.up_gate"]
+    found = unused_tensors(tiny_model, renamed, read_headers([file]))
     assert sum(tensor.nbytes for tensor in found) == 4 * 2 * 4 + 20 + 12
     assert NAMES[2] in [tensor.name for tensor in found]
 
 
 def test_a_hub_model_whose_files_are_not_in_the_cache(tiny_model: Any) -> None:
-    found = unused_tensors(tiny_model, ["mtp.fc.weight"], Source("nobody/nothing"))
+    found = unused_tensors(tiny_model, ["mtp.fc.weight"], hub_headers("nobody/nothing"))
     assert [(tensor.name, tensor.nbytes) for tensor in found] == [("mtp.fc.weight", 0)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from potq.checkpoint.architecture import check_architecture, class_name, custom_code, headless
 from potq.checkpoint.files import check_dtype, check_folder, read_json, weight_files
-from potq.checkpoint.folder import REPORT_FILE, read_headers, require_all
+from potq.checkpoint.folder import REPORT_FILE, StoredTensor, read_headers, require_all
 from potq.checkpoint.source import Source, adapter_error, resolve
 from potq.config import PoTConfig, require_config
 from potq.errors import CheckpointError, ConfigError, ModelError, PotqError, out_of_reach
@@ -70,10 +70,11 @@ def load(
         require_config(config)
     dtype = _check_dtype(dtype)
     _check_device(device)
+    stored: dict[str, StoredTensor] | None = None
     if where.folder is not None and where.gguf_file is None:
         fields = check_folder(where.folder, quantizing=config is not None)
         check_architecture(str(where.folder), fields)
-        read_headers(weight_files(where.folder))
+        stored = read_headers(weight_files(where.folder))
     if where.gguf_file is not None:
         from potq.checkpoint.gguf.loading import load_gguf
 
@@ -84,7 +85,7 @@ def load(
 
             quantize(model, config, progress=progress)
     else:
-        model = _from_pretrained(where, dtype, config, progress)
+        model = _from_pretrained(where, dtype, config, progress, stored)
     return model.to(device) if device is not None else model
 
 
@@ -185,13 +186,18 @@ def _check_device(device: str | torch.device | None) -> None:
 
 
 def _from_pretrained(
-    where: Source, dtype: str | torch.dtype, config: PoTConfig | None, progress: Progress | None
+    where: Source,
+    dtype: str | torch.dtype,
+    config: PoTConfig | None,
+    progress: Progress | None,
+    stored: dict[str, StoredTensor] | None,
 ) -> PreTrainedModel:
+    """``stored``: the headers of a folder's files."""
     from transformers import AutoModelForCausalLM, PreTrainedConfig
     from transformers.utils import find_adapter_config_file
 
     from potq.checkpoint.transformers import loading
-    from potq.checkpoint.unused import unused_tensors
+    from potq.checkpoint.unused import hub_headers, unused_tensors
     from potq.ptq.quantize import note_unused
 
     options: dict[str, Any] = {"quantization_config": config} if config is not None else {}
@@ -212,7 +218,7 @@ def _from_pretrained(
     for name, found, expected in info["mismatched_keys"]:
         raise CheckpointError(f"{where.name}: {name} has shape {list(found)}, its config.json asks for {list(expected)}")
     _require_all(where.name, info["missing_keys"], model)
-    note_unused(model, unused_tensors(model, info["unexpected_keys"], where))
+    note_unused(model, unused_tensors(model, info["unexpected_keys"], hub_headers(where.name) if stored is None else stored))
     if config is None and where.folder is not None and (where.folder / REPORT_FILE).is_file():
         model.quant_report = _read_report(where.folder / REPORT_FILE, model)
     loaded: PreTrainedModel = model

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from potq.checkpoint.files import weight_files
 from potq.checkpoint.folder import StoredTensor, read_headers
-from potq.checkpoint.source import Source
 from potq.errors import CheckpointError
 from potq.nn.plan import packed_modules
 from potq.nn.report import UnusedTensor
@@ -18,27 +17,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def unused_tensors(model: PreTrainedModel, unexpected: Iterable[str], where: Source) -> list[UnusedTensor]:
-    """What the files of ``where`` hold and ``model``, which was loaded from them, does not use.
+def unused_tensors(model: PreTrainedModel, unexpected: Iterable[str], stored: dict[str, StoredTensor]) -> list[UnusedTensor]:
+    """What the files that ``model`` was loaded from hold, and it does not use.
 
     Args:
         unexpected: what transformers says of it. It keeps still about names that the model's class lists.
+        stored: the headers of the files.
     """
-    stored = _headers(where)
     names = {name for found in unexpected for name in _in_file(found, stored)}
     names.update(_unmentioned(model, stored))
     return [UnusedTensor(name=name, nbytes=stored[name].nbytes if name in stored else 0) for name in sorted(names)]
 
 
-def _headers(where: Source) -> dict[str, StoredTensor]:
-    """Empty for a model of the hub whose files the cache holds as those of another revision, converted ones say."""
-    if where.folder is not None:
-        return read_headers(weight_files(where.folder))
+def hub_headers(name: str) -> dict[str, StoredTensor]:
+    """Of a model that was just fetched; empty if the cache holds its files as those of another revision, converted say."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return read_headers(weight_files(Path(snapshot_download(where.name, local_files_only=True))))
+        return read_headers(weight_files(Path(snapshot_download(name, local_files_only=True))))
     except (LocalEntryNotFoundError, CheckpointError):
         return {}
 
