@@ -54,7 +54,8 @@ Ahead Matrix::part(int first, int last) const {
 
 bool same_panels(const Matrix& a, const Matrix& b) {
   if (a.type != Matrix::kPacked || b.type != Matrix::kPacked) return false;
-  return Layout(a.format).block == Layout(b.format).block && a.format.reference_log2 == b.format.reference_log2;
+  return Layout(a.format).block == Layout(b.format).block && a.format.reference_log2 == b.format.reference_log2 &&
+         largest_level(a.format) == largest_level(b.format);  // sums may start at a multiple of it
 }
 
 void prepare(const Matrix& matrix, const Inputs& inputs, int panel, uint8_t* panels) {

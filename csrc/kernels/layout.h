@@ -9,8 +9,10 @@
 //   block      = codes of the `block` columns (16, 32, 48 or 64; a divisor of the group) that share one activation scale
 //   4 bits     a tile of 64 bytes is 16 rows x 8 columns: byte 4 r + j holds column j (low nibble) and column 4 + j (high)
 //   2 bits     16 rows x 16 columns: byte 4 r + j holds columns j, 4 + j, 8 + j, 12 + j, lowest bits first
-//   3 bits     the low 2 bits of every code as at 2 bits; behind the block's tiles, per tile, 4 x 8 bytes of third bits:
-//              bit 4 r + j of the i-th is that of row r, column 4 i + j (an AVX-512 mask register, as it is)
+//   3 bits     the low 2 bits of every code, as at 2 bits but for the order of the columns: j, 8 + j, 4 + j, 12 + j; behind the
+//              block's tiles, per tile, 32 bytes of third bits. Rows 0 to 7 have bits 0, 4, 1, 5 of byte 4 r + j for columns
+//              j, 4 + j, 8 + j, 12 + j; rows 8 to 15 have bits 2, 6, 3, 7 of byte 4 (r - 8) + j. So one shift lays the third bits
+//              of 8 columns beside their low ones, two codes a byte: j and 4 + j, or 8 + j and 12 + j.
 //   8 bits     16 rows x 4 columns: byte 4 r + j holds column j
 //
 // Columns are padded to whole blocks (their activations are zero), rows to whole row blocks (their scales are zero). Nothing
@@ -31,8 +33,29 @@ constexpr int kRows = 16;      // rows of a block
 constexpr int kUnit = 16;      // columns; blocks are multiples of it
 constexpr int kMaxBlock = 64;  // columns that share an activation scale, at most
 constexpr int kTile = 64;      // bytes
+constexpr int kThirdsBytes = 32;  // of the third bits of a unit
 
 inline size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
+
+// Where the code of a step of 4 columns stands in its byte (3 bits: the low two of it).
+inline int field_shift(int bits, int step) {
+  if (bits == 3) return (step % 2 * 2 + step / 2) * 2;
+  const int per_byte = 8 / bits;
+  return step % per_byte * bits;
+}
+
+// Which bit of byte 4 (lane % 8) + j holds the third bit.
+inline int third_shift(int lane, int step) { return step % 2 * 4 + step / 2 + lane / 8 * 2; }
+
+// The largest magnitude of a level.
+inline int largest_level(const potq_format& format) {
+  int largest = format.bits == 8 ? 128 : 0;
+  for (int code = 0; format.bits < 8 && code < 1 << format.bits; code++) {
+    const int level = format.levels[code], magnitude = level < 0 ? -level : level;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest;
+}
 
 struct Layout {
   int block;   // columns that share an activation scale
@@ -61,7 +84,7 @@ struct Layout {
 // A panel of prepared activations.
 //
 // FLOAT: per block of columns the values, 4 columns of each row in turn.
-// INT8: one flag byte a block; then per block `rows` float scales, `rows` int32 starts of the sums (V::kStart times the sum
+// INT8: one flag byte a block; then per block `rows` float scales, `rows` int32 starts of the sums (-V::offset times the sum
 // of the values), and the int8 values in the same order. A row whose block holds an outlier is rounded finer, to 254 q + r with
 // a second int8 r: the block's flag is set, and behind all blocks a second set of blocks holds per row the factor of q (254, or
 // 1 for a row that needs no r), the start of the sum for r, and r (0 for such a row).

@@ -8,13 +8,12 @@ namespace {
 
 // Code of one of the 16 rows in a block of columns; `column` counts from the block's first.
 inline int tile_code(const Layout& layout, int bits, const uint8_t* block, int lane, int column) {
-  const int j = column % 4, width = bits == 3 ? 2 : bits, per_byte = 8 / width;  // steps of 4 columns that share a tile
-  const int step = column / 4, shift = step % per_byte * width;
-  const int low = block[step / per_byte * kTile + lane * 4 + j] >> shift & ((1 << width) - 1);
+  const int step = column / 4, at = lane * 4 + column % 4;
+  const int width = bits == 3 ? 2 : bits, per_byte = 8 / width;  // steps of 4 columns that share a tile
+  const int low = block[step / per_byte * kTile + at] >> field_shift(bits, step % 4) & ((1 << width) - 1);
   if (bits != 3) return low;
-  const uint8_t* thirds = block + layout.block / kUnit * kTile;
-  const int bit = lane * 4 + j;
-  return low | (thirds[step * 8 + bit / 8] >> bit % 8 & 1) << 2;
+  const uint8_t* thirds = block + layout.block / kUnit * kTile + step / 4 * kThirdsBytes;
+  return low | (thirds[at % kThirdsBytes] >> third_shift(lane, step % 4) & 1) << 2;
 }
 
 }  // namespace

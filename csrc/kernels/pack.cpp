@@ -49,22 +49,25 @@ void pack_scales(const potq_format& format, const Layout& layout, const void* sc
   }
 }
 
+inline void put_third(uint8_t* thirds, int lane, int step, int j, int third) {
+  uint8_t* byte = thirds + lane % 8 * 4 + j;
+  *byte = uint8_t(*byte | third << third_shift(lane, step));
+}
+
 // 16 columns of 16 rows; codes[row][column].
 void pack_unit(int bits, const uint8_t (*codes)[kMaxBlock], int column, uint8_t* tiles, uint8_t* thirds) {
   const int width = bits == 3 ? 2 : bits, steps = 8 / width;  // steps of 4 columns in a tile
+  std::memset(tiles, 0, size_t(4 / steps) * kTile);
+  if (bits == 3) std::memset(thirds, 0, kThirdsBytes);
   for (int lane = 0; lane < kRows; lane++) {
     const uint8_t* row = codes[lane] + column;
     for (int step = 0; step < 4; step++) {
       uint8_t* bytes = tiles + step / steps * kTile + lane * 4;
       for (int j = 0; j < 4; j++) {
-        const int code = row[4 * step + j] & ((1 << width) - 1);
-        bytes[j] = uint8_t((step % steps ? bytes[j] : 0) | code << (step % steps * width));
+        const int code = row[4 * step + j];
+        bytes[j] = uint8_t(bytes[j] | (code & ((1 << width) - 1)) << field_shift(bits, step));
+        if (bits == 3) put_third(thirds, lane, step, j, code >> 2);
       }
-      if (bits != 3) continue;
-      int nibble = 0;
-      for (int j = 0; j < 4; j++) nibble |= (row[4 * step + j] >> 2 & 1) << j;
-      uint8_t* third = thirds + 8 * step + lane / 2;
-      *third = uint8_t(lane % 2 ? *third | nibble << 4 : nibble);
     }
   }
 }
@@ -76,6 +79,16 @@ inline uint32_t load4(const uint8_t* from) {
 }
 
 inline void store4(uint32_t value, uint8_t* to) { std::memcpy(to, &value, 4); }
+
+// Third bits of 16 columns of a row: `bits`, lowest first. Lanes come in order, and lane 0 to 7 of a byte before the others.
+inline void pack_thirds(const uint8_t* bits, int lane, uint8_t* thirds) {
+  for (int j = 0; j < 4; j++) {
+    int byte = 0;
+    for (int step = 0; step < 4; step++) byte |= (bits[step / 2] >> (step % 2 * 4 + j) & 1) << third_shift(lane, step);
+    uint8_t* to = thirds + lane % 8 * 4 + j;
+    *to = uint8_t(lane < 8 ? byte : *to | byte);
+  }
+}
 
 // The same as pack_unit for one row whose 16 columns are all there, without a code by itself: `row` is canonical.
 inline void pack_whole_unit(const potq_format& format, const uint8_t* row, int column, int lane, uint8_t* tiles,
@@ -96,16 +109,10 @@ inline void pack_whole_unit(const potq_format& format, const uint8_t* row, int c
     const uint8_t* from = row + column / 4;
     for (int j = 0; j < 4; j++) {
       int codes = 0;
-      for (int step = 0; step < 4; step++) codes |= (from[step] >> (2 * j) & 3) << (2 * step);
+      for (int step = 0; step < 4; step++) codes |= (from[step] >> (2 * j) & 3) << field_shift(format.bits, step);
       to[j] = uint8_t(codes);
     }
-    if (format.bits == 2) return;
-    const uint8_t* signs = row + plane_bytes(format, 2) + column / 8;
-    for (int step = 0; step < 4; step++) {
-      const int nibble = signs[step / 2] >> (step % 2 * 4) & 15;
-      uint8_t* third = thirds + 8 * step + lane / 2;
-      *third = uint8_t(lane % 2 ? *third | nibble << 4 : nibble);
-    }
+    if (format.bits == 3) pack_thirds(row + plane_bytes(format, 2) + column / 8, lane, thirds);
   }
 }
 
@@ -122,7 +129,7 @@ void pack_row_block(const potq_format& format, const Layout& layout, const uint8
     for (int lane = 0; lane < kRows && whole; lane++) {
       const uint8_t* row = packed + (size_t(block) * kRows + size_t(lane)) * bytes;
       for (int u = 0; u < whole; u++)
-        pack_whole_unit(format, row, first + u * kUnit, lane, tiles + size_t(u) * unit_bytes, thirds + u * 32);
+        pack_whole_unit(format, row, first + u * kUnit, lane, tiles + size_t(u) * unit_bytes, thirds + u * kThirdsBytes);
     }
     if (whole == units) continue;
     std::memset(codes, 0, sizeof codes);
@@ -131,7 +138,7 @@ void pack_row_block(const potq_format& format, const Layout& layout, const uint8
       if (row < format.rows) unpack_row(format, packed + size_t(row) * bytes, first, count, codes[lane]);
     }
     for (int u = whole; u < units; u++)
-      pack_unit(format.bits, codes, u * kUnit, tiles + size_t(u) * unit_bytes, thirds + u * 32);
+      pack_unit(format.bits, codes, u * kUnit, tiles + size_t(u) * unit_bytes, thirds + u * kThirdsBytes);
   }
 }
 

@@ -11,28 +11,34 @@ namespace {
 
 template <class Dot>
 struct Neon {
-  static constexpr int kLanes = 4, kPanelRows = 4, kFloatPanelRows = 2, kStart = 0, kPairFrom = 99;
+  static constexpr int kLanes = 4, kPanelRows = 4, kFloatPanelRows = 2, kPairFrom = 99, kNarrowSteps = 1;
+  static constexpr bool kDecodesFirst = false;
   using Bytes = uint8x16_t;
-  using Mask = uint8x16_t;
   using Table = uint8x16_t;
   using Ints = int32x4_t;
   using Floats = float32x4_t;
 
+  static int offset(const potq_format&) { return 0; }
   static POTQ_INLINE void prefetch(const uint8_t* from) { __builtin_prefetch(from); }
   static POTQ_INLINE void prefetch_write(const uint8_t* from) { __builtin_prefetch(from, 1); }
   static POTQ_INLINE Bytes load(const uint8_t* from) { return vld1q_u8(from); }
   static POTQ_INLINE Bytes low(Bytes v) { return vandq_u8(v, vdupq_n_u8(15)); }
   static POTQ_INLINE Bytes high(Bytes v) { return vshrq_n_u8(v, 4); }
   static POTQ_INLINE Table table(const int8_t* levels) { return vreinterpretq_u8_s8(vld1q_s8(levels)); }
-  static POTQ_INLINE Mask mask(const uint8_t* from) {
-    const uint8x8_t own = vcreate_u8(0x8040201008040201);
-    return vtstq_u8(vcombine_u8(vdup_n_u8(from[0]), vdup_n_u8(from[1])), vcombine_u8(own, own));
+  static POTQ_INLINE Bytes bytes(int8_t v) { return vdupq_n_u8(uint8_t(v)); }
+  static POTQ_INLINE Bytes plus(Bytes a, Bytes b) { return vaddq_u8(a, b); }
+  static POTQ_INLINE Bytes shift_two(Bytes v) { return vshrq_n_u8(v, 2); }
+  static POTQ_INLINE Bytes thirds(const uint8_t* from, int part, int half) {
+    const uint8x16_t bits = vld1q_u8(from + part % 2 * 16);
+    if (part < 2) return half ? vshlq_n_u8(bits, 1) : vshlq_n_u8(bits, 2);
+    return half ? vshrq_n_u8(bits, 1) : bits;
+  }
+  static POTQ_INLINE Bytes merge(Bytes codes, Bytes thirds) {
+    return vandq_u8(vbslq_u8(vdupq_n_u8(0x33), codes, thirds), vdupq_n_u8(0x77));
   }
   static POTQ_INLINE Bytes lookup(Table table, Bytes codes) { return vqtbl1q_u8(table, codes); }
-  static POTQ_INLINE Bytes lookup(Table unset, Table set, Bytes codes, Mask mask) {
-    return vbslq_u8(mask, vqtbl1q_u8(set, codes), vqtbl1q_u8(unset, codes));
-  }
-  static POTQ_INLINE Bytes levels(Bytes v) { return v; }
+  static POTQ_INLINE Bytes lookup_lower(Table table, Bytes codes) { return vqtbl1q_u8(table, low(codes)); }
+  static POTQ_INLINE Bytes lookup_upper(Table table, Bytes codes) { return vqtbl1q_u8(table, high(codes)); }
   static POTQ_INLINE Ints start(const int32_t*) { return zero(); }
   static POTQ_INLINE Ints zero() { return vdupq_n_s32(0); }
   static POTQ_INLINE int8x16_t four(const int8_t* x) {

@@ -8,12 +8,10 @@ namespace potq {
 namespace {
 
 struct Scalar {
-  static constexpr int kLanes = 16, kPanelRows = 2, kFloatPanelRows = 2, kStart = 0, kPairFrom = 99;
+  static constexpr int kLanes = 16, kPanelRows = 2, kFloatPanelRows = 2, kPairFrom = 99, kNarrowSteps = 1;
+  static constexpr bool kDecodesFirst = false;
   struct Bytes {
     uint8_t at[64];
-  };
-  struct Mask {
-    uint8_t at[8];
   };
   struct Table {
     int8_t at[16];
@@ -32,6 +30,7 @@ struct Scalar {
     return result;
   }
 
+  static int offset(const potq_format&) { return 0; }
   static void prefetch(const uint8_t*) {}
   static void prefetch_write(const uint8_t*) {}
   static Bytes load(const uint8_t* from) {
@@ -46,16 +45,26 @@ struct Scalar {
   static Table table(const int8_t* levels) {
     return each<Table>([=](int i) { return levels[i]; });
   }
-  static Mask mask(const uint8_t* from) {
-    return each<Mask>([=](int i) { return from[i]; });
+  static Bytes bytes(int8_t v) {
+    return each<Bytes>([=](int) { return uint8_t(v); });
+  }
+  static Bytes plus(const Bytes& a, const Bytes& b) {
+    return each<Bytes>([&](int i) { return uint8_t(a.at[i] + b.at[i]); });
+  }
+  static Bytes shift_two(const Bytes& v) {
+    return each<Bytes>([&](int i) { return uint8_t(v.at[i] >> 2); });
+  }
+  static Bytes thirds(const uint8_t* from, int, int half) {
+    return each<Bytes>([=](int i) { return uint8_t(from[i % kThirdsBytes] << 2 >> (half + i / kThirdsBytes * 2)); });
+  }
+  static Bytes merge(const Bytes& codes, const Bytes& thirds) {
+    return each<Bytes>([&](int i) { return uint8_t((codes.at[i] & 0x33) | (thirds.at[i] & 0x44)); });
   }
   static Bytes lookup(const Table& table, const Bytes& codes) {
     return each<Bytes>([&](int i) { return uint8_t(table.at[codes.at[i]]); });
   }
-  static Bytes lookup(const Table& unset, const Table& set, const Bytes& codes, const Mask& mask) {
-    return each<Bytes>([&](int i) { return uint8_t((mask.at[i / 8] >> i % 8 & 1 ? set : unset).at[codes.at[i]]); });
-  }
-  static Bytes levels(const Bytes& v) { return v; }
+  static Bytes lookup_lower(const Table& table, const Bytes& codes) { return lookup(table, low(codes)); }
+  static Bytes lookup_upper(const Table& table, const Bytes& codes) { return lookup(table, high(codes)); }
   static Ints start(const int32_t*) { return zero(); }
   static Ints zero() {
     return each<Ints>([](int) { return 0; });

@@ -1,0 +1,143 @@
+// Rows of activations to panels: rounded to int8 or as they are, rows interleaved.
+#pragma once
+
+#include "basics.h"
+
+namespace potq {
+namespace {
+
+constexpr int kMaxPanelRows = 6;
+// A block is rounded finely if the mean square of its integers is below this: then its largest value is more than
+// sqrt(127^2 / kOutlier) = 5 times its root mean square, and plain int8 would lose the small ones.
+constexpr int kOutlier = 645;
+
+// Columns [start, start + block) of a row as float32; beyond the last column, zero.
+inline void load_block(const potq_product& product, int64_t row, int start, int block, float* values) {
+  const int count = smaller(block, product.format->columns - start);
+  const int64_t first = row * product.format->columns + start;
+  if (product.dtype == POTQ_FLOAT32) {
+    std::memcpy(values, static_cast<const float*>(product.x) + first, size_t(count) * 4);
+  } else {
+    const uint16_t* x = static_cast<const uint16_t*>(product.x) + first;
+    for (int k = 0; k < count; k++) values[k] = from_bfloat16(x[k]);
+  }
+  for (int k = count; k < block; k++) values[k] = 0;
+}
+
+// A block of one row, rounded.
+struct Rounded {
+  int8_t coarse[kMaxBlock], fine[kMaxBlock];
+  int32_t coarse_sum, fine_sum, factor;
+  float scale;
+};
+
+// The largest magnitude, compared as integers: the same order, and NaN comes last instead of being lost.
+inline uint32_t largest_magnitude(const float* values, int block) {
+  uint32_t largest = 0;
+  for (int k = 0; k < block; k++) {
+    const uint32_t magnitude = bits_of(values[k]) & 0x7fffffff;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest;
+}
+
+// Adding 1.5 * 2^23 leaves no bits for a fraction: rint, vectorized everywhere.
+inline float rint_small(float value) { return (value + 12582912.0f) - 12582912.0f; }
+
+// What rounding to whole steps left over, in steps / 254.
+inline void round_fine(const float* values, int block, float inverse, Rounded* result) {
+  int32_t sum = 0;
+  for (int k = 0; k < block; k++) {
+    const float steps = values[k] * inverse;
+    const int32_t integer = int32_t(rint_small((steps - rint_small(steps)) * 254.0f));
+    result->fine[k] = int8_t(integer);
+    sum += integer;
+  }
+  result->fine_sum = sum;
+}
+
+// Returns whether the block is finely rounded.
+inline bool round_block(const float* values, int block, float reference, Rounded* result) {
+  const uint32_t largest = largest_magnitude(values, block);
+  const float amax = float_of(largest);
+  *result = Rounded{};
+  result->factor = 1;
+  result->scale = largest < 0x7f800000 ? 0.0f : float_of(0x7fc00000);
+  if (largest >= 0x7f800000 || amax < 0x1p-120f) return false;
+  const float inverse = 127.0f / amax;
+  int32_t sum = 0, squares = 0;
+  for (int k = 0; k < block; k++) {
+    const int32_t integer = int32_t(rint_small(values[k] * inverse));
+    result->coarse[k] = int8_t(integer);
+    sum += integer;
+    squares += integer * integer;
+  }
+  result->coarse_sum = sum;
+  const bool outlier = squares < kOutlier * block;
+  if (outlier) {
+    result->factor = 254;
+    round_fine(values, block, inverse, result);
+  }
+  result->scale = amax * (outlier ? 1.0f / 32258.0f : 1.0f / 127.0f) * reference;
+  return outlier;
+}
+
+// Lay the 4-column steps of one row between those of the others.
+inline void interleave(const void* from, size_t step, int steps, int row, int rows, uint8_t* to) {
+  for (int k = 0; k < steps; k++)
+    std::memcpy(to + size_t(k * rows + row) * step, static_cast<const uint8_t*>(from) + size_t(k) * step, step);
+}
+
+inline void put(uint8_t* numbers, int index, const void* value) { std::memcpy(numbers + size_t(index) * 4, value, 4); }
+
+inline void prepare_float(const potq_product& product, const Layout& layout, int64_t first, int rows, uint8_t* panel) {
+  const Panel shape(layout, POTQ_FLOAT, rows);
+  float values[kMaxBlock];
+  for (int b = 0; b < layout.blocks; b++) {
+    for (int row = 0; row < rows; row++) {
+      load_block(product, first + row, b * layout.block, layout.block, values);
+      interleave(values, 16, layout.block / 4, row, rows, panel + size_t(b) * shape.block_bytes);
+    }
+  }
+}
+
+template <class V>
+inline void prepare_int8(const potq_product& product, const Layout& layout, int64_t first, int rows, uint8_t* panel) {
+  const Panel shape(layout, POTQ_INT8, rows);
+  const float reference = float_of(uint32_t(127 - product.format->reference_log2) << 23);
+  const int steps = layout.block / 4, offset = V::offset(*product.format);
+  float values[kMaxBlock];
+  Rounded rounded[kMaxPanelRows];
+  for (int b = 0; b < layout.blocks; b++) {
+    bool any = false;
+    uint8_t* coarse = panel + shape.blocks + size_t(b) * shape.block_bytes;
+    uint8_t* fine = panel + shape.fine + size_t(b) * shape.block_bytes;
+    for (int row = 0; row < rows; row++) {
+      load_block(product, first + row, b * layout.block, layout.block, values);
+      any |= round_block(values, layout.block, reference, &rounded[row]);
+      put(coarse, row, &rounded[row].scale);
+      const int32_t start = -offset * rounded[row].coarse_sum;
+      put(coarse, rows + row, &start);
+      interleave(rounded[row].coarse, 4, steps, row, rows, coarse + shape.values);
+    }
+    panel[b] = any;
+    for (int row = 0; any && row < rows; row++) {
+      put(fine, row, &rounded[row].factor);
+      const int32_t start = -offset * rounded[row].fine_sum;
+      put(fine, rows + row, &start);
+      interleave(rounded[row].fine, 4, steps, row, rows, fine + shape.values);
+    }
+  }
+}
+
+template <class V>
+void prepare_panel(const potq_product& product, int64_t first, int rows, uint8_t* panel) {
+  const Layout layout(*product.format);
+  if (product.arithmetic == POTQ_INT8)
+    prepare_int8<V>(product, layout, first, rows, panel);
+  else
+    prepare_float(product, layout, first, rows, panel);
+}
+
+}  // namespace
+}  // namespace potq

@@ -1,0 +1,170 @@
+// The two arithmetics: what is done with one block of columns, R strips of rows and M activation rows.
+#pragma once
+
+#include "decode.h"
+
+namespace potq {
+namespace {
+
+template <class V, int Bits, int M, int R>
+struct Integer {
+  // one accumulator would wait for itself; with few of them, the 4 steps of a unit get their own (integers add up in any order)
+  static constexpr int kChains = R * M == 1 ? 4 : R * M <= 4 ? 2 : 1;
+
+  // sum of level * value, for each strip and activation row
+  static POTQ_INLINE void dot(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* panel,
+                              typename V::Ints (*result)[M]) {
+    if constexpr (V::kNarrowSteps > 1)
+      dot_narrow(decoder, codes, panel, result);
+    else
+      dot_wide(decoder, codes, panel, result);
+  }
+
+  static POTQ_INLINE void dot_wide(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* panel,
+                                   typename V::Ints (*result)[M]) {
+    const int32_t* starts = reinterpret_cast<const int32_t*>(panel) + M;
+    const int8_t* values = reinterpret_cast<const int8_t*>(panel) + 8 * M;
+    typename V::Ints total[kChains][R][M];
+    POTQ_UNROLL
+    for (int i = 0; i < M; i++) {
+      POTQ_UNROLL
+      for (int r = 0; r < R; r++) {
+        total[0][r][i] = V::start(starts + i);
+        POTQ_UNROLL
+        for (int c = 1; c < kChains; c++) total[c][r][i] = V::zero();
+      }
+    }
+    POTQ_UNROLL_UNITS
+    for (int u = 0; u < codes.units; u++) {
+      POTQ_UNROLL
+      for (int half = 0; half < 2; half++, values += 8 * M) {
+        typename V::Bytes levels[R][2];
+        POTQ_UNROLL
+        for (int r = 0; r < R; r++) codes.decode<V, Bits>(decoder, r, u, half, levels[r]);
+        POTQ_UNROLL
+        for (int s = 0; s < 2; s++) {
+          const int chain = (2 * half + s) % kChains;
+          POTQ_UNROLL
+          for (int i = 0; i < M; i++) {
+            const auto four = V::four(values + 4 * (s * M + i));
+            POTQ_UNROLL
+            for (int r = 0; r < R; r++) total[chain][r][i] = V::dot(total[chain][r][i], levels[r][s], four);
+          }
+        }
+      }
+    }
+    POTQ_UNROLL
+    for (int r = 0; r < R; r++) {
+      POTQ_UNROLL
+      for (int i = 0; i < M; i++) {
+        result[r][i] = total[0][r][i];
+        POTQ_UNROLL
+        for (int c = 1; c < kChains; c++) result[r][i] = V::add(result[r][i], total[c][r][i]);
+      }
+    }
+  }
+
+  // The same where a few steps of 4 columns fit 16 bits: their sums are made twice as wide once for all of them.
+  static POTQ_INLINE void dot_narrow(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* panel,
+                                     typename V::Ints (*total)[M]) {
+    constexpr bool kEachUnit = V::kNarrowSteps < kMaxBlock / 4;  // else once a block
+    static_assert(V::kNarrowSteps >= 4, "a unit has 4 steps");
+    const int32_t* starts = reinterpret_cast<const int32_t*>(panel) + M;
+    const int8_t* values = reinterpret_cast<const int8_t*>(panel) + 8 * M;
+    typename V::Ints narrow[R][M];
+    POTQ_UNROLL
+    for (int i = 0; i < R * M; i++) {
+      total[i / M][i % M] = V::start(starts + i % M);
+      narrow[i / M][i % M] = V::zero();
+    }
+    POTQ_UNROLL_UNITS
+    for (int u = 0; u < codes.units; u++) {
+      POTQ_UNROLL
+      for (int half = 0; half < 2; half++, values += 8 * M) {
+        typename V::Bytes levels[R][2];
+        POTQ_UNROLL
+        for (int r = 0; r < R; r++) codes.decode<V, Bits>(decoder, r, u, half, levels[r]);
+        POTQ_UNROLL
+        for (int s = 0; s < 2; s++) {
+          POTQ_UNROLL
+          for (int i = 0; i < M; i++) {
+            const auto four = V::four(values + 4 * (s * M + i));
+            POTQ_UNROLL
+            for (int r = 0; r < R; r++) {
+              const typename V::Ints sums = V::dot_narrow(levels[r][s], four);
+              narrow[r][i] = kEachUnit && half == 0 && s == 0 ? sums : V::add_narrow(narrow[r][i], sums);
+            }
+          }
+        }
+      }
+      if (kEachUnit) widen(narrow, total);
+    }
+    if (!kEachUnit) widen(narrow, total);
+  }
+
+  static POTQ_INLINE void widen(const typename V::Ints (*narrow)[M], typename V::Ints (*total)[M]) {
+    POTQ_UNROLL
+    for (int i = 0; i < R * M; i++) total[i / M][i % M] = V::add(total[i / M][i % M], V::widen(narrow[i / M][i % M]));
+  }
+
+  static POTQ_INLINE void block(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* panel, const uint8_t* fine,
+                                const typename V::Floats* weight_scale, typename V::Floats (*y)[M]) {
+    typename V::Ints sum[R][M];
+    dot(decoder, codes, panel, sum);
+    if (fine) add_fine(decoder, codes, fine, sum);
+    const float* scales = reinterpret_cast<const float*>(panel);
+    POTQ_UNROLL
+    for (int r = 0; r < R; r++) {
+      POTQ_UNROLL
+      for (int i = 0; i < M; i++)
+        y[r][i] = V::fma(V::floats(sum[r][i]), V::mul(weight_scale[r], V::broadcast(scales + i)), y[r][i]);
+    }
+  }
+
+  static void add_fine(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* fine, typename V::Ints (*sum)[M]) {
+    const int32_t* factors = reinterpret_cast<const int32_t*>(fine);
+    typename V::Ints more[R][M];
+    dot(decoder, codes, fine, more);
+    for (int r = 0; r < R; r++) {
+      for (int i = 0; i < M; i++) sum[r][i] = V::add(V::times(sum[r][i], factors[i]), more[r][i]);
+    }
+  }
+};
+
+template <class V, int Bits, int M, int R>
+struct Float {
+  static POTQ_INLINE void block(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* panel, const uint8_t*,
+                                const typename V::Floats* weight_scale, typename V::Floats (*y)[M]) {
+    for (int r = 0; r < R; r++) strip(decoder, codes, r, panel, weight_scale[r], y[r]);
+  }
+
+  static POTQ_INLINE void strip(const Decoder<V, Bits>& decoder, const Codes& codes, int r, const uint8_t* panel,
+                                typename V::Floats weight_scale, typename V::Floats* y) {
+    const float* values = reinterpret_cast<const float*>(panel);
+    typename V::Floats total[4][M];
+    POTQ_UNROLL
+    for (int i = 0; i < 4 * M; i++) total[i / M][i % M] = V::zero_floats();
+    for (int u = 0; u < codes.units; u++) {
+      POTQ_UNROLL
+      for (int half = 0; half < 2; half++, values += 8 * M) {
+        typename V::Bytes levels[2];
+        codes.decode<V, Bits>(decoder, r, u, half, levels);
+        POTQ_UNROLL
+        for (int k = 0; k < 8; k++) {
+          const typename V::Floats level = V::column(levels[k / 4], k % 4);
+          POTQ_UNROLL
+          for (int i = 0; i < M; i++)
+            total[k % 4][i] = V::fma(level, V::broadcast(values + 4 * (k / 4 * M + i) + k % 4), total[k % 4][i]);
+        }
+      }
+    }
+    POTQ_UNROLL
+    for (int i = 0; i < M; i++) {
+      const typename V::Floats sum = V::add(V::add(total[0][i], total[1][i]), V::add(total[2][i], total[3][i]));
+      y[i] = V::fma(sum, weight_scale, y[i]);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace potq
