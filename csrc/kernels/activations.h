@@ -27,7 +27,7 @@ inline void load_block(const potq_product& product, int64_t row, int start, int 
 // A block of one row, rounded.
 struct Rounded {
   int8_t coarse[kMaxBlock], fine[kMaxBlock];
-  int32_t coarse_sum, fine_sum, factor;
+  int32_t coarse_sum, fine_sum;
   float scale;
 };
 
@@ -44,12 +44,12 @@ inline uint32_t largest_magnitude(const float* values, int block) {
 // Adding 1.5 * 2^23 leaves no bits for a fraction: rint, vectorized everywhere.
 inline float rint_small(float value) { return (value + 12582912.0f) - 12582912.0f; }
 
-// What rounding to whole steps left over, in steps / 254.
+// What rounding to whole steps left over, in steps / kFineSteps.
 inline void round_fine(const float* values, int block, float inverse, Rounded* result) {
   int32_t sum = 0;
   for (int k = 0; k < block; k++) {
     const float steps = values[k] * inverse;
-    const int32_t integer = int32_t(rint_small((steps - rint_small(steps)) * 254.0f));
+    const int32_t integer = int32_t(rint_small((steps - rint_small(steps)) * float(kFineSteps)));
     result->fine[k] = int8_t(integer);
     sum += integer;
   }
@@ -61,7 +61,6 @@ inline bool round_block(const float* values, int block, float reference, Rounded
   const uint32_t largest = largest_magnitude(values, block);
   const float amax = float_of(largest);
   *result = Rounded{};
-  result->factor = 1;
   result->scale = largest < 0x7f800000 ? 0.0f : float_of(0x7fc00000);
   if (largest >= 0x7f800000 || amax < 0x1p-120f) return false;
   const float inverse = 127.0f / amax;
@@ -75,7 +74,6 @@ inline bool round_block(const float* values, int block, float reference, Rounded
   result->coarse_sum = sum;
   const bool outlier = squares < kOutlier * block;
   if (outlier) {
-    result->factor = 254;
     round_fine(values, block, inverse, result);
   }
   result->scale = amax * (outlier ? 1.0f / 32258.0f : 1.0f / 127.0f) * reference;
@@ -88,8 +86,6 @@ inline void interleave(const void* from, size_t step, int steps, int row, int ro
     std::memcpy(to + size_t(k * rows + row) * step, static_cast<const uint8_t*>(from) + size_t(k) * step, step);
 }
 
-inline void put(uint8_t* numbers, int index, const void* value) { std::memcpy(numbers + size_t(index) * 4, value, 4); }
-
 inline void prepare_float(const potq_product& product, const Layout& layout, int64_t first, int rows, uint8_t* panel) {
   const Panel shape(layout, POTQ_FLOAT, rows);
   float values[kMaxBlock];
@@ -101,6 +97,19 @@ inline void prepare_float(const potq_product& product, const Layout& layout, int
   }
 }
 
+// Room in a panel for one block of `rows` rows: a number of each, the starts of their sums, their values.
+struct BlockWriter {
+  uint8_t* to;
+  int rows, offset, steps;
+
+  void write(int row, const void* number, const int8_t* values, int32_t sum) const {
+    const int32_t start = -offset * sum;
+    std::memcpy(to + size_t(row) * 4, number, 4);
+    std::memcpy(to + size_t(rows + row) * 4, &start, 4);
+    interleave(values, 4, steps, row, rows, to + size_t(rows) * 8);
+  }
+};
+
 template <class V>
 inline void prepare_int8(const potq_product& product, const Layout& layout, int64_t first, int rows, uint8_t* panel) {
   const Panel shape(layout, POTQ_INT8, rows);
@@ -109,24 +118,17 @@ inline void prepare_int8(const potq_product& product, const Layout& layout, int6
   float values[kMaxBlock];
   Rounded rounded[kMaxPanelRows];
   for (int b = 0; b < layout.blocks; b++) {
-    bool any = false;
-    uint8_t* coarse = panel + shape.blocks + size_t(b) * shape.block_bytes;
-    uint8_t* fine = panel + shape.fine + size_t(b) * shape.block_bytes;
+    int32_t fine_rows[kMaxPanelRows], fine = 0;
+    const BlockWriter coarse{panel + shape.blocks + size_t(b) * shape.block_bytes, rows, offset, steps};
     for (int row = 0; row < rows; row++) {
       load_block(product, first + row, b * layout.block, layout.block, values);
-      any |= round_block(values, layout.block, reference, &rounded[row]);
-      put(coarse, row, &rounded[row].scale);
-      const int32_t start = -offset * rounded[row].coarse_sum;
-      put(coarse, rows + row, &start);
-      interleave(rounded[row].coarse, 4, steps, row, rows, coarse + shape.values);
+      if (round_block(values, layout.block, reference, &rounded[row])) fine_rows[fine++] = row;
+      coarse.write(row, &rounded[row].scale, rounded[row].coarse, rounded[row].coarse_sum);
     }
-    panel[b] = any;
-    for (int row = 0; any && row < rows; row++) {
-      put(fine, row, &rounded[row].factor);
-      const int32_t start = -offset * rounded[row].fine_sum;
-      put(fine, rows + row, &start);
-      interleave(rounded[row].fine, 4, steps, row, rows, fine + shape.values);
-    }
+    panel[b] = uint8_t(fine);
+    const BlockWriter second{panel + shape.fine + size_t(b) * shape.block_bytes, fine, offset, steps};
+    for (int i = 0; i < fine; i++)
+      second.write(i, &fine_rows[i], rounded[fine_rows[i]].fine, rounded[fine_rows[i]].fine_sum);
   }
 }
 

@@ -6,6 +6,10 @@
 namespace potq {
 namespace {
 
+template <class V, int Bits, int R, int M>
+void fine_sums(int rows, const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* fine, int32_t* factors,
+               typename V::Ints (*sums)[R]);
+
 template <class V, int Bits, int M, int R>
 struct Integer {
   // one accumulator would wait for itself; with few of them, the 4 steps of a unit get their own (integers add up in any order)
@@ -107,11 +111,12 @@ struct Integer {
     for (int i = 0; i < R * M; i++) total[i / M][i % M] = V::add(total[i / M][i % M], V::widen(narrow[i / M][i % M]));
   }
 
+  // `fine`: the second int8 of `fine_rows` of the rows
   static POTQ_INLINE void block(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* panel, const uint8_t* fine,
-                                const typename V::Floats* weight_scale, typename V::Floats (*y)[M]) {
+                                int fine_rows, const typename V::Floats* weight_scale, typename V::Floats (*y)[M]) {
     typename V::Ints sum[R][M];
     dot(decoder, codes, panel, sum);
-    if (fine) add_fine(decoder, codes, fine, sum);
+    if (fine_rows) add_fine(decoder, codes, fine, fine_rows, sum);
     const float* scales = reinterpret_cast<const float*>(panel);
     POTQ_UNROLL
     for (int r = 0; r < R; r++) {
@@ -121,19 +126,31 @@ struct Integer {
     }
   }
 
-  static void add_fine(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* fine, typename V::Ints (*sum)[M]) {
-    const int32_t* factors = reinterpret_cast<const int32_t*>(fine);
-    typename V::Ints more[R][M];
-    dot(decoder, codes, fine, more);
-    for (int r = 0; r < R; r++) {
-      for (int i = 0; i < M; i++) sum[r][i] = V::add(V::times(sum[r][i], factors[i]), more[r][i]);
+  static POTQ_INLINE void add_fine(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* fine, int fine_rows,
+                                   typename V::Ints (*sum)[M]) {
+    if constexpr (M == 1) {
+      typename V::Ints more[R][1];
+      dot(decoder, codes, fine, more);
+      POTQ_UNROLL
+      for (int r = 0; r < R; r++) sum[r][0] = V::add(V::times(sum[r][0], kFineSteps), more[r][0]);
+    } else {
+      int32_t factors[M];
+      typename V::Ints more[M][R];
+      for (int i = 0; i < M; i++) factors[i] = 1;
+      for (int i = 0; i < M * R; i++) more[i / R][i % R] = V::zero();
+      fine_sums<V, Bits, R, M>(fine_rows, decoder, codes, fine, factors, more);
+      POTQ_UNROLL
+      for (int i = 0; i < M; i++) {
+        POTQ_UNROLL
+        for (int r = 0; r < R; r++) sum[r][i] = V::add(V::times(sum[r][i], factors[i]), more[i][r]);
+      }
     }
   }
 };
 
 template <class V, int Bits, int M, int R>
 struct Float {
-  static POTQ_INLINE void block(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* panel, const uint8_t*,
+  static POTQ_INLINE void block(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* panel, const uint8_t*, int,
                                 const typename V::Floats* weight_scale, typename V::Floats (*y)[M]) {
     for (int r = 0; r < R; r++) strip(decoder, codes, r, panel, weight_scale[r], y[r]);
   }
@@ -165,6 +182,25 @@ struct Float {
     }
   }
 };
+
+// Integer::dot of the rows that hold outliers, how many is known only now: sets their factors and sums, by their number in the
+// panel.
+template <class V, int Bits, int R, int M>
+void fine_sums(int rows, const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* fine, int32_t* factors,
+               typename V::Ints (*sums)[R]) {
+  if constexpr (M > 1) {
+    if (rows < M) return fine_sums<V, Bits, R, M - 1>(rows, decoder, codes, fine, factors, sums);
+  }
+  const int32_t* numbers = reinterpret_cast<const int32_t*>(fine);
+  typename V::Ints found[R][M];
+  Integer<V, Bits, M, R>::dot(decoder, codes, fine, found);
+  POTQ_UNROLL
+  for (int i = 0; i < M; i++) {
+    factors[numbers[i]] = kFineSteps;
+    POTQ_UNROLL
+    for (int r = 0; r < R; r++) sums[numbers[i]][r] = found[r][i];
+  }
+}
 
 }  // namespace
 }  // namespace potq

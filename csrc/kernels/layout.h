@@ -33,6 +33,7 @@ constexpr int kRows = 16;      // rows of a block
 constexpr int kUnit = 16;      // columns; blocks are multiples of it
 constexpr int kMaxBlock = 64;  // columns that share an activation scale, at most
 constexpr int kTile = 64;      // bytes
+constexpr int kFineSteps = 254;  // of a fine row's second int8 in one step of the first
 constexpr int kThirdsBytes = 32;  // of the third bits of a unit
 
 inline size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
@@ -84,10 +85,10 @@ struct Layout {
 // A panel of prepared activations.
 //
 // FLOAT: per block of columns the values, 4 columns of each row in turn.
-// INT8: one flag byte a block; then per block `rows` float scales, `rows` int32 starts of the sums (-V::offset times the sum
-// of the values), and the int8 values in the same order. A row whose block holds an outlier is rounded finer, to 254 q + r with
-// a second int8 r: the block's flag is set, and behind all blocks a second set of blocks holds per row the factor of q (254, or
-// 1 for a row that needs no r), the start of the sum for r, and r (0 for such a row).
+// INT8: a byte a block, how many of its rows hold an outlier; then per block `rows` float scales, `rows` int32 starts of the
+// sums (-V::offset times the sum of the values), and the int8 values in the same order. A row whose block holds an outlier is
+// rounded finer, to 254 q + r with a second int8 r. Behind all blocks a second set of blocks holds these rows alone: their
+// numbers in the panel, the starts of the sums of r, and r.
 struct Panel {
   size_t blocks;  // offset of the first block
   size_t values;  // offset of the values in a block

@@ -3,7 +3,7 @@
 // INT8: activations of a row are cut in blocks of at most 64 columns and rounded, q = rint(x 127/amax), scale amax/127. With
 // integer levels L and weight scale w the output is, over blocks b ascending,
 //     y = fmaf(float(sum_k L[k] q[k]), w * scale[b], y),     y starting at the bias.
-// A block with an outlier (kOutlier) takes a second int8: 254 q + r in place of q, r = rint(254 (x 127/amax - q)), and the
+// A row's block with an outlier (kOutlier) takes a second int8: 254 q + r in place of q, r = rint(254 (x 127/amax - q)), and the
 // scale amax/32258. The sum is taken in int32 (exact in any order), the product w * scale rounded once. FLOAT: four partial
 // sums of fmaf(L[k], x[k], s), column k in sum k mod 4, added (s0 + s1) + (s2 + s3), then the same with w / 2^reference_log2
 // for w * scale. That order is the contract: every instruction set and every number of threads gives the same bits.
@@ -120,9 +120,9 @@ void multiply_chunk(const Decoder<V, Bits>& decoder, const Chunk& chunk, typenam
     POTQ_UNROLL
     for (int r = 0; r < kBlocks && Bits != kDecoded; r++)
       fetch<V>(tiles + size_t(r) * layout.row_block_bytes, layout.block_bytes, chunk.end);
-    const uint8_t* fine = kInteger && chunk.panel[b] ? values + (shape.fine - shape.blocks) : nullptr;
-    Arithmetic<V, Bits, M, R>::block(decoder, Codes{tiles, tiles + thirds, units, layout.row_block_bytes}, values, fine, scale,
-                                     y);
+    const Codes codes{tiles, tiles + thirds, units, layout.row_block_bytes};
+    const int fine_rows = kInteger ? chunk.panel[b] : 0;
+    Arithmetic<V, Bits, M, R>::block(decoder, codes, values, values + (shape.fine - shape.blocks), fine_rows, scale, y);
     tiles += chunk.block_bytes;
     values += shape.block_bytes;
     if (--left == 0) scales += layout.group_bytes, left = layout.blocks_per_group;
