@@ -1,0 +1,3 @@
+from benchmarks.forced import hold_rivals
+
+hold_rivals()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.common.goals import Goal, verdict
 from benchmarks.common.markdown import ROOT, filled, goal_line, table
-from benchmarks.common.results import read, save
+from benchmarks.common.results import kind_of, read, save
 from benchmarks.decode import report as decode
 from benchmarks.export import report as export
 from benchmarks.gpu import report as gpu
@@ -38,12 +38,15 @@ SECTIONS = {"missed": "Missed", "not measured": "Not measured", "met": "Met"}
 
 
 def every_goal() -> list[tuple[str, Goal]]:
-    """Results file and goal; those of a benchmark that was never run are not measured."""
+    """Results file and goal; those of a benchmark that was never run, or not on a kind of machine, are not measured."""
     found: list[tuple[str, Goal]] = []
     for benchmark in BENCHMARKS:
-        for path in benchmark.files():
+        files = benchmark.files()
+        for path in files:
             found += [(path.name, goal) for goal in read(path)["goals"]]
-        if not benchmark.files():
+        for kind in sorted(benchmark.judge_kind.keys() - {kind_of(path) for path in files}):
+            found += [(f"{benchmark.name}.{kind} (never run)", goal) for goal in benchmark.goals([], kind)]
+        if not files and not benchmark.judge_kind:
             found += [(f"{benchmark.name} (never run)", goal) for goal in benchmark.judge([])]
     return found
 
@@ -82,7 +85,7 @@ def stale_results(*, write: bool) -> Iterator[Path]:
     for benchmark in BENCHMARKS:
         for path in benchmark.files():
             content = read(path)
-            goals = benchmark.judge(content["rows"])
+            goals = benchmark.goals(content["rows"], kind_of(path))
             if not alike(goals, content["goals"]):
                 if write:
                     save(path, content | {"goals": goals})

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.common.goals import Goal, target_of, verdict
-from benchmarks.common.results import ISAS, Benchmark, Content
+from benchmarks.common.results import Benchmark, Content, instruction_set
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +27,8 @@ def captioned(benchmark: Benchmark, of: Callable[[Content], str]) -> str:
 def machine_name(kind: str, content: Content) -> str:
     """The instruction set first: it decides."""
     machine = content["machine"]
-    return f"{ISAS.get(kind, kind)} ({machine.get('gpu', machine['cpu'])}, {machine['cores']} cores)"
+    name = kind if "gpu" in machine else instruction_set(machine)
+    return f"{name} ({machine.get('gpu', machine['cpu'])}, {machine['cores']} cores)"
 
 
 def goals_table(goals: Sequence[Goal]) -> str:

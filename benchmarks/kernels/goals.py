@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 from benchmarks.common.goals import Goal, Row
@@ -18,13 +19,7 @@ TARGET = 0.002
 def cpu(rows: Sequence[Row]) -> list[Goal]:
     """What the kernels are to reach on two threads; a ratio's goal is judged where it is worst."""
     results = Results(rows)
-
-    def faster(contestant: str, group: str) -> Callable[[Cell], float | None]:
-        return lambda cell: results.speedup(cell, contestant, group)
-
-    def part(contestant: str) -> Callable[[Cell], float | None]:
-        return lambda cell: results.of_bandwidth(cell, contestant)
-
+    faster, part = partial(_faster, results), partial(_part, results)
     pot4 = faster("pot4", "4-bit")
     return [
         _worst("m=1, 4 bits / best 4-bit peer, every shape", 1.0, EVERY, 1, pot4),
@@ -38,6 +33,28 @@ def cpu(rows: Sequence[Row]) -> list[Goal]:
         _worst("m=1, 4 bits / torch fp32, 4096-wide", 7.0, WIDTH_4096, 1, faster("pot4", "fp32")),
         _worst("m=1, 2 bits / torch fp32, 4096-wide", 12.0, WIDTH_4096, 1, faster("pot2", "fp32")),
     ]
+
+
+def avx2(rows: Sequence[Row]) -> list[Goal]:
+    """What they are to reach with AVX2 alone. Parts of bandwidth at 4 and 2 bits are asked of every machine already."""
+    results = Results(rows)
+    faster, part = partial(_faster, results), partial(_part, results)
+    pot4, onnx = faster("pot4", "4-bit"), faster("pot2", "2-bit", "ONNX Runtime")
+    return [
+        _mean("AVX2: m=1, 4 bits / best 4-bit peer, geometric mean", 1.3, EVERY, 1, pot4),
+        _worst("AVX2: m=1, 3 bits, part of read bandwidth, weights >= 8 MB", 0.85, LARGE, 1, part("pot3")),
+        *(_worst(f"AVX2: m={m}, 4 bits / best 4-bit peer, every shape", 1.5, EVERY, m, pot4) for m in (16, 128)),
+        *(_worst(f"AVX2: m={m}, 4 bits / torch dynamic int8", 1.0, EVERY, m, faster("pot4", "int8")) for m in (16, 128)),
+        *(_worst(f"AVX2: m={m}, 2 bits / ONNX Runtime's 2 bits, every shape", 1.3, EVERY, m, onnx) for m in (1, 16, 128)),
+    ]
+
+
+def _faster(results: Results, contestant: str, group: str, whose: str = "") -> Callable[[Cell], float | None]:
+    return lambda cell: results.speedup(cell, contestant, group, whose)
+
+
+def _part(results: Results, contestant: str) -> Callable[[Cell], float | None]:
+    return lambda cell: results.of_bandwidth(cell, contestant)
 
 
 def _worst(name: str, target: float, shapes: Sequence[str], m: int, value: Callable[[Cell], float | None]) -> Goal:
@@ -82,6 +99,6 @@ def difference(rows: Sequence[Row], model: str, scheme: str) -> float | None:
     return cast(float, rounded["perplexity"] / exact["perplexity"]) - 1 if exact and rounded else None
 
 
-CPU = Benchmark("cpu_kernels", cpu, timed="cpu", packages=("onnxruntime", "xllamacpp"))
+CPU = Benchmark("cpu_kernels", cpu, timed="cpu", packages=("onnxruntime", "xllamacpp"), judge_kind={"avx2": avx2})
 ACTIVATIONS_COST = Benchmark("activations", activations)
 BENCHMARKS = (CPU, ACTIVATIONS_COST)

@@ -56,14 +56,17 @@ def product_table(content: Content, m: int) -> str:
     results, lines = Results(content["rows"]), []
     for shape in EVERY:
         cell = (shape, m)
-        best = results.best(cell, "4-bit")
+        peers = [_named(results.best(cell, group)) for group in ("4-bit", "2-bit")]
         others = [results.best(cell, group) for group in ("int8", "fp32")]
-        peer = f"{_time(best)} ({best['contestant']})" if best else "-"
         reads = [row["gbytes_per_s"] for row in results.timed(cell).values() if row["group"] == "bandwidth"]
         speed = f"{max(reads):.0f}" if reads else "-"
-        lines.append([shape, *(_time(results.timed(cell).get(name)) for name in OURS), peer, *map(_time, others), speed])
-    headings = (f"m = {m}, us", *(f"`{name}`" for name in OURS), "best 4-bit peer", "torch int8", "torch fp32", "read, GB/s")
-    return table(headings, lines)
+        lines.append([shape, *(_time(results.timed(cell).get(name)) for name in OURS), *peers, *map(_time, others), speed])
+    theirs = ("best 4-bit peer", "best 2-bit peer", "torch int8", "torch fp32")
+    return table((f"m = {m}, us", *(f"`{name}`" for name in OURS), *theirs, "read, GB/s"), lines)
+
+
+def _named(row: Row | None) -> str:
+    return f"{_time(row)} ({row['contestant']})" if row else "-"
 
 
 def _time(row: Row | None) -> str:

@@ -28,14 +28,14 @@ class Results:
     def timed(self, cell: Cell) -> dict[str, Row]:
         return {name: row for name, row in self.cells.get(cell, {}).items() if "microseconds" in row}
 
-    def best(self, cell: Cell, group: str) -> Row | None:
-        """The fastest contestant of a group."""
-        rows = [row for row in self.timed(cell).values() if row["group"] == group]
+    def best(self, cell: Cell, group: str, whose: str = "") -> Row | None:
+        """The fastest contestant of a group, of those whose name begins with ``whose``."""
+        rows = [row for name, row in self.timed(cell).items() if row["group"] == group and name.startswith(whose)]
         return min(rows, key=lambda row: float(row["microseconds"]), default=None)
 
-    def speedup(self, cell: Cell, contestant: str, group: str) -> float | None:
-        """How many times faster ``contestant`` is than the fastest of ``group``: median over the rounds."""
-        ours, other = self.timed(cell).get(contestant), self.best(cell, group)
+    def speedup(self, cell: Cell, contestant: str, group: str, whose: str = "") -> float | None:
+        """How many times faster ``contestant`` is than the :meth:`best` of ``group``: median over the rounds."""
+        ours, other = self.timed(cell).get(contestant), self.best(cell, group, whose)
         if ours is None or other is None:
             return None
         return statistics.median(float(b / a) for a, b in zip(ours["rounds_us"], other["rounds_us"], strict=True))

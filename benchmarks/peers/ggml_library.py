@@ -1,8 +1,8 @@
 """llama.cpp's ggml through ctypes: which library, and the few functions that the benchmark calls.
 
 ``POTQ_GGML`` may name a folder with ``libggml-base`` and one or more ``libggml-cpu*`` libraries; the one that scores highest
-on this CPU is taken, as llama.cpp itself does. Without it the library inside the package xllamacpp is used, which is built
-for AVX2 on x86: a native build is the stronger peer.
+on this CPU is taken, as llama.cpp itself does; where AVX2 is forced, of those without AVX-512. Without the variable the
+library inside the package xllamacpp is used, which is built for AVX2 on x86: a native build is the stronger peer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.forced import forced
 from benchmarks.peers.packages import THREADS, UnavailableError, optional
 
 TYPES = range(40)  # ggml_type, f32 to mxfp4: files store these numbers, so they do not change
@@ -157,8 +158,10 @@ def _from_folder(folder: Path) -> list[ctypes.CDLL]:
         raise UnavailableError("POTQ_GGML names a folder without libggml-base")
     base = ctypes.CDLL(str(bases[0]), mode=ctypes.RTLD_GLOBAL)
     variants = [ctypes.CDLL(str(path)) for path in sorted(folder.glob("libggml-cpu*.so"))]
+    if forced() == "avx2":
+        variants = [each for each in variants if not each.ggml_cpu_has_avx512()]
     if not variants:
-        raise UnavailableError("POTQ_GGML names a folder without libggml-cpu")
+        raise UnavailableError("POTQ_GGML names a folder without a libggml-cpu that may be used")
     return [max(variants, key=_score), base]
 
 

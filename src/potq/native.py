@@ -217,6 +217,11 @@ def usable_isas() -> dict[str, int]:
     return {name: number for number, name in enumerate(ISAS) if library().potq_isa_usable(number) == 1}
 
 
+def best_isa() -> str:
+    """The best instruction set that this CPU has, whatever ``POTQ_CPU_ISA`` says."""
+    return next(name for name in _PREFERRED if name in usable_isas())
+
+
 @cache
 def isa() -> str:
     """The instruction set in use: ``POTQ_CPU_ISA``, or the best that this CPU has.
@@ -226,7 +231,7 @@ def isa() -> str:
     """
     usable, chosen = usable_isas(), os.environ.get("POTQ_CPU_ISA")
     if not chosen:
-        return next(name for name in _PREFERRED if name in usable)
+        return best_isa()
     if chosen in usable:
         return chosen
     if chosen not in ISAS:

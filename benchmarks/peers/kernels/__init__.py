@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.peers.kernels import ggml, onnxruntime_4bit, ours, read_bandwidth, torch_float, torch_int4, torch_int8
+from benchmarks.peers.kernels import ggml, onnx_runtime, ours, read_bandwidth, torch_float, torch_int4, torch_int8
 from benchmarks.peers.kernels.peer import Peer
 
 PEERS: Sequence[Peer] = (
@@ -13,6 +13,6 @@ PEERS: Sequence[Peer] = (
     *torch_float.PEERS,
     *torch_int8.PEERS,
     *torch_int4.PEERS,
-    *onnxruntime_4bit.PEERS,
+    *onnx_runtime.PEERS,
     *ggml.PEERS,
 )
