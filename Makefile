@@ -77,6 +77,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.qat.smollm2 --work build/bench/qat
 	$(BIN)/python -m benchmarks.first_hour.measure
 	$(BIN)/python -m benchmarks.decode.speed --work build/bench/decode
+	$(BIN)/python -m benchmarks.decode.blocks_8b --work build/bench/decode
 	$(BIN)/python -m benchmarks.decode.agreement
 	$(BIN)/python -m benchmarks.export.measure --work build/bench/export --speed 5
 

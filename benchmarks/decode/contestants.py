@@ -1,4 +1,4 @@
-"""What ``decode/speed.py`` compares: programs that run SmolLM2-135M, each in a process of its own (``decode/worker.py``).
+"""What is timed: programs that run a model, each in a process of its own (``decode/worker.py``).
 
 All get two threads. ``prefill`` is the time for a prompt to the logits of its last token; ``decode`` that of so many tokens
 one after the other, the likeliest each time, after a prompt of one token.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from benchmarks.peers.llama_cpp import Context, server
+from benchmarks.peers.llama_cpp import Context, IkContext, server
 from benchmarks.peers.packages import THREADS, UnavailableError, optional
 
 CONTEXT = 1024
@@ -126,21 +126,11 @@ class NativeLlamaCpp:
     """llama.cpp as the package llama-cpp-python builds it for this machine, through its C interface."""
 
     def __init__(self, path: str) -> None:
-        self._context = Context(path, THREADS, CONTEXT, batch=512)
-
-    def _run(self, ids: list[int]) -> int:
-        import numpy as np
-
-        lib, context = self._context.lib, self._context
-        tokens = (lib.llama_token * len(ids))(*ids)  # a batch only points at them
-        if lib.llama_decode(context.handle, lib.llama_batch_get_one(tokens, len(ids))):
-            raise RuntimeError("llama_decode failed")
-        logits = lib.llama_get_logits_ith(context.handle, -1)
-        return int(np.ctypeslib.as_array(logits, (context.vocabulary,)).argmax())
+        self._context: Context | IkContext = Context(path, THREADS, CONTEXT, batch=512)
 
     def prefill(self, ids: list[int]) -> float:
         self._context.clear()
-        return seconds(lambda: self._run(ids))
+        return seconds(lambda: self._context.next_token(ids))
 
     def decode(self, first: int, count: int) -> float:
         self._context.clear()
@@ -148,12 +138,19 @@ class NativeLlamaCpp:
         def run() -> None:
             token = first
             for _ in range(count):
-                token = self._run([token])
+                token = self._context.next_token([token])
 
         return seconds(run)
 
     def facts(self) -> dict[str, Any]:
-        return {"runs_on": self._context.lib.llama_print_system_info().decode().strip()}
+        return {"runs_on": self._context.described()}
+
+
+class IkLlamaCpp(NativeLlamaCpp):
+    """ik_llama.cpp as the package ik-llama-cpp-python ships it (for AVX2), through its C interface."""
+
+    def __init__(self, path: str) -> None:
+        self._context = IkContext(path, THREADS, CONTEXT)
 
 
 class PackagedLlamaCpp:
@@ -212,11 +209,13 @@ def seconds(work: Callable[[], object]) -> float:
 
 KINDS: dict[str, Callable[[str], Contestant]] = {
     "engine": Engine,
+    "engine, unpacked": Engine,
     "huggingface": HuggingFace,
     "stock": StockFolder,
     "onnx": OnnxFolder,
     "llama.cpp native": NativeLlamaCpp,
     "llama.cpp": PackagedLlamaCpp,
+    "ik_llama.cpp": IkLlamaCpp,
     "bandwidth": ReadBandwidth,
 }
 

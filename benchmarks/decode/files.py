@@ -1,8 +1,8 @@
-"""The files that ``decode/speed.py`` times: one model as potq folders and as llama.cpp's files.
+"""The files that are timed: one model, a GGUF file, as potq folders and as llama.cpp's files.
 
-A llama.cpp file is "pure": every matrix, the embedding (which is the head too) included, has the one type of its name;
-norms stay float32. It is written tensor by tensor with ggml's own quantize functions, metadata and tokenizer copied from the
-model's GGUF file, because llama.cpp's own quantizer has no pure MXFP4.
+A llama.cpp file is "pure": every matrix, embedding and head included, has the one type of its name; norms stay float32. It
+is written tensor by tensor with ggml's own quantize functions, metadata and tokenizer copied from the model's GGUF file,
+because llama.cpp's own quantizer has no pure MXFP4.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ import torch
 import potq
 from benchmarks.common.gguf_copy import as_floats, copy
 from benchmarks.peers.ggml_library import ggml
+from benchmarks.peers.packages import THREADS
 from potq.checkpoint.source import embedded_file
+
+SMOLLM2 = "smollm2"
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,15 @@ class Ours:
     scheme: str
     embedding: str
 
-    def folder(self, work: Path, calibration: list[torch.Tensor] | None = None) -> Path:
+    def folder(self, work: Path, calibration: list[torch.Tensor] | None = None, *, source: str | Path = SMOLLM2) -> Path:
         """Where it is; made if it is not there yet: rounded to nearest, or ``balanced`` with ``calibration``."""
         effort = "fast" if calibration is None else "balanced"
         folder = work / f"{self.scheme}-{self.embedding}-{effort}"
         if not folder.exists():  # a folder is written whole or not at all
-            model = potq.load("smollm2")
+            model = potq.load(source)
             config = potq.PoTConfig(self.scheme, embedding=self.embedding, effort=effort)
             potq.quantize(model, config, calibration)
-            potq.save(model, folder, potq.load_tokenizer("smollm2"))
+            potq.save(model, folder, potq.load_tokenizer(source))
         return folder
 
 
@@ -53,15 +57,27 @@ OURS = (
     Ours("pot2", "pot2", "pot2"),
     Ours("apot4, 8-bit head", "apot4", "int8"),
 )
-GGML_TYPES = ("f16", "q8_0", "q4_0", "iq4_nl", "mxfp4")
+FOUR_BITS = ("q4_0", "iq4_nl", "mxfp4")
+GGML_TYPES = ("f16", "q8_0", *FOUR_BITS)
 
 
-def gguf_file(kind: str, work: Path) -> Path:
-    """SmolLM2-135M with every matrix as ``kind`` (ggml's name of a type)."""
-    path = work / f"smollm2-{kind}.gguf"
+def unpacked_folder(work: Path) -> Path:
+    """SmolLM2-135M in float32, as transformers saves it."""
+    folder = work / "float32"
+    if not folder.exists():
+        temporary = work / f"float32.{os.getpid()}.tmp"
+        potq.load(SMOLLM2, dtype="float32").save_pretrained(temporary)
+        os.replace(temporary, folder)
+    return folder
+
+
+def gguf_file(kind: str, work: Path, source: Path | None = None) -> Path:
+    """``source`` (SmolLM2-135M) with every matrix as ``kind`` (ggml's name of a type)."""
+    source = source or embedded_file()
+    path = work / f"{SMOLLM2 if source == embedded_file() else source.stem}-{kind}.gguf"
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        _write_gguf(temporary, kind)
+        _write_gguf(source, temporary, kind)
         os.replace(temporary, path)
     return path
 
@@ -71,13 +87,16 @@ def types_used(path: Path) -> dict[str, int]:
     return dict(Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors))
 
 
-def _write_gguf(path: Path, kind: str) -> None:
+def _write_gguf(source: Path, path: Path, kind: str) -> None:
     number = gguf.GGMLQuantizationType(ggml().types[kind])
     copy(
-        embedded_file(),
+        source,
         path,
         lambda values: as_floats(values) if values.ndim == 1 else (_quantized(values, kind), number),
     )
+
+
+_ROWS = 256  # that one thread quantizes at a time
 
 
 def _quantized(values: Any, kind: str) -> Any:
@@ -88,7 +107,12 @@ def _quantized(values: Any, kind: str) -> Any:
         return values.astype(np.float16)
     values = np.ascontiguousarray(values)
     data = np.zeros((rows, library.ggml_row_size(number, columns)), np.uint8)
-    library.ggml_quantize_chunk(
-        number, values.ctypes.data_as(ctypes.c_void_p), data.ctypes.data_as(ctypes.c_void_p), 0, rows, columns, None
-    )
+    source, target = (each.ctypes.data_as(ctypes.c_void_p) for each in (values, data))
+
+    def quantize(first: int) -> None:
+        count = min(_ROWS, rows - first)
+        library.ggml_quantize_chunk(number, source, target, first * columns, count, columns, None)
+
+    with ThreadPoolExecutor(THREADS) as pool:  # some types take a microsecond a weight
+        list(pool.map(quantize, range(0, rows, _ROWS)))
     return data

@@ -11,7 +11,12 @@ from benchmarks.common.plots import picture
 from benchmarks.decode.goals import medians
 from benchmarks.decode.quality import quality
 
-KINDS = {"potq": ("#d62728", "o"), "llama.cpp native": ("#ff7f0e", "s"), "llama.cpp": ("#ffbb78", "D")}
+KINDS = {
+    "potq": ("#d62728", "o"),
+    "llama.cpp native": ("#ff7f0e", "s"),
+    "llama.cpp": ("#ffbb78", "D"),
+    "ik_llama.cpp": ("#8c564b", "^"),
+}
 WORST = 200  # perplexity: beyond it a point stands at the edge
 TICKS = (25, 30, 40, 60, 100)
 
@@ -37,7 +42,8 @@ def panel(axes: Any, speeds: dict[str, float]) -> None:
             continue
         label = None if kind in labelled else kind
         labelled.add(kind)
-        found, words = quality(name), "" if kind == "llama.cpp" else name.removeprefix(kind)  # the native build's files
+        same_files = kind in ("llama.cpp", "ik_llama.cpp")  # as the native build's, which are named
+        found, words = quality(name), "" if same_files else name.removeprefix(kind)
         for perplexity, filled in ((found.rounded, True), (found.calibrated, False)):
             if perplexity is not None:
                 _point(axes, kind, (perplexity, speed), words, filled, label)

@@ -20,8 +20,8 @@ class Quality:
 
 
 def quality(name: str) -> Quality:
-    """Of the contestant ``name``; llama.cpp's native build runs the same files as the packaged one."""
-    rows = [row for row in FILES.read()["rows"] if row["name"] == name.replace(" native", "")]
+    """Of the contestant ``name``; llama.cpp's native build and ik_llama.cpp run the same files as the packaged one."""
+    rows = [row for row in FILES.read()["rows"] if row["name"] == name.replace(" native", "").removeprefix("ik_")]
     found = {bool(row["calibrated"]): row["perplexity"] for row in rows}
     size = next((row["file_bytes"] for row in rows), None)
     return Quality(found.get(False, _rounded(name)), found.get(True), size)
@@ -29,7 +29,7 @@ def quality(name: str) -> Quality:
 
 def _rounded(name: str) -> float | None:
     """From ``rtn_table``, which rounds the same model as a whole on the same windows; and full precision's."""
-    scheme = FULL if name == "Hugging Face float32" else name.removeprefix("potq ")
+    scheme = FULL if name.endswith(" float32") else name.removeprefix("potq ")
     embedding = FULL if scheme == FULL else "same"
     rows: list[Row] = RTN_TABLE.read()["rows"]
     key = {"model": SMOLLM2, "scheme": scheme, "embedding": embedding}

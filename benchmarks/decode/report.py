@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from benchmarks.common.goals import Row
 from benchmarks.common.markdown import captioned, goals_table, machine_name, table
 from benchmarks.common.results import ISAS, Content
-from benchmarks.decode.goals import AGREEMENT, LLAMA_FOUR, SPEED, medians
+from benchmarks.decode.goals import AGREEMENT, BLOCKS_8B, LLAMA_FOUR, SPEED, medians
 from benchmarks.decode.quality import quality
 from benchmarks.ptq.accuracy import figure
 
@@ -36,7 +36,7 @@ def speed_table() -> str:
     lines = []
     for name in order:
         size = quality(name).file_bytes
-        cells = [f"{found[name][column]:.0f}" if column in found[name] else "-" for column in columns]
+        cells = [_rounded(found[name].get(column)) for column in columns]
         lines.append([name, f"{size / 1e6:.1f}" if size else "-", *_perplexities(name), *cells])
     return f"{_machines()}\n\n{table(('', 'file, MB', *PERPLEXITIES, *_headings()), lines)}"
 
@@ -55,15 +55,15 @@ def fastest_builds() -> Speeds:
 
 
 def readme_speed() -> str:
-    """Ours beside the fastest of llama.cpp's 4-bit files, and others: a column each."""
-    found = fastest_builds()
-    names = chosen(found)
-    lines = [list(line) for line in zip(PERPLEXITIES, *map(_perplexities, names), strict=True)]
-    for kind, content in SPEED.by_kind().items():
-        for what, words in WHAT.items():
-            cells = [f"{found[name][kind, what]:.0f}" if (kind, what) in found.get(name, {}) else "-" for name in names]
-            lines.append([f"{words}, tokens/s, {machine_name(kind, content)}", *cells])
-    return table(("", *(f"`{each[5:]}`" if each in README_OURS else each for each in names)), lines)
+    """Ours beside the fastest of llama.cpp's 4-bit files, and others: a line each, a column for each kind of machine."""
+    found, machines = fastest_builds(), SPEED.by_kind()
+    lines = []
+    for name in chosen(found):
+        cells = [" / ".join(_rounded(found.get(name, {}).get((kind, what))) for what in WHAT) for kind in machines]
+        lines.append([f"`{name[5:]}`" if name in README_OURS else name, *_perplexities(name), *cells])
+    what = " / ".join(WHAT.values())
+    speeds = (f"{what}, tokens/s, {machine_name(kind, content)}" for kind, content in machines.items())
+    return table(("", *PERPLEXITIES, *speeds), lines)
 
 
 def chosen(found: Speeds) -> list[str]:
@@ -72,6 +72,10 @@ def chosen(found: Speeds) -> list[str]:
     timed = {kind: [name for name in four if (kind, "decode") in found[name]] for kind in SPEED.by_kind()}
     best = [max(names, key=lambda name: found[name][kind, "decode"]) for kind, names in timed.items() if names]
     return [*README_OURS, *dict.fromkeys(best), "llama.cpp F16", *README_OTHERS]
+
+
+def _rounded(speed: float | None) -> str:
+    return "-" if speed is None else f"{speed:.0f}"
 
 
 def _perplexities(name: str) -> list[str]:
@@ -90,6 +94,18 @@ def _headings() -> list[str]:
 def _machines() -> str:
     named = "; ".join(machine_name(kind, content) for kind, content in SPEED.by_kind().items())
     return f"SmolLM2-135M, tokens a second, two threads. {named}."
+
+
+def blocks_table(content: Content) -> str:
+    """Two blocks of an 8B model: tokens a second, fastest decoding first, and gigabytes of weights a second."""
+    rows = content["rows"]
+    decoded, prompts = (medians(rows, what) for what in ("decode", "prefill"))
+    size = {row["name"]: row["weight_bytes"] for row in rows if "weight_bytes" in row}
+    lines = []
+    for name in sorted(decoded, key=lambda name: -decoded[name]):
+        rate = f"{decoded[name] * size[name] / 1e9:.1f}" if name in size else "-"
+        lines.append([name, _rounded(decoded[name]), _rounded(prompts.get(name)), rate])
+    return table(("", "decode, tokens/s", "prompt of 128, tokens/s", "weights read, GB/s"), lines)
 
 
 def start_table(content: Content) -> str:
@@ -137,10 +153,12 @@ def readme() -> dict[str, str]:
 def document() -> dict[str, str]:
     """The tables of docs/engine.md."""
     agreement = AGREEMENT.read()
-    goals = f"{goals_table(agreement['goals'])}\n\n{captioned(SPEED, lambda content: goals_table(content['goals']))}"
+    speeds = (captioned(each, lambda content: goals_table(content["goals"])) for each in (SPEED, BLOCKS_8B))
+    goals = "\n\n".join(filter(None, [goals_table(agreement["goals"]), *speeds]))
     return {
         "agreement": agreement_table(agreement["rows"]),
         "speed": speed_table(),
+        "8b": captioned(BLOCKS_8B, blocks_table) or "Not measured yet.",
         "start": captioned(SPEED, start_table),
         "goals": goals,
     }

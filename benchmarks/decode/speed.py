@@ -9,8 +9,8 @@ Perplexity, which no machine changes, has a results file of its own: of the very
 not rounded, on the first 40 windows of 1024 of WikiText-2 test; and of our files made once more, calibrated (effort
 ``balanced``), which changes their numbers and not their speed.
 
-Contestants whose package is missing are named: ``pip install xllamacpp llama-cpp-python``; the second is built for this
-machine's own instruction set and usually the faster one.
+Contestants whose package is missing are named: ``pip install xllamacpp llama-cpp-python ik-llama-cpp-python``; the second is
+built for this machine's own instruction set and usually faster than the first, the third is a fork of llama.cpp for AVX2.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,16 @@ import torch
 import potq
 from benchmarks.common.goals import Row, print_goals
 from benchmarks.decode.contestants import Entry
-from benchmarks.decode.files import GGML_TYPES, OURS, gguf_file, types_used
+from benchmarks.decode.files import FOUR_BITS, GGML_TYPES, OURS, gguf_file, types_used, unpacked_folder
 from benchmarks.decode.goals import FILES, SPEED
 from benchmarks.decode.plot import draw
+from benchmarks.forced import held
 from benchmarks.ptq.settings import Setting, settings
 from potq import kernels
 from potq.evaluate.perplexity import perplexity
 
 NEW_TOKENS, PROMPT_TOKENS, ROUNDS = 128, 512, 7
+BUILDS, FORK = ("llama.cpp", "llama.cpp native"), "ik_llama.cpp"
 STARTS = 9  # of the program, for the time to the first token
 PROTOCOL = {
     "threads": 2,
@@ -46,6 +48,8 @@ PROTOCOL = {
     "prefill": f"{PROMPT_TOKENS} tokens to the last one's logits",
     "first_token": "potq-run as a process: start, load, one-token prompt, one new token, end; files in the page cache",
     "effort": "of our files: fast",
+    "potq float32": "the unpacked model on the engine",
+    "ik_llama.cpp": "llama.cpp's 4-bit files, attention as its package chooses it",
 }
 FILES_PROTOCOL = {
     "perplexity": "WikiText-2 test, first 40 windows of 1024 tokens, weights as stored, activations not rounded",
@@ -91,13 +95,15 @@ def entries(work: Path, calibration: list[torch.Tensor] | None = None) -> list[E
     """Every contestant, its files made; ours with or without ``calibration``."""
     ours = [Entry(f"potq {each.name}", "engine", str(each.folder(work, calibration))) for each in OURS]
     files = {kind: str(gguf_file(kind, work)) for kind in GGML_TYPES}
-    theirs = [
-        Entry(f"{builder} {kind.upper()}", builder, path)
-        for builder in ("llama.cpp", "llama.cpp native")
-        for kind, path in files.items()
-    ]
+    theirs = llama_entries(files, BUILDS) + llama_entries({kind: files[kind] for kind in FOUR_BITS}, [FORK])
     modules = [Entry(f"Hugging Face {kind}", "huggingface", kind) for kind in ("float32", "bfloat16", "int8")]
-    return [*ours, *theirs, *modules]
+    unpacked = Entry("potq float32", "engine, unpacked", str(unpacked_folder(work)))
+    return [*ours, unpacked, *theirs, *modules]
+
+
+def llama_entries(files: Mapping[str, str], builds: Iterable[str]) -> list[Entry]:
+    """Each file, by the name of its type, in each build of llama.cpp."""
+    return [Entry(f"{build} {kind.upper()}", build, path) for build in builds for kind, path in files.items()]
 
 
 @contextmanager
@@ -124,15 +130,18 @@ def memory_read(started: list[Worker]) -> Entry:
     return Entry("memory read", "bandwidth", str(size))
 
 
-def speed_round(number: int, started: list[Worker]) -> Iterator[Row]:
+def speed_round(
+    number: int, started: list[Worker], *, new_tokens: int = NEW_TOKENS, prompt_tokens: int = PROMPT_TOKENS
+) -> Iterator[Row]:
     """One measurement of each; who comes first changes from round to round."""
+    prompt = list(range(100, 100 + prompt_tokens))
     shift = number % len(started)
     for worker in [*started[shift:], *started[:shift]]:
         row: Row = {"what": "speed", "name": worker.entry.name, "round": number, **worker.facts}
         worker.ask("decode", 1, 8)  # wakes threads, and brings its own weights where they would be
-        row["decode"] = NEW_TOKENS / worker.ask("decode", 1, NEW_TOKENS)
+        row["decode"] = new_tokens / worker.ask("decode", 1, new_tokens)
         if worker.entry.kind != "bandwidth":  # which has no prompt
-            row["prefill"] = PROMPT_TOKENS / worker.ask("prefill", list(range(100, 100 + PROMPT_TOKENS)))
+            row["prefill"] = prompt_tokens / worker.ask("prefill", prompt)
         yield row
         time.sleep(0.2)  # threads that still spin fall asleep
 
@@ -199,17 +208,18 @@ def main() -> None:
         parser.error("give --data DIR or set POTQ_DATA")
     options.work.mkdir(parents=True, exist_ok=True)
     setting = settings(Path(options.data))["smollm2"]
-    rows = SPEED.load(PROTOCOL)
+    protocol = {**PROTOCOL, **held()}
+    rows = SPEED.load(protocol)
 
     def keep(*found: Row) -> None:
         rows.extend(found)
-        SPEED.write(PROTOCOL, rows)
+        SPEED.write(protocol, rows)
 
     time_all(entries(options.work), rows, options.rounds, keep)
     if not options.speed:
         judge_all(options.work, setting)
     print(draw(rows, SPEED.picture()))
-    print_goals(SPEED.judge(rows))
+    print_goals(SPEED.write(protocol, rows))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """llama.cpp on a GGUF file, on the CPU: as the package xllamacpp ships it, or through llama-cpp-python's C interface.
 
+And its fork ik_llama.cpp, as the package ik-llama-cpp-python ships it.
+
 ``exact``: keys and values in float32 and attention unfused, for what is compared number by number; otherwise llama.cpp's
 own choice, which is the fastest.
 """
@@ -7,6 +9,8 @@ own choice, which is the fastest.
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
 
 from benchmarks.peers.packages import UnavailableError, optional
 
@@ -59,6 +63,59 @@ class Context:
         """Forget what it read."""
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.handle), True)
 
+    def next_token(self, ids: list[int]) -> int:
+        """Read tokens; the likeliest one after them."""
+        tokens = (self.lib.llama_token * len(ids))(*ids)  # a batch only points at them
+        if self.lib.llama_decode(self.handle, self.lib.llama_batch_get_one(tokens, len(ids))):
+            raise RuntimeError("llama_decode failed")
+        return _likeliest(self.lib.llama_get_logits_ith(self.handle, -1), self.vocabulary)
+
+    def described(self) -> str:
+        """How it was built."""
+        return str(self.lib.llama_print_system_info().decode().strip())
+
     def close(self) -> None:
         self.lib.llama_free(self.handle)
         self.lib.llama_model_free(self._model)
+
+
+class IkContext:
+    """ik_llama.cpp's model and context, attention as the package chooses it; what it reads goes through in one batch.
+
+    Raises:
+        UnavailableError: the package is missing, or it cannot load the file.
+    """
+
+    def __init__(self, path: str, threads: int, context: int) -> None:
+        package = "ik-llama-cpp-python"
+        llama = optional("ik_llama_cpp", package).IkLlama
+        self._batches, self._lib = (optional(f"ik_llama_cpp.{name}", package) for name in ("_internals", "_ctypes_api"))
+        try:
+            self._llama = llama(path, n_ctx=context, n_threads=threads)
+        except RuntimeError as error:
+            raise UnavailableError(f"ik_llama.cpp: {error}") from None
+        self._context, self._read = self._llama._context, 0
+
+    def clear(self) -> None:
+        """Forget what it read."""
+        self._context.kv_cache_clear()
+        self._read = 0
+
+    def next_token(self, ids: list[int]) -> int:
+        """Read tokens; the likeliest one after them."""
+        batch = self._batches.make_batch_range(ids, pos_start=self._read)
+        failed = self._context.decode(batch)
+        self._lib.llama_batch_free(batch)
+        if failed:
+            raise RuntimeError("llama_decode failed")
+        self._read += len(ids)
+        return _likeliest(self._context.get_logits(-1), self._context.model.n_vocab)
+
+    def described(self) -> str:
+        """Its version: the library does not tell how it was built."""
+        return f"ik-llama-cpp-python {optional('ik_llama_cpp', '').__version__}"
+
+
+def _likeliest(logits: Any, count: int) -> int:
+    """The largest of ``count`` floats behind a pointer of ctypes."""
+    return int(np.ctypeslib.as_array(logits, (count,)).argmax())

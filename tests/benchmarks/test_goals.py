@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.common.goals import Goal, at_least, at_most, under, verdict
+from benchmarks.decode.goals import SPEED
+from benchmarks.kernels.goals import CPU
 from benchmarks.ptq.goals import SMOLLM2, STORIES, table
 from benchmarks.ptq.settings import FULL
 
@@ -43,6 +45,29 @@ def test_goals_without_rows_are_on_the_list() -> None:
     ):
         found = _named(goals, f"{SMOLLM2}, {words}")
         assert [verdict(goal) for goal in found] == ["not measured"], words
+
+
+def _products(contestants: dict[str, tuple[str, float]]) -> list[dict[str, Any]]:
+    """A row a contestant: its group, and microseconds in each of three rounds."""
+    common = {"shape": "4096x4096", "m": 16, "gbytes_per_s": 1.0, "note": ""}
+    return [
+        {**common, "contestant": name, "group": group, "microseconds": time, "rounds_us": [time] * 3}
+        for name, (group, time) in contestants.items()
+    ]
+
+
+def test_two_bits_are_compared_with_onnx_runtime_s_not_with_another_s() -> None:
+    names = {"pot2": ("ours", 10.0), "ONNX Runtime 2-bit b32": ("2-bit", 15.0), "llama.cpp TQ2_0": ("2-bit", 11.0)}
+    goal = next(goal for goal in CPU.goals(_products(names), "avx2") if goal["name"].startswith("AVX2: m=16, 2 bits"))
+    assert goal["measured"] == 1.5
+    assert not goal["met"]  # of one shape alone
+    assert not [goal for goal in CPU.goals(_products(names), "avx512vnni") if goal["name"].startswith("AVX2")]
+
+
+def test_a_ratio_is_of_the_rounds_that_have_both() -> None:
+    rows = [{"what": "speed", "round": turn, "name": "potq pot4", "decode": 40.0} for turn in range(3)]
+    rows += [{"what": "speed", "round": turn, "name": "potq pot3", "decode": 50.0} for turn in (1, 2)]
+    assert _named(SPEED.goals(rows, "avx2"), "AVX2: decode: pot3 / pot4")[0]["measured"] == 1.25
 
 
 def test_verdicts() -> None:

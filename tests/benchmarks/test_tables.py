@@ -13,7 +13,10 @@ from benchmarks.common.goals import verdict
 from benchmarks.common.markdown import filled
 from benchmarks.common.results import RESULTS, read, save
 from benchmarks.decode import report as decode
+from benchmarks.decode.goals import BLOCKS_8B
 from benchmarks.ptq.accuracy import accuracy, figure, wikitext2_of_stories
+
+BLOCKS = {"potq pot4": 40.0, "potq pot3": 50.0, "potq pot2": 60.0, "llama.cpp Q4_0": 25.0, "ik_llama.cpp Q4_0": 30.0}
 
 
 @pytest.fixture
@@ -63,13 +66,44 @@ def test_speeds_of_another_machine_stand_apart(copied: Path) -> None:
     line = next(line for line in decode.speed_table().splitlines() if line.startswith("| potq pot4 |"))
     assert _cells(line)[-2:] == ["100", "200"]
     assert "AVX-512 VNNI (AMD EPYC, 2 cores); AVX2 (AMD EPYC, 2 cores)" in decode.speed_table()
-    last = decode.readme_speed().splitlines()[-1]
-    assert _cells(last) == ["prompt of 512, tokens/s, AVX2 (AMD EPYC, 2 cores)", "200", *["-"] * 7]
+    heading, _, first, *others = map(_cells, decode.readme_speed().splitlines())
+    assert heading[-1] == "decode / prompt of 512, tokens/s, AVX2 (AMD EPYC, 2 cores)"
+    assert (first[0], first[-1]) == ("`pot4`", "100 / 200")
+    assert {line[-1] for line in others} == {"- / -"}
+
+
+def test_a_forced_instruction_set_is_named_in_tables(copied: Path) -> None:
+    content = read(copied / "decode.avx2.json")
+    save(copied / "decode.avx2.json", content | {"machine": content["machine"] | {"forced_on": "avx512vnni"}})
+    assert "AVX2 forced on AVX-512 VNNI (AMD EPYC, 2 cores)" in decode.readme_speed()
+
+
+def test_goals_of_a_kind_of_machine_that_was_never_measured_are_on_the_list(copied: Path) -> None:
+    (copied / "decode.avx2.json").unlink()
+    listed = [(file, goal["name"]) for file, goal in tables.every_goal() if "llama.cpp's best 4-bit file" in goal["name"]]
+    assert ("decode.avx2 (never run)", "AVX2: decode: 4 bits / llama.cpp's best 4-bit file, at least") in listed
+    assert not [name for file, name in listed if file.startswith("decode.avx512vnni") and name.startswith("AVX2")]
+
+
+def test_blocks_of_an_8b_model_have_a_table_and_goals(copied: Path) -> None:
+    content = read(copied / "decode.avx2.json")
+    rows = [
+        {"what": "speed", "round": 0, "name": name, "decode": speed, "prefill": 10 * speed} for name, speed in BLOCKS.items()
+    ]
+    goals = {goal["name"]: goal["measured"] for goal in BLOCKS_8B.goals(rows, "avx2")}
+    save(copied / "decode_8b.avx2.json", content | {"rows": rows, "goals": []})
+    lines = [_cells(line) for line in decode.document()["8b"].splitlines() if line.startswith("| ")]
+    assert [line[0] for line in lines[2:]] == sorted(BLOCKS, key=lambda name: -BLOCKS[name])
+    assert lines[2][1:] == ["60", "600", "-"]
+    assert goals == {
+        "decode: pot3 / pot4, at least": 1.25,
+        "decode: pot2 / pot4, at least": 1.5,
+        "AVX2: decode: 4 bits / llama.cpp's best 4-bit file, at least": 1.6,  # ik_llama.cpp is a row without a goal
+    }
 
 
 def test_perplexities_stand_beside_the_files_that_were_timed() -> None:
-    names, _, rounded, calibrated, *_ = map(_cells, decode.readme_speed().splitlines())
-    found = dict(zip(names, zip(rounded, calibrated, strict=True), strict=True))
+    found = {cells[0]: tuple(cells[1:3]) for cells in map(_cells, decode.readme_speed().splitlines())}
     assert found["`apot4`"] == ("37.05", "29.44")
     assert found["`pot3`"] == ("589", "114")
     assert found["llama.cpp IQ4_NL"] == ("31.46", "-")

@@ -52,7 +52,7 @@ class OnnxRuntime:
         zero = 2 ** (self.width - 1)
         scale = groups.abs().amax(2) / (zero - 1)
         codes = (groups / scale[..., None]).round().add(zero).clamp(0, 2 * zero - 1)
-        model = self._model(case, case.repeat(_packed(codes, self.width)).numpy(), case.repeat(scale).numpy(), copies)
+        model = self._model(case, case.repeat(packed(codes, self.width)).numpy(), case.repeat(scale).numpy(), copies)
         session = runtime.InferenceSession(model, _options(runtime, self.tables), providers=["CPUExecutionProvider"])
         y, others = np.zeros((2, case.m, case.rows), np.float32)
         binding = _bind(session, x.numpy(), y, others, copies)
@@ -85,7 +85,7 @@ class OnnxRuntime:
         return serialized
 
 
-def _packed(codes: Tensor, width: int) -> Tensor:
+def packed(codes: Tensor, width: int) -> Tensor:
     """Codes ``(..., n)`` as bytes ``(..., n * width / 8)``, the first in the lowest bits."""
     shifts = torch.arange(0, 8, width, dtype=torch.uint8)
     return torch.sum(codes.byte().unflatten(-1, (-1, len(shifts))) << shifts, -1, dtype=torch.uint8)
