@@ -167,6 +167,14 @@ def test_every_computer_has_the_scalar_kernels_and_prefers_others() -> None:
 
 
 @compiled_library
+def test_what_is_chosen_does_not_change_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = native.best_isa()
+    monkeypatch.setenv("POTQ_CPU_ISA", "scalar")
+    native.isa.cache_clear()
+    assert (native.isa(), native.best_isa()) == ("scalar", best)
+
+
+@compiled_library
 def test_potq_cpu_isa_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     x, results = torch.randn(3, 70), []
     for name in native.usable_isas():

@@ -1,4 +1,4 @@
-"""What ``decode/speed.py`` measures: the rounds and starts that are missing, and no start that would not heed what is forced."""
+"""What ``decode/speed.py`` measures: rounds and starts that are missing, and no start that would not heed what is forced."""
 
 from __future__ import annotations
 
