@@ -32,7 +32,7 @@ struct Rounded {
 };
 
 // The largest magnitude, compared as integers: the same order, and NaN comes last instead of being lost.
-inline uint32_t largest_magnitude(const float* values, int block) {
+POTQ_INLINE uint32_t largest_magnitude(const float* values, int block) {
   uint32_t largest = 0;
   for (int k = 0; k < block; k++) {
     const uint32_t magnitude = bits_of(values[k]) & 0x7fffffff;
@@ -41,43 +41,51 @@ inline uint32_t largest_magnitude(const float* values, int block) {
   return largest;
 }
 
-// Adding 1.5 * 2^23 leaves no bits for a fraction: rint, vectorized everywhere.
-inline float rint_small(float value) { return (value + 12582912.0f) - 12582912.0f; }
+// Adding 1.5 * 2^23 leaves no bits for a fraction: rint, vectorized everywhere, and the integer in the lowest bits.
+constexpr float kWhole = 12582912.0f;
+inline float rint_small(float value) { return (value + kWhole) - kWhole; }
+inline int32_t integer_of(float value) { return int32_t(bits_of(value + kWhole)) - int32_t(bits_of(kWhole)); }
 
 // What rounding to whole steps left over, in steps / kFineSteps.
-inline void round_fine(const float* values, int block, float inverse, Rounded* result) {
-  int32_t sum = 0;
+POTQ_INLINE void round_fine(const float* values, int block, float inverse, Rounded* result) {
+  int32_t integers[kMaxBlock], sum = 0;
   for (int k = 0; k < block; k++) {
     const float steps = values[k] * inverse;
-    const int32_t integer = int32_t(rint_small((steps - rint_small(steps)) * float(kFineSteps)));
-    result->fine[k] = int8_t(integer);
-    sum += integer;
+    integers[k] = integer_of((steps - rint_small(steps)) * float(kFineSteps));
   }
+  for (int k = 0; k < block; k++) result->fine[k] = int8_t(integers[k]);
+  for (int k = 0; k < block; k++) sum += integers[k];
   result->fine_sum = sum;
 }
 
 // Returns whether the block is finely rounded.
-inline bool round_block(const float* values, int block, float reference, Rounded* result) {
+POTQ_INLINE bool round_values(const float* values, int block, float reference, Rounded* result) {
   const uint32_t largest = largest_magnitude(values, block);
   const float amax = float_of(largest);
-  *result = Rounded{};
-  result->scale = largest < 0x7f800000 ? 0.0f : float_of(0x7fc00000);
-  if (largest >= 0x7f800000 || amax < 0x1p-120f) return false;
-  const float inverse = 127.0f / amax;
-  int32_t sum = 0, squares = 0;
-  for (int k = 0; k < block; k++) {
-    const int32_t integer = int32_t(rint_small(values[k] * inverse));
-    result->coarse[k] = int8_t(integer);
-    sum += integer;
-    squares += integer * integer;
+  if (largest >= 0x7f800000 || amax < 0x1p-120f) {
+    *result = Rounded{};
+    result->scale = largest < 0x7f800000 ? 0.0f : float_of(0x7fc00000);
+    return false;
   }
+  const float inverse = 127.0f / amax;
+  int32_t integers[kMaxBlock], sum = 0, squares = 0;
+  for (int k = 0; k < block; k++) integers[k] = integer_of(values[k] * inverse);
+  for (int k = 0; k < block; k++) result->coarse[k] = int8_t(integers[k]);
+  for (int k = 0; k < block; k++) sum += integers[k], squares += integers[k] * integers[k];
   result->coarse_sum = sum;
   const bool outlier = squares < kOutlier * block;
-  if (outlier) {
-    round_fine(values, block, inverse, result);
-  }
+  if (outlier) round_fine(values, block, inverse, result);
   result->scale = amax * (outlier ? 1.0f / 32258.0f : 1.0f / 127.0f) * reference;
   return outlier;
+}
+
+// The same: numbers of columns that compilers know make better vectors.
+inline bool round_block(const float* values, int block, float reference, Rounded* result) {
+  switch (block) {
+    case 64: return round_values(values, 64, reference, result);
+    case 32: return round_values(values, 32, reference, result);
+    default: return round_values(values, block, reference, result);
+  }
 }
 
 // Lay the 4-column steps of one row between those of the others.
@@ -127,8 +135,7 @@ inline void prepare_int8(const potq_product& product, const Layout& layout, int6
     }
     panel[b] = uint8_t(fine);
     const BlockWriter second{panel + shape.fine + size_t(b) * shape.block_bytes, fine, offset, steps};
-    for (int i = 0; i < fine; i++)
-      second.write(i, &fine_rows[i], rounded[fine_rows[i]].fine, rounded[fine_rows[i]].fine_sum);
+    for (int i = 0; i < fine; i++) second.write(i, &fine_rows[i], rounded[fine_rows[i]].fine, rounded[fine_rows[i]].fine_sum);
   }
 }
 

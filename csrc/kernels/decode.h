@@ -58,8 +58,7 @@ struct Decoder<V, 3> {
   static constexpr int kUnitBytes = 64;
   typename V::Table table;
   Decoder(const int8_t* levels, int offset) : table(V::table(LevelTable(levels, 3, offset).at)) {}
-  POTQ_INLINE void operator()(const uint8_t* tiles, const uint8_t* thirds, int part, int half,
-                              typename V::Bytes* out) const {
+  POTQ_INLINE void operator()(const uint8_t* tiles, const uint8_t* thirds, int part, int half, typename V::Bytes* out) const {
     const typename V::Bytes pairs = V::load(tiles);
     const typename V::Bytes codes = V::merge(half ? V::shift_two(pairs) : pairs, V::thirds(thirds, part, half));
     out[0] = V::lookup_lower(table, codes);

@@ -11,8 +11,8 @@
 //   2 bits     16 rows x 16 columns: byte 4 r + j holds columns j, 4 + j, 8 + j, 12 + j, lowest bits first
 //   3 bits     the low 2 bits of every code, as at 2 bits but for the order of the columns: j, 8 + j, 4 + j, 12 + j; behind the
 //              block's tiles, per tile, 32 bytes of third bits. Rows 0 to 7 have bits 0, 4, 1, 5 of byte 4 r + j for columns
-//              j, 4 + j, 8 + j, 12 + j; rows 8 to 15 have bits 2, 6, 3, 7 of byte 4 (r - 8) + j. So one shift lays the third bits
-//              of 8 columns beside their low ones, two codes a byte: j and 4 + j, or 8 + j and 12 + j.
+//              j, 4 + j, 8 + j, 12 + j; rows 8 to 15 have bits 2, 6, 3, 7 of byte 4 (r - 8) + j. So one shift lays the third
+//              bits of 8 columns beside their low ones, two codes a byte: j and 4 + j, or 8 + j and 12 + j.
 //   8 bits     16 rows x 4 columns: byte 4 r + j holds column j
 //
 // Columns are padded to whole blocks (their activations are zero), rows to whole row blocks (their scales are zero). Nothing
@@ -29,11 +29,11 @@ namespace potq {
 // compiled for AVX-512 and run it everywhere.
 namespace {
 
-constexpr int kRows = 16;      // rows of a block
-constexpr int kUnit = 16;      // columns; blocks are multiples of it
-constexpr int kMaxBlock = 64;  // columns that share an activation scale, at most
-constexpr int kTile = 64;      // bytes
-constexpr int kFineSteps = 254;  // of a fine row's second int8 in one step of the first
+constexpr int kRows = 16;         // rows of a block
+constexpr int kUnit = 16;         // columns; blocks are multiples of it
+constexpr int kMaxBlock = 64;     // columns that share an activation scale, at most
+constexpr int kTile = 64;         // bytes
+constexpr int kFineSteps = 254;   // of a fine row's second int8 in one step of the first
 constexpr int kThirdsBytes = 32;  // of the third bits of a unit
 
 inline size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }

@@ -3,15 +3,15 @@
 // INT8: activations of a row are cut in blocks of at most 64 columns and rounded, q = rint(x 127/amax), scale amax/127. With
 // integer levels L and weight scale w the output is, over blocks b ascending,
 //     y = fmaf(float(sum_k L[k] q[k]), w * scale[b], y),     y starting at the bias.
-// A row's block with an outlier (kOutlier) takes a second int8: 254 q + r in place of q, r = rint(254 (x 127/amax - q)), and the
-// scale amax/32258. The sum is taken in int32 (exact in any order), the product w * scale rounded once. FLOAT: four partial
+// A row's block with an outlier (kOutlier) takes a second int8: 254 q + r in place of q, r = rint(254 (x 127/amax - q)), and
+// the scale amax/32258. The sum is taken in int32 (exact in any order), the product w * scale rounded once. FLOAT: four partial
 // sums of fmaf(L[k], x[k], s), column k in sum k mod 4, added (s0 + s1) + (s2 + s3), then the same with w / 2^reference_log2
 // for w * scale. That order is the contract: every instruction set and every number of threads gives the same bits.
 //
-// Codes are decoded in registers, by byte shuffles that look up a 16-entry table of levels (the same work for every grid), and
-// used at once for up to V::kPanelRows activation rows; more rows meet the same codes while they are in the first-level cache.
-// Rejected: decoding into a buffer that all rows share. Shuffles run beside the dot products, on units that are idle else;
-// 8-bit weights, which need none, are no faster.
+// Codes are decoded in registers and used at once for up to V::kPanelRows activation rows; more rows meet the same codes while
+// they are in the first-level cache. Where V::kDecodesFirst, several panels share levels that were decoded to bytes before.
+// (Not with AVX-512: its shuffles run beside the dot products, on units that are idle else; 8-bit weights, which need none, are
+// no faster.)
 #pragma once
 
 #include <type_traits>
@@ -23,10 +23,10 @@
 namespace potq {
 namespace {
 
-constexpr int kPrefetch = 8192;  // bytes ahead: the hardware stops at the end of a page, and that is too late
-constexpr int kChunkBlocks = 16;  // blocks of columns that several panels meet while they are in the first-level cache
+constexpr int kPrefetch = 8192;    // bytes ahead: the hardware stops at the end of a page, and that is too late
+constexpr int kChunkBlocks = 16;   // blocks of columns that several panels meet while they are in the first-level cache
 constexpr int kDecodedBlocks = 8;  // the same, if their levels are bytes
-constexpr int kGroupPanels = 24;  // panels whose sums wait at the same time
+constexpr int kGroupPanels = 24;   // panels whose sums wait at the same time
 
 template <class V, template <class, int, int, int> class Arithmetic>
 constexpr bool is_integer() {
@@ -65,7 +65,9 @@ inline void load_bias(const potq_product& product, int rows, int row, typename V
   float bias[kRows] = {};
   const int count = product.bias ? smaller(kRows, product.format->rows - row) : 0;
   for (int r = 0; r < count; r++) bias[r] = load_number(product.bias, row + r, product.dtype);
-  for (int i = 0; i < kRows / V::kLanes * rows; i++) y[i] = V::load_floats(bias + i / rows * V::kLanes);
+  for (int p = 0; p < kRows / V::kLanes; p++) {
+    for (int i = 0; i < rows; i++) y[p * rows + i] = V::load_floats(bias + p * V::kLanes);
+  }
 }
 
 // The stored scales of strip r.
@@ -189,7 +191,8 @@ void multiply_group(const potq_product& product, const Decoder<V, Bits>& decoder
   for (int b = 0; b < layout.blocks; b += step) {
     const bool starts = b == 0, ends = b + step >= layout.blocks;
     const uint8_t* tiles = row_block + layout.scales_bytes + size_t(b) * layout.block_bytes;
-    Chunk chunk{product.format, &layout, row_block, tiles, layout.block_bytes, end, nullptr, b, ends ? layout.blocks : b + step};
+    Chunk chunk{
+        product.format, &layout, row_block, tiles, layout.block_bytes, end, nullptr, b, ends ? layout.blocks : b + step};
     if constexpr (kDecodes) {
       if (panels.count > 1) {
         decode_blocks<V, Bits>(decoder, layout, chunk, levels);

@@ -51,7 +51,8 @@ struct Avx2 {
     std::memcpy(&four, x, 4);
     return _mm256_set1_epi32(four);
   }
-  // Keeps a sum in its register: compilers join the additions of several steps to a tree, whose leaves 16 registers cannot hold.
+  // Keeps a sum in its register: compilers join the additions of several steps to a tree, whose leaves 16 registers cannot
+  // hold.
   static POTQ_INLINE Ints kept(Ints sum) {
 #if defined(__GNUC__)
     __asm__("" : "+x"(sum));
