@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PretrainedConfig
 
 import potq
 from potq.errors import CheckpointError, ConfigError, DataError, MissingDependencyError, ModelError, PotqError
@@ -397,13 +396,6 @@ def test_nothing_left_to_quantize(tiny_model: Any, tiny_folder: Path) -> None:
         potq.load(tiny_folder, config)
 
 
-def test_a_module_without_config() -> None:
-    module = torch.nn.Sequential(torch.nn.Linear(8, 8))
-    with pytest.raises(ModelError, match="Sequential has no config; potq quantizes Hugging Face models"):
-        potq.quantize(module, potq.PoTConfig("pot4"))
-    assert type(module[0]) is torch.nn.Linear, "the model is changed although it was refused"
-
-
 # ---- configs
 
 
@@ -493,10 +485,3 @@ def test_a_work_folder_of_other_files(tiny_model: Any, tokens: torch.Tensor, tmp
         potq.quantize(tiny_model, potq.PoTConfig("pot4"), [tokens], work_folder=tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     assert_unchanged(tiny_model, before)
-
-
-def test_a_model_without_blocks_has_nothing_to_calibrate(tokens: torch.Tensor) -> None:
-    model = torch.nn.Sequential(torch.nn.Embedding(260, 8), torch.nn.Linear(8, 8))
-    model.config = PretrainedConfig()
-    with pytest.raises(ModelError, match=r"Sequential has no list of blocks .*; use effort='fast'"):
-        potq.quantize(model, potq.PoTConfig("pot4"), [tokens])

@@ -20,6 +20,7 @@ from potq.version import __version__ as __version__
 if TYPE_CHECKING:
     from potq.checkpoint.folder import save
     from potq.checkpoint.loading import load, load_tokenizer
+    from potq.checkpoint.modules import load_module, save_module
     from potq.config import PoTConfig
     from potq.data.calibration_text import load_calibration
     from potq.engine.engine import Engine
@@ -42,10 +43,12 @@ _HOME = {
     "allocate": "ptq.allocation",
     "load": "checkpoint.loading",
     "load_calibration": "data.calibration_text",
+    "load_module": "checkpoint.modules",
     "load_tokenizer": "checkpoint.loading",
     "open_runner": "engine.runners",
     "quantize": "ptq.quantize",
     "save": "checkpoint.folder",
+    "save_module": "checkpoint.modules",
 }
 
 _MODULES = ("kernels", "qat")  # potq.qat.prepare is to work without an import of its own
@@ -61,10 +64,12 @@ __all__ = [
     "allocate",
     "load",
     "load_calibration",
+    "load_module",
     "load_tokenizer",
     "open_runner",
     "quantize",
     "save",
+    "save_module",
 ]
 
 

@@ -94,14 +94,14 @@ def test_weights_that_do_not_fit_are_skipped_with_the_reason() -> None:
     model.integer = nn.Linear(4, 4)
     model.integer.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
     model.rewriting = nn.Embedding(4, 4, max_norm=1.0)
-    model.convolution = nn.Conv2d(1, 1, 3)
+    model.convolution = nn.Conv3d(1, 1, 3)
     model.fine = nn.Linear(4, 4)
     result = plan(model, PoTConfig("pot4"))
     assert [target.name for target in result.targets] == ["fine"]
     reasons = {skipped.name: skipped.reason for skipped in result.skipped}
     assert "torch.int8" in reasons["integer"]
     assert "max_norm" in reasons["rewriting"]
-    assert "Conv2d with a 1x1x3x3 weight" in reasons["convolution.weight"]
+    assert "Conv3d with a 1x1x3x3x3 weight" in reasons["convolution.weight"]
 
 
 def test_plan_on_the_meta_device_equals_the_plan_of_the_model(tiny_model: LlamaForCausalLM) -> None:

@@ -67,6 +67,8 @@ def check_folder(folder: Path, *, quantizing: bool, weights: bool = True) -> dic
         raise CheckpointError(f"{folder} is quantized already; quantize the full-precision model it was made from")
     if isinstance(quantized, dict) and quantized.get("quant_method") == "potq":
         PoTConfig.from_dict(quantized)
+    if "potq_module" in config:
+        raise ModelError(f"{folder} holds a plain module; potq.load_module loads it, into what its own code makes")
     if "model_type" not in config:
         raise ModelError(f"{folder}/config.json names no model_type; it is not a Hugging Face model")
     if weights:

@@ -26,9 +26,9 @@ from safetensors import SafetensorError, safe_open
 
 from potq.checkpoint.card import packed_card, write_card
 from potq.checkpoint.files import check_shard_size
-from potq.config import PoTConfig
 from potq.errors import CheckpointError, ModelError, listed
 from potq.files import check_destination, disk_errors, flush, replacing
+from potq.nn.plain import is_plain, packed_config
 from potq.nn.plan import WeightPlan, meta_model, packed_modules, plan, tensor_bytes
 from potq.nn.refusals import require_no_adapter, require_weights
 from potq.numerics.tensor import storage
@@ -80,7 +80,10 @@ def save(
         >>> sorted(file for file in os.listdir("tiny-pot4") if "tokenizer" not in file)
         ['README.md', 'config.json', 'generation_config.json', 'model.safetensors', 'quant_report.json']
     """
-    if not isinstance(getattr(getattr(model, "config", None), "quantization_config", None), PoTConfig):
+    require_no_adapter(model)
+    if is_plain(model):
+        raise ModelError(f"{type(model).__name__} is a plain module; potq.save_module saves it")
+    if packed_config(model) is None:
         raise ModelError("the model is not quantized; call potq.quantize first, or use model.save_pretrained")
     check_shard_size(max_shard_size)
     check_reloadable(model)

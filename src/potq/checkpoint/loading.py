@@ -69,7 +69,7 @@ def load(
     if config is not None:
         require_config(config)
     dtype = _check_dtype(dtype)
-    _check_device(device)
+    check_device(device)
     stored: dict[str, StoredTensor] | None = None
     if where.folder is not None and where.gguf_file is None:
         fields = check_folder(where.folder, quantizing=config is not None)
@@ -175,7 +175,7 @@ def _check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     return named
 
 
-def _check_device(device: str | torch.device | None) -> None:
+def check_device(device: str | torch.device | None) -> None:
     """Find out before the work that a device is not there; torch raises several kinds for it."""
     import torch
 

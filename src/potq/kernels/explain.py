@@ -11,6 +11,7 @@ from torch import nn
 from potq import native
 from potq.config import Activations, check_activations
 from potq.errors import ConfigError
+from potq.kernels import reference
 from potq.kernels.cpu import backend as cpu
 from potq.kernels.registry import choose
 from potq.kernels.triton import backend as triton
@@ -57,9 +58,12 @@ def explain(module: nn.Module) -> Explanation:
         ('cpu', 'int8')
     """
     if not _is_packed(module):
-        raise ConfigError(f"{type(module).__name__} is not a packed module; give explain() a PoTLinear or PoTEmbedding")
+        raise ConfigError(f"{type(module).__name__} is not a packed module; give explain() a packed one")
     packed: Any = module
     weight = packed.quantized
+    if not isinstance(module, (nn.Linear, nn.Embedding)):
+        reason = "a convolution is computed with its dequantized kernel"
+        return Explanation(reference.NAME, "", "float", dict.fromkeys((cpu.NAME, triton.NAME), reason))
     chosen = choose(weight.scheme, weight.shape, weight.packed.device, packed.compute_dtype)
     rounds = chosen.backend == cpu.NAME and isinstance(module, nn.Linear)
     detail = _detail(chosen.backend, isinstance(module, nn.Embedding))

@@ -1,4 +1,4 @@
-"""Inference modules over a packed weight: :class:`PoTLinear` and :class:`PoTEmbedding`.
+"""Inference modules over a packed weight: :class:`PoTLinear`, :class:`PoTEmbedding`, and convolutions.
 
 They hold flat buffers (``weight_packed``, ``weight_scale``, ``weight_row_scale`` if the scheme has it), so state dicts,
 safetensors, DDP and ``torch.compile`` need to know nothing about them, and they are ``nn.Linear`` / ``nn.Embedding`` to
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from potq.kernels import Activations, ops, reference
 from potq.kernels.registry import BACKENDS, Backend, choose
 from potq.kernels.weight import PackedWeight
+from potq.nn.convolution import kernel_shape
 from potq.nn.lazy import LazyTensor, read_only
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
@@ -90,11 +91,11 @@ class PackedModule(ScaledModule):
 
     @property
     def weight(self) -> Tensor:
-        """The dequantized weight ``(out, in)`` in ``compute_dtype``, for reading only; made by whatever computes with it."""
+        """The dequantized weight in ``compute_dtype``, for reading only; made by whatever computes with it."""
         if torch.compiler.is_compiling():
             return self._dequantized()
         device, name = self._packed().packed.device, f"the weight of {self._called}"
-        weight = LazyTensor(self._shape, self.compute_dtype, device, self._dequantized, name)
+        weight = LazyTensor(self._weight_shape, self.compute_dtype, device, self._dequantized, name)
         weight._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: not to be initialised
         return weight
 
@@ -115,6 +116,10 @@ class PackedModule(ScaledModule):
         """
         yield self.weight
         yield from super().parameters(recurse)
+
+    @property
+    def _weight_shape(self) -> tuple[int, ...]:
+        return self._shape
 
     @property
     def _called(self) -> str:
@@ -197,28 +202,64 @@ class PoTEmbedding(PackedModule, nn.Embedding):
         return self._backend(weight.packed.device, self.compute_dtype).embedding(input, weight, self.compute_dtype)
 
 
+class _PackedConvolution(PackedModule):
+    """A convolution with a packed kernel, which is dequantized at every use: no kernel of ours convolves.
+
+    Its weight is packed as ``(out, in / groups * size)``. Activations are never rounded.
+    """
+
+    @property
+    def _weight_shape(self) -> tuple[int, ...]:
+        return kernel_shape(self)  # type: ignore[arg-type]  # it is one by its other base
+
+    def _dequantized(self) -> Tensor:
+        return super()._dequantized().view(self._weight_shape)
+
+    def forward(self, input: Tensor) -> Tensor:
+        _check_device(input, self._packed().packed)
+        this: Any = self
+        result: Tensor = this._conv_forward(input, self._dequantized(), self._parameters["bias"])
+        return result
+
+
+class PoTConv1d(_PackedConvolution, nn.Conv1d):
+    """``nn.Conv1d`` with a packed kernel, which is dequantized at every use."""
+
+
+class PoTConv2d(_PackedConvolution, nn.Conv2d):
+    """``nn.Conv2d`` with a packed kernel, which is dequantized at every use."""
+
+
+_PACKED: dict[type[nn.Module], type[PackedModule]] = {
+    nn.Linear: PoTLinear,
+    nn.Embedding: PoTEmbedding,
+    nn.Conv1d: PoTConv1d,
+    nn.Conv2d: PoTConv2d,
+}
+
+
 @cache
 def packed_class(kind: type[nn.Module]) -> type[PackedModule]:
-    """The inference class for modules of class ``kind`` (``nn.Linear``, ``nn.Embedding`` or a subclass).
+    """The inference class for modules of class ``kind``: linear, embedding, convolution, or a subclass of these.
 
     A subclass with a forward of its own (Gemma's scaled embedding, OPT's positions) keeps it: the class made here puts ours
     behind it in the method resolution order, so that its ``super().forward()`` and its ``self.weight`` reach us. Such a
     class has no importable name: its state dict can be saved and it can be deep-copied, but not pickled.
     """
-    base: type[PackedModule] = PoTEmbedding if issubclass(kind, nn.Embedding) else PoTLinear
-    if kind in (nn.Linear, nn.Embedding):
-        return base
+    if kind in _PACKED:
+        return _PACKED[kind]
+    base = next(packed for float_class, packed in _PACKED.items() if issubclass(kind, float_class))
     return type(f"PoT{kind.__name__}", (kind, base), {"__module__": __name__, "__doc__": base.__doc__})
 
 
 def pack_module(module: Any, weight: QuantizedWeight | PackedModule, name: str = "") -> PackedModule:
     """Turn ``module``, which its model calls ``name``, into its packed form, holding ``weight`` or tied to it.
 
-    ``nn.Linear`` and ``nn.Embedding`` change class in place and keep their hooks and attributes; anything else is a GPT-2
-    ``Conv1D``, for which a new :class:`PoTLinear` that shares its bias is returned.
+    Linears, embeddings and convolutions change class in place and keep their hooks and attributes; anything else is a
+    GPT-2 ``Conv1D``, for which a new :class:`PoTLinear` that shares its bias is returned.
     """
     dtype = module.weight.dtype
-    packed: Any = module if isinstance(module, (nn.Linear, nn.Embedding)) else _linear_of(module)
+    packed: Any = module if isinstance(module, tuple(_PACKED)) else _linear_of(module)
     packed.__class__, packed._name = packed_class(packed.__class__), name
     if isinstance(weight, QuantizedWeight):
         packed.hold(weight, dtype)

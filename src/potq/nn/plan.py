@@ -1,7 +1,8 @@
-"""Find the weights of a Hugging Face causal LM, decide each one's scheme, and put packed modules in their place.
+"""Find the weights of a model, decide each one's scheme, and put packed modules in their place.
 
 Nothing here knows an architecture: linears, GPT-2's ``Conv1D`` and embeddings are discovered, ties are seen by identity,
-and whatever has a weight matrix and is none of these is reported as skipped.
+and whatever has a weight matrix and is none of these is reported as skipped. Convolutions are discovered in plain modules;
+those of Hugging Face models are few, small and sensitive, and stay.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from torch import Tensor, nn
 
 from potq.config import PoTConfig, matches
 from potq.errors import ConfigError, ModelError
+from potq.nn.convolution import is_convolution, kernel_shape
 from potq.nn.packed import PackedModule, ScaledModule, pack_module
 from potq.nn.packed_model import as_float_model
-from potq.nn.refusals import require_no_adapter, require_weights
+from potq.nn.plain import is_plain, require_replaceable
+from potq.nn.refusals import require_no_adapter, require_shapes, require_weights
 from potq.nn.report import SkippedModule
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
 
-Kind = Literal["linear", "embedding", "head"]
+Kind = Literal["linear", "embedding", "head", "convolution"]
 
 _TIES = {"_tied_weights_keys", "all_tied_weights_keys"}  # transformers' notes of tied parameters
 
@@ -35,7 +38,8 @@ _TIES = {"_tied_weights_keys", "all_tied_weights_keys"}  # transformers' notes o
 class WeightPlan:
     """A weight to be quantized: the module that owns it, the modules tied to it, its scheme.
 
-    ``shape`` is ``(out, in)`` for linears, ``(rows, dim)`` for embeddings. ``tied`` names the other modules.
+    ``shape`` is ``(out, in)`` for linears, ``(rows, dim)`` for embeddings, ``(out, all else)`` for convolutions. ``tied``
+    names the other modules.
     """
 
     name: str
@@ -74,6 +78,9 @@ def plan(model: nn.Module, config: PoTConfig) -> Plan:
         ModelError: the model is quantized already, has an adapter, or nothing is left to quantize.
     """
     require_no_adapter(model)
+    require_shapes(model)
+    if is_plain(model):
+        require_replaceable(model)
     if any(isinstance(module, PackedModule) for module in model.modules()):
         raise ModelError("the model is quantized already; load the full-precision one")
     if any(isinstance(module, ScaledModule) for module in model.modules()):
@@ -120,18 +127,32 @@ def embeddings(model: nn.Module, side: Literal["input", "output"]) -> nn.Module 
 
 
 def quantizable_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Linears, ``Conv1D`` and embeddings by name."""
-    return {name: module for name, module in model.named_modules() if _is_quantizable(module)}
+    """Linears, ``Conv1D`` and embeddings by name; of a plain module convolutions, too."""
+    plain = is_plain(model)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if _is_quantizable(module) or (plain and is_convolution(module))
+    }
 
 
 def linear_weight(module: nn.Module) -> Tensor:
-    """The weight of a linear, ``Conv1D`` or embedding as ``(out, in)``."""
+    """The weight of a linear, ``Conv1D``, embedding or convolution as ``(out, in)``."""
     return as_matrix(module, _weight(module))
 
 
 def as_matrix(module: nn.Module, weight: Tensor) -> Tensor:
     """``weight``, which belongs to ``module``, as ``(out, in)``: GPT-2's ``Conv1D`` stores it transposed."""
+    if is_convolution(module):
+        return weight.flatten(1)
     return weight.t() if _is_conv1d(module) else weight
+
+
+def as_weight(module: nn.Module, matrix: Tensor) -> Tensor:
+    """The inverse of :func:`as_matrix`: ``matrix`` ``(out, in)`` as ``module`` stores its weight."""
+    if is_convolution(module):
+        return matrix.reshape(kernel_shape(module))
+    return matrix.t() if _is_conv1d(module) else matrix
 
 
 def install(model: nn.Module, target: WeightPlan, quantized: QuantizedWeight) -> None:
@@ -169,7 +190,7 @@ def unpack(model: nn.Module, dtype: torch.dtype) -> None:
     for name, module in packed_modules(model).items():
         plain, owner = float_model.get_submodule(name), module.tied_to or module
         if owner not in weights:
-            weights[owner] = nn.Parameter(as_matrix(plain, owner.quantized.dequantize()).to(dtype).contiguous())
+            weights[owner] = nn.Parameter(as_weight(plain, owner.quantized.dequantize()).to(dtype).contiguous())
         plain.weight = weights[owner]
         if getattr(plain, "bias", None) is not None:
             plain.bias = module.bias
@@ -210,16 +231,25 @@ def is_tied(model: nn.Module) -> bool:
 
 def tensor_bytes(model: nn.Module) -> int:
     """Bytes of the model's state dict, shared tensors counted once; meta tensors count as if they were there."""
-    return sum({t.untyped_storage()._cdata: t.nbytes for t in model.state_dict().values()}.values())
+    return sum({_storage(tensor): tensor.nbytes for tensor in _tensors(model)}.values())
 
 
 def weight_count(model: nn.Module) -> int:
     """Weights of the model: a packed matrix's, not its codes and scales, and every other stored tensor's, each once."""
-    owners = {name: module for name, module in packed_modules(model).items() if module.tied_to is None}
-    parts = {f"{name}.weight_{part}" for name, module in owners.items() for part in module.quantized.tensors()}
-    others = {t.untyped_storage()._cdata: t.numel() for key, t in model.state_dict().items() if key not in parts}
-    total: int = sum(others.values()) + sum(math.prod(module.quantized.shape) for module in owners.values())
+    packed = [module.quantized for module in packed_modules(model).values() if module.tied_to is None]
+    parts = {_storage(tensor) for weight in packed for tensor in weight.tensors().values()}
+    others = {_storage(tensor): tensor.numel() for tensor in _tensors(model) if _storage(tensor) not in parts}
+    total: int = sum(others.values()) + sum(math.prod(weight.shape) for weight in packed)
     return total
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """Of the state dict, which may hold more than tensors."""
+    return [tensor for tensor in model.state_dict().values() if isinstance(tensor, Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 def vocabulary(model: nn.Module) -> int | None:
@@ -262,7 +292,9 @@ def _tie_groups(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
     groups: dict[int | str, list[tuple[str, nn.Module]]] = {}
     for name, module in quantizable_modules(model).items():
         key = f"{name}.weight"
-        groups.setdefault(ties.get(key, key) if _weight(module).is_meta else id(module.weight), []).append((name, module))
+        untied = _weight(module).is_meta and not is_plain(model)
+        own = id(module._parameters.get("weight", module))  # a weight that is computed is another one every time
+        groups.setdefault(ties.get(key, key) if untied else own, []).append((name, module))
     return list(groups.values())
 
 
@@ -275,6 +307,8 @@ def _choose(group: list[tuple[str, nn.Module]], config: PoTConfig, head: nn.Modu
     owner = group[0][1]
     if reason := _unfit(owner):
         return reason
+    if head is None and any(isinstance(module, nn.Embedding) for _, module in group):  # a plain module does not say
+        head = next((module for _, module in group if isinstance(module, nn.Linear)), None)
     schemes = {name: _scheme(name, _kind(module, head), config) for name, module in group}
     if len(set(schemes.values())) > 1:
         found = ", ".join(f"{name}: {scheme.name if scheme else None}" for name, scheme in schemes.items())
@@ -282,6 +316,9 @@ def _choose(group: list[tuple[str, nn.Module]], config: PoTConfig, head: nn.Modu
     scheme = schemes[names[0]]
     if scheme is None:
         return "embedding=None leaves it in full precision"
+    kinds = {is_convolution(module) for _, module in group}
+    if len(kinds) > 1:
+        return "a convolution and another layer share it"
     out_features, in_features = linear_weight(owner).shape
     return WeightPlan(names[0], _kind(owner, head), (out_features, in_features), scheme, tuple(names[1:]))
 
@@ -295,6 +332,8 @@ def _skip(group: list[tuple[str, nn.Module]], reason: str) -> list[SkippedModule
 def _kind(module: nn.Module, head: nn.Module | None) -> Kind:
     if isinstance(module, nn.Embedding):
         return "embedding"
+    if is_convolution(module):
+        return "convolution"
     return "head" if module is head else "linear"
 
 
@@ -302,15 +341,17 @@ def _scheme(name: str, kind: Kind, config: PoTConfig) -> QuantScheme | None:
     for pattern, scheme in config.targets.items():
         if matches(pattern, name):
             return scheme
-    return config.scheme if kind == "linear" else config.embedding
+    return config.scheme if kind in ("linear", "convolution") else config.embedding
 
 
 def _unfit(module: nn.Module) -> str | None:
     """Why a linear or embedding cannot be quantized, if it cannot."""
     weight = _weight(module)
+    if "weight" not in module._parameters:
+        return "its weight is computed anew at every use (weight_norm or another parametrization)"
     if not weight.is_floating_point() or weight.itemsize == 1:
         return f"its weight is {weight.dtype}, not a full-precision float"
-    if weight.ndim != 2 or not weight.numel():
+    if (weight.ndim != 2 and not is_convolution(module)) or not weight.numel():
         return f"its weight has shape {tuple(weight.shape)}"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return "nn.Embedding(max_norm=...) rewrites its rows at look-up"
@@ -318,7 +359,8 @@ def _unfit(module: nn.Module) -> str | None:
 
 
 def _unhandled(model: nn.Module) -> list[SkippedModule]:
-    """Parameters with two dimensions or more in modules of other kinds (experts, convolutions, routers)."""
+    """Parameters with two dimensions or more in modules of other kinds (experts, routers, recurrent layers)."""
+    handled = quantizable_modules(model)
     return [
         SkippedModule(
             name=f"{name}.{key}".lstrip("."),
@@ -326,7 +368,7 @@ def _unhandled(model: nn.Module) -> list[SkippedModule]:
             nbytes=tensor.nbytes,
         )
         for name, module in model.named_modules()
-        if not _is_quantizable(module)
+        if name not in handled
         for key, tensor in module.named_parameters(recurse=False)
         if tensor.ndim >= 2
     ]
@@ -340,8 +382,13 @@ def _check_patterns(config: PoTConfig, names: list[str]) -> None:
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    old = model.get_submodule(name)
+    if old is module:  # it changed its class
+        return
+    for parent in model.modules():  # two may have the same child
+        for child, found in parent._modules.items():
+            if found is old:
+                parent._modules[child] = module
 
 
 def _forget_ties(model: nn.Module) -> None:

@@ -39,6 +39,19 @@ def require_weights(model: nn.Module) -> None:
             )
 
 
+def require_shapes(model: nn.Module) -> None:
+    """Refuse a model with lazy layers that never ran: their weights have no shape yet.
+
+    Raises:
+        ModelError: names the first one.
+    """
+    from torch.nn.parameter import is_lazy
+
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise ModelError(f"{name} has no shape yet: its layer is lazy; run the module on an input first")
+
+
 def require_causal(model: nn.Module, *, predicting: bool = False) -> None:
     """Refuse a model that a text by itself cannot pass, or (``predicting``) one that predicts no tokens.
 

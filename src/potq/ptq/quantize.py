@@ -16,6 +16,7 @@ from potq.config import EFFORTS, Effort, PoTConfig, require_config
 from potq.errors import ConfigError, ModelError
 from potq.nn.language import language_plan
 from potq.nn.packed_model import as_packed_model
+from potq.nn.plain import is_plain, note_config
 from potq.nn.plan import (
     Plan,
     WeightPlan,
@@ -57,7 +58,8 @@ def quantize(
     """Quantize ``model`` in place; ``model.save_pretrained`` and :func:`potq.save` work afterwards.
 
     Args:
-        model: a Hugging Face causal LM in full precision.
+        model: a Hugging Face causal LM in full precision, or any other ``torch.nn.Module``: its linears, embeddings and
+            convolutions are packed, and :func:`potq.save_module` saves it.
         config: which module gets which scheme, and how hard to try (``config.effort``).
         calibration: batches of token ids ``(batch, length)``, e.g. of :func:`potq.load_calibration`. Everything beyond
             ``"fast"`` needs them; they add every layer's output error to the report, too.
@@ -94,11 +96,11 @@ def quantize(
         >>> report.modules[1].algorithm
         'gptq+descent'
     """
-    if not hasattr(model, "config"):
-        raise ModelError(f"{type(model).__name__} has no config; potq quantizes Hugging Face models (potq.load reads them)")
     require_config(config)
     config, todo = language_plan(model, config)
     require_weights(model)
+    if is_plain(model) and calibration is not None:
+        raise ModelError(f"{type(model).__name__} is a plain module, which takes no calibration; use effort='fast'")
     require_calibration(config, given=calibration is not None)
     batches = calib.check_batches(calibration, model) if calibration is not None else []
     effort = chosen_effort(config, given=bool(batches))
@@ -288,6 +290,9 @@ def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
     """Record on the model what saving and loading need."""
     model.quant_report = report  # type: ignore[assignment]  # nn.Module's stub expects tensors and modules
     as_packed_model(model)
+    if is_plain(model):
+        note_config(model, config)
+        return
     model_config: Any = model.config
     model_config.quantization_config = config
     if hasattr(model, "dequantize") and getattr(model, "hf_quantizer", None) is None:

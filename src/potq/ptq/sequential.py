@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from potq.config import Effort
 from potq.nn.losses import divergence, output_loss
-from potq.nn.plan import WeightPlan, as_matrix, evaluation_mode, linear_weight
+from potq.nn.plan import WeightPlan, as_weight, evaluation_mode, linear_weight
 from potq.nn.report import Progress
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
@@ -285,7 +285,7 @@ class _Exchange:
             parameter = module.weight
             assert isinstance(parameter, Tensor)
             self._parameters.append(parameter)
-            self._others.append(as_matrix(module, quantized.dequantize()).to(parameter.dtype))
+            self._others.append(as_weight(module, quantized.dequantize()).to(parameter.dtype))
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -311,7 +311,7 @@ def _substituted(block: nn.Module, values: dict[str, Tensor]) -> Iterator[Callab
         parameter = module.weight
         assert isinstance(parameter, Tensor)
         kept.append((parameter, parameter.data))
-        parameter.data = as_matrix(module, matrix).to(parameter.dtype)
+        parameter.data = as_weight(module, matrix).to(parameter.dtype)
 
     try:
         for name, matrix in values.items():

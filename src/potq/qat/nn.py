@@ -1,4 +1,4 @@
-"""Training modules: linears, GPT-2's ``Conv1D`` and embeddings whose float weight is rounded whenever it is used.
+"""Training modules: linears, GPT-2's ``Conv1D``, embeddings and convolutions whose float weight is rounded at every use.
 
 A module changes class in place: ``weight`` stays the float parameter that it was, under the same key, and a checkpoint stays
 an ordinary one. What is added are the scales: buffers that no state dict holds (the trainer keeps them in a file of their
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from potq.nn.convolution import convolve
 from potq.nn.lazy import LazyTensor
 from potq.nn.packed import ScaledModule
-from potq.nn.plan import as_matrix
+from potq.nn.plan import as_matrix, as_weight
 from potq.numerics.fake_quantize import fake_quantize
 from potq.numerics.functional import decode_scale, encode_scale
 from potq.numerics.scheme import QuantScheme, ScaleMethod
@@ -151,16 +152,41 @@ class QATEmbedding(QATModule, nn.Embedding):  # type: ignore[misc]
         return rows.view(*input.shape, self.embedding_dim)
 
 
+class _QATConvolution(QATModule):
+    """A convolution with a rounded kernel; inputs are never rounded, as packed ones never round theirs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        this: Any = self
+        return convolve(this, input, fake_quantize(self.matrix, self.scale(), self.scheme), this.bias)
+
+
+class QATConv1d(_QATConvolution, nn.Conv1d):  # type: ignore[misc]
+    """``nn.Conv1d`` with a rounded kernel."""
+
+
+class QATConv2d(_QATConvolution, nn.Conv2d):  # type: ignore[misc]
+    """``nn.Conv2d`` with a rounded kernel."""
+
+
+_TRAINING: dict[type[nn.Module], type[QATModule]] = {
+    nn.Linear: QATLinear,
+    nn.Embedding: QATEmbedding,
+    nn.Conv1d: QATConv1d,
+    nn.Conv2d: QATConv2d,
+}
+
+
 @cache
 def qat_class(kind: type[nn.Module]) -> type[QATModule]:
-    """The training class for modules of class ``kind``: ``nn.Linear``, ``nn.Embedding``, a subclass of them, or ``Conv1D``.
+    """The training class for modules of class ``kind``: linear, embedding, convolution, a subclass of them, or ``Conv1D``.
 
     A subclass with a forward of its own (Gemma's scaled embedding, OPT's positions) keeps it, and ours stands behind it in
     the method resolution order. In that forward ``self.weight`` is the rounded weight.
     """
-    if kind in (nn.Linear, nn.Embedding):
-        return QATEmbedding if kind is nn.Embedding else QATLinear
-    if not issubclass(kind, (nn.Linear, nn.Embedding)):  # Conv1D: another orientation, the same product
+    if kind in _TRAINING:
+        return _TRAINING[kind]
+    base = next((made for float_class, made in _TRAINING.items() if issubclass(kind, float_class)), None)
+    if base is None:  # Conv1D: another orientation, the same product
         conv1d: Any = type("QATConv1D", (QATModule, kind), {"__module__": __name__, "forward": QATLinear.forward})
         return cast(type[QATModule], conv1d)
 
@@ -177,13 +203,12 @@ def qat_class(kind: type[nn.Module]) -> type[QATModule]:
             return latent
 
         def rounded() -> Tensor:
-            return fake_quantize(latent, self.scale(), self.scheme)
+            return as_weight(self, fake_quantize(self.matrix, self.scale(), self.scheme))
 
         if torch.compiler.is_compiling():
             return rounded()
         return LazyTensor(latent.shape, latent.dtype, latent.device, rounded, f"the rounded weight of {kind.__name__}")
 
-    base: type[QATModule] = QATEmbedding if issubclass(kind, nn.Embedding) else QATLinear
     members = {"__module__": __name__, "forward": forward, "weight": property(weight)}
     made: Any = type(f"QAT{kind.__name__}", (kind, base), members)
     return cast(type[QATModule], made)
@@ -191,7 +216,7 @@ def qat_class(kind: type[nn.Module]) -> type[QATModule]:
 
 def _float_class(kind: type[QATModule]) -> type[nn.Module]:
     """The class that :func:`qat_class` was given."""
-    if kind in (QATLinear, QATEmbedding):
-        return nn.Embedding if kind is QATEmbedding else nn.Linear
+    if kind in _TRAINING.values():
+        return next(float_class for float_class, made in _TRAINING.items() if made is kind)
     bases: Any = kind.__mro__
     return cast(type[nn.Module], next(base for base in bases if not issubclass(base, ScaledModule)))

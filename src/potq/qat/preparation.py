@@ -11,6 +11,7 @@ from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
 from potq.nn.language import language_plan
 from potq.nn.packed import PackedModule
+from potq.nn.plain import packed_config
 from potq.nn.plan import Plan, WeightPlan, install, linear_weight, packed_modules
 from potq.nn.refusals import require_no_adapter, require_weights
 from potq.nn.report import QuantReport
@@ -85,7 +86,7 @@ def convert(model: nn.Module) -> QuantReport:
     The model is unchanged after an error.
 
     Raises:
-        ModelError: the model is not prepared, has no config or has an adapter, was changed since, or its weights are NaN
+        ModelError: the model is not prepared or has an adapter, was changed since, or its weights are NaN
             (named).
 
     Example:
@@ -117,8 +118,6 @@ def convert(model: nn.Module) -> QuantReport:
 
 def _check_convertible(model: nn.Module, modules: dict[str, QATModule], todo: Plan) -> None:
     """Everything that would fail once the floats are restored."""
-    if not hasattr(model, "config"):
-        raise ModelError(f"{type(model).__name__} has no config; potq converts Hugging Face models, whole")
     require_no_adapter(model)
     require_weights(model)
     names = {id(module): name for name, module in modules.items()}
@@ -179,11 +178,11 @@ def load_scale_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def _config(config: PoTConfig | None, start: nn.Module | None) -> PoTConfig:
-    found = getattr(getattr(start, "config", None), "quantization_config", None)
-    if start is not None and not isinstance(found, PoTConfig):
+    found = packed_config(start)
+    if start is not None and found is None:
         raise ModelError("start= is not a packed model; quantize it first, or leave it out")
     chosen = config or found
-    if not isinstance(chosen, PoTConfig):
+    if chosen is None:
         raise ConfigError("prepare needs a config, e.g. potq.PoTConfig('pot4'), or start= (a packed model)")
     if start is None:
         require_no_text(chosen)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from potq.config import Effort
 from potq.errors import ModelError
-from potq.nn.plan import as_matrix
+from potq.nn.plan import as_weight
 from potq.ptq.algorithms.learned import LearnedWeight
 from potq.resume import WorkFolder
 
@@ -117,7 +117,7 @@ class Learning:
             device = input.device.type
             mixed = torch.is_autocast_enabled(device)
             learned = weight(torch.get_autocast_dtype(device) if mixed else input.dtype)
-            module.__dict__["weight"] = as_matrix(module, learned)  # stands before the parameter of that name
+            module.__dict__["weight"] = as_weight(module, learned)  # stands before the parameter of that name
             try:
                 return own(input, *args, **options)
             finally:

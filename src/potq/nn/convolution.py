@@ -1,0 +1,47 @@
+"""Convolutions as matrices: of a kernel ``(out, in / groups, *size)``, each output channel is a row of weights.
+
+Strides, padding, dilation and groups change nothing of that. Groups do change which inputs meet a row.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+from torch import Tensor, nn
+from torch.nn.functional import pad, unfold
+
+Convolution = nn.Conv1d | nn.Conv2d
+
+
+def is_convolution(module: nn.Module) -> TypeGuard[Convolution]:
+    return isinstance(module, (nn.Conv1d, nn.Conv2d))
+
+
+def is_grouped(module: nn.Module) -> bool:
+    """Whether the rows of its matrix meet different inputs, so that no one second moment is theirs."""
+    return is_convolution(module) and module.groups > 1
+
+
+def kernel_shape(module: Convolution) -> tuple[int, ...]:
+    return (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+
+
+def patches(module: Convolution, input: Tensor) -> Tensor:
+    """What the matrix of ``module``, which has no groups, is multiplied with: ``(places, in * size)``."""
+    if input.ndim == len(module.kernel_size) + 1:  # without a batch
+        input = input[None]
+    sides: Any = module._reversed_padding_repeated_twice
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    if any(sides):
+        input = pad(input, sides, mode=mode)
+    ones = (1,) * (2 - len(module.kernel_size))  # a signal is an image of one row
+    if ones:
+        input = input.unsqueeze(-2)
+    size, dilation, stride = ((*ones, *each) for each in (module.kernel_size, module.dilation, module.stride))
+    return unfold(input, size, dilation, 0, stride).transpose(1, 2).flatten(0, 1)
+
+
+def convolve(module: Convolution, input: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What ``module`` puts out with ``matrix`` as its kernel."""
+    result: Tensor = module._conv_forward(input, matrix.view(kernel_shape(module)), bias)
+    return result
