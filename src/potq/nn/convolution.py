@@ -26,6 +26,18 @@ def kernel_shape(module: Convolution) -> tuple[int, ...]:
     return (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
 
 
+def reading(module: nn.Module) -> tuple[Any, ...]:
+    """How it reads its input: layers that read the same tensor alike are multiplied with the same rows."""
+    if not is_convolution(module):
+        return ()
+    return (module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode)
+
+
+def rows(module: nn.Module, input: Tensor) -> Tensor:
+    """What the matrix of a linear, or of a convolution without groups, is multiplied with, row by row."""
+    return patches(module, input) if is_convolution(module) else input.reshape(-1, input.shape[-1])
+
+
 def patches(module: Convolution, input: Tensor) -> Tensor:
     """What the matrix of ``module``, which has no groups, is multiplied with: ``(places, in * size)``."""
     if input.ndim == len(module.kernel_size) + 1:  # without a batch

@@ -86,6 +86,7 @@ class QuantReport(BaseModel):
         weights: of the whole model, skipped ones, norms and biases included, tied ones once; None: a report that was
             written before they were counted, and read without the model (:func:`potq.load` counts them).
         unused: tensors of the checkpoint that the model does not use, such as heads that predict several tokens.
+        remarks: what was done in another way than usual, or is allowed and hardly meant.
 
     Example:
         >>> import potq
@@ -107,6 +108,7 @@ class QuantReport(BaseModel):
     bytes_after: int
     weights: int | None = None
     unused: list[UnusedTensor] = []
+    remarks: list[str] = []
 
     _verb: ClassVar[str] = "quantized"
 
@@ -208,7 +210,7 @@ class QuantReport(BaseModel):
 
     def _captions(self) -> list[str]:
         measured = "SNR in dB; " if "SNR" in self._headings() else ""
-        return [f"{measured}algorithm: {', '.join(self._algorithms())}", *self.notes]
+        return [f"{measured}algorithm: {', '.join(self._algorithms())}", *self.notes, *self.remarks]
 
     def summary(self) -> str:
         """One line: the whole model's bits per weight, what was quantized, what was not, and the size."""
@@ -239,13 +241,7 @@ class QuantReport(BaseModel):
 
 
 class PlannedReport(QuantReport):
-    """What quantizing would do; nothing was done, so that there are no errors.
-
-    Attributes:
-        remarks: what is allowed and hardly meant.
-    """
-
-    remarks: list[str] = []
+    """What quantizing would do; nothing was done, so that there are no errors."""
 
     _verb: ClassVar[str] = "to be quantized"
 

@@ -7,9 +7,10 @@ called with is recorded from the model itself, and layers that read the same ten
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from potq.errors import ModelError
+from potq.nn.convolution import reading, rows
 
 TOKENS = 1024  # at a time through a block, and in a step of refinement: windows of equal length are put together
 
@@ -25,15 +27,30 @@ TOKENS = 1024  # at a time through a block, and in a step of refinement: windows
 class Call:
     """One pass through the blocks: hidden states ``(batch, length, dim)``, and whatever else the model gives each block.
 
-    What else differs from block to block: masks of sliding and of full attention, say.
+    What else differs from block to block: masks of sliding and of full attention, say. With ``text`` it
+    is a language model's on text: products may be in bfloat16, and a layer runs once.
     """
 
     hidden: Tensor
     others: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]
+    text: bool = True
 
     def __call__(self, block: nn.Module) -> Tensor:
         args, kwargs = self.others[block]
         return _hidden(block(self.hidden, *args, **kwargs))
+
+    def precision(self) -> AbstractContextManager[object]:
+        """What the blocks' products are computed in."""
+        return mixed_precision(self.hidden.device) if self.text else nullcontext()
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Blocks that run one after another, their names in the model, and what they are called with."""
+
+    names: Sequence[str]
+    blocks: Sequence[nn.Module]
+    calls: Sequence[Call]
 
 
 def _hidden(output: Any) -> Tensor:
@@ -57,6 +74,17 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     if not lists:
         raise ModelError(f"{type(model).__name__} has no list of blocks to calibrate one by one; use effort='fast'")
     return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def text_chain(model: nn.Module, batches: Sequence[Tensor], keep: Callable[[Tensor], Tensor]) -> Chain:
+    """The blocks of a language model, and their calls on token batches.
+
+    Raises:
+        ModelError: as :func:`find_blocks` and :func:`record_calls`.
+    """
+    prefix, blocks = find_blocks(model)
+    names = [f"{prefix}.{index}" for index in range(len(blocks))]
+    return Chain(names, list(blocks), record_calls(model, list(blocks), batches, keep))
 
 
 def merge(batches: Sequence[Tensor]) -> list[Tensor]:
@@ -180,9 +208,13 @@ class HiddenStates:
     @torch.no_grad()
     def advance(self, block: nn.Module) -> None:
         """Replace every input by the block's output."""
-        for call in self.calls:
-            with mixed_precision(call.hidden.device):
-                call.hidden.copy_(call(block))
+        for index, call in enumerate(self.calls):
+            with call.precision():
+                output = call(block)
+            if output.shape == call.hidden.shape and output.device == call.hidden.device:
+                call.hidden.copy_(output)
+            else:
+                self.calls[index] = replace(call, hidden=output.clone())
 
     @property
     def nbytes(self) -> int:
@@ -193,7 +225,8 @@ class HiddenStates:
 def shared_inputs(block: nn.Module, names: Sequence[str], calls: Iterable[Call]) -> list[list[str]]:
     """The named layers of ``block`` in the order they run, those that read the same tensor together.
 
-    Layers that no call reaches are left out: experts that no token is sent to, a matrix that is read without a call.
+    Layers that no call reaches are left out: experts that no token is sent to, a matrix that is read without a call. A layer
+    that runs more than once is alone, at its first place.
     """
     found: list[list[str]] = []
     missed = list(names)
@@ -206,41 +239,51 @@ def shared_inputs(block: nn.Module, names: Sequence[str], calls: Iterable[Call])
 
 
 def _shared_inputs(block: nn.Module, names: Sequence[str], call: Call) -> list[list[str]]:
-    groups: dict[int, list[str]] = {}
+    groups: dict[Hashable, list[str]] = {}
     alive: list[Tensor] = []  # an id is unique while its tensor lives
+    runs: Counter[str] = Counter()
 
     def note(name: str, input: Tensor) -> None:
         alive.append(input)
-        groups.setdefault(id(input), []).append(name)
+        version = 0 if input.is_inference() else input._version  # somebody may write into it in between
+        groups.setdefault((id(input), version, reading(block.get_submodule(name))), []).append(name)
+        runs[name] += 1
 
-    with _inputs_seen(block, names, note), mixed_precision(call.hidden.device):
+    with _inputs_seen(block, names, note), call.precision():
         call(block)
-    return list(groups.values())
+    found: list[list[str]] = []
+    for group in groups.values():
+        found += [[name] for name in group if runs[name] > 1 and [name] not in found]
+        found += [once] if (once := [name for name in group if runs[name] == 1]) else []
+    return found
 
 
 @torch.no_grad()
 def second_moments(block: nn.Module, name: str, calls: HiddenStates, prefix: str = "") -> Tensor:
-    """Mean of ``x^T x`` over the tokens that enter layer ``name`` of ``block``: float32 ``(in, in)``.
+    """Mean of ``x^T x`` over the tokens (of a convolution, the patches) that enter layer ``name`` of ``block``: float32
+    ``(in, in)``.
 
     Raises:
         ModelError: its inputs are NaN or infinite; names it, with the ``prefix`` that the block's layers have in the model.
     """
     total: list[Tensor] = []
-    count = 0
+    count = runs = 0
+    module = block.get_submodule(name)
 
     def add(name: str, input: Tensor) -> None:
-        nonlocal count
-        x = input.reshape(-1, input.shape[-1]).float()
+        nonlocal count, runs
+        x = rows(module, input).float()
         count += len(x)
+        runs += 1
         if total:
             total[0].addmm_(x.t(), x)
         else:
             total.append(x.t() @ x)
 
-    with _inputs_seen(block, [name], add, stop=True):
-        for call in calls:
-            with suppress(_Reached), mixed_precision(call.hidden.device):
-                call(block)
+    for done, call in enumerate(calls):
+        once = call.text or 0 < done >= runs  # what has run no more than once in every pass so far
+        with _inputs_seen(block, [name], add, stop=once), suppress(_Reached), call.precision():
+            call(block)
     if not total or not bool(total[0].isfinite().all()):
         name = prefix + name
         raise ModelError(f"{name}: its inputs on the calibration text are NaN or infinite; load the model in float32")
@@ -253,16 +296,17 @@ def _inputs_seen(
 ) -> Iterator[None]:
     """Calls ``see`` with the input of each named layer; with ``stop`` the block's pass ends there."""
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def seen(module: nn.Module, args: tuple[Any, ...]) -> None:
-            with torch.autocast(args[0].device.type, enabled=False):
-                see(name, args[0])
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def seen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            input = args[0] if args else kwargs["input"]
+            with torch.autocast(input.device.type, enabled=False):
+                see(name, input)
             if stop:
                 raise _Reached
 
         return seen
 
-    handles = [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    handles = [block.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True) for name in names]
     try:
         yield
     finally:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from potq.data.tokens import require_own_tokens
 from potq.errors import DataError, ModelError
+from potq.nn.convolution import convolve, is_convolution, rows
 from potq.nn.plan import as_matrix, evaluation_mode, linear_weight, longest_text
 from potq.nn.refusals import require_causal
 from potq.nn.report import decibels
 from potq.numerics.tensor import QuantizedWeight
+from potq.ptq.feed import Feed
 
 _TOKEN_DTYPES = (torch.int32, torch.int64)
 
@@ -32,8 +34,12 @@ def check_batches(calibration: Iterable[Tensor], model: nn.Module) -> list[Tenso
             model has positions for.
         ModelError: an encoder-decoder.
     """
+    if not hasattr(model, "config"):
+        raise ModelError(f"{type(model).__name__} is a plain module; token batches are for models of transformers")
     require_causal(model)
     limit = longest_text(model)
+    if not isinstance(calibration, Iterable):
+        raise DataError(f"calibration is {type(calibration).__name__}; give (batch, length) integer tensors of token ids")
     batches = list(calibration)
     for batch in batches:
         if not isinstance(batch, Tensor) or batch.ndim != 2 or batch.dtype not in _TOKEN_DTYPES or not batch.numel():
@@ -46,8 +52,11 @@ def check_batches(calibration: Iterable[Tensor], model: nn.Module) -> list[Tenso
     return batches
 
 
-def input_mean_squares(model: nn.Module, names: Sequence[str], batches: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Mean square of each input feature, float32 ``(in,)``, of the named linears.
+def input_mean_squares(model: nn.Module, names: Sequence[str], feed: Sequence[Tensor] | Feed) -> dict[str, Tensor]:
+    """Mean square of each input feature, float32 ``(in,)``, of the named linears and convolutions.
+
+    Args:
+        feed: token batches, or what runs a plain module.
 
     Raises:
         ModelError: a layer that the text never reaches, or NaN activations; names the layer.
@@ -55,17 +64,38 @@ def input_mean_squares(model: nn.Module, names: Sequence[str], batches: Sequence
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        x = args[0].detach().reshape(-1, args[0].shape[-1]).float()
+    def hook(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        x = rows(module, _input(args, kwargs)).float()
         sums[name] = sums.get(name, 0) + x.square().sum(0)
         counts[name] = counts.get(name, 0) + len(x)
 
-    _run(model, {name: partial(hook, name) for name in names}, batches)
+    _run(model, {name: partial(hook, name) for name in names}, feed)
     _require_reached(names, counts)
     for name, total in sums.items():
         if not total.isfinite().all():
             raise ModelError(f"{name}: its inputs on the calibration text are NaN or infinite; load the model in float32")
     return {name: sums[name] / counts[name] for name in names}
+
+
+def second_moments(model: nn.Module, names: Sequence[str], feed: Feed) -> dict[str, Tensor]:
+    """Mean of ``x^T x`` over the rows that enter each named layer of a plain module, float32 ``(in, in)``; of those reached.
+
+    Raises:
+        ModelError: NaN or infinite activations; names the layer.
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def hook(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        x = rows(module, _input(args, kwargs)).float()
+        sums[name] = sums.get(name, 0) + x.t() @ x
+        counts[name] = counts.get(name, 0) + len(x)
+
+    _run(model, {name: partial(hook, name) for name in names}, feed)
+    for name, total in sums.items():
+        if not total.isfinite().all():
+            raise ModelError(f"{name}: its inputs on the calibration are NaN or infinite")
+    return {name: total / counts[name] for name, total in sums.items()}
 
 
 def mean_squared_gradients(model: nn.Module, names: Sequence[str], batches: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -98,33 +128,45 @@ def mean_squared_gradients(model: nn.Module, names: Sequence[str], batches: Sequ
     return {name: as_matrix(modules[name], sums[name] / len(windows)) for name in names}
 
 
-def output_snr(model: nn.Module, quantized: dict[str, QuantizedWeight], batches: Sequence[Tensor]) -> dict[str, float]:
+def output_snr(model: nn.Module, quantized: dict[str, QuantizedWeight], feed: Sequence[Tensor] | Feed) -> dict[str, float]:
     """Signal-to-noise ratio (dB) of each layer's output on the text: full precision against quantized, same inputs.
 
-    ``model`` is still in full precision; ``quantized`` maps names of its linears and plain embeddings to their weights.
+    ``model`` is still in full precision; ``quantized`` maps names of its linears, convolutions and plain embeddings to their
+    weights.
     Layers that the text never reaches are left out.
     """
     signal: dict[str, float] = {}
     noise: dict[str, float] = {}
 
-    def hook(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def hook(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         weight, exact = quantized[name].dequantize(), linear_weight(module).float()
+        x = _input(args, kwargs)
         if isinstance(module, nn.Embedding):
-            clean, error = (nn.functional.embedding(args[0], w) for w in (exact, weight - exact))
+            clean, error = (nn.functional.embedding(x, w) for w in (exact, weight - exact))
+        elif is_convolution(module):
+            clean, error = (convolve(module, x.float(), w) for w in (exact, weight - exact))
         else:
-            x = args[0].detach().float()
+            x = x.float()
             clean, error = x @ exact.t(), x @ (weight - exact).t()
         signal[name] = signal.get(name, 0.0) + float(clean.square().sum(dtype=torch.float64))
         noise[name] = noise.get(name, 0.0) + float(error.square().sum(dtype=torch.float64))
 
-    _run(model, {name: partial(hook, name) for name in quantized}, batches)
+    _run(model, {name: partial(hook, name) for name in quantized}, feed)
     return {name: decibels(signal[name], noise[name]) for name in signal}
 
 
-def _run(model: nn.Module, hooks: dict[str, Any], batches: Sequence[Tensor]) -> None:
-    device = next(model.parameters()).device
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    found: Tensor = args[0] if args else kwargs["input"]
+    return found.detach()
+
+
+def _run(model: nn.Module, hooks: dict[str, Any], feed: Sequence[Tensor] | Feed) -> None:
     with _hooked(model, hooks), evaluation_mode(model), torch.no_grad():
-        for batch in batches:
+        if isinstance(feed, Feed):
+            feed(model)
+            return
+        device = next(model.parameters()).device
+        for batch in feed:
             model(batch.to(device))
 
 
@@ -144,7 +186,7 @@ def _trainable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 @contextmanager
 def _hooked(model: nn.Module, hooks: dict[str, Any]) -> Iterator[None]:
     """Hooks attached and, whatever happens, removed."""
-    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+    handles = [model.get_submodule(name).register_forward_hook(hook, with_kwargs=True) for name, hook in hooks.items()]
     try:
         yield
     finally:
@@ -155,4 +197,4 @@ def _hooked(model: nn.Module, hooks: dict[str, Any]) -> Iterator[None]:
 def _require_reached(names: Sequence[str], counts: dict[str, int]) -> None:
     missed = [name for name in names if not counts.get(name)]
     if missed:
-        raise ModelError(f"the calibration text never reaches {', '.join(missed[:5])}; ignore these modules or use 'mse'")
+        raise ModelError(f"the calibration never reaches {', '.join(missed[:5])}; ignore these modules or use 'mse'")

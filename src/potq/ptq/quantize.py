@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 
 from potq.config import EFFORTS, Effort, PoTConfig, require_config
 from potq.errors import ConfigError, ModelError
+from potq.nn.convolution import is_grouped
 from potq.nn.language import language_plan
 from potq.nn.packed_model import as_packed_model
 from potq.nn.plain import is_plain, note_config
 from potq.nn.plan import (
     Plan,
     WeightPlan,
+    evaluation_mode,
     install,
     is_tied,
     linear_weight,
@@ -34,13 +37,18 @@ from potq.numerics.scheme import WEIGHTED_METHODS, QuantScheme, ScaleMethod
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq import calibration as calib
 from potq.ptq.algorithms.rtn import rtn
-from potq.ptq.blocks import find_blocks, merge
-from potq.ptq.sequential import SequentialCalibration
+from potq.ptq.blocks import Chain, Keeper, find_blocks, merge
+from potq.ptq.chain import find_chain
+from potq.ptq.feed import Feed
+from potq.ptq.sequential import SequentialCalibration, calibrated_layer, rounded_only
 from potq.resume import WorkFolder, fingerprint
 from potq.version import __version__
 
 REPORTED = 8  # calibration batches that output errors are measured on
 _UNUSED = "_potq_unused"
+
+Source = list[Tensor] | Feed
+"""Token batches, or what runs a plain module."""
 
 Done = dict[str, tuple[QuantizedWeight, ModuleReport]]
 
@@ -48,8 +56,9 @@ Done = dict[str, tuple[QuantizedWeight, ModuleReport]]
 def quantize(
     model: nn.Module,
     config: PoTConfig,
-    calibration: Iterable[Tensor] | None = None,
+    calibration: Iterable[Any] | Callable[[nn.Module], object] | None = None,
     *,
+    blocks: Sequence[str] | None = None,
     seed: int = 0,
     work_folder: str | os.PathLike[str] | None = None,
     cache_bytes: int = 4 << 30,
@@ -62,7 +71,12 @@ def quantize(
             convolutions are packed, and :func:`potq.save_module` saves it.
         config: which module gets which scheme, and how hard to try (``config.effort``).
         calibration: batches of token ids ``(batch, length)``, e.g. of :func:`potq.load_calibration`. Everything beyond
-            ``"fast"`` needs them; they add every layer's output error to the report, too.
+            ``"fast"`` needs them; they add every layer's output error to the report, too. For any other module: inputs (a
+            tensor, a tuple of arguments or a dict of keyword arguments each), or a callable that gets the module and runs it
+            as ``module(...)``; it is called several times.
+        blocks: of any other module: names of the modules to calibrate one after another, each of which gets what the one
+            before puts out. By default the children of the largest list of alike modules, or else the module as a whole,
+            whose inputs are then kept in memory; the report says so.
         seed: of the order of batches in refinement. The global generator is neither read nor set.
         work_folder: where a calibrated run leaves its finished blocks: called again after a kill, with the same model, text
             and config, it goes on from there to the same result. Delete it when the model is saved.
@@ -73,11 +87,13 @@ def quantize(
         What was done to each module, what was skipped and why. It is kept as ``model.quant_report`` too.
 
     Raises:
-        ConfigError: a pattern that matches nothing, or an effort or scale method that needs calibration without it.
+        ConfigError: a pattern that matches nothing, an effort or scale method that needs calibration without it, or that
+            needs a language model; blocks that are not there.
         ModelError: NaN or infinite weights or activations (named), a model quantized before or not in memory, nothing to
             quantize, a calibrated effort for a model on a GPU; layers that the text never reaches where ``scale_method``
             needs them (otherwise they are rounded to nearest, and the report says so). The model is unchanged.
-        DataError: calibration that is not token batches.
+        DataError: calibration that is not token batches; of any other module, inputs that it does not run on, or a callable
+            that raises or never runs it.
 
     Example:
         >>> import potq
@@ -95,30 +111,63 @@ def quantize(
         >>> report = potq.quantize(model, potq.PoTConfig("pot4", effort="balanced"), batches)
         >>> report.modules[1].algorithm
         'gptq+descent'
+
+        Any other module:
+
+        >>> import torch
+        >>> module = torch.nn.Sequential(torch.nn.Conv1d(4, 32, 3), torch.nn.ReLU(), torch.nn.Conv1d(32, 4, 3))
+        >>> inputs = [torch.randn(8, 4, 20) for _ in range(4)]
+        >>> report = potq.quantize(module, potq.PoTConfig("pot4", effort="balanced"), inputs)
+        >>> [(entry.kind, entry.shape, entry.algorithm) for entry in report.modules]
+        [('convolution', (32, 12), 'gptq+descent'), ('convolution', (4, 96), 'gptq+descent')]
     """
     require_config(config)
     config, todo = language_plan(model, config)
     require_weights(model)
-    if is_plain(model) and calibration is not None:
-        raise ModelError(f"{type(model).__name__} is a plain module, which takes no calibration; use effort='fast'")
     require_calibration(config, given=calibration is not None)
-    batches = calib.check_batches(calibration, model) if calibration is not None else []
-    effort = chosen_effort(config, given=bool(batches))
+    source = _check_source(model, calibration)
+    effort = chosen_effort(config, given=calibration is not None)
+    _check_plain(model, config, effort, blocks)
     config = config.model_copy(update={"effort": effort})
     if effort.calibrated:
         _require_cpu(model)
     for target in todo.targets:
         check_weight(linear_weight(model.get_submodule(target.name)).detach(), target)
-    run = _Run(model, config, effort, todo, batches, seed, cache_bytes, progress)
+    run = _Run(model, config, effort, todo, source, blocks, seed, cache_bytes, progress)
     done = run.calibrated(work_folder) if effort.calibrated else run.rounded(todo.targets)
-    if batches:
-        _add_output_errors(model, todo, done, merge(batches[:REPORTED]))
+    if calibration is not None:
+        some = source.first(REPORTED) if isinstance(source, Feed) else merge(source[:REPORTED])
+        _add_output_errors(model, todo, done, some)
     for target in todo.targets:
         install(model, target, done[target.name][0])
     entries = [done[target.name][1] for target in todo.targets]
     report = make_report(model, entries, todo.skipped)
+    report.remarks += run.remarks
     attach(model, config, report)
     return report
+
+
+def _check_source(model: nn.Module, calibration: Any) -> Source:
+    if calibration is None:
+        return []
+    return Feed.of(calibration) if is_plain(model) else calib.check_batches(calibration, model)
+
+
+def _check_plain(model: nn.Module, config: PoTConfig, effort: Effort, blocks: Sequence[str] | None) -> None:
+    """Refuse what makes no sense for the kind of model that it is."""
+    if not is_plain(model):
+        if blocks is not None:
+            raise ConfigError("blocks= is for plain modules; the blocks of a Hugging Face model are found")
+        return
+    if config.scale_method == "fisher":
+        raise ConfigError("scale_method='fisher' needs the loss of a language model; use 'mse' or 'weighted'")
+    if blocks is not None and not effort.calibrated:
+        raise ConfigError(f"blocks= changes nothing with effort={effort.name!r}, which calibrates none")
+    if effort.scope != "none":
+        raise ConfigError(
+            f"effort={effort.name!r} refines what a language model predicts, or its blocks put out, and a plain module may "
+            "put out anything; use 'balanced'"
+        )
 
 
 def chosen_effort(config: PoTConfig, *, given: bool) -> Effort:
@@ -136,14 +185,16 @@ class _Run:
     config: PoTConfig
     effort: Effort
     todo: Plan
-    batches: list[Tensor]
+    source: Source
+    blocks: Sequence[str] | None
     seed: int
     cache_bytes: int
     progress: Progress | None
+    remarks: list[str] = field(default_factory=list)
 
     def rounded(self, targets: Sequence[WeightPlan]) -> Done:
         """Every target by itself, to the nearest level."""
-        importance = _importance(self.model, self.config, targets, self.batches)
+        importance = _importance(self.model, self.config, targets, self.source)
         done: Done = {}
         count, total = 0, sum(target.weights for target in self.todo.targets)
         for target in targets:
@@ -156,18 +207,33 @@ class _Run:
 
     def calibrated(self, work_folder: str | os.PathLike[str] | None) -> Done:
         """What is outside the blocks, and embeddings, to the nearest level; then the blocks by the steps of the effort."""
-        prefix = find_blocks(self.model)[0] + "."
-        inside = [each for each in self.todo.targets if each.name.startswith(prefix) and each.kind != "embedding"]
-        done = self.rounded([target for target in self.todo.targets if target not in inside])
+        if not isinstance(self.source, Feed):
+            prefix = find_blocks(self.model)[0] + "."
+            return self._in_blocks((prefix,), self.source, None, self._folder(work_folder, self.source))
+        folder = self._folder(work_folder, self.source.tensors()) if work_folder is not None else None
+        with evaluation_mode(self.model), ExitStack() as stack:
+            keep = Keeper(self.cache_bytes, stack)
+            chain, remarks = find_chain(self.model, self.source, self.todo, self.blocks, keep)
+            self.remarks.extend(remarks)
+            return self._in_blocks(tuple(f"{name}." for name in chain.names if name), [], chain, folder)
+
+    def _in_blocks(
+        self, prefixes: tuple[str, ...], batches: list[Tensor], chain: Chain | None, folder: WorkFolder | None
+    ) -> Done:
+        """Targets whose names start with one of ``prefixes`` (all if there is none) by the steps of the effort."""
+        inside = [t for t in self.todo.targets if t.kind != "embedding" and (not prefixes or t.name.startswith(prefixes))]
+        outside = [target for target in self.todo.targets if target not in inside]
+        done = self._outside(outside, self.source) if isinstance(self.source, Feed) else self.rounded(outside)
         calibrated = SequentialCalibration(
             self.model,
             inside,
             self.effort,
-            self.batches,
+            batches,
+            chain,
             fixed={name: quantized for name, (quantized, _) in done.items()},
             seed=self.seed,
             cache_bytes=self.cache_bytes,
-            folder=self._folder(work_folder),
+            folder=folder,
             progress=self.progress,
         )
         layers = calibrated.run()
@@ -177,11 +243,25 @@ class _Run:
             done[target.name] = layer.weight, describe_weight(weight, target, layer.weight, layer.algorithm)
         return done
 
-    def _folder(self, path: str | os.PathLike[str] | None) -> WorkFolder | None:
+    def _outside(self, targets: Sequence[WeightPlan], feed: Feed) -> Done:
+        """Layers of a plain module outside the blocks, each by itself on what the module in full precision gives it."""
+        layers = [target for target in targets if target.kind != "embedding"]
+        able = [each for each in layers if not rounded_only(self.model.get_submodule(each.name), each.scheme)]
+        moments = calib.second_moments(self.model, [target.name for target in able], feed)
+        done = self.rounded([target for target in targets if target.name not in moments])
+        for target in (each for each in able if each.name in moments):
+            weight, hessian = linear_weight(self.model.get_submodule(target.name)), moments[target.name]
+            layer = calibrated_layer(weight, hessian, target.scheme, self.effort)
+            done[target.name] = layer.weight, describe_weight(weight, target, layer.weight, layer.algorithm)
+        return done
+
+    def _folder(self, path: str | os.PathLike[str] | None, inputs: Sequence[Tensor]) -> WorkFolder | None:
         if path is None:
             return None
-        settings = (__version__, repr(self.model.config), self.config.model_dump_json(), str(self.seed))
-        return WorkFolder(Path(path), fingerprint(self.model, self.batches, settings))
+        kind = type(self.model).__qualname__ if is_plain(self.model) else repr(self.model.config)
+        settings = [__version__, kind, self.config.model_dump_json(), str(self.seed)]
+        settings += [repr(list(self.blocks))] if self.blocks is not None else []
+        return WorkFolder(Path(path), fingerprint(self.model, inputs, settings))
 
 
 def quantize_weight(
@@ -274,8 +354,8 @@ def _require_cpu(model: nn.Module) -> None:
 def make_report(model: nn.Module, modules: list[ModuleReport], skipped: list[SkippedModule]) -> QuantReport:
     """The report of ``model``, whose modules are packed by now: what was done to them, and the size of the whole."""
     unused = getattr(model, _UNUSED, [])
-    size = {"bytes_after": tensor_bytes(model), "weights": weight_count(model)}
-    return QuantReport(modules=modules, skipped=skipped, unused=unused, **size)
+    size, weights = tensor_bytes(model), weight_count(model)
+    return QuantReport(modules=modules, skipped=skipped, unused=unused, bytes_after=size, weights=weights)
 
 
 def note_unused(model: nn.Module, unused: list[UnusedTensor]) -> None:
@@ -307,25 +387,24 @@ def attach(model: nn.Module, config: PoTConfig, report: QuantReport) -> None:
         model_config.tie_word_embeddings = False  # two weights, whatever the config said; both are saved
 
 
-def _importance(
-    model: nn.Module, config: PoTConfig, targets: Sequence[WeightPlan], batches: list[Tensor]
-) -> dict[str, Tensor]:
-    names = [target.name for target in targets if target.kind == "linear"]
+def _importance(model: nn.Module, config: PoTConfig, targets: Sequence[WeightPlan], source: Source) -> dict[str, Tensor]:
+    kinds = ("linear", "convolution")
+    names = [each.name for each in targets if each.kind in kinds and not is_grouped(model.get_submodule(each.name))]
     if config.scale_method == "weighted" and names:
-        return calib.input_mean_squares(model, names, batches)
-    if config.scale_method == "fisher" and names:
-        return calib.mean_squared_gradients(model, names, batches)
+        return calib.input_mean_squares(model, names, source)
+    if config.scale_method == "fisher" and names and not isinstance(source, Feed):
+        return calib.mean_squared_gradients(model, names, source)
     return {}
 
 
-def _add_output_errors(model: nn.Module, todo: Plan, done: Done, batches: list[Tensor]) -> None:
+def _add_output_errors(model: nn.Module, todo: Plan, done: Done, source: Source) -> None:
     """Fill in ``output_snr_db``; an embedding class with a forward of its own has no plain output to compare."""
     plain = {
         target.name: done[target.name][0]
         for target in todo.targets
         if target.kind != "embedding" or type(model.get_submodule(target.name)) is nn.Embedding
     }
-    ratios = calib.output_snr(model, plain, batches)
+    ratios = calib.output_snr(model, plain, source)
     for name, (_, entry) in done.items():
         entry.output_snr_db = ratios.get(name)
 

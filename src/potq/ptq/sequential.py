@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from potq.config import Effort
+from potq.nn.convolution import is_grouped
 from potq.nn.losses import divergence, output_loss
 from potq.nn.plan import WeightPlan, as_weight, evaluation_mode, linear_weight
 from potq.nn.report import Progress
@@ -26,14 +27,14 @@ from potq.ptq.algorithms.refine import Learning, fit
 from potq.ptq.algorithms.rounding import Rounded, SchemeRounding, round_to_nearest
 from potq.ptq.algorithms.rtn import rtn
 from potq.ptq.blocks import (
+    Chain,
     HiddenStates,
     Keeper,
-    find_blocks,
     merge,
     mixed_precision,
-    record_calls,
     second_moments,
     shared_inputs,
+    text_chain,
 )
 from potq.resume import WorkFolder
 
@@ -57,7 +58,8 @@ class SequentialCalibration:
 
     Attributes:
         targets: the layers to be quantized; those outside the blocks are left to the caller.
-        batches: token batches ``(batch, length)``.
+        batches: token batches ``(batch, length)``; not used where there is a chain.
+        chain: the blocks with their calls, recorded before; None: a language model's on the batches.
         fixed: weights outside the blocks that are quantized already, for a refinement of the whole model to reckon with.
         seed: of the order of batches in refinement.
         cache_bytes: hidden states beyond this go to files.
@@ -69,7 +71,8 @@ class SequentialCalibration:
     model: nn.Module
     targets: Sequence[WeightPlan]
     effort: Effort
-    batches: Sequence[Tensor]
+    batches: Sequence[Tensor] = ()
+    chain: Chain | None = None
     fixed: dict[str, QuantizedWeight] = field(default_factory=dict)
     seed: int = 0
     cache_bytes: int = 4 << 30
@@ -90,15 +93,15 @@ class SequentialCalibration:
         return layers
 
     def _blocks(self, stack: ExitStack) -> dict[str, Layer]:
-        prefix, blocks = find_blocks(self.model)
         keep = Keeper(self.cache_bytes, stack)
-        seen = HiddenStates(record_calls(self.model, list(blocks), merge(self.batches), keep))
+        chain = self.chain or text_chain(self.model, merge(self.batches), keep)
+        seen = HiddenStates(chain.calls)
         exact = seen.copy(keep) if self.effort.scope == "block" else None  # as the full-precision model has them
         layers: dict[str, Layer] = {}
         count = sum(weight.shape[0] * weight.shape[1] for weight in self.fixed.values())
-        total = count + sum(target.weights for target in self.targets if target.name.startswith(f"{prefix}."))
-        for index, block in enumerate(blocks):
-            start = f"{prefix}.{index}."
+        starts = [f"{name}." if name else "" for name in chain.names]
+        total = count + sum(target.weights for target in self.targets if target.name.startswith(tuple(starts)))
+        for index, (start, block) in enumerate(zip(starts, chain.blocks, strict=True)):
             inside = {t.name.removeprefix(start): t for t in self.targets if t.name.startswith(start)}
             if exact is not None:
                 exact.advance(block)
@@ -107,8 +110,9 @@ class SequentialCalibration:
                 report = self._reporter(count, total, start)
                 done = self._quantize_block(block, start, inside, seen, exact, self.seed + index, report)
                 self._save(index, done)
-            with _substituted(block, {name: layer.weight.dequantize() for name, layer in done.items()}):
-                seen.advance(block)
+            if index + 1 < len(starts):
+                with _substituted(block, {name: layer.weight.dequantize() for name, layer in done.items()}):
+                    seen.advance(block)
             if self.effort.scope != "model":
                 for layer in done.values():
                     layer.latent = None
@@ -198,17 +202,20 @@ class SequentialCalibration:
         unread = set(inside) - {name for group in groups for name in group}
         with _substituted(block, {}) as substitute:
             for name in sorted(unread):
-                layers[name] = _rounded(linear_weight(block.get_submodule(name)), inside[name].scheme, "no text reaches it")
+                reason = "no input reaches it" if self.chain is not None else "no text reaches it"
+                layers[name] = _rounded(linear_weight(block.get_submodule(name)), inside[name].scheme, reason)
                 substitute(name, layers[name].weight.dequantize())
             for group in groups:
-                hessian = second_moments(block, group[0], seen, prefix)
+                hessian: Tensor | None = None
                 for name in group:
                     report(sum(inside[done].weights for done in {**found, **layers}), name)
-                    weight, scheme = linear_weight(block.get_submodule(name)).detach().float(), inside[name].scheme
-                    if scheme.group_size == "tensor":
-                        layers[name] = _rounded(weight, scheme, "one scale for all rows")
+                    module, scheme = block.get_submodule(name), inside[name].scheme
+                    weight = linear_weight(module).detach().float()
+                    if reason := rounded_only(module, scheme):
+                        layers[name] = _rounded(weight, scheme, reason)
                         substitute(name, layers[name].weight.dequantize())
                         continue
+                    hessian = second_moments(block, name, seen, prefix) if hessian is None else hessian
                     rounding = self.rounding(weight, scheme, hessian.diagonal())
                     found[name] = quantize_layer(weight, hessian, rounding, self.effort)
                     substitute(name, found[name][0].values)
@@ -217,9 +224,24 @@ class SequentialCalibration:
         return layers | {n: Layer(rounding.pack(r), label, rounding, r.latent) for n, (r, rounding, label) in found.items()}
 
 
+def rounded_only(module: nn.Module, scheme: QuantScheme) -> str:
+    """Why calibration does nothing for a layer that is reached, if so."""
+    if scheme.group_size == "tensor":
+        return "one scale for all rows"
+    return "a convolution in groups" if is_grouped(module) else ""
+
+
 def _rounded(weight: Tensor, scheme: QuantScheme, reason: str) -> Layer:
     """A layer that calibration does nothing for."""
     return Layer(rtn(weight.detach().float(), scheme), f"rtn/mse ({reason})")
+
+
+def calibrated_layer(weight: Tensor, hessian: Tensor, scheme: QuantScheme, effort: Effort) -> Layer:
+    """A layer's weight ``(out, in)``, by itself."""
+    weight = weight.detach().float()
+    rounding = SchemeRounding.of(weight, scheme, hessian.diagonal())
+    rounded, rounding, label = quantize_layer(weight, hessian, rounding, effort)
+    return Layer(rounding.pack(rounded), label)
 
 
 def quantize_layer(
@@ -255,7 +277,7 @@ def refine_block(
 
     def loss(index: int) -> Tensor:
         call = seen.calls[index]
-        with mixed_precision(call.hidden.device):
+        with call.precision():
             output = call(block)
         return output_loss(output, exact.calls[index].hidden)
 

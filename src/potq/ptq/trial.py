@@ -109,7 +109,7 @@ def rounding_seconds(model: nn.Module, targets: Sequence[WeightPlan], config: Po
 
 @torch.no_grad()
 def _pass(block: nn.Module, call: Call, *, mixed: bool) -> None:
-    with mixed_precision(call.hidden.device) if mixed else torch.no_grad():
+    with call.precision() if mixed else torch.no_grad():
         call(block)
 
 

@@ -1,4 +1,4 @@
-"""Quantization-aware training of any causal LM: :func:`prepare` it, train it as ever, :func:`convert` it."""
+"""Quantization-aware training of any model: :func:`prepare` it, train it as ever, :func:`convert` it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from potq.errors import ConfigError, ModelError
 from potq.nn.language import language_plan
 from potq.nn.packed import PackedModule
 from potq.nn.plain import packed_config
-from potq.nn.plan import Plan, WeightPlan, install, linear_weight, packed_modules
+from potq.nn.plan import Plan, WeightPlan, as_weight, install, linear_weight, packed_modules
 from potq.nn.refusals import require_no_adapter, require_weights
 from potq.nn.report import QuantReport
 from potq.numerics.tensor import QuantizedWeight
@@ -35,7 +35,7 @@ def prepare(
     """Make ``model`` compute with rounded weights, in place; what trains are its own parameters, under their own names.
 
     Args:
-        model: a Hugging Face causal LM in full precision.
+        model: a Hugging Face causal LM in full precision, or any other ``torch.nn.Module``.
         config: which module gets which scheme, as for :func:`potq.quantize`; its effort is not used. By default ``start``'s.
         settings: where scales come from, and whether activations are rounded.
         start: a packed model of the same architecture, whose weights and scales training starts with. Without it they are
@@ -46,7 +46,8 @@ def prepare(
 
     Raises:
         ConfigError: no config; a pattern that matches nothing; a scale method that needs calibration text.
-        ModelError: NaN weights (named); a model quantized or prepared before; a ``start`` that does not fit.
+        ModelError: NaN weights (named); a model quantized or prepared before; a ``start`` that does not fit; layers of
+            torch's attention, whose weights are read behind their backs.
 
     Example:
         >>> import potq, torch
@@ -66,6 +67,7 @@ def prepare(
     config, todo = language_plan(model, config)
     for each in (model, *([start] if start is not None else [])):
         require_weights(each)
+    _require_called(model, todo.targets)
     packed = _starts(start, todo.targets) if start is not None else {}
     for target in todo.targets:
         check_weight(linear_weight(model.get_submodule(target.name)).detach(), target)
@@ -189,6 +191,18 @@ def _config(config: PoTConfig | None, start: nn.Module | None) -> PoTConfig:
     return chosen
 
 
+def _require_called(model: nn.Module, targets: list[WeightPlan]) -> None:
+    """Refuse layers whose parents compute with their weights and never call them: no pass would see them rounded."""
+    readers = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+    for name, module in model.named_modules():
+        read = [t.name for t in targets if isinstance(module, readers) and t.name.startswith(f"{name}." if name else "")]
+        if read:
+            raise ModelError(
+                f"{type(module).__name__} reads the weights of {', '.join(read[:3])} without calling these layers, so that "
+                "training would not round them; ignore them"
+            )
+
+
 def _starts(start: nn.Module, targets: list[WeightPlan]) -> dict[str, PackedModule]:
     """The packed module of every target, compared with it."""
     packed = packed_modules(start)
@@ -221,7 +235,8 @@ def _prepare_target(
         scales = choose_scales(weight.float(), target.scheme, method=method, candidates=candidates)
     else:
         quantized = packed.quantized
-        weight.copy_(quantized.dequantize())
+        parameter: Any = module.weight
+        parameter.detach().copy_(as_weight(module, quantized.dequantize()))
         row_scale = quantized.row_scale
         scales = (
             quantized.scale.to(weight.device, copy=True),

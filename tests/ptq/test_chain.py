@@ -1,0 +1,423 @@
+"""The blocks of plain modules, and their calibration."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+import potq
+from potq.config import EFFORTS, Effort, PoTConfig
+from potq.errors import ConfigError, DataError, ModelError
+from potq.nn.packed import PackedModule
+from potq.nn.plan import plan
+from potq.nn.report import QuantReport
+from potq.ptq.blocks import HiddenStates, second_moments, shared_inputs
+from potq.ptq.chain import find_chain
+from potq.ptq.feed import Feed
+
+WHOLE = "calibrated as one block, which keeps all inputs in memory: "
+
+
+class Block(nn.Module):
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, hidden: Tensor, scale: Tensor | None = None) -> Tensor:
+        result: Tensor = hidden + self.down(self.act(self.up(self.norm(hidden))))
+        return result if scale is None else result * scale
+
+
+class Net(nn.Module):
+    """A stem, blocks in a list, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(20, 32)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
+        hidden = self.stem(input)
+        for block in self.blocks:
+            hidden = block(hidden, scale=scale)
+        result: Tensor = self.head(hidden)
+        return result
+
+
+class Images(nn.Module):
+    """Convolutions of every kind, a linear; no list of alike modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(inplace=True))
+        self.groups = nn.Conv2d(16, 16, 3, groups=4)
+        self.deep = nn.Conv2d(16, 8, 3, stride=2, dilation=2)
+        self.lines = nn.Conv1d(8, 12, 3, padding="same")
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        flat = self.deep(self.groups(self.first(image)).relu()).flatten(2)
+        result: Tensor = self.head(self.lines(flat).mean(-1))
+        return result
+
+
+def _inputs(count: int, seed: int, batch: int = 32) -> list[Tensor]:
+    """Of few directions, as real ones are."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(20, 20, generator=torch.Generator().manual_seed(9))
+    spread = torch.logspace(0, -2, 20)
+    return [(torch.randn(batch, 20, generator=generator) * spread) @ mix for _ in range(count)]
+
+
+def _trained(make: Callable[[], nn.Module], inputs: list[Tensor], teach: Callable[[Tensor], Tensor]) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = make()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for input in inputs:
+        loss = (model(input) - teach(input)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    target = torch.randn(20, 10, generator=torch.Generator().manual_seed(5))
+    trained: Net = _trained(Net, _inputs(150, 1, 64), lambda input: torch.sin(input @ target / 3))
+    return trained
+
+
+def _images(count: int, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(8, 3, 14, 14, generator=generator).cumsum(-1).cumsum(-2) / 10 for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    trained: Images = _trained(Images, _images(60, 1), lambda image: image.mean((-1, -2)).repeat(1, 2)[:, :5])
+    return trained
+
+
+def _error(
+    model: Any, calibration: Any, inputs: list[Tensor], config: PoTConfig, **options: Any
+) -> tuple[float, QuantReport]:
+    """Of the outputs on ``inputs``, squared, against those in full precision."""
+    packed = copy.deepcopy(model)
+    report = potq.quantize(packed, config, calibration, **options)
+    potq.kernels.set_activations(packed, "float")
+    with torch.no_grad():
+        return float(sum((packed(each) - model(each)).square().mean() for each in inputs)), report
+
+
+# ---- what calibration gains
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("scheme", ["pot3", "apot4"])
+def test_calibrated_is_better_than_fast_in_blocks(net: Net, scheme: str) -> None:
+    test = _inputs(8, 3)
+    fast, _ = _error(net, None, test, PoTConfig(scheme))
+    gptq, _ = _error(net, _inputs(8, 2), test, PoTConfig(scheme, effort="gptq"))
+    balanced, report = _error(net, _inputs(8, 2), test, PoTConfig(scheme))
+    assert gptq < 0.5 * fast
+    assert balanced < 0.4 * fast
+    assert {entry.algorithm for entry in report.modules} == {"gptq+descent"}
+    assert all(entry.output_snr_db is not None for entry in report.modules)
+    assert report.remarks == []
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_calibrated_is_better_than_fast_with_convolutions(images: Images) -> None:
+    test = _images(8, 3)
+    fast, _ = _error(images, None, test, PoTConfig("pot3"))
+    balanced, report = _error(images, _images(8, 2), test, PoTConfig("pot3"))
+    assert balanced < 0.7 * fast
+    assert {entry.name: entry.algorithm for entry in report.modules} == {
+        "first.0": "gptq+descent",
+        "groups": "rtn/mse (a convolution in groups)",
+        "deep": "gptq+descent",
+        "lines": "gptq+descent",
+        "head": "gptq+descent",
+    }
+    assert report.remarks == [WHOLE + "no list of modules of one kind is in it"]
+    assert report.remarks[0] in report.to_markdown()
+
+
+def test_weighted_scales_know_convolutions(images: Images) -> None:
+    report = _error(images, _images(2, 2), [], PoTConfig("pot4", scale_method="weighted"))[1]
+    algorithms = {entry.name: entry.algorithm for entry in report.modules}
+    assert algorithms.pop("groups") == "rtn/mse-exact"
+    assert set(algorithms.values()) == {"rtn/weighted-exact"}
+
+
+# ---- the forms of calibration
+
+
+def test_every_form_of_calibration_gives_the_same_bits(net: Net) -> None:
+    inputs, scale, config = _inputs(3, 2), torch.tensor(1.5), PoTConfig("pot4")
+
+    def run(model: nn.Module) -> None:
+        for input in inputs:
+            model(input, scale)
+
+    packed = []
+    for calibration in (
+        [(input, scale) for input in inputs],
+        ([input, scale] for input in inputs),
+        [{"input": input, "scale": scale} for input in inputs],
+        run,
+    ):
+        model = copy.deepcopy(net)
+        potq.quantize(model, config, calibration)
+        packed.append(model.state_dict())
+    for other in packed[1:]:
+        assert all(torch.equal(tensor, packed[0][name]) for name, tensor in other.items())
+
+
+def test_what_calibrates_leaves_nothing_behind(net: Net) -> None:
+    model = copy.deepcopy(net).train()
+    inputs = _inputs(2, 2)
+    before = [input.clone() for input in inputs]
+    potq.quantize(model, PoTConfig("pot4"), inputs)
+    assert all(map(torch.equal, inputs, before))
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def _raises(model: nn.Module) -> None:
+    model(torch.zeros(1, 20))
+    raise RuntimeError("the disk is gone")
+
+
+def _generator(model: nn.Module) -> Iterator[Any]:
+    yield model(torch.zeros(1, 20))
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+@pytest.mark.parametrize(
+    ("calibration", "said"),
+    [
+        (_raises, "the calibration callable raised RuntimeError: the disk is gone"),
+        (lambda model: None, r"the calibration callable never ran the module, as model\(input\) does$"),
+        (_generator, "never ran the module, .*; it returned a generator, of which nothing ran"),
+        ([], "calibration is empty; give at least one input"),
+        (torch.zeros(2, 20), r"calibration is one tensor; give a list of inputs, \[tensor\] if it is one"),
+        (3, "calibration is int; give inputs, or a callable that runs the module"),
+        ([torch.zeros(1, 20), "text"], "calibration input 1 is str; each is a tensor, a tuple of arguments, or a dict"),
+        (
+            [torch.zeros(1, 20), torch.zeros(1, 8)],
+            r"Net does not run on calibration input 1 \(of shapes \(1, 8\)\): Runtime",
+        ),
+        ([{"image": torch.zeros(1, 20)}], r"Net does not run on calibration input 0 .*: TypeError: .*'image'"),
+    ],
+)
+def test_calibration_that_does_not_run_is_refused(net: Net, calibration: Any, said: str, effort: str) -> None:
+    model = copy.deepcopy(net)
+    with pytest.raises(DataError, match=said):
+        potq.quantize(model, PoTConfig("pot4", effort=effort), calibration)
+    assert not any(isinstance(module, PackedModule) or module._forward_hooks for module in model.modules())
+
+
+def test_inputs_that_are_not_finite_are_refused_by_name(net: Net) -> None:
+    for effort in ("gptq", "balanced"):
+        with pytest.raises(
+            ModelError, match=r"(stem|blocks\.0\.up): its inputs on the calibration( text)? are NaN or infinite"
+        ):
+            potq.quantize(copy.deepcopy(net), PoTConfig("pot4", effort=effort), [torch.full((1, 20), torch.nan)])
+
+
+def test_what_needs_a_language_model_is_refused(net: Net) -> None:
+    inputs = _inputs(1, 2)
+    for effort in ("best", "potptq", Effort(scope="block")):
+        with pytest.raises(ConfigError, match=r"refines what a language model predicts, .*; use 'balanced'"):
+            potq.quantize(net, PoTConfig("pot4", effort=effort), inputs)
+    with pytest.raises(ConfigError, match="blocks= changes nothing with effort='fast'"):
+        potq.quantize(net, PoTConfig("pot4"), blocks=["stem"])
+    with pytest.raises(ConfigError, match="scale_method='fisher' needs the loss of a language model"):
+        potq.quantize(net, PoTConfig("pot4", scale_method="fisher"), inputs)
+    with pytest.raises(ConfigError, match="effort='balanced' needs calibration"):
+        potq.quantize(net, PoTConfig("pot4", effort="balanced"))
+    with pytest.raises(ModelError, match="Net is a plain module; token batches are for models of transformers"):
+        potq.allocate(net, PoTConfig("pot4"), ["pot3", "pot4"], [torch.zeros(1, 4, dtype=torch.long)])
+    assert not any(isinstance(module, PackedModule) for module in net.modules())
+
+
+def test_a_hugging_face_model_takes_neither_blocks_nor_a_callable(tiny_model: LlamaForCausalLM, tokens: Tensor) -> None:
+    with pytest.raises(ConfigError, match="blocks= is for plain modules"):
+        potq.quantize(tiny_model, PoTConfig("pot4"), [tokens], blocks=["model.layers.0"])
+    with pytest.raises(DataError, match="calibration is function; give"):
+        potq.quantize(tiny_model, PoTConfig("pot4"), lambda model: None)
+
+
+# ---- the blocks
+
+
+def _chain(model: nn.Module, inputs: Any, names: list[str] | None = None) -> tuple[list[str], list[str]]:
+    chain, remarks = find_chain(model, Feed.of(inputs), plan(model, PoTConfig("pot4")), names, torch.clone)
+    return list(chain.names), remarks
+
+
+def test_blocks_are_the_largest_list_of_alike_modules(net: Net) -> None:
+    names = ["blocks.0", "blocks.1", "blocks.2"]
+    assert _chain(net, _inputs(1, 2)) == (names, [])
+    assert _chain(nn.Sequential(*(Block(20) for _ in range(2))), _inputs(1, 2)) == (["0", "1"], [])
+    assert _chain(net, _inputs(1, 2), names[:2]) == (names[:2], [])
+
+
+def test_blocks_may_change_the_shape() -> None:
+    model = nn.Sequential(nn.Linear(20, 32), nn.Linear(32, 8), nn.Linear(8, 4))
+    assert _chain(model, _inputs(1, 2)) == (["0", "1", "2"], [])
+    report = potq.quantize(model, PoTConfig("pot4"), _inputs(2, 2))
+    assert {entry.algorithm for entry in report.modules} == {"gptq+descent"}
+
+
+def test_hidden_states_are_those_of_the_module(net: Net) -> None:
+    inputs = _inputs(2, 2)
+    chain, _ = find_chain(net, Feed.of(inputs), plan(net, PoTConfig("pot4")), None, torch.clone)
+    states = HiddenStates(chain.calls)
+    with torch.no_grad():
+        for block in chain.blocks:
+            states.advance(block)
+        for call, input in zip(states, inputs, strict=True):
+            torch.testing.assert_close(net.head(call.hidden), net(input))
+
+
+class Odd(nn.Module):
+    """Alike modules that are no chain."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        self.layers = nn.ModuleList(nn.Linear(20, 20) for _ in range(3))
+        if what == "shared":
+            self.layers[2].weight = self.layers[0].weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        first, second, third = self.layers
+        result: Tensor
+        if self.what == "parallel":
+            result = first(hidden) + second(hidden) + third(hidden)
+        elif self.what == "skipped":
+            result = second(first(hidden))
+        elif self.what == "keyword":
+            result = third(input=second(input=first(input=hidden)))
+        elif self.what == "again":
+            result = first(third(second(first(hidden))))
+        else:
+            result = third(second(first(hidden)))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("parallel", "block 1 does not get what the one before it puts out"),
+        ("skipped", "some of them never run"),
+        ("keyword", "their first argument is no tensor"),
+        ("again", "they do not run once each, in their order"),
+        ("shared", r"layers\.0 and layers\.2 share a weight"),
+    ],
+)
+def test_what_is_no_chain_is_one_block_or_refused_if_it_was_named(what: str, why: str) -> None:
+    model, inputs = Odd(what), _inputs(2, 2)
+    names, remarks = _chain(model, inputs)
+    assert names == [""]
+    assert remarks[0].startswith(WHOLE)
+    assert why.replace("\\", "") in remarks[0]
+    with pytest.raises(ModelError, match=rf"blocks layers\.0, layers\.1, layers\.2 cannot be calibrated one by one: {why}"):
+        _chain(model, inputs, ["layers.0", "layers.1", "layers.2"])
+    report = potq.quantize(model, PoTConfig("pot4"), inputs)
+    missed = {"layers.2"} if what == "skipped" else set()
+    assert {entry.name for entry in report.modules if "no input reaches it" in entry.algorithm} == missed
+    assert report.remarks == remarks
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        ([], r"blocks is \[\]; give a list of module names"),
+        ("blocks.0", "blocks is 'blocks.0'; give a list of module names"),
+        (["blocks.7"], r"blocks names 'blocks\.7', which is no module of Net; it has stem, blocks"),
+        (["blocks", "blocks.1"], r"blocks names blocks\.1 and blocks, and a block is not part of another"),
+        (["stem", "stem"], "blocks names stem and stem"),
+    ],
+)
+def test_names_of_blocks_are_checked(net: Net, blocks: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        potq.quantize(copy.deepcopy(net), PoTConfig("pot4"), _inputs(1, 2), blocks=blocks)
+
+
+def test_a_layer_that_runs_twice_is_calibrated_on_both_inputs() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.beside = nn.Linear(20, 20), nn.Linear(20, 20)
+
+        def forward(self, input: Tensor) -> Tensor:
+            result: Tensor = self.layer(self.layer(input)) + self.beside(input)
+            return result
+
+    model, inputs = Twice(), _inputs(3, 2)
+    chain, _ = find_chain(model, Feed.of(inputs), plan(model, PoTConfig("pot4")), None, torch.clone)
+    states = HiddenStates(chain.calls)
+    assert shared_inputs(model, ["layer", "beside"], states) == [["layer"], ["beside"]]
+    with torch.no_grad():
+        rows = torch.cat([row for input in inputs for row in (input, model.layer(input))])
+    torch.testing.assert_close(second_moments(model, "layer", states), rows.t() @ rows / len(rows))
+
+
+def test_layers_that_read_one_tensor_in_two_ways_have_their_own_moments() -> None:
+    class Ways(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.short, self.long, self.alike = nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 3, padding=1), nn.Conv1d(4, 4, 1)
+
+        def forward(self, input: Tensor) -> Tensor:
+            result: Tensor = self.short(input) + self.long(input) + self.alike(input)
+            return result
+
+    model, inputs = Ways(), [torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0))]
+    chain, _ = find_chain(model, Feed.of(inputs), plan(model, PoTConfig("pot4")), None, torch.clone)
+    states = HiddenStates(chain.calls)
+    assert shared_inputs(model, ["short", "long", "alike"], states) == [["short", "alike"], ["long"]]
+    assert second_moments(model, "long", states).shape == (12, 12)
+
+
+def test_an_embedding_before_the_blocks() -> None:
+    model = nn.Sequential(nn.Embedding(30, 16), nn.Sequential(*(Block(16) for _ in range(2))), nn.Linear(16, 30))
+    report = potq.quantize(model, PoTConfig("pot4"), [torch.arange(20).view(2, 10)])
+    assert [entry.algorithm for entry in report.modules] == ["rtn/mse-16", *["gptq+descent"] * 5]
+    assert report.remarks == []
+
+
+# ---- a killed run
+
+
+def test_a_work_folder_serves_inputs_and_refuses_a_callable(net: Net, tmp_path: Path) -> None:
+    inputs = _inputs(2, 2)
+    expected, found = copy.deepcopy(net), copy.deepcopy(net)
+    potq.quantize(expected, PoTConfig("pot4"), inputs)
+    potq.quantize(copy.deepcopy(net), PoTConfig("pot4"), inputs, work_folder=tmp_path / "work")
+    assert len(list((tmp_path / "work").glob("block-*.safetensors"))) == 3
+    potq.quantize(found, PoTConfig("pot4"), inputs, work_folder=tmp_path / "work")
+    assert all(torch.equal(tensor, found.state_dict()[name]) for name, tensor in expected.state_dict().items())
+    with pytest.warns(UserWarning, match="was left by another run"):
+        potq.quantize(copy.deepcopy(net), PoTConfig("pot4"), _inputs(2, 4), work_folder=tmp_path / "work")
+    with pytest.raises(ConfigError, match="work_folder needs calibration as inputs"):
+        potq.quantize(copy.deepcopy(net), PoTConfig("pot4"), lambda model: model(inputs[0]), work_folder=tmp_path / "work")
+
+
+def test_efforts_are_all_decided() -> None:
+    """A new effort is either taken or refused; this list is what the documentation says."""
+    assert [name for name, effort in EFFORTS.items() if effort.scope == "none"] == ["fast", "gptq", "balanced"]
