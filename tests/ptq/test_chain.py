@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,26 @@ def test_calibration_that_does_not_run_is_refused(net: Net, calibration: Any, sa
     with pytest.raises(DataError, match=said):
         potq.quantize(model, PoTConfig("pot4", effort=effort), calibration)
     assert not any(isinstance(module, PackedModule) or module._forward_hooks for module in model.modules())
+
+
+def test_a_pass_that_fails_in_a_callable_that_goes_on_does_not_count() -> None:
+    model, inputs = Images(), _images(2, 2)
+
+    def run(module: nn.Module) -> None:
+        for input in (inputs[0], torch.zeros(1, 7, 7), inputs[1]):
+            with suppress(RuntimeError):
+                module(input)
+
+    expected = copy.deepcopy(model)
+    potq.quantize(expected, PoTConfig("pot4", effort="gptq"), inputs)
+    potq.quantize(model, PoTConfig("pot4", effort="gptq"), run)
+    assert torch.equal(model.state_dict()["deep.weight_packed"], expected.state_dict()["deep.weight_packed"])
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(20, 4)), nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))])
+def test_empty_inputs_are_refused_by_name(model: nn.Module) -> None:
+    with pytest.raises(ModelError, match="0: its inputs on the calibration are empty"):
+        potq.quantize(model, PoTConfig("pot4"), [torch.zeros(0, 20)])
 
 
 def test_inputs_that_are_not_finite_are_refused_by_name(net: Net) -> None:

@@ -284,6 +284,8 @@ def second_moments(block: nn.Module, name: str, calls: HiddenStates, prefix: str
         once = call.text or 0 < done >= runs  # what has run no more than once in every pass so far
         with _inputs_seen(block, [name], add, stop=once), suppress(_Reached), call.precision():
             call(block)
+    if runs and not count:
+        raise ModelError(f"{prefix}{name}: its inputs on the calibration are empty")
     if not total or not bool(total[0].isfinite().all()):
         name = prefix + name
         raise ModelError(f"{name}: its inputs on the calibration text are NaN or infinite; load the model in float32")

@@ -93,6 +93,8 @@ def second_moments(model: nn.Module, names: Sequence[str], feed: Feed) -> dict[s
 
     _run(model, {name: partial(hook, name) for name in names}, feed)
     for name, total in sums.items():
+        if not counts[name]:
+            raise ModelError(f"{name}: its inputs on the calibration are empty")
         if not total.isfinite().all():
             raise ModelError(f"{name}: its inputs on the calibration are NaN or infinite")
     return {name: total / counts[name] for name, total in sums.items()}

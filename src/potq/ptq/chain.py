@@ -107,17 +107,17 @@ def _shared(model: nn.Module, names: Sequence[str], todo: Plan) -> str:
 
 def _whole(model: nn.Module, feed: Feed, keep: Keep) -> Chain:
     calls: list[Call] = []
+    begun: list[Call] = []  # a pass that fails, in a callable that goes on, never ends
 
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kept = tree_map_only(Tensor, keep, (args, kwargs))
         first = next((leaf for leaf in tree_leaves(kept) if isinstance(leaf, Tensor)), torch.empty(0))
-        calls.append(WholeCall(first, {model: kept}))
+        begun[:] = [WholeCall(first, {model: kept})]
 
-    handle = model.register_forward_pre_hook(record, with_kwargs=True)
-    try:
+    with ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(begin, with_kwargs=True).remove)
+        stack.callback(model.register_forward_hook(lambda *_: calls.extend(begun)).remove)
         feed(model)
-    finally:
-        handle.remove()
     return Chain([""], [model], calls)
 
 
