@@ -422,6 +422,31 @@ def test_an_embedding_before_the_blocks() -> None:
     assert report.remarks == []
 
 
+def test_what_is_outside_the_blocks_says_why_it_is_rounded() -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.groups = nn.Conv1d(16, 16, 3, padding=1, groups=2)
+            self.blocks = nn.ModuleList(Block(16) for _ in range(2))
+            self.tensor, self.never = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, input: Tensor) -> Tensor:
+            hidden = self.groups(input).transpose(1, 2)
+            for block in self.blocks:
+                hidden = block(hidden)
+            result: Tensor = self.tensor(hidden)
+            return result
+
+    schemes = {"tensor": potq.QuantScheme("pot4", group_size="tensor")}
+    model, inputs = Around(), [torch.randn(2, 16, 9, generator=torch.Generator().manual_seed(0))]
+    report = potq.quantize(model, PoTConfig("pot4", targets=schemes), inputs)
+    assert {entry.name: entry.algorithm for entry in report.modules if "blocks" not in entry.name} == {
+        "groups": "rtn/mse (a convolution in groups)",
+        "tensor": "rtn/mse (one scale for all rows)",
+        "never": "rtn/mse (no input reaches it)",
+    }
+
+
 # ---- a killed run
 
 

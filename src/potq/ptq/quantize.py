@@ -40,7 +40,7 @@ from potq.ptq.algorithms.rtn import rtn
 from potq.ptq.blocks import Chain, Keeper, find_blocks, merge
 from potq.ptq.chain import find_chain
 from potq.ptq.feed import Feed
-from potq.ptq.sequential import SequentialCalibration, calibrated_layer, rounded_only
+from potq.ptq.sequential import SequentialCalibration, calibrated_layer, rounded_layer, rounded_only
 from potq.resume import WorkFolder, fingerprint
 from potq.version import __version__
 
@@ -245,13 +245,17 @@ class _Run:
 
     def _outside(self, targets: Sequence[WeightPlan], feed: Feed) -> Done:
         """Layers of a plain module outside the blocks, each by itself on what the module in full precision gives it."""
-        layers = [target for target in targets if target.kind != "embedding"]
-        able = [each for each in layers if not rounded_only(self.model.get_submodule(each.name), each.scheme)]
-        moments = calib.second_moments(self.model, [target.name for target in able], feed)
-        done = self.rounded([target for target in targets if target.name not in moments])
-        for target in (each for each in able if each.name in moments):
-            weight, hessian = linear_weight(self.model.get_submodule(target.name)), moments[target.name]
-            layer = calibrated_layer(weight, hessian, target.scheme, self.effort)
+        done = self.rounded([target for target in targets if target.kind == "embedding"])
+        layers = {target: self.model.get_submodule(target.name) for target in targets if target.kind != "embedding"}
+        reasons = {target.name: rounded_only(module, target.scheme) for target, module in layers.items()}
+        able = [name for name, reason in reasons.items() if not reason]
+        moments = calib.second_moments(self.model, able, feed) if able else {}
+        for target, module in layers.items():
+            weight, hessian = linear_weight(module), moments.get(target.name)
+            if hessian is None:
+                layer = rounded_layer(weight, target.scheme, reasons[target.name] or "no input reaches it")
+            else:
+                layer = calibrated_layer(weight, hessian, target.scheme, self.effort)
             done[target.name] = layer.weight, describe_weight(weight, target, layer.weight, layer.algorithm)
         return done
 

@@ -203,7 +203,7 @@ class SequentialCalibration:
         with _substituted(block, {}) as substitute:
             for name in sorted(unread):
                 reason = "no input reaches it" if self.chain is not None else "no text reaches it"
-                layers[name] = _rounded(linear_weight(block.get_submodule(name)), inside[name].scheme, reason)
+                layers[name] = rounded_layer(linear_weight(block.get_submodule(name)), inside[name].scheme, reason)
                 substitute(name, layers[name].weight.dequantize())
             for group in groups:
                 hessian: Tensor | None = None
@@ -212,7 +212,7 @@ class SequentialCalibration:
                     module, scheme = block.get_submodule(name), inside[name].scheme
                     weight = linear_weight(module).detach().float()
                     if reason := rounded_only(module, scheme):
-                        layers[name] = _rounded(weight, scheme, reason)
+                        layers[name] = rounded_layer(weight, scheme, reason)
                         substitute(name, layers[name].weight.dequantize())
                         continue
                     hessian = second_moments(block, name, seen, prefix) if hessian is None else hessian
@@ -231,7 +231,7 @@ def rounded_only(module: nn.Module, scheme: QuantScheme) -> str:
     return "a convolution in groups" if is_grouped(module) else ""
 
 
-def _rounded(weight: Tensor, scheme: QuantScheme, reason: str) -> Layer:
+def rounded_layer(weight: Tensor, scheme: QuantScheme, reason: str) -> Layer:
     """A layer that calibration does nothing for."""
     return Layer(rtn(weight.detach().float(), scheme), f"rtn/mse ({reason})")
 
