@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
 
 import potq
-from potq.config import EFFORTS, Effort, PoTConfig
-from potq.errors import ConfigError, DataError, ModelError
-from potq.nn.packed import PackedModule
+from plain_helpers import Block, Images, Net, image_inputs, net_inputs, trained_images, trained_net
+from potq.config import EFFORTS, PoTConfig
+from potq.errors import ConfigError, ModelError
 from potq.nn.plan import plan
 from potq.nn.report import QuantReport
 from potq.ptq.blocks import HiddenStates, second_moments, shared_inputs
@@ -26,88 +23,14 @@ from potq.ptq.feed import Feed
 WHOLE = "calibrated as one block, which keeps all inputs in memory: "
 
 
-class Block(nn.Module):
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        self.act = nn.ReLU(inplace=True)
-
-    def forward(self, hidden: Tensor, scale: Tensor | None = None) -> Tensor:
-        result: Tensor = hidden + self.down(self.act(self.up(self.norm(hidden))))
-        return result if scale is None else result * scale
-
-
-class Net(nn.Module):
-    """A stem, blocks in a list, a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Linear(20, 32)
-        self.blocks = nn.ModuleList(Block() for _ in range(3))
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
-        hidden = self.stem(input)
-        for block in self.blocks:
-            hidden = block(hidden, scale=scale)
-        result: Tensor = self.head(hidden)
-        return result
-
-
-class Images(nn.Module):
-    """Convolutions of every kind, a linear; no list of alike modules."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(inplace=True))
-        self.groups = nn.Conv2d(16, 16, 3, groups=4)
-        self.deep = nn.Conv2d(16, 8, 3, stride=2, dilation=2)
-        self.lines = nn.Conv1d(8, 12, 3, padding="same")
-        self.head = nn.Linear(12, 5)
-
-    def forward(self, image: Tensor) -> Tensor:
-        flat = self.deep(self.groups(self.first(image)).relu()).flatten(2)
-        result: Tensor = self.head(self.lines(flat).mean(-1))
-        return result
-
-
-def _inputs(count: int, seed: int, batch: int = 32) -> list[Tensor]:
-    """Of few directions, as real ones are."""
-    generator = torch.Generator().manual_seed(seed)
-    mix = torch.randn(20, 20, generator=torch.Generator().manual_seed(9))
-    spread = torch.logspace(0, -2, 20)
-    return [(torch.randn(batch, 20, generator=generator) * spread) @ mix for _ in range(count)]
-
-
-def _trained(make: Callable[[], nn.Module], inputs: list[Tensor], teach: Callable[[Tensor], Tensor]) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = make()
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for input in inputs:
-        loss = (model(input) - teach(input)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def net() -> Net:
-    target = torch.randn(20, 10, generator=torch.Generator().manual_seed(5))
-    trained: Net = _trained(Net, _inputs(150, 1, 64), lambda input: torch.sin(input @ target / 3))
-    return trained
+    return copy.deepcopy(trained_net())
 
 
-def _images(count: int, seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(8, 3, 14, 14, generator=generator).cumsum(-1).cumsum(-2) / 10 for _ in range(count)]
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def images() -> Images:
-    trained: Images = _trained(Images, _images(60, 1), lambda image: image.mean((-1, -2)).repeat(1, 2)[:, :5])
-    return trained
+    return copy.deepcopy(trained_images())
 
 
 def _error(
@@ -127,10 +50,10 @@ def _error(
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("scheme", ["pot3", "apot4"])
 def test_calibrated_is_better_than_fast_in_blocks(net: Net, scheme: str) -> None:
-    test = _inputs(8, 3)
+    test = net_inputs(8, 3)
     fast, _ = _error(net, None, test, PoTConfig(scheme))
-    gptq, _ = _error(net, _inputs(8, 2), test, PoTConfig(scheme, effort="gptq"))
-    balanced, report = _error(net, _inputs(8, 2), test, PoTConfig(scheme))
+    gptq, _ = _error(net, net_inputs(8, 2), test, PoTConfig(scheme, effort="gptq"))
+    balanced, report = _error(net, net_inputs(8, 2), test, PoTConfig(scheme))
     assert gptq < 0.5 * fast
     assert balanced < 0.4 * fast
     assert {entry.algorithm for entry in report.modules} == {"gptq+descent"}
@@ -140,9 +63,9 @@ def test_calibrated_is_better_than_fast_in_blocks(net: Net, scheme: str) -> None
 
 @pytest.mark.usefixtures("one_thread")
 def test_calibrated_is_better_than_fast_with_convolutions(images: Images) -> None:
-    test = _images(8, 3)
+    test = image_inputs(8, 3)
     fast, _ = _error(images, None, test, PoTConfig("pot3"))
-    balanced, report = _error(images, _images(8, 2), test, PoTConfig("pot3"))
+    balanced, report = _error(images, image_inputs(8, 2), test, PoTConfig("pot3"))
     assert balanced < 0.7 * fast
     assert {entry.name: entry.algorithm for entry in report.modules} == {
         "first.0": "gptq+descent",
@@ -156,129 +79,10 @@ def test_calibrated_is_better_than_fast_with_convolutions(images: Images) -> Non
 
 
 def test_weighted_scales_know_convolutions(images: Images) -> None:
-    report = _error(images, _images(2, 2), [], PoTConfig("pot4", scale_method="weighted"))[1]
+    report = _error(images, image_inputs(2, 2), [], PoTConfig("pot4", scale_method="weighted"))[1]
     algorithms = {entry.name: entry.algorithm for entry in report.modules}
     assert algorithms.pop("groups") == "rtn/mse-exact"
     assert set(algorithms.values()) == {"rtn/weighted-exact"}
-
-
-# ---- the forms of calibration
-
-
-def test_every_form_of_calibration_gives_the_same_bits(net: Net) -> None:
-    inputs, scale, config = _inputs(3, 2), torch.tensor(1.5), PoTConfig("pot4")
-
-    def run(model: nn.Module) -> None:
-        for input in inputs:
-            model(input, scale)
-
-    packed = []
-    for calibration in (
-        [(input, scale) for input in inputs],
-        ([input, scale] for input in inputs),
-        [{"input": input, "scale": scale} for input in inputs],
-        run,
-    ):
-        model = copy.deepcopy(net)
-        potq.quantize(model, config, calibration)
-        packed.append(model.state_dict())
-    for other in packed[1:]:
-        assert all(torch.equal(tensor, packed[0][name]) for name, tensor in other.items())
-
-
-def test_what_calibrates_leaves_nothing_behind(net: Net) -> None:
-    model = copy.deepcopy(net).train()
-    inputs = _inputs(2, 2)
-    before = [input.clone() for input in inputs]
-    potq.quantize(model, PoTConfig("pot4"), inputs)
-    assert all(map(torch.equal, inputs, before))
-    assert all(module.training for module in model.modules())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
-def _raises(model: nn.Module) -> None:
-    model(torch.zeros(1, 20))
-    raise RuntimeError("the disk is gone")
-
-
-def _generator(model: nn.Module) -> Iterator[Any]:
-    yield model(torch.zeros(1, 20))
-
-
-@pytest.mark.parametrize("effort", ["fast", "balanced"])
-@pytest.mark.parametrize(
-    ("calibration", "said"),
-    [
-        (_raises, "the calibration callable raised RuntimeError: the disk is gone"),
-        (lambda model: None, r"the calibration callable never ran the module, as model\(input\) does$"),
-        (_generator, "never ran the module, .*; it returned a generator, of which nothing ran"),
-        ([], "calibration is empty; give at least one input"),
-        (torch.zeros(2, 20), r"calibration is one tensor; give a list of inputs, \[tensor\] if it is one"),
-        (3, "calibration is int; give inputs, or a callable that runs the module"),
-        ([torch.zeros(1, 20), "text"], "calibration input 1 is str; each is a tensor, a tuple of arguments, or a dict"),
-        (
-            [torch.zeros(1, 20), torch.zeros(1, 8)],
-            r"Net does not run on calibration input 1 \(of shapes \(1, 8\)\): Runtime",
-        ),
-        ([{"image": torch.zeros(1, 20)}], r"Net does not run on calibration input 0 .*: TypeError: .*'image'"),
-    ],
-)
-def test_calibration_that_does_not_run_is_refused(net: Net, calibration: Any, said: str, effort: str) -> None:
-    model = copy.deepcopy(net)
-    with pytest.raises(DataError, match=said):
-        potq.quantize(model, PoTConfig("pot4", effort=effort), calibration)
-    assert not any(isinstance(module, PackedModule) or module._forward_hooks for module in model.modules())
-
-
-def test_a_pass_that_fails_in_a_callable_that_goes_on_does_not_count() -> None:
-    model, inputs = Images(), _images(2, 2)
-
-    def run(module: nn.Module) -> None:
-        for input in (inputs[0], torch.zeros(1, 7, 7), inputs[1]):
-            with suppress(RuntimeError):
-                module(input)
-
-    expected = copy.deepcopy(model)
-    potq.quantize(expected, PoTConfig("pot4", effort="gptq"), inputs)
-    potq.quantize(model, PoTConfig("pot4", effort="gptq"), run)
-    assert torch.equal(model.state_dict()["deep.weight_packed"], expected.state_dict()["deep.weight_packed"])
-
-
-@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(20, 4)), nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))])
-def test_empty_inputs_are_refused_by_name(model: nn.Module) -> None:
-    with pytest.raises(ModelError, match="0: its inputs on the calibration are empty"):
-        potq.quantize(model, PoTConfig("pot4"), [torch.zeros(0, 20)])
-
-
-def test_inputs_that_are_not_finite_are_refused_by_name(net: Net) -> None:
-    for effort in ("gptq", "balanced"):
-        with pytest.raises(
-            ModelError, match=r"(stem|blocks\.0\.up): its inputs on the calibration( text)? are NaN or infinite"
-        ):
-            potq.quantize(copy.deepcopy(net), PoTConfig("pot4", effort=effort), [torch.full((1, 20), torch.nan)])
-
-
-def test_what_needs_a_language_model_is_refused(net: Net) -> None:
-    inputs = _inputs(1, 2)
-    for effort in ("best", "potptq", Effort(scope="block")):
-        with pytest.raises(ConfigError, match=r"refines what a language model predicts, .*; use 'balanced'"):
-            potq.quantize(net, PoTConfig("pot4", effort=effort), inputs)
-    with pytest.raises(ConfigError, match="blocks= changes nothing with effort='fast'"):
-        potq.quantize(net, PoTConfig("pot4"), blocks=["stem"])
-    with pytest.raises(ConfigError, match="scale_method='fisher' needs the loss of a language model"):
-        potq.quantize(net, PoTConfig("pot4", scale_method="fisher"), inputs)
-    with pytest.raises(ConfigError, match="effort='balanced' needs calibration"):
-        potq.quantize(net, PoTConfig("pot4", effort="balanced"))
-    with pytest.raises(ModelError, match="Net is a plain module; token batches are for models of transformers"):
-        potq.allocate(net, PoTConfig("pot4"), ["pot3", "pot4"], [torch.zeros(1, 4, dtype=torch.long)])
-    assert not any(isinstance(module, PackedModule) for module in net.modules())
-
-
-def test_a_hugging_face_model_takes_neither_blocks_nor_a_callable(tiny_model: LlamaForCausalLM, tokens: Tensor) -> None:
-    with pytest.raises(ConfigError, match="blocks= is for plain modules"):
-        potq.quantize(tiny_model, PoTConfig("pot4"), [tokens], blocks=["model.layers.0"])
-    with pytest.raises(DataError, match="calibration is function; give"):
-        potq.quantize(tiny_model, PoTConfig("pot4"), lambda model: None)
 
 
 # ---- the blocks
@@ -291,20 +95,20 @@ def _chain(model: nn.Module, inputs: Any, names: list[str] | None = None) -> tup
 
 def test_blocks_are_the_largest_list_of_alike_modules(net: Net) -> None:
     names = ["blocks.0", "blocks.1", "blocks.2"]
-    assert _chain(net, _inputs(1, 2)) == (names, [])
-    assert _chain(nn.Sequential(*(Block(20) for _ in range(2))), _inputs(1, 2)) == (["0", "1"], [])
-    assert _chain(net, _inputs(1, 2), names[:2]) == (names[:2], [])
+    assert _chain(net, net_inputs(1, 2)) == (names, [])
+    assert _chain(nn.Sequential(*(Block(20) for _ in range(2))), net_inputs(1, 2)) == (["0", "1"], [])
+    assert _chain(net, net_inputs(1, 2), names[:2]) == (names[:2], [])
 
 
 def test_blocks_may_change_the_shape() -> None:
     model = nn.Sequential(nn.Linear(20, 32), nn.Linear(32, 8), nn.Linear(8, 4))
-    assert _chain(model, _inputs(1, 2)) == (["0", "1", "2"], [])
-    report = potq.quantize(model, PoTConfig("pot4"), _inputs(2, 2))
+    assert _chain(model, net_inputs(1, 2)) == (["0", "1", "2"], [])
+    report = potq.quantize(model, PoTConfig("pot4"), net_inputs(2, 2))
     assert {entry.algorithm for entry in report.modules} == {"gptq+descent"}
 
 
 def test_hidden_states_are_those_of_the_module(net: Net) -> None:
-    inputs = _inputs(2, 2)
+    inputs = net_inputs(2, 2)
     chain, _ = find_chain(net, Feed.of(inputs), plan(net, PoTConfig("pot4")), None, torch.clone)
     states = HiddenStates(chain.calls)
     with torch.no_grad():
@@ -351,7 +155,7 @@ class Odd(nn.Module):
     ],
 )
 def test_what_is_no_chain_is_one_block_or_refused_if_it_was_named(what: str, why: str) -> None:
-    model, inputs = Odd(what), _inputs(2, 2)
+    model, inputs = Odd(what), net_inputs(2, 2)
     names, remarks = _chain(model, inputs)
     assert names == [""]
     assert remarks[0].startswith(WHOLE)
@@ -376,7 +180,7 @@ def test_what_is_no_chain_is_one_block_or_refused_if_it_was_named(what: str, why
 )
 def test_names_of_blocks_are_checked(net: Net, blocks: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        potq.quantize(copy.deepcopy(net), PoTConfig("pot4"), _inputs(1, 2), blocks=blocks)
+        potq.quantize(copy.deepcopy(net), PoTConfig("pot4"), net_inputs(1, 2), blocks=blocks)
 
 
 def test_a_layer_that_runs_twice_is_calibrated_on_both_inputs() -> None:
@@ -389,7 +193,7 @@ def test_a_layer_that_runs_twice_is_calibrated_on_both_inputs() -> None:
             result: Tensor = self.layer(self.layer(input)) + self.beside(input)
             return result
 
-    model, inputs = Twice(), _inputs(3, 2)
+    model, inputs = Twice(), net_inputs(3, 2)
     chain, _ = find_chain(model, Feed.of(inputs), plan(model, PoTConfig("pot4")), None, torch.clone)
     states = HiddenStates(chain.calls)
     assert shared_inputs(model, ["layer", "beside"], states) == [["layer"], ["beside"]]
@@ -451,7 +255,7 @@ def test_what_is_outside_the_blocks_says_why_it_is_rounded() -> None:
 
 
 def test_a_work_folder_serves_inputs_and_refuses_a_callable(net: Net, tmp_path: Path) -> None:
-    inputs = _inputs(2, 2)
+    inputs = net_inputs(2, 2)
     expected, found = copy.deepcopy(net), copy.deepcopy(net)
     potq.quantize(expected, PoTConfig("pot4"), inputs)
     potq.quantize(copy.deepcopy(net), PoTConfig("pot4"), inputs, work_folder=tmp_path / "work")
@@ -459,7 +263,7 @@ def test_a_work_folder_serves_inputs_and_refuses_a_callable(net: Net, tmp_path: 
     potq.quantize(found, PoTConfig("pot4"), inputs, work_folder=tmp_path / "work")
     assert all(torch.equal(tensor, found.state_dict()[name]) for name, tensor in expected.state_dict().items())
     with pytest.warns(UserWarning, match="was left by another run"):
-        potq.quantize(copy.deepcopy(net), PoTConfig("pot4"), _inputs(2, 4), work_folder=tmp_path / "work")
+        potq.quantize(copy.deepcopy(net), PoTConfig("pot4"), net_inputs(2, 4), work_folder=tmp_path / "work")
     with pytest.raises(ConfigError, match="work_folder needs calibration as inputs"):
         potq.quantize(copy.deepcopy(net), PoTConfig("pot4"), lambda model: model(inputs[0]), work_folder=tmp_path / "work")
 
