@@ -11,7 +11,8 @@ from torch import nn
 
 import potq
 from potq.errors import ModelError
-from potq.nn.convolution import convolve, patches
+from potq.nn import convolution
+from potq.nn.convolution import convolve, patches, rows
 from potq.nn.packed import PackedModule, PoTConv1d, PoTConv2d
 from potq.nn.plan import as_matrix, as_weight
 
@@ -52,7 +53,17 @@ def test_patches_are_what_the_matrix_is_multiplied_with(kind: Any, options: dict
     found = patches(conv, input) @ matrix.t()
     expected = convolve(conv, input, matrix).movedim(1, -1).flatten(0, -2)
     torch.testing.assert_close(found, expected)
-    assert torch.equal(patches(conv, input[0]), patches(conv, input[:1]))
+    assert torch.equal(torch.cat(list(rows(conv, input[0]))), patches(conv, input[:1]))
+
+
+def test_rows_come_in_parts_that_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv, input = nn.Conv2d(4, 8, 3, padding=1), _input(nn.Conv2d).repeat(3, 1, 1, 1)
+    monkeypatch.setattr(convolution, "_PATCHES", 4 * input[0].numel() * 9)
+    parts = list(rows(conv, input))
+    assert [len(part) for part in parts] == [4 * 9 * 11, 2 * 9 * 11]
+    assert torch.equal(torch.cat(parts), patches(conv, input))
+    assert [len(part) for part in rows(conv, input[:0])] == [0]
+    assert [part.shape for part in rows(nn.Linear(11, 2), input)] == [(6 * 4 * 9, 11)]
 
 
 @pytest.mark.parametrize("module", [nn.Conv1d(4, 8, 3), nn.Conv2d(4, 8, (2, 3), groups=2), nn.Linear(3, 5)])

@@ -5,10 +5,14 @@ Strides, padding, dilation and groups change nothing of that. Groups do change w
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 from torch.nn.functional import pad, unfold
+
+_PATCHES = 1 << 24  # numbers at a time: patches hold an input as often as the kernel has places
 
 Convolution = nn.Conv1d | nn.Conv2d
 
@@ -33,15 +37,20 @@ def reading(module: nn.Module) -> tuple[Any, ...]:
     return (module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode)
 
 
-def rows(module: nn.Module, input: Tensor) -> Tensor:
-    """What the matrix of a linear, or of a convolution without groups, is multiplied with, row by row."""
-    return patches(module, input) if is_convolution(module) else input.reshape(-1, input.shape[-1])
+def rows(module: nn.Module, input: Tensor) -> Iterator[Tensor]:
+    """What the matrix of a linear, or of a convolution without groups, is multiplied with, a part of the rows at a time."""
+    if not is_convolution(module):
+        yield input.reshape(-1, input.shape[-1])
+        return
+    if input.ndim == len(module.kernel_size) + 1:  # without a batch
+        input = input[None]
+    each = max(1, input[0].numel() * math.prod(module.kernel_size)) if len(input) else 1
+    for part in input.split(max(1, _PATCHES // each)):
+        yield patches(module, part)
 
 
 def patches(module: Convolution, input: Tensor) -> Tensor:
-    """What the matrix of ``module``, which has no groups, is multiplied with: ``(places, in * size)``."""
-    if input.ndim == len(module.kernel_size) + 1:  # without a batch
-        input = input[None]
+    """What the matrix of ``module``, which has no groups, is multiplied with for a batch: ``(places, in * size)``."""
     sides: Any = module._reversed_padding_repeated_twice
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     if any(sides):

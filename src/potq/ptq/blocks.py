@@ -272,13 +272,13 @@ def second_moments(block: nn.Module, name: str, calls: HiddenStates, prefix: str
 
     def add(name: str, input: Tensor) -> None:
         nonlocal count, runs
-        x = rows(module, input).float()
-        count += len(x)
         runs += 1
-        if total:
-            total[0].addmm_(x.t(), x)
-        else:
-            total.append(x.t() @ x)
+        for x in map(Tensor.float, rows(module, input)):
+            count += len(x)
+            if total:
+                total[0].addmm_(x.t(), x)
+            else:
+                total.append(x.t() @ x)
 
     for done, call in enumerate(calls):
         once = call.text or 0 < done >= runs  # what has run no more than once in every pass so far

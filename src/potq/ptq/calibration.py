@@ -65,9 +65,9 @@ def input_mean_squares(model: nn.Module, names: Sequence[str], feed: Sequence[Te
     counts: dict[str, int] = {}
 
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        x = rows(module, _input(args, kwargs)).float()
-        sums[name] = sums.get(name, 0) + x.square().sum(0)
-        counts[name] = counts.get(name, 0) + len(x)
+        for x in map(Tensor.float, rows(module, _input(args, kwargs))):
+            sums[name] = sums.get(name, 0) + x.square().sum(0)
+            counts[name] = counts.get(name, 0) + len(x)
 
     _run(model, {name: partial(hook, name) for name in names}, feed)
     _require_reached(names, counts)
@@ -87,9 +87,9 @@ def second_moments(model: nn.Module, names: Sequence[str], feed: Feed) -> dict[s
     counts: dict[str, int] = {}
 
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        x = rows(module, _input(args, kwargs)).float()
-        sums[name] = sums.get(name, 0) + x.t() @ x
-        counts[name] = counts.get(name, 0) + len(x)
+        for x in map(Tensor.float, rows(module, _input(args, kwargs))):
+            sums[name] = sums.get(name, 0) + x.t() @ x
+            counts[name] = counts.get(name, 0) + len(x)
 
     _run(model, {name: partial(hook, name) for name in names}, feed)
     for name, total in sums.items():
