@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,30 @@ def test_every_kind_of_module_is_filled(make: Callable[[], Any], tmp_path: Path)
     assert loaded.layer is loaded.again
     assert loaded.head.tied_to is loaded.embed
     assert torch.equal(loaded(IDS), saved(IDS))
+
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def test_the_golden_folder_is_read() -> None:
+    make: Any = runpy.run_path(str(GOLDEN / "make_golden.py"))["golden_module"]
+    source, loaded = make(), potq.load_module(GOLDEN / "module", make)
+    packed: dict[str, Any] = dict(packed_modules(loaded))
+    assert {name: found.scheme.name for name, found in packed.items()} == {
+        "embed": "int8-g64",
+        "conv": "pot3s-g32",
+        "image": "mxpot-g32-e8m0-row",
+        "layer": "pot3s-g32",
+        "head": "int8-g64",
+    }
+    assert packed["head"].tied_to is packed["embed"]
+    digest = hashlib.blake2b(digest_size=8)
+    for name, found in packed.items():
+        exact = source.get_submodule(name).weight
+        assert (found.weight.float() - exact.float()).norm() < 0.3 * exact.float().norm(), name
+        assert found.weight.dtype == torch.bfloat16
+        digest.update(found.quantized.dequantize().numpy().tobytes())
+    assert digest.hexdigest() == "ca8f750cc8556367"
 
 
 def test_a_whole_folder_is_written_and_a_shared_tensor_once(tmp_path: Path) -> None:

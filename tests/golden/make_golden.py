@@ -4,6 +4,7 @@ Folders that exist are never written again: tests/test_checkpoint.py must go on 
 new line in ``CONFIGS`` adds a folder.
 
 ``source/`` is a one-layer Llama in bfloat16 with random weights; every other folder is that model quantized one way.
+``module/`` is a plain module.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import potq
@@ -54,9 +56,30 @@ def make_source() -> None:
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(HERE / "source")
 
 
+def golden_module() -> nn.Module:
+    """Every kind of layer, a tie, a shared layer; of simple fractions, exact everywhere."""
+    shared, embed, head = nn.Linear(70, 8), nn.Embedding(16, 24), nn.Linear(24, 16, bias=False)
+    head.weight = embed.weight
+    convolutions = {"conv": nn.Conv1d(24, 6, 3), "image": nn.Conv2d(4, 4, 3, groups=2)}
+    norm = nn.BatchNorm1d(8)
+    module = nn.ModuleDict({"embed": embed, **convolutions, "layer": shared, "head": head, "again": shared, "norm": norm})
+    for parameter in module.parameters():
+        values = (torch.arange(parameter.numel()) * 37 % 101 - 50) / 64
+        parameter.data = values.view(parameter.shape).to(torch.bfloat16)
+    return module
+
+
+def make_module() -> None:
+    module = golden_module()
+    potq.quantize(module, PoTConfig("pot3s", group_size=32, targets={"image": "mxpot:row_scale=true"}))
+    potq.save_module(module, HERE / "module")
+
+
 if __name__ == "__main__":
     if not (HERE / "source").exists():
         make_source()
     for name, config in CONFIGS.items():
         if not (HERE / name).exists():
             potq.save(potq.load(HERE / "source", config), HERE / name)
+    if not (HERE / "module").exists():
+        make_module()
