@@ -131,8 +131,10 @@ def test_what_needs_a_language_model_is_refused(net: Net) -> None:
         potq.quantize(net, PoTConfig("pot4"), blocks=["stem"])
     with pytest.raises(ConfigError, match="scale_method='fisher' needs the loss of a language model"):
         potq.quantize(net, PoTConfig("pot4", scale_method="fisher"), inputs)
-    with pytest.raises(ConfigError, match="effort='balanced' needs calibration"):
-        potq.quantize(net, PoTConfig("pot4", effort="balanced"))
+    lacking: list[dict[str, Any]] = [{"effort": "balanced"}, {"scale_method": "weighted"}]
+    for fields in lacking:
+        with pytest.raises(ConfigError, match=r"=.* needs calibration: a list of inputs, or a callable that runs"):
+            potq.quantize(net, PoTConfig("pot4", **fields))
     with pytest.raises(ModelError, match="Net is a plain module; token batches are for models of transformers"):
         potq.allocate(net, PoTConfig("pot4"), ["pot3", "pot4"], [torch.zeros(1, 4, dtype=torch.long)])
     assert not any(isinstance(module, PackedModule) for module in net.modules())

@@ -11,12 +11,33 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from potq.config import Effort, PoTConfig
 from potq.errors import ConfigError, ModelError, listed
 from potq.nn.plan import Plan
 from potq.ptq.blocks import Call, Chain
 from potq.ptq.feed import Feed
 
 Keep = Callable[[Tensor], Tensor]
+
+
+def check_settings(config: PoTConfig, effort: Effort, blocks: Sequence[str] | None, *, given: bool) -> None:
+    """Refuse what a plain module cannot do, or cannot do without calibration.
+
+    Raises:
+        ConfigError: says what to do instead.
+    """
+    if config.scale_method == "fisher":
+        raise ConfigError("scale_method='fisher' needs the loss of a language model; use 'mse' or 'weighted'")
+    if effort.scope != "none":
+        raise ConfigError(
+            f"effort={effort.name!r} refines what a language model predicts, or its blocks put out, and a plain module may "
+            "put out anything; use 'balanced'"
+        )
+    if not given and (effort.calibrated or config.scale_method == "weighted"):
+        what = f"effort={effort.name!r}" if effort.calibrated else "scale_method='weighted'"
+        raise ConfigError(f"{what} needs calibration: a list of inputs, or a callable that runs the module")
+    if blocks is not None and not effort.calibrated:
+        raise ConfigError(f"blocks= changes nothing with effort={effort.name!r}, which calibrates none")
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from potq.numerics.tensor import QuantizedWeight
 from potq.ptq import calibration as calib
 from potq.ptq.algorithms.rtn import rtn
 from potq.ptq.blocks import Chain, Keeper, find_blocks, merge
-from potq.ptq.chain import find_chain
+from potq.ptq.chain import check_settings, find_chain
 from potq.ptq.feed import Feed
 from potq.ptq.sequential import SequentialCalibration, calibrated_layer, rounded_layer, rounded_only
 from potq.resume import WorkFolder, fingerprint
@@ -124,10 +124,14 @@ def quantize(
     require_config(config)
     config, todo = language_plan(model, config)
     require_weights(model)
-    require_calibration(config, given=calibration is not None)
-    source = _check_source(model, calibration)
     effort = chosen_effort(config, given=calibration is not None)
-    _check_plain(model, config, effort, blocks)
+    if is_plain(model):
+        check_settings(config, effort, blocks, given=calibration is not None)
+    else:
+        require_calibration(config, given=calibration is not None)
+        if blocks is not None:
+            raise ConfigError("blocks= is for plain modules; the blocks of a Hugging Face model are found")
+    source = _check_source(model, calibration)
     config = config.model_copy(update={"effort": effort})
     if effort.calibrated:
         _require_cpu(model)
@@ -151,23 +155,6 @@ def _check_source(model: nn.Module, calibration: Any) -> Source:
     if calibration is None:
         return []
     return Feed.of(calibration) if is_plain(model) else calib.check_batches(calibration, model)
-
-
-def _check_plain(model: nn.Module, config: PoTConfig, effort: Effort, blocks: Sequence[str] | None) -> None:
-    """Refuse what makes no sense for the kind of model that it is."""
-    if not is_plain(model):
-        if blocks is not None:
-            raise ConfigError("blocks= is for plain modules; the blocks of a Hugging Face model are found")
-        return
-    if config.scale_method == "fisher":
-        raise ConfigError("scale_method='fisher' needs the loss of a language model; use 'mse' or 'weighted'")
-    if blocks is not None and not effort.calibrated:
-        raise ConfigError(f"blocks= changes nothing with effort={effort.name!r}, which calibrates none")
-    if effort.scope != "none":
-        raise ConfigError(
-            f"effort={effort.name!r} refines what a language model predicts, or its blocks put out, and a plain module may "
-            "put out anything; use 'balanced'"
-        )
 
 
 def chosen_effort(config: PoTConfig, *, given: bool) -> Effort:
