@@ -7,6 +7,7 @@ A backend is a module with ``NAME``, ``supports(scheme, shape, device, dtype) ->
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -18,6 +19,7 @@ from potq import native
 from potq.config import Activations
 from potq.kernels import reference
 from potq.kernels.cpu import backend as cpu
+from potq.kernels.prepared import Ready
 from potq.kernels.triton import backend as triton
 from potq.kernels.weight import PackedWeight
 from potq.numerics.scheme import QuantScheme
@@ -38,6 +40,8 @@ class Backend(Protocol):
         """Rows ``ids`` of the weight in ``dtype``."""
 
 
+Product = Callable[[Tensor, Tensor | None, Activations], Tensor]  # of an input, a bias and how to round, with one weight
+
 BACKENDS: dict[str, Backend] = {backend.NAME: backend for backend in (cpu, triton, reference)}
 
 
@@ -55,6 +59,8 @@ def register_backend(backend: Backend) -> None:
         >>> potq.kernels.explain(potq.load("packed").model.layers[0].mlp.up_proj).backend
         'reference'
     """
+    if backend.NAME == cpu.NAME and backend is not cpu:
+        cpu.kernels.clear()  # modules keep none then, and ask here
     others = {name: other for name, other in BACKENDS.items() if name != backend.NAME}
     BACKENDS.clear()
     BACKENDS.update({backend.NAME: backend, **others})
@@ -67,6 +73,14 @@ class Choice:
 
     backend: str
     rejected: dict[str, str]
+
+
+def ready(backend: Backend, weight: PackedWeight) -> Ready[Product] | None:
+    """The product of ``backend`` with a weight, for a module to keep while the weight is what it was; None if it makes none.
+
+    It checks its inputs (:func:`~potq.kernels.weight.check_input`), as whoever calls a backend's ``linear`` does.
+    """
+    return cpu.ready(weight) if backend is cpu else None
 
 
 @lru_cache(maxsize=4096)
