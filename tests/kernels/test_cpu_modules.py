@@ -450,7 +450,7 @@ def test_a_module_does_not_keep_the_tiles_of_a_weight_that_it_lost() -> None:
     gc.collect()
     before, linear = len(backend.kernels), _linear()
     linear(_rand(2, IN))
-    kernel = weakref.ref(backend.kernels.of(PackedWeight.of(linear.quantized)).made)
+    kernel = weakref.ref(backend.kernels.of(PackedWeight.of(linear.quantized)).made.__self__)
     linear.weight_packed = torch.zeros_like(linear.weight_packed)
     gc.collect()
     assert kernel() is None

@@ -7,7 +7,6 @@ A backend is a module with ``NAME``, ``supports(scheme, shape, device, dtype) ->
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -21,7 +20,7 @@ from potq.kernels import reference
 from potq.kernels.cpu import backend as cpu
 from potq.kernels.prepared import Ready
 from potq.kernels.triton import backend as triton
-from potq.kernels.weight import PackedWeight
+from potq.kernels.weight import PackedWeight, Product
 from potq.numerics.scheme import QuantScheme
 
 
@@ -39,8 +38,6 @@ class Backend(Protocol):
     def embedding(self, ids: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
         """Rows ``ids`` of the weight in ``dtype``."""
 
-
-Product = Callable[[Tensor, Tensor | None, Activations], Tensor]  # of an input, a bias and how to round, with one weight
 
 BACKENDS: dict[str, Backend] = {backend.NAME: backend for backend in (cpu, triton, reference)}
 

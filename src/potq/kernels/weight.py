@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from potq.numerics.tensor import storage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from torch import Tensor
 
+    from potq.config import Activations
     from potq.numerics.scheme import QuantScheme
     from potq.numerics.tensor import QuantizedWeight
+
+
+Product: TypeAlias = "Callable[[Tensor, Tensor | None, Activations], Tensor]"
+"""Of an input, a bias and how to round the input, with one weight."""
 
 
 class PackedWeight(NamedTuple):

@@ -22,8 +22,8 @@ from torch.compiler import is_compiling
 
 from potq.kernels import Activations, ops, reference, registry
 from potq.kernels.prepared import Ready
-from potq.kernels.registry import BACKENDS, Backend, Product, choose
-from potq.kernels.weight import PackedWeight, check_device, check_input
+from potq.kernels.registry import BACKENDS, Backend, choose
+from potq.kernels.weight import PackedWeight, Product, check_device, check_input
 from potq.nn.lazy import LazyTensor, read_only
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight

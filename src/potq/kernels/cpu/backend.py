@@ -14,7 +14,7 @@ from torch import Tensor
 
 from potq import native as lib
 from potq.kernels.prepared import Prepared, Ready
-from potq.kernels.weight import check_input
+from potq.kernels.weight import Product, check_input
 
 if TYPE_CHECKING:
     from potq.config import Activations
@@ -124,21 +124,26 @@ def _row_factors(weight: PackedWeight) -> Tensor:
     return row_scale.float()
 
 
-kernels = Prepared(Kernel)
+def _product(weight: PackedWeight) -> Product:
+    """A bound method: calling an object takes longer."""
+    return Kernel(weight).__call__
 
 
-def ready(weight: PackedWeight) -> Ready[Kernel] | None:
+kernels = Prepared(_product)
+
+
+def ready(weight: PackedWeight) -> Ready[Product] | None:
     """The product with a weight for a module to come back to; None where row scales make it more than the kernel's."""
     return kernels.of(weight) if weight.row_scale is None and not weight.scheme.row_scale else None
 
 
 def linear(input: Tensor, weight: PackedWeight, bias: Tensor | None, activations: Activations) -> Tensor:
     """``input W^T + bias``."""
-    kernel = kernels.of(weight).made
+    product = kernels.of(weight).made
     if weight.row_scale is None and not weight.scheme.row_scale:
-        return kernel(input, bias, activations)
+        return product(input, bias, activations)
     factors = _row_factors(weight)
-    output = kernel(input.float(), None, activations).mul_(factors[:, 0])  # in float32: halves are rounded once, at the end
+    output = product(input.float(), None, activations).mul_(factors[:, 0])  # in float32: halves are rounded once, at the end
     return (output if bias is None else output.add_(bias)).to(input.dtype)
 
 
