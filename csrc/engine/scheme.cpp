@@ -1,6 +1,8 @@
 #include "scheme.h"
 
 #include <algorithm>
+#include <set>
+#include <utility>
 
 #include "error.h"
 
@@ -188,6 +190,7 @@ Quantization::Quantization(const Value& config, const std::string& file) {
 
   const Value targets = config["targets"], ignore = config["ignore"];
   const bool pairs = targets.is(Kind::kArray);
+  std::set<std::string_view> patterns;
   if (targets && ((!pairs && !targets.is(Kind::kObject)) || targets.size() > kMaxPatterns))
     wrong(file, "targets are not a list of patterns and schemes");
   for (Value entry = targets ? targets.first() : Value(); entry; entry = entry.next()) {
@@ -197,6 +200,7 @@ Quantization::Quantization(const Value& config, const std::string& file) {
     }
     if (!entry.is(Kind::kArray) || entry.size() != 2 || !entry.first().is(Kind::kString))
       wrong(file, "targets are not a list of patterns and schemes");
+    if (!patterns.insert(entry.first().string()).second) wrong(file, "a pattern of targets stands twice");
     targets_.push_back({Pattern(entry.first().string(), file), read_scheme(entry.first().next(), file)});
   }
   if (ignore && (!ignore.is(Kind::kArray) || ignore.size() > kMaxPatterns)) wrong(file, "ignore is not a list");

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Literal, get_args
@@ -190,6 +191,9 @@ class PoTConfig(Strict):
     @classmethod
     def _targets_by_name(cls, value: object) -> object:
         if isinstance(value, list) and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value):
+            counts = Counter(str(pattern) for pattern, _ in value)
+            if twice := [pattern for pattern, count in counts.items() if count > 1]:
+                raise ValueError(f"the pattern {twice[0]!r} stands twice; the first match would win")
             value = dict(value)
         return {key: coerce_scheme(scheme) for key, scheme in value.items()} if isinstance(value, dict) else value
 

@@ -148,6 +148,7 @@ UNKNOWN: dict[str, dict[str, Any]] = {
     "targets": {"targets": None},
     "target": {"targets": [["q_proj", "pot9"]]},
     "longer target": {"targets": [["q_proj", with_scheme({})["scheme"], 1]]},
+    "target twice": {"targets": [["q_proj", with_scheme({})["scheme"]]] * 2},
     "ignore": {"ignore": None},
     "ignored": {"ignore": [3]},
     "effort": {"effort": "heroic"},
