@@ -53,7 +53,10 @@ def test_the_instruction_set_is_the_one_asked_for(packed_folder: Path, monkeypat
     for name in native.usable_isas():
         monkeypatch.setenv("POTQ_CPU_ISA", name)
         assert f"({name})" in run(packed_folder, "the", "-n", "1", "--stats").stderr
-    for name, reason in (("mmx", "is unknown; known are scalar, "), (missing_isa(), "cannot be used here; usable are scalar")):
+    for name, reason in (
+        ("mmx", "is unknown; known are scalar, "),
+        (missing_isa(), "cannot be used here; usable are scalar"),
+    ):
         monkeypatch.setenv("POTQ_CPU_ISA", name)
         done = run(packed_folder, "the")
         assert done.returncode == 2
