@@ -3,8 +3,8 @@
 // INT8: activations of a row are cut in blocks of at most 64 columns and rounded, q = rint(x 127/amax), scale amax/127. With
 // integer levels L and weight scale w the output is, over blocks b ascending,
 //     y = fmaf(float(sum_k L[k] q[k]), w * scale[b], y),     y starting at the bias.
-// A row's block with an outlier (kOutlier) takes a second int8: 254 q + r in place of q, r = rint(254 (x 127/amax - q)), and the
-// scale amax/32258. The sum is taken in int32 (exact in any order), the product w * scale rounded once. FLOAT: four partial
+// A row's block with an outlier (kOutlier) takes a second int8: 254 q + r in place of q, r = rint(254 (x 127/amax - q)), and
+// the scale amax/32258. The sum is taken in int32 (exact in any order), the product w * scale rounded once. FLOAT: four partial
 // sums of fmaf(L[k], x[k], s), column k in sum k mod 4, added (s0 + s1) + (s2 + s3), then the same with w / 2^reference_log2
 // for w * scale. That order is the contract: every instruction set and every number of threads gives the same bits.
 //
@@ -23,10 +23,10 @@
 namespace potq {
 namespace {
 
-constexpr int kPrefetch = 8192;  // bytes ahead: the hardware stops at the end of a page, and that is too late
-constexpr int kChunkBlocks = 16;  // blocks of columns that several panels meet while they are in the first-level cache
+constexpr int kPrefetch = 8192;    // bytes ahead: the hardware stops at the end of a page, and that is too late
+constexpr int kChunkBlocks = 16;   // blocks of columns that several panels meet while they are in the first-level cache
 constexpr int kDecodedBlocks = 8;  // the same, if their levels are bytes
-constexpr int kGroupPanels = 24;  // panels whose sums wait at the same time
+constexpr int kGroupPanels = 24;   // panels whose sums wait at the same time
 
 template <class V, template <class, int, int, int> class Arithmetic>
 constexpr bool is_integer() {
@@ -189,7 +189,8 @@ void multiply_group(const potq_product& product, const Decoder<V, Bits>& decoder
   for (int b = 0; b < layout.blocks; b += step) {
     const bool starts = b == 0, ends = b + step >= layout.blocks;
     const uint8_t* tiles = row_block + layout.scales_bytes + size_t(b) * layout.block_bytes;
-    Chunk chunk{product.format, &layout, row_block, tiles, layout.block_bytes, end, nullptr, b, ends ? layout.blocks : b + step};
+    Chunk chunk{
+        product.format, &layout, row_block, tiles, layout.block_bytes, end, nullptr, b, ends ? layout.blocks : b + step};
     if constexpr (kDecodes) {
       if (panels.count > 1) {
         decode_blocks<V, Bits>(decoder, layout, chunk, levels);
@@ -222,11 +223,14 @@ void multiply_bits(const potq_product& product, const uint8_t* prepared, int64_t
   const Panels panels(layout, product.arithmetic, rows, kMax);
   const Decoder<V, Bits> decoder(product.format->levels, is_integer<V, Arithmetic>() ? V::offset(*product.format) : 0);
   const uint8_t* end = product.tiles + size_t(last_block) * layout.row_block_bytes;
-  const int pairs = panels.rows(0) >= V::kPairFrom ? (last_block - first_block) / 2 : 0;
+  constexpr bool kPairs = V::kPairFrom <= kMax;  // of row blocks; else they need no code
+  const int pairs = kPairs && panels.rows(0) >= V::kPairFrom ? (last_block - first_block) / 2 : 0;
   for (int p = 0; p < panels.count; p += kGroupPanels) {
     const int last = smaller(p + kGroupPanels, panels.count);
-    for (int block = first_block; block < first_block + 2 * pairs; block += 2)
-      multiply_group<V, Bits, 2, Arithmetic, kMax>(product, decoder, layout, panels, prepared, first, p, last, block, end);
+    if constexpr (kPairs) {
+      for (int block = first_block; block < first_block + 2 * pairs; block += 2)
+        multiply_group<V, Bits, 2, Arithmetic, kMax>(product, decoder, layout, panels, prepared, first, p, last, block, end);
+    }
     for (int block = first_block + 2 * pairs; block < last_block; block++)
       multiply_group<V, Bits, 1, Arithmetic, kMax>(product, decoder, layout, panels, prepared, first, p, last, block, end);
   }
