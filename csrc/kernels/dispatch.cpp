@@ -30,6 +30,18 @@ bool has_avx512vnni() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
+// AVX-VNNI is an encoding of its own; __builtin_cpu_supports learned it late
+#if defined(POTQ_AVXVNNI)
+bool has_vex_vnni() {
+  unsigned a, b, c, d;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
+}
+const Kernels* avxvnni() { return has_vex_vnni() ? &kAvxVnni : &kAvxVnniEvex; }
+#else
+bool has_vex_vnni() { return false; }
+const Kernels* avxvnni() { return &kAvxVnniEvex; }
+#endif
+bool has_avxvnni() { return has_vex_vnni() || has_avx512vnni(); }
 #endif
 
 #if defined(POTQ_ARM64)
@@ -51,9 +63,9 @@ struct Isa {
 const Isa kIsas[] = {
     {"scalar", &kScalar, always},
 #if defined(POTQ_X86)
-    {"avx2", &kAvx2, has_avx2},   {"avx512vnni", &kAvx512Vnni, has_avx512vnni},
+    {"avx2", &kAvx2, has_avx2},   {"avxvnni", avxvnni(), has_avxvnni}, {"avx512vnni", &kAvx512Vnni, has_avx512vnni},
 #else
-    {"avx2", nullptr, always},    {"avx512vnni", nullptr, always},
+    {"avx2", nullptr, always},    {"avxvnni", nullptr, always}, {"avx512vnni", nullptr, always},
 #endif
 #if defined(POTQ_ARM64)
     {"neon", &kNeon, always},     {"neondot", &kNeonDot, has_dotprod},

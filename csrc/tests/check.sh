@@ -4,7 +4,8 @@
 #   csrc/tests/check.sh [native] [program] [sanitize] [tsan] [aarch64] [full]    without words: all of them, 25 minutes on
 #                                                                               two cores
 #
-# native    the short self-tests, of the kernels, of what fits weights and of the engine, and the corpus of its fuzzers
+# native    the short self-tests, of the kernels, of what fits weights and of the engine, and the corpus of its fuzzers; that the
+#           kernels for AVX-VNNI hold none of AVX-512's instructions, which the CPUs they are for lack
 # program   potq-run, static: its size, that it runs in an empty root, and that the one for aarch64 writes the same under qemu.
 #           What cannot be done here is left out with a message. (`make test` runs so far.)
 # sanitize  native with AddressSanitizer and UBSan, and the tests that call the library, on that library
@@ -77,10 +78,26 @@ engine() {
 static=OFF
 [ ! -e "$("${CXX:-g++}" -print-file-name=libc.a)" ] || static=ON
 
+# The machine that tests these kernels may run them in AVX-512's encoding alone.
+avxvnni() {
+  local object=$out/native/CMakeFiles/potq_kernels.dir/kernels/isa/avxvnni.cpp.o
+  title "instructions of AVX-VNNI"
+  if [ ! -e "$object" ]; then
+    echo "left out: another processor, or a compiler without -mavxvnni"
+    return
+  fi
+  need objdump binutils
+  objdump -d --no-show-raw-insn "$object" >"$out/avxvnni.listing"
+  grep -q '{vex} vpdpbusd' "$out/avxvnni.listing" || die "avxvnni.cpp holds no vpdpbusd of AVX-VNNI"
+  ! grep -E '\{evex\}|%zmm|%[xy]mm(1[6-9]|2[0-9]|3[01])|%k[0-7]' "$out/avxvnni.listing" || die "avxvnni.cpp holds AVX-512"
+  echo "$(grep -c '{vex} vpdpbusd' "$out/avxvnni.listing") times vpdpbusd, and nothing of AVX-512"
+}
+
 native() {
   build native all -DPOTQ_STATIC=$static
   short native 'scalar.*' native
   engine native native
+  avxvnni
 }
 
 # small FILE: a static program of less than 3 MB
