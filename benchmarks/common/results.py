@@ -26,6 +26,7 @@ ISAS = {
     "avx512vnni": "AVX-512 VNNI",
     "avxvnni": "AVX-VNNI",
     "avx2": "AVX2",
+    "neoni8mm": "Arm NEON with matrix products",
     "neondot": "Arm NEON with dot products",
     "neon": "Arm NEON",
 }

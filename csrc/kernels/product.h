@@ -153,6 +153,7 @@ void decode_blocks(const Decoder<V, Bits>& decoder, const Layout& layout, const 
         const int strip = i / 2, half = i % 2;
         typename V::Bytes found[2];
         codes.decode<V, Bits>(decoder, strip, u, half, found);
+        if constexpr (V::kPairsRows) V::pair(found);
         V::save(levels + 2 * half * kTile + strip * V::kLanes * 4, found[0]);
         V::save(levels + (2 * half + 1) * kTile + strip * V::kLanes * 4, found[1]);
       }

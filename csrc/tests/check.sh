@@ -10,7 +10,7 @@
 #           What cannot be done here is left out with a message. (`make test` runs so far.)
 # sanitize  native with AddressSanitizer and UBSan, and the tests that call the library, on that library
 # tsan      the engine's self-test with ThreadSanitizer
-# aarch64   native, cross-built and run by qemu, on CPUs with and without dot products
+# aarch64   native, cross-built and run by qemu, on CPUs with matrix products, with dot products alone, and without
 # full      the long self-test
 #
 # All runs of a short self-test must print one hash. Wants cmake, ninja and a Python with potq's [dev] in PATH (the Makefile
@@ -153,7 +153,7 @@ aarch64_options=(-DPOTQ_STATIC=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCE
 program_aarch64() {
   build aarch64 potq-run "${aarch64_options[@]}"
   small "$out/aarch64/potq-run"
-  for cpu in max cortex-a72; do # with and without dot products
+  for cpu in max neoverse-n1 cortex-a72; do # with matrix products, with dot products, without
     generate qemu-aarch64 -cpu "$cpu" "$out/aarch64/potq-run" "$out/root/model" | cmp - "$out/text" ||
       die "potq-run writes another text on aarch64, $cpu"
     echo "runs on aarch64, $cpu"
@@ -190,10 +190,12 @@ aarch64() {
   local run=(qemu-aarch64 -L /usr/aarch64-linux-gnu)
   title "aarch64"
   build aarch64 all "${aarch64_options[@]}"
-  short aarch64-max 'scalar neon neondot' aarch64 "${run[@]}" -cpu max
+  short aarch64-max 'scalar neon neondot neoni8mm' aarch64 "${run[@]}" -cpu max
+  short aarch64-neoverse-n1 'scalar neon neondot' aarch64 "${run[@]}" -cpu neoverse-n1
   short aarch64-cortex-a72 'scalar neon' aarch64 "${run[@]}" -cpu cortex-a72
-  engine aarch64-max aarch64 "${run[@]}" -cpu max
-  engine aarch64-cortex-a72 aarch64 "${run[@]}" -cpu cortex-a72
+  for cpu in max neoverse-n1 cortex-a72; do
+    engine "aarch64-$cpu" aarch64 "${run[@]}" -cpu "$cpu"
+  done
 }
 
 full() {
