@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-ABI = 4
-ISAS = ("scalar", "avx2", "avx512vnni", "neon", "neondot")  # in the library's numbering
-_PREFERRED = ("avx512vnni", "avx2", "neondot", "neon", "scalar")
+ABI = 5
+ISAS = ("scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neondot", "neoni8mm")  # in the library's numbering
+_PREFERRED = ("avx512vnni", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "scalar")
 _NAMES = ("libpotq.so", "libpotq.dylib", "potq.dll", "libpotq.dll")
 
 
