@@ -67,6 +67,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.ptq.rtn_table
 	$(BIN)/python -m benchmarks.kernels.activations
 	$(BIN)/python -m benchmarks.kernels.cpu
+	$(BIN)/python -m benchmarks.kernels.call
 	$(BIN)/python -m benchmarks.ptq.cost
 	$(BIN)/python -m benchmarks.ptq.ablation
 	$(BIN)/python -m benchmarks.ptq.table --work build/bench/ptq

@@ -23,7 +23,7 @@ extern "C" {
 #define POTQ_API __attribute__((visibility("default")))
 #endif
 
-#define POTQ_ABI 4
+#define POTQ_ABI 5
 
 enum potq_scale_format { POTQ_SCALE_FLOAT16 = 0, POTQ_SCALE_E8M0 = 1 };
 enum potq_dtype { POTQ_FLOAT32 = 0, POTQ_BFLOAT16 = 1 };
@@ -55,7 +55,7 @@ typedef struct {
 
 POTQ_API int32_t potq_abi(void);
 
-/* Instruction sets are numbered 0, 1, ...: scalar, avx2, avx512vnni, neon, neondot. NULL beyond the last. */
+/* Instruction sets are numbered 0, 1, ...: scalar, avx2, avxvnni, avx512vnni, neon, neondot, neoni8mm. NULL beyond the last. */
 POTQ_API const char* potq_isa_name(int32_t isa);
 /* 1: compiled in and supported by this CPU. 0: compiled in, not supported by this CPU. -1: not compiled in. */
 POTQ_API int32_t potq_isa_usable(int32_t isa);

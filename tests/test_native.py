@@ -190,7 +190,7 @@ def test_potq_cpu_isa_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
 @compiled_library
 def test_an_unknown_instruction_set_is_refused_and_the_known_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POTQ_CPU_ISA", "sse9")
-    with pytest.raises(ConfigError, match=r"POTQ_CPU_ISA=sse9 is unknown; known are scalar, avx2, avx512vnni, neon"):
+    with pytest.raises(ConfigError, match="sse9 is unknown; known are scalar, avx2, avxvnni, avx512vnni, neon"):
         _linear()(torch.zeros(1, 70))
 
 

@@ -26,7 +26,14 @@ from potq.evaluate.perplexity import Perplexity
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PACKAGES = ("potq", "torch", "transformers", "numpy")
-ISAS = {"avx512vnni": "AVX-512 VNNI", "avx2": "AVX2", "neondot": "Arm NEON with dot products", "neon": "Arm NEON"}
+ISAS = {
+    "avx512vnni": "AVX-512 VNNI",
+    "avxvnni": "AVX-VNNI",
+    "avx2": "AVX2",
+    "neoni8mm": "Arm NEON with matrix products",
+    "neondot": "Arm NEON with dot products",
+    "neon": "Arm NEON",
+}
 """How documents call the kinds of CPUs."""
 
 Protocol = Mapping[str, Any] | str

@@ -34,7 +34,7 @@ from benchmarks.decode.contestants import Entry
 from benchmarks.decode.files import FOUR_BITS, GGML_TYPES, OURS, gguf_file, types_used, unpacked_folder
 from benchmarks.decode.goals import FILES, SPEED
 from benchmarks.decode.plot import draw
-from benchmarks.forced import forced, held
+from benchmarks.forced import held
 from benchmarks.ptq.settings import Setting, settings
 from potq import kernels
 from potq.evaluate.perplexity import perplexity
@@ -179,9 +179,6 @@ def time_all(listed: list[Entry], rows: list[Row], rounds: int, keep: Callable[.
             for number in sorted(left):
                 keep(*speed_round(number, [*started, *roof]))  # a round that was cut off does not count
                 print(f"round {number + 1} of {rounds}", flush=True)
-    if forced():
-        print("not measured: first token: potq-run always takes the CPU's best instruction set")
-        return
     for entry in (entry for entry in listed if entry.kind == "engine"):
         for _ in range(STARTS - sum(row["what"] == "first token" and row["name"] == entry.name for row in rows)):
             keep(first_token(entry))

@@ -38,7 +38,6 @@ from benchmarks.peers.ggml_library import ggml
 from benchmarks.peers.kernels import PEERS
 from benchmarks.peers.kernels.int8_peak import int8_peak
 from benchmarks.peers.kernels.peer import Case, Peer, Work, copies_for, weight_bytes
-from benchmarks.peers.kernels.python_overhead import python_overhead
 from benchmarks.peers.packages import THREADS, UnavailableError
 
 SHAPES = (
@@ -189,10 +188,6 @@ def cells(arguments: argparse.Namespace) -> Iterator[Case]:
 def extras() -> Iterator[Row]:
     """What is measured once a run."""
     yield {"task": "int8 peak", "gops": int8_peak()}
-    try:
-        yield {"task": "python overhead", **python_overhead()}
-    except UnavailableError as error:
-        yield {"task": "python overhead", "skipped": str(error)}
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:

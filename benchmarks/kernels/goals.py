@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
-from benchmarks.common.goals import Goal, Row
+from benchmarks.common.goals import Goal, Row, at_most
 from benchmarks.common.results import Benchmark
 from benchmarks.kernels.rows import EVERY, LARGE, WIDTH_768, WIDTH_4096, Cell, Results
 from potq.kernels import Activations
@@ -88,6 +88,12 @@ def activations(rows: Sequence[Row]) -> list[Goal]:
     ]
 
 
+def call(rows: Sequence[Row]) -> list[Goal]:
+    """Judged where it is worst."""
+    worst = max((row["ratio"] for row in rows), default=None)
+    return [at_most("time of a tiny PoTLinear's call / nn.Linear's, the worst case", 1.2, worst and round(worst, 3))]
+
+
 def find(rows: Sequence[Row], model: str, scheme: str, activations: Activations) -> Row | None:
     wanted = {"model": model, "scheme": scheme, "activations": activations}
     return next((row for row in rows if wanted.items() <= row.items()), None)
@@ -101,4 +107,5 @@ def difference(rows: Sequence[Row], model: str, scheme: str) -> float | None:
 
 CPU = Benchmark("cpu_kernels", cpu, timed="cpu", packages=("onnxruntime", "xllamacpp"), judge_kind={"avx2": avx2})
 ACTIVATIONS_COST = Benchmark("activations", activations)
-BENCHMARKS = (CPU, ACTIVATIONS_COST)
+CALL = Benchmark("module_call", call, timed="cpu")
+BENCHMARKS = (CPU, ACTIVATIONS_COST, CALL)

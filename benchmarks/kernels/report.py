@@ -10,7 +10,7 @@ from rich.table import Table
 from benchmarks.common.goals import Row
 from benchmarks.common.markdown import captioned, goals_table, table
 from benchmarks.common.results import Content
-from benchmarks.kernels.goals import ACTIVATIONS, ACTIVATIONS_COST, CPU, difference, find
+from benchmarks.kernels.goals import ACTIVATIONS, ACTIVATIONS_COST, CALL, CPU, difference, find
 from benchmarks.kernels.rows import EVERY, Cell, Results
 from benchmarks.peers.kernels.peer import Case
 
@@ -90,8 +90,23 @@ def activations_table(rows: Sequence[Row]) -> str:
     return table(headings, lines)
 
 
+def call_table(content: Content) -> str:
+    lines = [
+        [
+            f"`{tuple(row['input'])}`" + (", bias" if row["bias"] else ""),
+            row["mode"],
+            *(f"{row[key]:.2f}" for key in ("potlinear_us", "nn_linear_us", "native_us")),
+            f"{row['ratio']:.2f} ({row['ratio_quartiles'][0]:.2f}-{row['ratio_quartiles'][1]:.2f})",
+        ]
+        for row in content["rows"]
+    ]
+    headings = ("input", "mode", "`PoTLinear`, us", "`nn.Linear`, us", "in the library, us", "ratio (quartiles)")
+    return table(headings, lines)
+
+
 def document() -> dict[str, str]:
     """The tables of docs/kernels.md."""
     products = {f"m={m}": captioned(CPU, partial(product_table, m=m)) for m in (1, 4, 16, 128)}
     goals = captioned(CPU, lambda content: goals_table(content["goals"]))
-    return {"activations": activations_table(ACTIVATIONS_COST.read()["rows"]), **products, "goals": goals}
+    calls = captioned(CALL, call_table)
+    return {"activations": activations_table(ACTIVATIONS_COST.read()["rows"]), **products, "goals": goals, "call": calls}

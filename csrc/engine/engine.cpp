@@ -127,7 +127,7 @@ Result guarded(char* message, size_t size, Result otherwise, Action action) {
 
 int32_t best_isa() {
   int32_t best = 0;
-  for (const char* name : {"avx512vnni", "avx2", "neondot", "neon", "scalar"}) {
+  for (const char* name : {"avx512vnni", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "scalar"}) {
     for (int32_t isa = 0; potq_isa_name(isa); isa++) {
       if (!std::strcmp(potq_isa_name(isa), name) && potq_isa_usable(isa) == 1) return isa;
     }

@@ -95,7 +95,7 @@ const Lanes& lanes(int32_t isa) {
 #if defined(POTQ_X86)
   const char* name = potq_isa_name(isa);
   if (name && !std::strcmp(name, "avx512vnni")) return kAvx512Lanes;
-  if (name && !std::strcmp(name, "avx2")) return kAvx2Lanes;
+  if (name && (!std::strcmp(name, "avxvnni") || !std::strcmp(name, "avx2"))) return kAvx2Lanes;
 #else
   (void)isa;
 #endif

@@ -1,7 +1,5 @@
 #include "pool.h"
 
-#include <sched.h>
-
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
@@ -10,9 +8,10 @@ namespace potq {
 namespace engine {
 namespace {
 
-constexpr int kSpins = 2000;       // some 50 microseconds: then others may have the core
-constexpr int kIdleSpins = 20000;  // between jobs: then sleep
 constexpr int kLine = 64, kLinesASpin = 8;
+constexpr int kSpins = 16;  // until the clock is read
+
+thread_local Patience at_barriers(std::chrono::microseconds(200)), between_jobs(std::chrono::microseconds(1000));
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -61,13 +60,7 @@ Pool::~Pool() {
 
 void Pool::run(void (*job)(void*, int), void* argument) {
   job_ = job, argument_ = argument;
-  if (threads_ > 1) {
-    jobs_.fetch_add(1);  // sequentially consistent, as is sleeping_: either we see the sleeper, or it sees the job
-    if (sleeping_.load()) {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      wake_.notify_all();
-    }
-  }
+  if (threads_ > 1) advance(jobs_);
   job(argument, 0);
   barrier();
 }
@@ -77,32 +70,41 @@ void Pool::barrier(Ahead ahead) {
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
     arrived_.store(0, std::memory_order_relaxed);
     next_task_.store(0, std::memory_order_relaxed);
-    passed_.store(before + 1, std::memory_order_release);
-    return;
+    return advance(passed_);
   }
-  for (int spins = 0; passed_.load(std::memory_order_acquire) == before; spins++) {
-    if (fetch(&ahead)) continue;
-    if (spins < kSpins)
-      pause();
-    else
-      sched_yield();
-  }
+  wait(passed_, before, at_barriers, ahead);
 }
 
-void Pool::wait_for_job(uint32_t seen) {
-  for (int spins = 0; spins < kIdleSpins; spins++) {
-    if (jobs_.load() != seen) return;
-    pause();
+// Sequentially consistent, as is sleeping_: either we see the sleeper, or it sees the new number.
+void Pool::advance(std::atomic<uint32_t>& counter) {
+  counter.fetch_add(1);
+  if (!sleeping_.load()) return;
+  const std::lock_guard<std::mutex> lock(mutex_);  // which who counts as a sleeper holds until it sleeps
+  wake_.notify_all();
+}
+
+void Pool::wait(const std::atomic<uint32_t>& counter, uint32_t seen, Patience& patience, Ahead ahead) {
+  const auto changed = [&] { return counter.load() != seen; };
+  while (fetch(&ahead)) {
+    if (changed()) return;
   }
+  const auto end = std::chrono::steady_clock::now() + patience.left();
+  do {
+    for (int i = 0; i < kSpins; i++) {
+      if (changed()) return patience.rewarded();
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  patience.disappointed();
   std::unique_lock<std::mutex> lock(mutex_);
   sleeping_.fetch_add(1);
-  wake_.wait(lock, [&] { return jobs_.load() != seen; });
+  wake_.wait(lock, changed);
   sleeping_.fetch_sub(1);
 }
 
 void Pool::work(int thread) {
   for (uint32_t seen = 0;;) {
-    wait_for_job(seen);
+    wait(jobs_, seen, between_jobs, {});
     seen++;
     if (stopping_) return;
     job_(argument_, thread);

@@ -1,12 +1,15 @@
 // The engine's threads: a token is one job, which all threads run from its first layer to its last, and meet at barriers.
 //
-// A barrier spins, since the work between two of them takes some 10 microseconds and waking a thread takes 50; it yields its
-// core after a while, for machines with fewer cores than threads. Between jobs workers spin shortly (the next token follows at
-// once) and then sleep. The caller is thread 0. Rejected: a fork and join for each layer, and OpenMP, whose barriers belong
-// to torch's settings.
+// A barrier spins, since the work between two of them takes some 10 microseconds and waking a thread takes 50. Where other
+// programs have the cores, though, who spins keeps the one it waits for from running: then threads sleep after a few
+// microseconds (see Patience). Between jobs they do the same with more patience, since the next token follows at once. The
+// caller is thread 0. Rejected: a fork and join for each layer; OpenMP, whose barriers belong to torch's settings; yielding
+// the core instead of sleeping, for which the system takes time from the thread, whose next work then comes late.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -21,6 +24,20 @@ namespace engine {
 struct Ahead {
   const uint8_t* from = nullptr;
   size_t bytes = 0;
+};
+
+// How long a thread spins before it sleeps. Every spin in vain halves it, every other one adds a little, so it is long on a
+// free machine and short on a busy one.
+class Patience {
+ public:
+  explicit constexpr Patience(std::chrono::microseconds most) : most_(most), left_(most) {}
+  std::chrono::microseconds left() const { return left_; }
+  void rewarded() { left_ = std::min(most_, left_ + most_ / kSteps); }
+  void disappointed() { left_ = std::max(left_ / 2, most_ / kSteps); }
+
+ private:
+  static constexpr int kSteps = 50;
+  std::chrono::microseconds most_, left_;
 };
 
 class Pool {
@@ -42,7 +59,9 @@ class Pool {
 
  private:
   void work(int thread);
-  void wait_for_job(uint32_t seen);
+  // Until the counter is another than `seen`.
+  void wait(const std::atomic<uint32_t>& counter, uint32_t seen, Patience& patience, Ahead ahead);
+  void advance(std::atomic<uint32_t>& counter);
 
   const int threads_;
   void (*job_)(void*, int) = nullptr;

@@ -65,6 +65,22 @@ struct Settings {
   potq_sampling sampling = {0, 1, 0, 1, 0, 0};
 };
 
+// What POTQ_CPU_ISA says; -1: nothing.
+int32_t chosen_isa() {
+  const char* chosen = std::getenv("POTQ_CPU_ISA");
+  if (!chosen || !*chosen) return -1;
+  std::string known, usable;
+  for (int32_t isa = 0; const char* name = potq_isa_name(isa); isa++) {
+    if (!std::strcmp(name, chosen) && potq_isa_usable(isa) == 1) return isa;
+    known += (isa ? ", " : "") + std::string(name);
+    if (potq_isa_usable(isa) == 1) usable += (usable.empty() ? "" : ", ") + std::string(name);
+  }
+  const std::string given = std::string("POTQ_CPU_ISA=") + chosen;
+  if ((", " + known + ", ").find(std::string(", ") + chosen + ", ") == std::string::npos)
+    misused(given + " is unknown; known are " + known);
+  misused(given + " cannot be used here; usable are " + usable);
+}
+
 Settings parse(int count, char** arguments) {
   Settings s;
   int given = 0;
@@ -115,6 +131,7 @@ Settings parse(int count, char** arguments) {
       misused("unexpected " + name);
   }
   if (given < 2) misused("give a model folder and a prompt");
+  s.options.isa = chosen_isa();
   if (s.sampling.temperature == 0 && !s.draws.empty())
     misused(s.draws +
             " has no effect at temperature 0, which takes the likeliest token: give a --temperature, or leave it out");

@@ -18,7 +18,9 @@ struct Integer {
   // sum of level * value, for each strip and activation row
   static POTQ_INLINE void dot(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* panel,
                               typename V::Ints (*result)[M]) {
-    if constexpr (V::kNarrowSteps > 1)
+    if constexpr (V::kPairsRows)
+      V::template dot_pairs<Bits, M, R>(decoder, codes, panel, result);
+    else if constexpr (V::kNarrowSteps > 1)
       dot_narrow(decoder, codes, panel, result);
     else
       dot_wide(decoder, codes, panel, result);

@@ -9,6 +9,8 @@
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 #if defined(POTQ_X86)
 #include <cpuid.h>
@@ -30,6 +32,18 @@ bool has_avx512vnni() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
+// AVX-VNNI is an encoding of its own; __builtin_cpu_supports learned it late
+#if defined(POTQ_AVXVNNI)
+bool has_vex_vnni() {
+  unsigned a, b, c, d;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
+}
+const Kernels* avxvnni() { return has_vex_vnni() ? &kAvxVnni : &kAvxVnniEvex; }
+#else
+bool has_vex_vnni() { return false; }
+const Kernels* avxvnni() { return &kAvxVnniEvex; }
+#endif
+bool has_avxvnni() { return has_vex_vnni() || has_avx512vnni(); }
 #endif
 
 #if defined(POTQ_ARM64)
@@ -40,6 +54,19 @@ bool has_dotprod() {
   return true;  // every Apple computer
 #endif
 }
+#if defined(POTQ_I8MM)
+bool has_i8mm() {
+#if defined(__linux__)
+  return has_dotprod() && getauxval(AT_HWCAP2) & (1ul << 13);  // HWCAP2_I8MM
+#elif defined(__APPLE__)
+  int32_t found = 0;
+  size_t bytes = sizeof found;
+  return !sysctlbyname("hw.optional.arm.FEAT_I8MM", &found, &bytes, nullptr, 0) && found;
+#else
+  return false;
+#endif
+}
+#endif
 #endif
 
 struct Isa {
@@ -51,14 +78,19 @@ struct Isa {
 const Isa kIsas[] = {
     {"scalar", &kScalar, always},
 #if defined(POTQ_X86)
-    {"avx2", &kAvx2, has_avx2},   {"avx512vnni", &kAvx512Vnni, has_avx512vnni},
+    {"avx2", &kAvx2, has_avx2},         {"avxvnni", avxvnni(), has_avxvnni}, {"avx512vnni", &kAvx512Vnni, has_avx512vnni},
 #else
-    {"avx2", nullptr, always},    {"avx512vnni", nullptr, always},
+    {"avx2", nullptr, always},     {"avxvnni", nullptr, always}, {"avx512vnni", nullptr, always},
 #endif
 #if defined(POTQ_ARM64)
-    {"neon", &kNeon, always},     {"neondot", &kNeonDot, has_dotprod},
+    {"neon", &kNeon, always},           {"neondot", &kNeonDot, has_dotprod},
 #else
-    {"neon", nullptr, always},    {"neondot", nullptr, always},
+    {"neon", nullptr, always},     {"neondot", nullptr, always},
+#endif
+#if defined(POTQ_I8MM)
+    {"neoni8mm", &kNeonI8mm, has_i8mm},
+#else
+    {"neoni8mm", nullptr, always},
 #endif
 };
 constexpr int kCount = sizeof kIsas / sizeof kIsas[0];

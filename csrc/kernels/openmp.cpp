@@ -53,18 +53,23 @@ size_t own_bytes(const potq_product& product) {
   return potq_panels_bytes(product.format, product.isa, product.arithmetic, int32_t(chunk_rows(product)));
 }
 
+// A product of one panel: this thread's part of it.
+void run_part(const potq_product& product, uint8_t* panel, int thread, int threads) {
+  const int64_t blocks = potq_row_blocks(product.format);
+  const int rows = int(product.m);
+  potq_prepare(&product, 0, rows, 0, panel);
+  potq_multiply(&product, panel, 0, rows, int(blocks * thread / threads), int(blocks * (thread + 1) / threads));
+}
+
 // Called by all threads of a team.
 void run(const potq_product& product, uint8_t* workspace) {
-  const int blocks = potq_row_blocks(product.format);
   if (prepared_by_each(product)) {
-    const int thread = omp_get_thread_num(), threads = omp_get_num_threads(), rows = int(product.m);
-    uint8_t* own = workspace + own_bytes(product) * size_t(thread);
-    potq_prepare(&product, 0, rows, 0, own);
-    potq_multiply(&product, own, 0, rows, int(int64_t(blocks) * thread / threads),
-                  int(int64_t(blocks) * (thread + 1) / threads));
+    const int thread = omp_get_thread_num();
+    run_part(product, workspace + own_bytes(product) * size_t(thread), thread, omp_get_num_threads());
 #pragma omp barrier
     return;
   }
+  const int blocks = potq_row_blocks(product.format);
   const int64_t chunk = chunk_rows(product);
   for (int64_t first = 0; first < product.m; first += chunk) {
     const int rows = int(first + chunk < product.m ? chunk : product.m - first);
@@ -95,14 +100,23 @@ int32_t potq_linear(const potq_product* products, int32_t count, int32_t threads
   static thread_local Workspace workspace;
   size_t bytes = 0;
   int64_t work = 0;
+  bool single = true;  // panels only
   for (int i = 0; i < count; i++) {
     if (products[i].m < 1) continue;
-    const size_t needed = own_bytes(products[i]) * size_t(prepared_by_each(products[i]) ? threads : 1);
+    const bool by_each = prepared_by_each(products[i]);
+    const size_t needed = own_bytes(products[i]) * size_t(by_each ? threads : 1);
     bytes = needed > bytes ? needed : bytes;
     work += products[i].m * products[i].format->rows * products[i].format->columns;
+    single = single && by_each;
   }
   uint8_t* memory = workspace.take(bytes);
   if (!memory) return bytes > 0;
+  if (single && team(work, threads) == 1) {  // a parallel region of one thread costs 0.4 us
+    for (int i = 0; i < count; i++) {
+      if (products[i].m > 0) run_part(products[i], memory, 0, 1);
+    }
+    return 0;
+  }
 #pragma omp parallel num_threads(team(work, threads))
   for (int i = 0; i < count; i++) {
     if (products[i].m > 0) run(products[i], memory);

@@ -155,6 +155,7 @@ void decode_blocks(const Decoder<V, Bits>& decoder, const Layout& layout, const 
         const int strip = i / 2, half = i % 2;
         typename V::Bytes found[2];
         codes.decode<V, Bits>(decoder, strip, u, half, found);
+        if constexpr (V::kPairsRows) V::pair(found);
         V::save(levels + 2 * half * kTile + strip * V::kLanes * 4, found[0]);
         V::save(levels + (2 * half + 1) * kTile + strip * V::kLanes * 4, found[1]);
       }
@@ -225,11 +226,14 @@ void multiply_bits(const potq_product& product, const uint8_t* prepared, int64_t
   const Panels panels(layout, product.arithmetic, rows, kMax);
   const Decoder<V, Bits> decoder(product.format->levels, is_integer<V, Arithmetic>() ? V::offset(*product.format) : 0);
   const uint8_t* end = product.tiles + size_t(last_block) * layout.row_block_bytes;
-  const int pairs = panels.rows(0) >= V::kPairFrom ? (last_block - first_block) / 2 : 0;
+  constexpr bool kPairs = V::kPairFrom <= kMax;  // of row blocks; else they need no code
+  const int pairs = kPairs && panels.rows(0) >= V::kPairFrom ? (last_block - first_block) / 2 : 0;
   for (int p = 0; p < panels.count; p += kGroupPanels) {
     const int last = smaller(p + kGroupPanels, panels.count);
-    for (int block = first_block; block < first_block + 2 * pairs; block += 2)
-      multiply_group<V, Bits, 2, Arithmetic, kMax>(product, decoder, layout, panels, prepared, first, p, last, block, end);
+    if constexpr (kPairs) {
+      for (int block = first_block; block < first_block + 2 * pairs; block += 2)
+        multiply_group<V, Bits, 2, Arithmetic, kMax>(product, decoder, layout, panels, prepared, first, p, last, block, end);
+    }
     for (int block = first_block + 2 * pairs; block < last_block; block++)
       multiply_group<V, Bits, 1, Arithmetic, kMax>(product, decoder, layout, panels, prepared, first, p, last, block, end);
   }

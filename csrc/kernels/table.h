@@ -12,6 +12,6 @@ struct Kernels {
                    int last_block);
 };
 
-extern const Kernels kScalar, kAvx2, kAvx512Vnni, kNeon, kNeonDot;
+extern const Kernels kScalar, kAvx2, kAvxVnni, kAvxVnniEvex, kAvx512Vnni, kNeon, kNeonDot, kNeonI8mm;
 
 }  // namespace potq

@@ -4,12 +4,13 @@
 #   csrc/tests/check.sh [native] [program] [sanitize] [tsan] [aarch64] [full]    without words: all of them, 25 minutes on
 #                                                                               two cores
 #
-# native    the short self-tests, of the kernels, of what fits weights and of the engine, and the corpus of its fuzzers
+# native    the short self-tests, of the kernels, of what fits weights and of the engine, and the corpus of its fuzzers; that the
+#           kernels for AVX-VNNI hold none of AVX-512's instructions, which the CPUs they are for lack
 # program   potq-run, static: its size, that it runs in an empty root, and that the one for aarch64 writes the same under qemu.
 #           What cannot be done here is left out with a message. (`make test` runs so far.)
 # sanitize  native with AddressSanitizer and UBSan, and the tests that call the library, on that library
 # tsan      the engine's self-test with ThreadSanitizer
-# aarch64   native, cross-built and run by qemu, on CPUs with and without dot products
+# aarch64   native, cross-built and run by qemu, on CPUs with matrix products, with dot products alone, and without
 # full      the long self-test
 #
 # All runs of a short self-test must print one hash. Wants cmake, ninja and a Python with potq's [dev] in PATH (the Makefile
@@ -77,10 +78,26 @@ engine() {
 static=OFF
 [ ! -e "$("${CXX:-g++}" -print-file-name=libc.a)" ] || static=ON
 
+# The machine that tests these kernels may run them in AVX-512's encoding alone.
+avxvnni() {
+  local object=$out/native/CMakeFiles/potq_kernels.dir/kernels/isa/avxvnni.cpp.o
+  title "instructions of AVX-VNNI"
+  if [ ! -e "$object" ]; then
+    echo "left out: another processor, or a compiler without -mavxvnni"
+    return
+  fi
+  need objdump binutils
+  objdump -d --no-show-raw-insn "$object" >"$out/avxvnni.listing"
+  grep -q '{vex} vpdpbusd' "$out/avxvnni.listing" || die "avxvnni.cpp holds no vpdpbusd of AVX-VNNI"
+  ! grep -E '\{evex\}|%zmm|%[xy]mm(1[6-9]|2[0-9]|3[01])|%k[0-7]' "$out/avxvnni.listing" || die "avxvnni.cpp holds AVX-512"
+  echo "$(grep -c '{vex} vpdpbusd' "$out/avxvnni.listing") times vpdpbusd, and nothing of AVX-512"
+}
+
 native() {
   build native all -DPOTQ_STATIC=$static
   short native 'scalar.*' native
   engine native native
+  avxvnni
 }
 
 # small FILE: a static program of less than 3 MB
@@ -136,7 +153,7 @@ aarch64_options=(-DPOTQ_STATIC=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCE
 program_aarch64() {
   build aarch64 potq-run "${aarch64_options[@]}"
   small "$out/aarch64/potq-run"
-  for cpu in max cortex-a72; do # with and without dot products
+  for cpu in max neoverse-n1 cortex-a72; do # with matrix products, with dot products, without
     generate qemu-aarch64 -cpu "$cpu" "$out/aarch64/potq-run" "$out/root/model" | cmp - "$out/text" ||
       die "potq-run writes another text on aarch64, $cpu"
     echo "runs on aarch64, $cpu"
@@ -173,10 +190,12 @@ aarch64() {
   local run=(qemu-aarch64 -L /usr/aarch64-linux-gnu)
   title "aarch64"
   build aarch64 all "${aarch64_options[@]}"
-  short aarch64-max 'scalar neon neondot' aarch64 "${run[@]}" -cpu max
+  short aarch64-max 'scalar neon neondot neoni8mm' aarch64 "${run[@]}" -cpu max
+  short aarch64-neoverse-n1 'scalar neon neondot' aarch64 "${run[@]}" -cpu neoverse-n1
   short aarch64-cortex-a72 'scalar neon' aarch64 "${run[@]}" -cpu cortex-a72
-  engine aarch64-max aarch64 "${run[@]}" -cpu max
-  engine aarch64-cortex-a72 aarch64 "${run[@]}" -cpu cortex-a72
+  for cpu in max neoverse-n1 cortex-a72; do
+    engine "aarch64-$cpu" aarch64 "${run[@]}" -cpu "$cpu"
+  done
 }
 
 full() {

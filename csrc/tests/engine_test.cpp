@@ -10,6 +10,7 @@
 
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -149,7 +150,8 @@ void check_models() {
   }
 }
 
-// Jobs that follow at once, and after their threads fell asleep: every thread sees what the others wrote before a barrier.
+// Jobs that follow at once, and after their threads fell asleep, also at barriers to which one came late: every thread sees
+// what the others wrote before a barrier.
 struct PoolCheck {
   static constexpr int kThreads = 3;
   potq::engine::Pool pool{kThreads};
@@ -157,6 +159,7 @@ struct PoolCheck {
 
   void work(int thread) {
     for (int round = 0; round < 5; round++) {
+      if (job % 30 == 0 && thread == round % kThreads) usleep(3000);  // the others sleep
       written[thread] = job * 5 + round;
       pool.barrier();
       for (const int value : written) {
@@ -176,6 +179,18 @@ struct PoolCheck {
     }
   }
 };
+
+void check_patience() {
+  using std::chrono::microseconds;
+  potq::engine::Patience patience(microseconds(200));
+  for (int i = 0; i < 20; i++) patience.disappointed();
+  const microseconds least = patience.left();
+  if (least < microseconds(1) || least > microseconds(10)) wrong("patience: vain spins leave a few microseconds");
+  patience.rewarded();
+  if (patience.left() <= least) wrong("patience: it does not grow");
+  for (int i = 0; i < 100; i++) patience.rewarded();
+  if (patience.left() != microseconds(200)) wrong("patience: it grows to the most");
+}
 
 bool readable(const potq::engine::File& file, char* to, size_t bytes) try {
   file.read(0, to, bytes);
@@ -214,6 +229,7 @@ int main(int count, char** arguments) {
   if (count != 1) return std::fprintf(stderr, "usage: engine_test [--write FOLDER]\n"), 2;
   check_files();
   PoolCheck().run();
+  check_patience();
   if (!check_attention() || !check_products()) return 1;
   check_prompts();
   check_models();

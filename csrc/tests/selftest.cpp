@@ -1047,12 +1047,12 @@ int isa_count() {
 void check_names() {
   context = "instruction sets";
   if (potq_abi() != POTQ_ABI) fail("potq_abi is %d, the header's %d", potq_abi(), POTQ_ABI);
-  const char* const names[] = {"scalar", "avx2", "avx512vnni", "neon", "neondot"};
-  for (int isa = 0; isa < 5; isa++) {
+  const char* const names[] = {"scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neondot", "neoni8mm"};
+  for (int isa = 0; isa < 7; isa++) {
     const char* name = potq_isa_name(isa);
     if (!name || std::strcmp(name, names[isa])) return fail("%d is %s, expected %s", isa, name ? name : "NULL", names[isa]);
   }
-  if (isa_count() != 5) fail("found %d, expected 5", isa_count());
+  if (isa_count() != 7) fail("found %d, expected 7", isa_count());
   if (potq_isa_usable(0) != 1) fail("scalar is not usable");
 }
 

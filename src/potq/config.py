@@ -7,7 +7,9 @@ A config is what a checkpoint's ``config.json`` carries and what ``from_pretrain
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Literal, get_args
@@ -15,10 +17,9 @@ from typing import Any, Literal, get_args
 from pydantic import Field, field_serializer, field_validator
 
 from potq.errors import ConfigError
+from potq.numerics.features import FORMAT_VERSION, features_of, require_readable
 from potq.numerics.scheme import PRESETS, QuantScheme, ScaleMethod
 from potq.validation import Strict, meant
-
-FORMAT_VERSION = 1
 
 Scope = Literal["none", "block", "model"]
 
@@ -127,8 +128,7 @@ class PoTConfig(Strict):
         scale_candidates: scales tried per group; None is the exact optimum up to 4 bits, and 16 above.
 
     Raises:
-        ConfigError: an unknown preset, effort or key, a value out of range, a pattern that is no regular expression, or
-            another format version.
+        ConfigError: an unknown preset, effort or key, a value out of range, or a pattern that is no regular expression.
 
     Example:
         >>> from potq import PoTConfig, QuantScheme
@@ -142,7 +142,7 @@ class PoTConfig(Strict):
     """
 
     quant_method: Literal["potq"] = "potq"
-    version: int = FORMAT_VERSION
+    version: Literal[1] = FORMAT_VERSION
     scheme: QuantScheme
     targets: dict[str, QuantScheme] = Field(default_factory=dict)
     ignore: tuple[str, ...] = ()
@@ -172,13 +172,6 @@ class PoTConfig(Strict):
         """Whether an effort is named that needs calibration text."""
         return self.effort is not None and self.effort.calibrated
 
-    @field_validator("version")
-    @classmethod
-    def _known_version(cls, value: int) -> int:
-        if value != FORMAT_VERSION:
-            raise ValueError(f"format version {value} is not readable here (this potq reads {FORMAT_VERSION}); upgrade potq")
-        return value
-
     @field_validator("scheme", mode="before")
     @classmethod
     def _scheme_by_name(cls, value: object) -> object:
@@ -198,6 +191,9 @@ class PoTConfig(Strict):
     @classmethod
     def _targets_by_name(cls, value: object) -> object:
         if isinstance(value, list) and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value):
+            counts = Counter(str(pattern) for pattern, _ in value)
+            if twice := [pattern for pattern, count in counts.items() if count > 1]:
+                raise ValueError(f"the pattern {twice[0]!r} stands twice; the first match would win")
             value = dict(value)
         return {key: coerce_scheme(scheme) for key, scheme in value.items()} if isinstance(value, dict) else value
 
@@ -229,19 +225,29 @@ class PoTConfig(Strict):
         return isinstance(other, PoTConfig) and self.model_dump_json() == other.model_dump_json()
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form (also Hugging Face's protocol for a quantization config)."""
-        return self.model_dump(mode="json")
+        """The JSON form, which all that writes checkpoints takes (Hugging Face's protocol for a quantization config)."""
+        schemes = [self.scheme, *self.targets.values(), *([self.embedding] if self.embedding is not None else [])]
+        return {**self.model_dump(mode="json"), "features": features_of(schemes)}
 
     to_diff_dict = to_dict
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> PoTConfig:
+    def from_dict(cls, fields: dict[str, Any], file: str | os.PathLike[str] = "the quantization config") -> PoTConfig:
         """Read the JSON form.
 
+        Args:
+            fields: what :meth:`to_dict` returned. Features are not kept: they follow from the schemes.
+            file: where it stands, for messages.
+
         Raises:
-            ConfigError: an unknown key, a value out of range, or another format version.
+            CheckpointError: another format version, or a feature that this potq does not know.
+            ConfigError: an unknown key, or a value out of range.
         """
-        return cls(**fields)
+        require_readable(fields, file)
+        try:
+            return cls(**{key: value for key, value in fields.items() if key != "features"})
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
 
 
 def check_activations(activations: str) -> None:

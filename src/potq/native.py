@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import struct
 import sys
 from ctypes import POINTER, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from functools import cache
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-ABI = 4
-ISAS = ("scalar", "avx2", "avx512vnni", "neon", "neondot")  # in the library's numbering
-_PREFERRED = ("avx512vnni", "avx2", "neondot", "neon", "scalar")
+ABI = 5
+ISAS = ("scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neondot", "neoni8mm")  # in the library's numbering
+_PREFERRED = ("avx512vnni", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "scalar")
 _NAMES = ("libpotq.so", "libpotq.dylib", "potq.dll", "libpotq.dll")
 
 
@@ -41,20 +42,9 @@ class Format(ctypes.Structure):
     ]
 
 
-class Product(ctypes.Structure):
-    """``potq_product`` of ``csrc/potq.h``."""
-
-    _fields_ = [
-        ("format", c_void_p),
-        ("tiles", c_void_p),
-        ("x", c_void_p),
-        ("bias", c_void_p),
-        ("y", c_void_p),
-        ("m", c_int64),
-        ("dtype", c_int32),
-        ("arithmetic", c_int32),
-        ("isa", c_int32),
-    ]
+# potq_product of csrc/potq.h: addresses of format, tiles, x, bias (or 0) and y; m, dtype, arithmetic, isa. Made at every
+# call of a module, in a quarter of a ctypes.Structure's time; bytes, since two threads may call at once.
+PRODUCT = struct.Struct("5Pq3i0q")
 
 
 class Columns(ctypes.Structure):
@@ -124,7 +114,7 @@ _SIGNATURES = {
     "potq_unsupported": (c_char_p, [_FORMAT]),
     "potq_tiles_bytes": (c_size_t, [_FORMAT]),
     "potq_advise_huge_pages": (None, [c_void_p, c_size_t]),
-    "potq_linear": (c_int32, [POINTER(Product), c_int32, c_int32]),
+    "potq_linear": (c_int32, None),  # bytes of PRODUCTs and two ints go as they are; ctypes takes 0.3 us to check them
     "potq_pack_all": (None, [_FORMAT, c_void_p, c_void_p, c_void_p, c_int32]),
     "potq_best_scales": (
         c_int32,

@@ -27,9 +27,11 @@ from potq.checkpoint.folder import REPORT_FILE, read_headers
 from potq.errors import CheckpointError, ModelError
 from potq.files import check_destination
 from potq.nn.report import QuantReport
+from potq.numerics.features import FEATURES
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-VARIANTS = ["apot4_g64", "int8_row", "pot2_e8m0", "pot3_g32", "pot3s_g32", "pot4_g64", "pot4_row_scale"]
+OLD = ["apot4_g64", "int8_row", "pot2_e8m0", "pot3_g32", "pot3s_g32", "pot4_g64", "pot4_row_scale"]  # of potq 0.1
+VARIANTS = OLD + [f"features_{name.replace('-', '_')}" for name in ("none", *FEATURES)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -495,7 +497,7 @@ def test_a_report_of_version_0_1_is_read() -> None:
 
 
 def test_every_golden_folder_is_tested() -> None:
-    assert sorted(file.parent.name for file in GOLDEN.glob("*/model.safetensors")) == sorted([*VARIANTS, "source"])
+    assert sorted(file.parent.name for file in GOLDEN.glob("*/model.safetensors")) == sorted([*VARIANTS, "source", "module"])
 
 
 def test_a_link_is_followed_and_stays_a_link(packed_model: Any, packed_folder: Path) -> None:

@@ -197,6 +197,8 @@ def test_damaged_folders_are_refused_by_name(tmp_path: Path) -> None:
     refused("version 2 of a module's folder is not readable here")
     config.write_text(json.dumps({**fields, "potq_module": {"version": 1}}))
     refused(r"config\.json is damaged \(KeyError: 'weights'\)")
+    config.write_text(json.dumps({**fields, "quantization_config": {**fields["quantization_config"], "features": ["far"]}}))
+    refused(r"config\.json uses the feature 'far', which this potq does not know")
     config.write_text("{}")
     refused("was not written by potq.save_module")
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):

@@ -14,6 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 import potq
+from potq import native
 
 BESIDE_PYTHON = Path(sys.executable).parent
 PROGRAM = shutil.which("potq-run", path=BESIDE_PYTHON) or shutil.which("potq-run")
@@ -46,6 +47,25 @@ def test_a_wish_without_effect(packed_folder: Path) -> None:
         assert (done.returncode, done.stdout) == (2, "")
         assert f"{words[0]} has no effect at temperature 0" in done.stderr
         assert run(packed_folder, "the", "-n", "1", *words, "--temperature", "1").returncode == 0
+
+
+def test_the_instruction_set_is_the_one_asked_for(packed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in native.usable_isas():
+        monkeypatch.setenv("POTQ_CPU_ISA", name)
+        assert f"({name})" in run(packed_folder, "the", "-n", "1", "--stats").stderr
+    for name, reason in (
+        ("mmx", "is unknown; known are scalar, "),
+        (missing_isa(), "cannot be used here; usable are scalar"),
+    ):
+        monkeypatch.setenv("POTQ_CPU_ISA", name)
+        done = run(packed_folder, "the")
+        assert done.returncode == 2
+        assert f"POTQ_CPU_ISA={name} {reason}" in done.stderr
+
+
+def missing_isa() -> str:
+    """One that was not compiled for this platform: a program is for x86 or for Arm."""
+    return next(name for name in native.ISAS if name not in native.usable_isas())
 
 
 def test_chats_are_for_python(packed_folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Makes the golden checkpoints that pin the on-disk format: ``python tests/golden/make_golden.py``.
 
-Folders that exist are never written again: tests/test_checkpoint.py must go on reading what older versions of potq wrote. A
-new line in ``CONFIGS`` adds a folder.
+Folders that exist are never written again: tests/checkpoint/test_folder.py must go on reading what older versions of potq
+wrote. A new line in ``CONFIGS`` adds a folder.
 
 ``source/`` is a one-layer Llama in bfloat16 with random weights; every other folder is that model quantized one way.
 ``module/`` is a plain module.
@@ -37,6 +37,14 @@ CONFIGS = {
         embedding=QuantScheme("pot3", group_size="row", scale_dtype="e8m0", row_scale=True),
     ),
     "int8_row": PoTConfig("int8", group_size="row", targets={"down_proj": QuantScheme("pot5", group_size="tensor")}),
+    # one for each feature that config.json names (potq.numerics.features), and one that uses none
+    "features_none": PoTConfig("pot4"),
+    "features_bit_planes": PoTConfig("pot3", targets={"q_proj": "pot5", "k_proj": "pot6", "v_proj": "pot7"}),
+    "features_e8m0_scales": PoTConfig("mxfp4"),
+    "features_row_scales": PoTConfig("pot4", group_size=32, scale_dtype="e8m0", row_scale=True),
+    "features_signed_scales": PoTConfig("int4", signed_scale=True),
+    "features_table_grids": PoTConfig("iq4nl"),
+    "features_tensor_scales": PoTConfig("int8", group_size="tensor"),
 }
 
 

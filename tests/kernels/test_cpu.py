@@ -264,6 +264,21 @@ def test_the_oracles_fma_does_not_round_twice() -> None:
     assert fma(a, b, c).item() == 1 + 2.0**-23
 
 
+# ---- the native call -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("m", [1, 40])
+def test_products_of_one_native_call_lie_one_behind_the_other(m: int) -> None:
+    """As the struct of csrc/potq.h does in an array."""
+    weights, x = [_weight(_scheme(name), 19, 70) for name in ("pot4", "pot3", "int8")], _activations(m, 70)
+    kernels, outputs = [weight.kernel(native.isa()) for weight in weights], [torch.empty(m, 19) for _ in weights]
+    pairs = zip(kernels, outputs, strict=True)
+    products = b"".join(kernel.arguments(x, None, y, "int8") for kernel, y in pairs)
+    assert native.library().potq_linear(products, len(weights), 2) == 0
+    for weight, y in zip(weights, outputs, strict=True):
+        assert same(y, int8_oracle(weight, x, None))
+
+
 # ---- every format, every shape -------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -329,6 +331,62 @@ def test_two_modules_do_not_share_tiles() -> None:
         assert torch.equal(second(x), _anew(second, x))
 
 
+# ---- repeated calls ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [_fill, _scale_up, _new_buffer, _through_data])
+def test_a_module_comes_back_to_its_product_until_the_weight_changes(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, ready = [], backend.ready
+    monkeypatch.setattr(backend, "ready", lambda weight: asked.append(weight) or ready(weight))
+    linear, x = _linear(), _rand(3, IN)
+    before = [linear(x) for _ in range(3)]
+    assert len(asked) == 1
+    change(linear)
+    after = [linear(x) for _ in range(3)]
+    assert len(asked) == 2
+    assert all(torch.equal(y, before[0]) for y in before)
+    assert all(torch.equal(y, _anew(linear, x)) for y in after)
+
+
+def test_every_dtype_and_rounding_has_its_own_product() -> None:
+    linear, x = _linear(bias=False), _rand(3, IN)
+    for _ in range(2):
+        for dtype in (torch.float32, *HALVES, torch.float64):
+            for activations in ACTIVATIONS:
+                set_activations(linear, activations)
+                fresh = copy.deepcopy(linear)
+                assert torch.equal(linear(x.to(dtype)), fresh(x.to(dtype)))
+
+
+def test_a_later_call_refuses_what_the_first_refuses() -> None:
+    linear = _linear()
+    linear(_rand(2, IN))
+    with pytest.raises(RuntimeError, match=rf"an input of shape \(2, 7\) does not fit a weight of shape \({OUT}, {IN}\)"):
+        linear(_rand(2, 7))
+    with pytest.raises(RuntimeError, match="the input is on meta, the packed weight on cpu"):
+        linear(torch.empty(2, IN, device="meta"))
+
+
+def test_threads_may_call_one_module_at_once() -> None:
+    """Arguments of a call are its own; each thread has inputs of its own to tell."""
+    linear, inputs = _linear(columns=640), [_rand(1 + seed % 3, 640, seed=seed) for seed in range(8)]
+    expected = [linear(x) for x in inputs]
+
+    def wrong(seed: int) -> int:
+        return sum(not torch.equal(linear(inputs[seed]), expected[seed]) for _ in range(300))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(wrong, range(8))) == 0
+
+
+def test_the_output_is_where_the_input_is() -> None:
+    linear, embedding, x, ids = _linear(), _embedding(), _rand(3, IN), torch.tensor([1, 5])
+    with torch.device("meta"):  # where new tensors are
+        found = linear(x), embedding(ids)
+    assert torch.equal(found[0], linear(x))
+    assert torch.equal(found[1], embedding(ids))
+
+
 # ---- copies, saves, memory -----------------------------------------------------------------------------------------
 
 
@@ -386,6 +444,17 @@ def test_old_tiles_go_when_a_weight_changes() -> None:
         linear.weight_packed = torch.full_like(linear.weight_packed, value)
     gc.collect()
     assert len(backend.kernels) <= before + 1
+
+
+def test_a_module_does_not_keep_the_tiles_of_a_weight_that_it_lost() -> None:
+    gc.collect()
+    before, linear = len(backend.kernels), _linear()
+    linear(_rand(2, IN))
+    kernel = weakref.ref(backend.kernels.of(PackedWeight.of(linear.quantized)).made.__self__)
+    linear.weight_packed = torch.zeros_like(linear.weight_packed)
+    gc.collect()
+    assert kernel() is None
+    assert len(backend.kernels) == before
 
 
 def test_a_tied_pair_has_one_set_of_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,22 @@ def test_a_registered_backend_is_asked_first_and_used() -> None:
     assert explain(linear).backend == "fake"
 
 
+@compiled_library
+def test_modules_that_ran_use_the_backend_that_takes_the_place_of_theirs() -> None:
+    linear, x = _linear(), torch.ones(2, 70)
+    assert not torch.equal(linear(x), torch.full((2, 11), 7.0))
+    register_backend(_Fake("cpu"))
+    assert torch.equal(linear(x), torch.full((2, 11), 7.0))
+
+
+def test_inputs_are_checked_whatever_computes() -> None:
+    register_backend(_Fake())
+    linear = _linear()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"an input of shape \(2, 69\) does not fit a weight of shape \(11, 70\)"):
+            linear(torch.ones(2, 69))
+
+
 def test_the_ops_use_a_registered_backend_too() -> None:
     weight = _linear().quantized
     register_backend(_Fake())

@@ -49,7 +49,7 @@ class Ours:
         packed = case.repeat(pack(codes, self.scheme.grid.bits))
         tiles = _copies(_tiles(weight_format, packed, case.repeat(scale)), copies)
         x, y = case.input(seed), torch.empty(case.m, case.rows)
-        products = (lib.Product * copies)(*(self._product(weight_format, tile, x, y) for tile in tiles))
+        products = b"".join(self._product(weight_format, tile, x, y) for tile in tiles)
         kernels = lib.library()
 
         def run() -> None:
@@ -72,18 +72,9 @@ class Ours:
         scale = torch.full((len(weight), groups), float(weight.std())) * (1 + torch.rand(len(weight), groups))
         return codes, scale.half()
 
-    def _product(self, weight_format: lib.Format, tiles: Tensor, x: Tensor, y: Tensor) -> lib.Product:
-        return lib.Product(
-            format=ctypes.addressof(weight_format),
-            tiles=tiles.data_ptr(),
-            x=x.data_ptr(),
-            bias=None,
-            y=y.data_ptr(),
-            m=len(x),
-            dtype=0,
-            arithmetic=self.arithmetic,
-            isa=lib.usable_isas()[lib.isa()],
-        )
+    def _product(self, weight_format: lib.Format, tiles: Tensor, x: Tensor, y: Tensor) -> bytes:
+        addresses = ctypes.addressof(weight_format), tiles.data_ptr(), x.data_ptr(), 0, y.data_ptr()
+        return lib.PRODUCT.pack(*addresses, len(x), 0, self.arithmetic, lib.usable_isas()[lib.isa()])
 
 
 def _tiles(weight_format: lib.Format, packed: Tensor, scale: Tensor) -> Tensor:

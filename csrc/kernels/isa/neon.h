@@ -1,5 +1,5 @@
-// NEON (every 64-bit Arm). The dot product is all that two generations differ in: neon.cpp multiplies and widens, neondot.cpp
-// (Armv8.2 dotprod) has one instruction.
+// NEON (every 64-bit Arm). The dot product is all that generations differ in: neon.cpp multiplies and widens, neondot.cpp has
+// an instruction for it, neoni8mm.cpp one for two rows by two.
 #pragma once
 
 #include <arm_neon.h>
@@ -12,7 +12,7 @@ namespace {
 template <class Dot>
 struct Neon {
   static constexpr int kLanes = 4, kPanelRows = 4, kFloatPanelRows = 2, kPairFrom = 99, kNarrowSteps = 1;
-  static constexpr bool kDecodesFirst = false;
+  static constexpr bool kDecodesFirst = false, kPairsRows = false;
   using Bytes = uint8x16_t;
   using Table = uint8x16_t;
   using Ints = int32x4_t;
@@ -22,6 +22,7 @@ struct Neon {
   static POTQ_INLINE void prefetch(const uint8_t* from) { __builtin_prefetch(from); }
   static POTQ_INLINE void prefetch_write(const uint8_t* from) { __builtin_prefetch(from, 1); }
   static POTQ_INLINE Bytes load(const uint8_t* from) { return vld1q_u8(from); }
+  static POTQ_INLINE void save(uint8_t* to, Bytes v) { vst1q_u8(to, v); }
   static POTQ_INLINE Bytes low(Bytes v) { return vandq_u8(v, vdupq_n_u8(15)); }
   static POTQ_INLINE Bytes high(Bytes v) { return vshrq_n_u8(v, 4); }
   static POTQ_INLINE Table table(const int8_t* levels) { return vreinterpretq_u8_s8(vld1q_s8(levels)); }

@@ -58,15 +58,15 @@ def check_folder(folder: Path, *, quantizing: bool, weights: bool = True) -> dic
     """Everything that a folder's names and its config.json tell; returns what is in that.
 
     Raises:
-        CheckpointError, ModelError: as :func:`check_source`.
-        ConfigError: a quantization config that this potq does not know.
+        CheckpointError, ModelError: as :func:`check_source`; of a newer format also the former.
+        ConfigError: a quantization config with a key or a value that this potq does not know.
     """
     config = read_json(folder / "config.json")
     quantized = config.get("quantization_config")
     if quantizing and quantized is not None:
         raise CheckpointError(f"{folder} is quantized already; quantize the full-precision model it was made from")
     if isinstance(quantized, dict) and quantized.get("quant_method") == "potq":
-        PoTConfig.from_dict(quantized)
+        PoTConfig.from_dict(quantized, folder / "config.json")
     if "potq_module" in config:
         raise ModelError(f"{folder} holds a plain module; potq.load_module loads it, into what its own code makes")
     if "model_type" not in config:

@@ -1,7 +1,8 @@
 """The checkpoint folder: checked before it is read, written whole or not at all.
 
 Format version 1 is a Hugging Face folder: ``config.json`` with ``quantization_config`` (a
-:class:`~potq.config.PoTConfig`) and ``model.safetensors`` (or shards with an index), where a quantized module ``M`` has
+:class:`~potq.config.PoTConfig`, and the features of :mod:`potq.numerics.features` that it uses) and ``model.safetensors``
+(or shards with an index), where a quantized module ``M`` has
 
 * ``M.weight_packed``: uint8 ``(out, row bytes)``, the layout of :mod:`potq.numerics.packing`;
 * ``M.weight_scale``: float16, or uint8 (E8M0), ``(out, groups)``; ``(1, 1)`` for one scale per tensor;
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 REPORT_FILE = "quant_report.json"
+_PARTS = ("packed", "scale", "row_scale")  # of a packed weight
 _DTYPE_NAMES = {torch.uint8: "U8", torch.float16: "F16"}
 
 
@@ -188,6 +190,15 @@ def check_headers(stored: dict[str, StoredTensor], targets: Iterable[WeightPlan]
                 f"{where} holds {len(found)} {what}, its config.json asks for {len(wanted)}; "
                 f"{'unexpected' if len(found) > len(wanted) else 'missing'}: {', '.join(odd[:3])}"
             )
+    _check_parts(stored)
+
+
+def _check_parts(stored: dict[str, StoredTensor]) -> None:
+    """Refuse a packed weight that has more to it than is known here; reserved names are among that."""
+    for key, found in stored.items():
+        module, _, part = key.rpartition(".weight_")
+        if part not in _PARTS and f"{module}.weight_packed" in stored:
+            raise CheckpointError(f"{found.file} holds {key}, a tensor that this potq does not know; upgrade potq")
 
 
 def _check_tensor(stored: dict[str, StoredTensor], key: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -165,9 +165,9 @@ def _read_description(folder: Path) -> tuple[PoTConfig, list[_Weight]]:
             f"{folder}: version {described.get('version')} of a module's folder is not readable here (this potq reads "
             f"{VERSION}); upgrade potq"
         )
+    config = PoTConfig.from_dict(fields.get("quantization_config", {}), folder / "config.json")
     try:
-        weights = [_weight(name, entry) for name, entry in described["weights"].items()]
-        return PoTConfig.from_dict(fields["quantization_config"]), weights
+        return config, [_weight(name, entry) for name, entry in described["weights"].items()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder}/config.json is damaged ({type(error).__name__}: {error}); copy it again") from None
 

@@ -71,8 +71,20 @@ class _RegisteredConfig(QuantizationConfigMixin):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        config = PoTConfig.from_dict(config_dict)
+        config: PoTConfig | _Unreadable
+        try:
+            config = PoTConfig.from_dict(config_dict)
+        except PotqError:
+            config = _Unreadable(config_dict)
         return (config, kwargs) if return_unused_kwargs else config
+
+
+class _Unreadable(QuantizationConfigMixin):
+    """A config that :class:`PoTQuantizer` will refuse. Here nobody knows yet which file it stands in."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        super().__init__("potq")
+        self.fields = fields
 
 
 @register_quantizer("potq")
@@ -82,8 +94,10 @@ class PoTQuantizer(HfQuantizer):
     requires_calibration = False
     quantization_config: PoTConfig
 
-    def __init__(self, quantization_config: PoTConfig, **kwargs: Any) -> None:
+    def __init__(self, quantization_config: PoTConfig | _Unreadable, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
+        if isinstance(quantization_config, _Unreadable) and not self.pre_quantized:
+            PoTConfig.from_dict(quantization_config.fields)
         self._plan = Plan([], [])
         self._by_name: dict[str, WeightPlan] = {}
         self._read: dict[str, dict[str, tuple[QuantizedWeight, ModuleReport]]] = {}  # target -> its own or a tied name
@@ -93,6 +107,9 @@ class PoTQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
+        if isinstance(self.quantization_config, _Unreadable):
+            where = getattr(model.config, "name_or_path", "")
+            PoTConfig.from_dict(self.quantization_config.fields, Path(where, "config.json"))
         stored = read_headers(Path(file) for file in checkpoint_files or () if str(file).endswith(".safetensors"))
         self._stored = set(stored)
         if _is_another_class(model):

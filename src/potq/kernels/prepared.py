@@ -16,59 +16,70 @@ from torch import Tensor
 from potq.kernels.weight import PackedWeight
 from potq.numerics.scheme import QuantScheme
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(eq=False)
-class _Entry(Generic[T]):
+class Ready(Generic[T_co]):
     """What was made, and of what."""
 
-    made: T
+    made: T_co
     packed: weakref.ref[Tensor]
     scale: weakref.ref[Tensor]
-    states: tuple[tuple[int, int], tuple[int, int]]
+    at: tuple[int, int]  # where their memory was
+    packed_version: int | None  # None of an inference tensor, which does not count writes
+    scale_version: int | None
     scheme: QuantScheme
     columns: int
 
-    def is_of(self, weight: PackedWeight) -> bool:
-        packed, scale, scheme, columns, _ = weight
-        same = self.packed() is packed and self.scale() is scale and self.states == (_state(packed), _state(scale))
-        return same and self.columns == columns and (self.scheme is scheme or self.scheme == scheme)
+    def is_of(self, packed: Tensor, scale: Tensor) -> bool:
+        """Whether it was made of these, as they are. Asked at every call of a module: no more is read than can change."""
+        return (
+            self.packed() is packed
+            and self.scale() is scale
+            and self.at == (packed.data_ptr(), scale.data_ptr())
+            and (self.packed_version is None or self.packed_version == packed._version)
+            and (self.scale_version is None or self.scale_version == scale._version)
+        )
 
 
-def _state(tensor: Tensor) -> tuple[int, int]:
-    """Changes when the tensor is written to or given other memory. Inference tensors do not count writes."""
-    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
 
 
-class Prepared(Generic[T]):
+class Prepared(Generic[T_co]):
     """One backend's table of prepared weights. Row scales are not part of what is prepared.
 
     Args:
         make: of a weight.
     """
 
-    def __init__(self, make: Callable[[PackedWeight], T]) -> None:
+    def __init__(self, make: Callable[[PackedWeight], T_co]) -> None:
         self._make = make
-        self._entries: dict[int, _Entry[T]] = {}  # by the id of the packed tensor
+        self._entries: dict[int, Ready[T_co]] = {}  # by the id of the packed tensor
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def of(self, weight: PackedWeight) -> T:
+    def of(self, weight: PackedWeight) -> Ready[T_co]:
         """This weight, made ready at first use."""
-        key = id(weight.packed)
-        entry = self._entries.get(key)
-        if entry is None or not entry.is_of(weight):
-            entry = self._entries[key] = self._entry(weight)
-            weakref.finalize(weight.packed, self._forget, key, weakref.ref(entry))
-        return entry.made
-
-    def _entry(self, weight: PackedWeight) -> _Entry[T]:
         packed, scale, scheme, columns, _ = weight
-        made = self._make(weight)
-        return _Entry(made, weakref.ref(packed), weakref.ref(scale), (_state(packed), _state(scale)), scheme, columns)
+        entry = self._entries.get(id(packed))
+        if entry is None or not entry.is_of(packed, scale) or (entry.columns, entry.scheme) != (columns, scheme):
+            entry = self._entries[id(packed)] = self._entry(weight)
+            weakref.finalize(packed, self._forget, id(packed), weakref.ref(entry))
+        return entry
 
-    def _forget(self, key: int, entry: weakref.ref[_Entry[T]]) -> None:
+    def clear(self) -> None:
+        """Forget all."""
+        self._entries.clear()
+
+    def _entry(self, weight: PackedWeight) -> Ready[T_co]:
+        packed, scale, scheme, columns, _ = weight
+        made, at = self._make(weight), (packed.data_ptr(), scale.data_ptr())
+        versions = _version(packed), _version(scale)
+        return Ready(made, weakref.ref(packed), weakref.ref(scale), at, *versions, scheme, columns)
+
+    def _forget(self, key: int, entry: weakref.ref[Ready[T_co]]) -> None:
         if self._entries.get(key) is entry():
             self._entries.pop(key, None)

@@ -18,8 +18,9 @@ from potq import native
 from potq.config import Activations
 from potq.kernels import reference
 from potq.kernels.cpu import backend as cpu
+from potq.kernels.prepared import Ready
 from potq.kernels.triton import backend as triton
-from potq.kernels.weight import PackedWeight
+from potq.kernels.weight import PackedWeight, Product
 from potq.numerics.scheme import QuantScheme
 
 
@@ -55,6 +56,8 @@ def register_backend(backend: Backend) -> None:
         >>> potq.kernels.explain(potq.load("packed").model.layers[0].mlp.up_proj).backend
         'reference'
     """
+    if backend.NAME == cpu.NAME and backend is not cpu:
+        cpu.kernels.clear()  # modules keep none then, and ask here
     others = {name: other for name, other in BACKENDS.items() if name != backend.NAME}
     BACKENDS.clear()
     BACKENDS.update({backend.NAME: backend, **others})
@@ -67,6 +70,14 @@ class Choice:
 
     backend: str
     rejected: dict[str, str]
+
+
+def ready(backend: Backend, weight: PackedWeight) -> Ready[Product] | None:
+    """The product of ``backend`` with a weight, for a module to keep while the weight is what it was; None if it makes none.
+
+    It checks its inputs (:func:`~potq.kernels.weight.check_input`), as whoever calls a backend's ``linear`` does.
+    """
+    return cpu.ready(weight) if backend is cpu else None
 
 
 @lru_cache(maxsize=4096)

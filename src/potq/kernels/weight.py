@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from potq.numerics.tensor import storage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
     from torch import Tensor
 
+    from potq.config import Activations
     from potq.numerics.scheme import QuantScheme
     from potq.numerics.tensor import QuantizedWeight
+
+
+Product: TypeAlias = "Callable[[Tensor, Tensor | None, Activations], Tensor]"
+"""Of an input, a bias and how to round the input, with one weight."""
 
 
 class PackedWeight(NamedTuple):
     """The tensors of a weight ``(rows, columns)`` and how to read them.
 
-    A tuple, since a module makes one at every call: a :class:`~potq.numerics.tensor.QuantizedWeight`, which checks itself,
-    costs 11 us. Tensors are checked when a backend prepares the weight (:meth:`check`).
+    A tuple, since an embedding makes one at every call: a :class:`~potq.numerics.tensor.QuantizedWeight`, which checks
+    itself, costs 11 us. Tensors are checked when a backend prepares the weight (:meth:`check`).
 
     Attributes:
         packed: uint8 ``(rows, row bytes)``, the layout of :mod:`potq.numerics.packing`.
@@ -68,3 +76,16 @@ class PackedWeight(NamedTuple):
                 f"a weight of shape {self.shape} in {self.scheme.name} has codes and scales {expected} "
                 f"on {device_type.upper()}, found {found} on {self.packed.device} and {self.scale.device}"
             )
+
+
+def check_device(input: Tensor, device: torch.device) -> None:
+    """Raises RuntimeError if ``input`` is not on ``device``, where the weight is."""
+    if input.device != device:
+        raise RuntimeError(f"the input is on {input.device}, the packed weight on {device}; move one of them")
+
+
+def check_input(input: Tensor, shape: tuple[int, int], device: torch.device) -> None:
+    """Raises RuntimeError if ``input`` is not on ``device``, where the weight of ``shape`` is, or not as wide."""
+    check_device(input, device)
+    if input.shape[-1] != shape[1]:
+        raise RuntimeError(f"an input of shape {tuple(input.shape)} does not fit a weight of shape {shape}")

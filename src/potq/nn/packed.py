@@ -11,16 +11,19 @@ stored, moved and saved once.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, is_autocast_enabled, is_grad_enabled, nn
+from torch.compiler import is_compiling
 
-from potq.kernels import Activations, ops, reference
+from potq.kernels import Activations, ops, reference, registry
+from potq.kernels.prepared import Ready
 from potq.kernels.registry import BACKENDS, Backend, choose
-from potq.kernels.weight import PackedWeight
+from potq.kernels.weight import PackedWeight, Product, check_device, check_input
 from potq.nn.convolution import kernel_shape
 from potq.nn.lazy import LazyTensor, read_only
 from potq.numerics.scheme import QuantScheme
@@ -40,6 +43,13 @@ class ScaledModule(nn.Module):
         return self
 
 
+class _Kept(dict[torch.dtype, "weakref.ref[Ready[Product]]"]):
+    """Weak: a weight that goes takes what was made of it along. A copy of a module starts with none."""
+
+    def __reduce__(self) -> tuple[type[_Kept], tuple[()]]:
+        return _Kept, ()
+
+
 class PackedModule(ScaledModule):
     """What both inference modules share: storage, tying, casting."""
 
@@ -53,6 +63,7 @@ class PackedModule(ScaledModule):
     _shape: tuple[int, int]
     _spec: str  # the scheme as the ops take it
     _backends: dict[tuple[torch.device, torch.dtype], str]  # what was chosen, by device of the weight and dtype of the input
+    _kept: _Kept  # by dtype of the input, the prepared weight of the last call
     _owner: tuple[PackedModule, ...]  # a tuple hides the owner from nn.Module's registry
     _name: str = ""  # in its model; for errors
 
@@ -74,7 +85,7 @@ class PackedModule(ScaledModule):
     ) -> None:
         self.scheme, self.compute_dtype, self._shape, self._owner = scheme, dtype, shape, owner
         self.activations = "int8"
-        self._spec, self._backends = scheme.model_dump_json(), {}
+        self._spec, self._backends, self._kept = scheme.model_dump_json(), {}, _Kept()
         # keeps transformers' initialisation away from the weight; buffers that it must fill (Gemma's scale) still get theirs
         self._is_hf_initialized = not self._non_persistent_buffers_set
 
@@ -92,7 +103,7 @@ class PackedModule(ScaledModule):
     @property
     def weight(self) -> Tensor:
         """The dequantized weight in ``compute_dtype``, for reading only; made by whatever computes with it."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return self._dequantized()
         device, name = self._packed().packed.device, f"the weight of {self._called}"
         weight = LazyTensor(self._weight_shape, self.compute_dtype, device, self._dequantized, name)
@@ -134,8 +145,7 @@ class PackedModule(ScaledModule):
         return reference.matrix(self._packed(), self.compute_dtype)
 
     def _packed(self) -> PackedWeight:
-        """Codes and scales, this module's or its owner's; past ``nn.Module.__getattr__``, which costs a microsecond."""
-        buffers: Any = (self._owner[0] if self._owner else self)._buffers
+        buffers = self._tensors()
         return PackedWeight(
             buffers["weight_packed"],
             buffers["weight_scale"],
@@ -143,6 +153,10 @@ class PackedModule(ScaledModule):
             self._shape[1],
             buffers.get("weight_row_scale"),
         )
+
+    def _tensors(self) -> dict[str, Any]:
+        """Codes and scales, this module's or its owner's; past ``nn.Module.__getattr__``, which costs a microsecond."""
+        return (self._owner[0] if self._owner else self)._buffers
 
     def _backend(self, device: torch.device, dtype: torch.dtype) -> Backend:
         name = self._backends.get((device, dtype))
@@ -160,30 +174,45 @@ class PackedModule(ScaledModule):
         return f"{super().extra_repr()}, scheme={self.scheme.name}{tied}"
 
 
-def _check_device(input: Tensor, packed: Tensor) -> None:
-    if input.device != packed.device:
-        raise RuntimeError(f"the input is on {input.device}, the packed weight on {packed.device}; move one of them")
-
-
 class PoTLinear(PackedModule, nn.Linear):
     """``y = x W^T + b`` with a packed ``W`` of shape ``(out_features, in_features)``; the bias stays a float parameter."""
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = self._packed()
-        _check_device(input, weight.packed)
-        if input.shape[-1] != self._shape[1]:
-            raise RuntimeError(f"an input of shape {tuple(input.shape)} does not fit a weight of shape {self._shape}")
-        kind = input.device.type
-        if kind != "meta" and torch.is_autocast_enabled(kind):
-            input = input.to(torch.get_autocast_dtype(kind))
         bias = self._parameters["bias"]
-        needs_grad = torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad))
-        if needs_grad or torch.compiler.is_compiling():
-            result: Tensor = ops.linear(
-                input, weight.packed, weight.scale, bias, self._spec, self.activations, weight.row_scale
-            )
-            return result
-        return self._backend(weight.packed.device, input.dtype).linear(input, weight, bias, self.activations)
+        kind = "cpu" if input.is_cpu else input.device.type  # a string that torch makes anew
+        if kind != "meta" and is_autocast_enabled(kind):
+            input = input.to(torch.get_autocast_dtype(kind))
+        needs_grad = is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad))
+        if needs_grad or is_compiling():
+            return self._by_op(input, bias)
+        return self._product(input.dtype)(input, bias, self.activations)
+
+    def _by_op(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        weight = self._packed()
+        check_input(input, weight.shape, weight.packed.device)
+        result: Tensor = ops.linear(input, weight.packed, weight.scale, bias, self._spec, self.activations, weight.row_scale)
+        return result
+
+    def _product(self, dtype: torch.dtype) -> Product:
+        """What multiplies inputs of ``dtype`` and checks them: the last call's, while the weight is what it was."""
+        buffers, kept = self._tensors(), self._kept.get(dtype)
+        ready = None if kept is None else kept()
+        if ready is not None and ready.is_of(buffers["weight_packed"], buffers["weight_scale"]):
+            return ready.made
+        weight = self._packed()
+        backend = self._backend(weight.packed.device, dtype)
+        ready = registry.ready(backend, weight)
+        if ready is None:
+            return partial(_multiply, backend, weight)
+        self._kept[dtype] = weakref.ref(ready)
+        return ready.made
+
+
+def _multiply(
+    backend: Backend, weight: PackedWeight, input: Tensor, bias: Tensor | None, activations: Activations
+) -> Tensor:
+    check_input(input, weight.shape, weight.packed.device)
+    return backend.linear(input, weight, bias, activations)
 
 
 class PoTEmbedding(PackedModule, nn.Embedding):
@@ -191,10 +220,10 @@ class PoTEmbedding(PackedModule, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self._packed()
-        _check_device(input, weight.packed)
+        check_device(input, weight.packed.device)
         if input.dtype not in (torch.int64, torch.int32):
             raise RuntimeError(f"ids are Long or Int tensors, found {input.dtype}")
-        if torch.compiler.is_compiling():
+        if is_compiling():
             result: Tensor = ops.embedding(
                 input, weight.packed, weight.scale, self._spec, weight.columns, self.compute_dtype, weight.row_scale
             )
@@ -216,7 +245,7 @@ class _PackedConvolution(PackedModule):
         return super()._dequantized().view(self._weight_shape)
 
     def forward(self, input: Tensor) -> Tensor:
-        _check_device(input, self._packed().packed)
+        check_device(input, self._tensors()["weight_packed"].device)
         this: Any = self
         result: Tensor = this._conv_forward(input, self._dequantized(), self._parameters["bias"])
         return result

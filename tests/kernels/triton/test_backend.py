@@ -123,7 +123,7 @@ def test_a_weight_is_arranged_once_and_anew_after_a_write() -> None:
     first = backend.weights.of(PackedWeight.of(weight))
     assert backend.weights.of(PackedWeight.of(weight)) is first
     weight.packed.fill_(0x21)
-    assert not torch.equal(backend.weights.of(PackedWeight.of(weight)).words.low, first.words.low)
+    assert not torch.equal(backend.weights.of(PackedWeight.of(weight)).made.words.low, first.made.words.low)
 
 
 def test_an_arranged_weight_goes_with_its_tensor() -> None:

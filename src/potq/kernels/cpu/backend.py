@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from potq import native as lib
-from potq.kernels.prepared import Prepared
+from potq.kernels.prepared import Prepared, Ready
+from potq.kernels.weight import Product, check_input
 
 if TYPE_CHECKING:
     from potq.config import Activations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 NAME = "cpu"
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _ARITHMETIC = {"int8": 0, "float": 1}
+_pack = lib.PRODUCT.pack
+_CPU = torch.device("cpu")
 
 
 def supports(scheme: QuantScheme, shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> str | None:
@@ -70,38 +73,44 @@ class Kernel:
         weight.check("cpu")
         self.rows, self.columns = weight.shape
         self._format = format_of(weight.scheme, weight.shape)
-        self._library = lib.library()
+        library = lib.library()
+        self._multiply = library.potq_linear
         self._isa = lib.usable_isas()[lib.isa()]
-        self._tiles = torch.empty(self._library.potq_tiles_bytes(self._format), dtype=torch.uint8)
+        self._tiles = torch.empty(library.potq_tiles_bytes(self._format), dtype=torch.uint8, device=_CPU)
         packed, scale = weight.packed.contiguous(), weight.scale.contiguous()
-        self._library.potq_pack_all(
+        library.potq_pack_all(
             self._format, packed.data_ptr(), scale.data_ptr(), self._tiles.data_ptr(), torch.get_num_threads()
         )
         self._format_at, self._tiles_at = ctypes.addressof(self._format), self._tiles.data_ptr()
 
     def __call__(self, input: Tensor, bias: Tensor | None, activations: Activations) -> Tensor:
         """``input (..., columns) -> (..., rows)`` in the dtype of ``input``."""
-        dtype = _DTYPES.get(input.dtype)
-        if dtype is None:  # float16, which float32 holds exactly
+        if input.dtype not in _DTYPES:  # float16, which float32 holds exactly
             return self(input.float(), None if bias is None else bias.float(), activations).to(input.dtype)
-        x = input.contiguous()
-        output = torch.empty((*input.shape[:-1], self.rows), dtype=input.dtype)
+        shape = [*input.shape]
+        if shape[-1] != self.columns or not input.is_cpu:
+            check_input(input, (self.rows, self.columns), _CPU)
+        shape[-1] = self.rows
+        x, output = input.contiguous(), input.new_empty(*shape)  # three ints take half a microsecond less than a tuple
         if bias is not None:
-            bias = bias.to(input.dtype).contiguous()
-        product = lib.Product(
+            bias = (bias if bias.dtype == input.dtype else bias.to(input.dtype)).contiguous()
+        if self._multiply(self.arguments(x, bias, output, activations), 1, torch.get_num_threads()):
+            raise MemoryError(f"no memory for the activations of a product with {x.numel() // self.columns} rows")
+        return output
+
+    def arguments(self, x: Tensor, bias: Tensor | None, output: Tensor, activations: Activations) -> bytes:
+        """A ``potq_product``; contiguous tensors of one dtype."""
+        return _pack(
             self._format_at,
             self._tiles_at,
             x.data_ptr(),
-            None if bias is None else bias.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
             output.data_ptr(),
             x.numel() // self.columns,
-            dtype,
+            _DTYPES[x.dtype],
             _ARITHMETIC[activations],
             self._isa,
         )
-        if self._library.potq_linear(product, 1, torch.get_num_threads()):
-            raise MemoryError(f"no memory for the activations of a product with {x.numel() // self.columns} rows")
-        return output
 
 
 def _row_factors(weight: PackedWeight) -> Tensor:
@@ -115,16 +124,26 @@ def _row_factors(weight: PackedWeight) -> Tensor:
     return row_scale.float()
 
 
-kernels = Prepared(Kernel)
+def _product(weight: PackedWeight) -> Product:
+    """A bound method: calling an object takes longer."""
+    return Kernel(weight).__call__
+
+
+kernels = Prepared(_product)
+
+
+def ready(weight: PackedWeight) -> Ready[Product] | None:
+    """The product with a weight for a module to come back to; None where row scales make it more than the kernel's."""
+    return kernels.of(weight) if weight.row_scale is None and not weight.scheme.row_scale else None
 
 
 def linear(input: Tensor, weight: PackedWeight, bias: Tensor | None, activations: Activations) -> Tensor:
     """``input W^T + bias``."""
-    kernel = kernels.of(weight)
+    product = kernels.of(weight).made
     if weight.row_scale is None and not weight.scheme.row_scale:
-        return kernel(input, bias, activations)
+        return product(input, bias, activations)
     factors = _row_factors(weight)
-    output = kernel(input.float(), None, activations).mul_(factors[:, 0])  # in float32: halves are rounded once, at the end
+    output = product(input.float(), None, activations).mul_(factors[:, 0])  # in float32: halves are rounded once, at the end
     return (output if bias is None else output.add_(bias)).to(input.dtype)
 
 
@@ -145,7 +164,7 @@ def _look_up(ids: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     indices = ids.long().contiguous()
     weight.check("cpu")
     packed, scale = weight.packed.contiguous(), weight.scale.contiguous()
-    output = torch.empty((*ids.shape, weight.columns), dtype=dtype)
+    output = torch.empty((*ids.shape, weight.columns), dtype=dtype, device=_CPU)
     bad = lib.library().potq_lookup_all(
         format_of(weight.scheme, weight.shape),
         packed.data_ptr(),

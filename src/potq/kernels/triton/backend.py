@@ -82,7 +82,7 @@ def linear(input: Tensor, weight: PackedWeight, bias: Tensor | None, activations
     """
     from potq.kernels.triton import product
 
-    arranged = weights.of(weight)
+    arranged = weights.of(weight).made
     expected = (arranged.rows, 1) if weight.scheme.row_scale else None
     found = None if weight.row_scale is None else tuple(weight.row_scale.shape)
     if found != expected:
