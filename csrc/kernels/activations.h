@@ -32,7 +32,7 @@ struct Rounded {
 };
 
 // The largest magnitude, compared as integers: the same order, and NaN comes last instead of being lost.
-POTQ_INLINE uint32_t largest_magnitude(const float* values, int block) {
+inline uint32_t largest_magnitude(const float* values, int block) {
   uint32_t largest = 0;
   for (int k = 0; k < block; k++) {
     const uint32_t magnitude = bits_of(values[k]) & 0x7fffffff;
@@ -41,51 +41,43 @@ POTQ_INLINE uint32_t largest_magnitude(const float* values, int block) {
   return largest;
 }
 
-// Adding 1.5 * 2^23 leaves no bits for a fraction: rint, vectorized everywhere, and the integer in the lowest bits.
-constexpr float kWhole = 12582912.0f;
-inline float rint_small(float value) { return (value + kWhole) - kWhole; }
-inline int32_t integer_of(float value) { return int32_t(bits_of(value + kWhole)) - int32_t(bits_of(kWhole)); }
+// Adding 1.5 * 2^23 leaves no bits for a fraction: rint, vectorized everywhere.
+inline float rint_small(float value) { return (value + 12582912.0f) - 12582912.0f; }
 
 // What rounding to whole steps left over, in steps / kFineSteps.
-POTQ_INLINE void round_fine(const float* values, int block, float inverse, Rounded* result) {
-  int32_t integers[kMaxBlock], sum = 0;
+inline void round_fine(const float* values, int block, float inverse, Rounded* result) {
+  int32_t sum = 0;
   for (int k = 0; k < block; k++) {
     const float steps = values[k] * inverse;
-    integers[k] = integer_of((steps - rint_small(steps)) * float(kFineSteps));
+    const int32_t integer = int32_t(rint_small((steps - rint_small(steps)) * float(kFineSteps)));
+    result->fine[k] = int8_t(integer);
+    sum += integer;
   }
-  for (int k = 0; k < block; k++) result->fine[k] = int8_t(integers[k]);
-  for (int k = 0; k < block; k++) sum += integers[k];
   result->fine_sum = sum;
 }
 
 // Returns whether the block is finely rounded.
-POTQ_INLINE bool round_values(const float* values, int block, float reference, Rounded* result) {
+inline bool round_block(const float* values, int block, float reference, Rounded* result) {
   const uint32_t largest = largest_magnitude(values, block);
   const float amax = float_of(largest);
-  if (largest >= 0x7f800000 || amax < 0x1p-120f) {
-    *result = Rounded{};
-    result->scale = largest < 0x7f800000 ? 0.0f : float_of(0x7fc00000);
-    return false;
-  }
+  *result = Rounded{};
+  result->scale = largest < 0x7f800000 ? 0.0f : float_of(0x7fc00000);
+  if (largest >= 0x7f800000 || amax < 0x1p-120f) return false;
   const float inverse = 127.0f / amax;
-  int32_t integers[kMaxBlock], sum = 0, squares = 0;
-  for (int k = 0; k < block; k++) integers[k] = integer_of(values[k] * inverse);
-  for (int k = 0; k < block; k++) result->coarse[k] = int8_t(integers[k]);
-  for (int k = 0; k < block; k++) sum += integers[k], squares += integers[k] * integers[k];
+  int32_t sum = 0, squares = 0;
+  for (int k = 0; k < block; k++) {
+    const int32_t integer = int32_t(rint_small(values[k] * inverse));
+    result->coarse[k] = int8_t(integer);
+    sum += integer;
+    squares += integer * integer;
+  }
   result->coarse_sum = sum;
   const bool outlier = squares < kOutlier * block;
-  if (outlier) round_fine(values, block, inverse, result);
+  if (outlier) {
+    round_fine(values, block, inverse, result);
+  }
   result->scale = amax * (outlier ? 1.0f / 32258.0f : 1.0f / 127.0f) * reference;
   return outlier;
-}
-
-// The same: numbers of columns that compilers know make better vectors.
-inline bool round_block(const float* values, int block, float reference, Rounded* result) {
-  switch (block) {
-    case 64: return round_values(values, 64, reference, result);
-    case 32: return round_values(values, 32, reference, result);
-    default: return round_values(values, block, reference, result);
-  }
 }
 
 // Lay the 4-column steps of one row between those of the others.
