@@ -85,8 +85,9 @@ void Pool::advance(std::atomic<uint32_t>& counter) {
 
 void Pool::wait(const std::atomic<uint32_t>& counter, uint32_t seen, Patience& patience, Ahead ahead) {
   const auto changed = [&] { return counter.load() != seen; };
-  while (fetch(&ahead)) {
-    if (changed()) return;
+  for (int spins = 0; spins < kSpins;) {  // most waits end here
+    if (changed()) return patience.rewarded();
+    if (!fetch(&ahead)) pause(), spins++;
   }
   const auto end = std::chrono::steady_clock::now() + patience.left();
   do {
