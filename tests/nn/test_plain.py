@@ -41,6 +41,31 @@ def test_a_module_with_a_config_of_its_own_is_plain(tiny_model: LlamaForCausalLM
     assert not is_plain(tiny_model)
 
 
+class Halved(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) / 2
+
+
+def test_dequantize_makes_the_float_module_again() -> None:
+    """What errors for a write advise."""
+    model: Any = nn.ModuleDict({"tied": Tied(), "conv": nn.Conv1d(8, 4, 3, groups=2), "own": Halved(16, 8)})
+    names, kinds = list(model.state_dict()), [type(module) for module in model.modules()]
+    potq.quantize(model, PoTConfig("pot4:group_size=16", embedding="pot4"))
+    with pytest.raises(ModelError, match=r"model\.dequantize\(\)"):
+        model["own"].weight.data.zero_()
+    weights = {name: model.get_submodule(name).weight.clone() for name in ("tied.embed", "conv", "own")}
+    assert model.dequantize() is model
+    assert [type(module) for module in model.modules()] == kinds
+    assert list(model.state_dict()) == names
+    assert all(torch.equal(model.get_submodule(name).weight, weight) for name, weight in weights.items())
+    assert model["tied"].head.weight is model["tied"].embed.weight
+    assert packed_config(model) is None
+    model.requires_grad_(True)["own"](torch.ones(1, 16)).sum().backward()
+    assert model["own"].weight.grad is not None
+    potq.quantize(model, PoTConfig("pot4:group_size=16", embedding="pot4"))
+    assert torch.equal(model["own"].weight, weights["own"])
+
+
 def test_ties_and_shared_modules_stay_shared() -> None:
     model = Tied()
     before = copy.deepcopy(model)

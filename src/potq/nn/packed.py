@@ -259,6 +259,8 @@ class PoTConv2d(_PackedConvolution, nn.Conv2d):
     """``nn.Conv2d`` with a packed kernel, which is dequantized at every use."""
 
 
+_BUFFERS = frozenset({"weight_packed", "weight_scale", "weight_row_scale"})
+_OWN = frozenset(PackedModule.__annotations__) - _BUFFERS
 _PACKED: dict[type[nn.Module], type[PackedModule]] = {
     nn.Linear: PoTLinear,
     nn.Embedding: PoTEmbedding,
@@ -296,6 +298,19 @@ def pack_module(module: Any, weight: QuantizedWeight | PackedModule, name: str =
         packed.tie(weight, dtype)
     result: PackedModule = packed
     return result
+
+
+def unpack_module(module: PackedModule, weight: nn.Parameter) -> None:
+    """Turn a packed module back in place into the float module it was, with ``weight``; of GPT-2's ``Conv1D`` a linear."""
+    anything: Any = module
+    kind = type(module)
+    floats = {packed: float_class for float_class, packed in _PACKED.items()}
+    anything.__class__ = floats.get(kind) or kind.__bases__[0]  # see packed_class
+    for name in [name for name in module._buffers if name in _BUFFERS]:
+        del module._buffers[name]
+    for name in _OWN & vars(module).keys():
+        del module.__dict__[name]
+    anything._parameters = {"weight": weight, **module._parameters}
 
 
 def _linear_of(conv1d: Any) -> Any:

@@ -33,6 +33,11 @@ def note_config(model: nn.Module, config: PoTConfig) -> None:
     model.__dict__[_CONFIG] = config
 
 
+def forget_config(model: nn.Module) -> None:
+    """The inverse of :func:`note_config`."""
+    model.__dict__.pop(_CONFIG, None)
+
+
 def require_replaceable(model: nn.Module) -> None:
     """Refuse a plain module in which nothing can take a weight's place.
 
