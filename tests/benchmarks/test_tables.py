@@ -87,6 +87,8 @@ def test_goals_of_a_kind_of_machine_that_was_never_measured_are_on_the_list(copi
 
 def test_blocks_of_an_8b_model_have_a_table_and_goals(copied: Path) -> None:
     content = read(copied / "decode.avx2.json")
+    for measured in copied.glob("decode_8b.*.json"):
+        measured.unlink()
     rows = [
         {"what": "speed", "round": 0, "name": name, "decode": speed, "prefill": 10 * speed} for name, speed in BLOCKS.items()
     ]
@@ -106,7 +108,7 @@ def test_perplexities_stand_beside_the_files_that_were_timed() -> None:
     found = {cells[0]: tuple(cells[1:3]) for cells in map(_cells, decode.readme_speed().splitlines())}
     assert found["`apot4`"] == ("37.05", "29.44")
     assert found["`pot3`"] == ("589", "114")
-    assert found["llama.cpp IQ4_NL"] == ("31.46", "-")
+    assert found["llama.cpp Q4_0"] == ("33.10", "-")
 
 
 def _cells(line: str) -> list[str]:
