@@ -70,14 +70,16 @@ int32_t chosen_isa() {
   const char* chosen = std::getenv("POTQ_CPU_ISA");
   if (!chosen || !*chosen) return -1;
   std::string known, usable;
+  bool exists = false;
   for (int32_t isa = 0; const char* name = potq_isa_name(isa); isa++) {
-    if (!std::strcmp(name, chosen) && potq_isa_usable(isa) == 1) return isa;
-    known += (isa ? ", " : "") + std::string(name);
-    if (potq_isa_usable(isa) == 1) usable += (usable.empty() ? "" : ", ") + std::string(name);
+    const bool is_usable = potq_isa_usable(isa) == 1, is_chosen = !std::strcmp(name, chosen);
+    if (is_chosen && is_usable) return isa;
+    exists = exists || is_chosen;
+    known += (known.empty() ? "" : ", ") + std::string(name);
+    if (is_usable) usable += (usable.empty() ? "" : ", ") + std::string(name);
   }
   const std::string given = std::string("POTQ_CPU_ISA=") + chosen;
-  if ((", " + known + ", ").find(std::string(", ") + chosen + ", ") == std::string::npos)
-    misused(given + " is unknown; known are " + known);
+  if (!exists) misused(given + " is unknown; known are " + known);
   misused(given + " cannot be used here; usable are " + usable);
 }
 

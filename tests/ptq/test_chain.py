@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import potq
-from plain_helpers import Block, Images, Net, image_inputs, net_inputs, trained_images, trained_net
+from plain_helpers import Block, Images, Net, image_inputs, net_inputs
 from potq.config import EFFORTS, PoTConfig
 from potq.errors import ConfigError, ModelError
 from potq.nn.plan import plan
@@ -21,16 +21,6 @@ from potq.ptq.chain import find_chain
 from potq.ptq.feed import Feed
 
 WHOLE = "calibrated as one block, which keeps all inputs in memory: "
-
-
-@pytest.fixture
-def net() -> Net:
-    return copy.deepcopy(trained_net())
-
-
-@pytest.fixture
-def images() -> Images:
-    return copy.deepcopy(trained_images())
 
 
 def _error(

@@ -13,20 +13,10 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 import potq
-from plain_helpers import Images, Net, image_inputs, net_inputs, trained_images, trained_net
+from plain_helpers import Images, Net, image_inputs, net_inputs
 from potq.config import Effort, PoTConfig
 from potq.errors import ConfigError, DataError, ModelError
 from potq.nn.packed import PackedModule
-
-
-@pytest.fixture
-def net() -> Net:
-    return copy.deepcopy(trained_net())
-
-
-@pytest.fixture
-def images() -> Images:
-    return copy.deepcopy(trained_images())
 
 
 def test_every_form_of_calibration_gives_the_same_bits(net: Net) -> None:

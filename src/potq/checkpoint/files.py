@@ -11,6 +11,7 @@ from potq.checkpoint.source import Source, resolve
 from potq.config import PoTConfig
 from potq.errors import CheckpointError, ConfigError, ModelError, out_of_reach
 
+MODULE_KEY = "potq_module"  # of config.json, where it is a plain module's
 _DTYPES = ("auto", "float64", "double", "float32", "float", "bfloat16", "float16", "half")
 
 
@@ -67,7 +68,7 @@ def check_folder(folder: Path, *, quantizing: bool, weights: bool = True) -> dic
         raise CheckpointError(f"{folder} is quantized already; quantize the full-precision model it was made from")
     if isinstance(quantized, dict) and quantized.get("quant_method") == "potq":
         PoTConfig.from_dict(quantized, folder / "config.json")
-    if "potq_module" in config:
+    if MODULE_KEY in config:
         raise ModelError(f"{folder} holds a plain module; potq.load_module loads it, into what its own code makes")
     if "model_type" not in config:
         raise ModelError(f"{folder}/config.json names no model_type; it is not a Hugging Face model")

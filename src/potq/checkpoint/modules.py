@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from potq.checkpoint.files import read_json
+from potq.checkpoint.files import MODULE_KEY, read_json
 from potq.checkpoint.folder import REPORT_FILE, check_headers, read_headers
 from potq.checkpoint.loading import check_device
 from potq.config import PoTConfig, coerce_scheme
@@ -33,9 +33,8 @@ from potq.nn.plan import WeightPlan, install, linear_weight, packed_modules, qua
 from potq.nn.refusals import require_no_adapter, require_shapes, require_weights
 from potq.nn.report import QuantReport
 from potq.numerics.scheme import QuantScheme
-from potq.numerics.tensor import QuantizedWeight
+from potq.numerics.tensor import QuantizedWeight, storage
 
-MODULE_KEY = "potq_module"
 VERSION = 1
 _TENSORS = "model.safetensors"
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -242,7 +241,9 @@ def _check_weights(module: nn.Module, weights: list[_Weight], where: str) -> Non
 def _check_names(module: nn.Module, weights: list[_Weight], stored: dict[str, tuple[int, ...]], where: str) -> None:
     """What is in the folder is what the module needs, name by name and shape by shape."""
     replaced = {f"{name}.weight" for each in weights for name in each.target.names}
-    parts = {f"{each.target.name}.weight_{part}" for each in weights for part in _parts(each.target)}
+    parts = {
+        f"{each.target.name}.weight_{part}" for each in weights for part in storage(each.target.shape, each.target.scheme)
+    }
     own = {name: tuple(tensor.shape) for name, tensor in _tensors(module) if name not in replaced}
     if missing := sorted((own.keys() | parts) - stored.keys()):
         raise CheckpointError(f"{where} lacks {listed(missing, 5)}, which the module has")
@@ -251,10 +252,6 @@ def _check_names(module: nn.Module, weights: list[_Weight], stored: dict[str, tu
     for name, shape in own.items():
         if stored[name] != shape:
             raise CheckpointError(f"{where} holds {name} as {list(stored[name])}, the module has it as {list(shape)}")
-
-
-def _parts(target: WeightPlan) -> Iterator[str]:
-    yield from QuantizedWeight.empty(target.shape, target.scheme, "meta").tensors()
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -266,7 +263,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _quantized(target: WeightPlan, tensors: dict[str, Tensor]) -> QuantizedWeight:
-    parts = {part: tensors[f"{target.name}.weight_{part}"] for part in _parts(target)}
+    parts = {part: tensors[f"{target.name}.weight_{part}"] for part in storage(target.shape, target.scheme)}
     weight = QuantizedWeight(shape=target.shape, scheme=target.scheme, **parts)
     weight.validate(target.name)
     return weight

@@ -259,8 +259,6 @@ class PoTConv2d(_PackedConvolution, nn.Conv2d):
     """``nn.Conv2d`` with a packed kernel, which is dequantized at every use."""
 
 
-_BUFFERS = frozenset({"weight_packed", "weight_scale", "weight_row_scale"})
-_OWN = frozenset(PackedModule.__annotations__) - _BUFFERS
 _PACKED: dict[type[nn.Module], type[PackedModule]] = {
     nn.Linear: PoTLinear,
     nn.Embedding: PoTEmbedding,
@@ -306,10 +304,9 @@ def unpack_module(module: PackedModule, weight: nn.Parameter) -> None:
     kind = type(module)
     floats = {packed: float_class for float_class, packed in _PACKED.items()}
     anything.__class__ = floats.get(kind) or kind.__bases__[0]  # see packed_class
-    for name in [name for name in module._buffers if name in _BUFFERS]:
-        del module._buffers[name]
-    for name in _OWN & vars(module).keys():
-        del module.__dict__[name]
+    for name in PackedModule.__annotations__:
+        module._buffers.pop(name, None)
+        module.__dict__.pop(name, None)
     anything._parameters = {"weight": weight, **module._parameters}
 
 

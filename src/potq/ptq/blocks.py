@@ -292,6 +292,12 @@ def second_moments(block: nn.Module, name: str, calls: HiddenStates, prefix: str
     return total[0] / count
 
 
+def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a linear, an embedding or a convolution was called with."""
+    found: Tensor = args[0] if args else kwargs["input"]
+    return found
+
+
 @contextmanager
 def _inputs_seen(
     block: nn.Module, names: Sequence[str], see: Callable[[str, Tensor], None], *, stop: bool = False
@@ -300,7 +306,7 @@ def _inputs_seen(
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def seen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            input = args[0] if args else kwargs["input"]
+            input = layer_input(args, kwargs)
             with torch.autocast(input.device.type, enabled=False):
                 see(name, input)
             if stop:

@@ -21,6 +21,7 @@ from potq.nn.plan import as_matrix, evaluation_mode, linear_weight, longest_text
 from potq.nn.refusals import require_causal
 from potq.nn.report import decibels
 from potq.numerics.tensor import QuantizedWeight
+from potq.ptq.blocks import layer_input
 from potq.ptq.feed import Feed
 
 _TOKEN_DTYPES = (torch.int32, torch.int64)
@@ -65,7 +66,7 @@ def input_mean_squares(model: nn.Module, names: Sequence[str], feed: Sequence[Te
     counts: dict[str, int] = {}
 
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        for x in map(Tensor.float, rows(module, _input(args, kwargs))):
+        for x in map(Tensor.float, rows(module, layer_input(args, kwargs).detach())):
             sums[name] = sums.get(name, 0) + x.square().sum(0)
             counts[name] = counts.get(name, 0) + len(x)
 
@@ -87,7 +88,7 @@ def second_moments(model: nn.Module, names: Sequence[str], feed: Feed) -> dict[s
     counts: dict[str, int] = {}
 
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        for x in map(Tensor.float, rows(module, _input(args, kwargs))):
+        for x in map(Tensor.float, rows(module, layer_input(args, kwargs).detach())):
             sums[name] = sums.get(name, 0) + x.t() @ x
             counts[name] = counts.get(name, 0) + len(x)
 
@@ -142,7 +143,7 @@ def output_snr(model: nn.Module, quantized: dict[str, QuantizedWeight], feed: Se
 
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         weight, exact = quantized[name].dequantize(), linear_weight(module).float()
-        x = _input(args, kwargs)
+        x = layer_input(args, kwargs).detach()
         if isinstance(module, nn.Embedding):
             clean, error = (nn.functional.embedding(x, w) for w in (exact, weight - exact))
         elif is_convolution(module):
@@ -155,11 +156,6 @@ def output_snr(model: nn.Module, quantized: dict[str, QuantizedWeight], feed: Se
 
     _run(model, {name: partial(hook, name) for name in quantized}, feed)
     return {name: decibels(signal[name], noise[name]) for name in signal}
-
-
-def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    found: Tensor = args[0] if args else kwargs["input"]
-    return found.detach()
 
 
 def _run(model: nn.Module, hooks: dict[str, Any], feed: Sequence[Tensor] | Feed) -> None:
