@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Literal, get_args
 
-from pydantic import Field, field_serializer, field_validator
+from pydantic import Field, PrivateAttr, field_serializer, field_validator
 
 from potq.errors import ConfigError
 from potq.numerics.features import FORMAT_VERSION, features_of, require_readable
@@ -150,6 +150,7 @@ class PoTConfig(Strict):
     effort: Effort | None = None
     scale_method: ScaleMethod = "mse"
     scale_candidates: int | None = Field(default=None, ge=1, le=4096)
+    _expert_stacks: bool | None = PrivateAttr(default=None)
 
     def __init__(self, preset: str | None = None, /, **fields: Any) -> None:
         own = {key: value for key, value in fields.items() if key not in _SCHEME_KEYS}
@@ -217,6 +218,17 @@ class PoTConfig(Strict):
                 raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
         return value
 
+    @property
+    def expert_stacks(self) -> bool | None:
+        """Whether stacks of experts' matrices are packed in the model that it is of; None: wherever there are any."""
+        return self._expert_stacks
+
+    def with_expert_stacks(self, packed: bool | None) -> PoTConfig:
+        """The same with another :attr:`expert_stacks`. Who packs a model knows, and who reads one: no user sets it."""
+        copy = self.model_copy()
+        copy._expert_stacks = packed
+        return copy
+
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
 
@@ -227,7 +239,8 @@ class PoTConfig(Strict):
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, which all that writes checkpoints takes (Hugging Face's protocol for a quantization config)."""
         schemes = [self.scheme, *self.targets.values(), *([self.embedding] if self.embedding is not None else [])]
-        return {**self.model_dump(mode="json"), "features": features_of(schemes)}
+        further = ["expert-stacks"] if self.expert_stacks else []
+        return {**self.model_dump(mode="json"), "features": features_of(schemes, further)}
 
     to_diff_dict = to_dict
 
@@ -236,7 +249,8 @@ class PoTConfig(Strict):
         """Read the JSON form.
 
         Args:
-            fields: what :meth:`to_dict` returned. Features are not kept: they follow from the schemes.
+            fields: what :meth:`to_dict` returned. Features are not kept: they follow from the schemes. Only whether stacks of
+                experts' matrices are packed is (:attr:`expert_stacks`): those of potq 0.1 are not.
             file: where it stands, for messages.
 
         Raises:
@@ -245,7 +259,8 @@ class PoTConfig(Strict):
         """
         require_readable(fields, file)
         try:
-            return cls(**{key: value for key, value in fields.items() if key != "features"})
+            made = cls(**{key: value for key, value in fields.items() if key != "features"})
+            return made.with_expert_stacks("expert-stacks" in fields.get("features", []))
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
 

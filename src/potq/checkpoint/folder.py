@@ -179,7 +179,7 @@ def check_headers(stored: dict[str, StoredTensor], targets: Iterable[WeightPlan]
     expected: set[str] = set()
     for target in targets:
         for name, (shape, dtype) in storage(target.shape, target.scheme).items():
-            key = f"{target.name}.weight_{name}"
+            key = f"{target.holder}.weight_{name}"
             expected.add(key)
             _check_tensor(stored, key, shape, dtype)
     for tensor, what in (("weight_packed", "packed weights"), ("weight_row_scale", "row scales")):

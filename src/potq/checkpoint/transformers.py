@@ -28,7 +28,7 @@ from potq.errors import CheckpointError, ModelError, PotqError
 from potq.nn.language import language_plan
 from potq.nn.packed import PackedModule
 from potq.nn.packed_model import as_packed_model
-from potq.nn.plan import Plan, WeightPlan, as_matrix, install, narrowed, packed_modules, plan, unpack
+from potq.nn.plan import Place, Plan, WeightPlan, install, narrowed, packed_modules, plan, unpack
 from potq.nn.report import ModuleReport, Progress
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.quantize import attach, make_report, quantize_weight, require_calibration
@@ -100,6 +100,7 @@ class PoTQuantizer(HfQuantizer):
             PoTConfig.from_dict(quantization_config.fields)
         self._plan = Plan([], [])
         self._by_name: dict[str, WeightPlan] = {}
+        self._by_parameter: dict[str, str] = {}  # of a weight in full precision, the name of its plan
         self._read: dict[str, dict[str, tuple[QuantizedWeight, ModuleReport]]] = {}  # target -> its own or a tied name
         self._reports: dict[str, ModuleReport] = {}
         self._stored: set[str] = set()  # names in the checkpoint
@@ -124,6 +125,7 @@ class PoTQuantizer(HfQuantizer):
         else:
             self.quantization_config, self._plan = language_plan(model, self.quantization_config)
         self._by_name = {name: target for target in self._plan.targets for name in target.names}
+        self._by_parameter = {target.parameter_of(name): name for name, target in self._by_name.items()}
         if self.pre_quantized:
             check_headers(stored, self._plan.targets, getattr(model.config, "name_or_path", "the checkpoint"))
             for target in self._plan.targets:
@@ -137,23 +139,23 @@ class PoTQuantizer(HfQuantizer):
             raise ModelError("weights on the meta device cannot be quantized; load without a device map")
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **kwargs: Any) -> bool:
-        module, _, tensor = param_name.rpartition(".")
-        return not self.pre_quantized and tensor == "weight" and module in self._by_name
+        return not self.pre_quantized and param_name in self._by_parameter
 
     def get_quantize_ops(self) -> ConversionOps:
         return _QuantizeOnLoad(self)
 
-    def quantize_parameter(self, model: nn.Module, name: str, weight: Tensor, missing_keys: set[str]) -> dict[str, Tensor]:
+    def quantize_parameter(self, model: nn.Module, key: str, weight: Tensor, missing_keys: set[str]) -> dict[str, Tensor]:
         """Pack one weight that was just read, put its module in place, and return the tensors to be set."""
+        name = self._by_parameter[key]
         target = self._by_name[name]
         if (load := _current.get()) is not None and load.progress is not None:
             done = sum(target.weights for target in self._plan.targets if target.name in self._reports)
             load.progress(done, sum(target.weights for target in self._plan.targets), name)
         read = self._read.setdefault(target.name, {})
-        matrix = as_matrix(model.get_submodule(name), weight)
+        matrix = Place.of(model, name).matrix(weight)
         if tuple(matrix.shape) != target.shape:
             found, expected = list(matrix.shape), list(target.shape)
-            raise CheckpointError(f"{name}.weight has shape {found}, its config.json asks for {expected}")
+            raise CheckpointError(f"{target.parameter_of(name)} has shape {found}, its config.json asks for {expected}")
         quantized, report = quantize_weight(matrix, target, self.quantization_config)
         read[name] = quantized, report
         if len(read) > 1:
@@ -161,8 +163,8 @@ class PoTQuantizer(HfQuantizer):
             return {}
         install(model, target, quantized)
         self._reports[target.name] = report
-        missing_keys.difference_update(f"{each}.weight" for each in target.names)
-        return {f"{target.name}.weight_{part}": tensor for part, tensor in quantized.tensors().items()}
+        missing_keys.difference_update(map(target.parameter_of, target.names))
+        return {f"{target.holder}.weight_{part}": tensor for part, tensor in quantized.tensors().items()}
 
     def _untie_if_different(self, model: nn.Module, target: WeightPlan) -> None:
         """A checkpoint may hold two weights although its config ties them; equal ones stay one, others are kept apart."""
@@ -232,10 +234,12 @@ class _QuantizeOnLoad(ConversionOps):
             raise load.failure  # transformers goes on after an error; no use in quantizing the rest
         for key, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
-            name = key.removesuffix(".weight")
+            if not self.quantizer.param_needs_quantization(model, key):  # made of the same tensors as one that does
+                result[key] = weight
+                continue
             try:
                 missing = missing_keys if missing_keys is not None else set()
-                result |= self.quantizer.quantize_parameter(model, name, weight, missing)
+                result |= self.quantizer.quantize_parameter(model, key, weight, missing)
             except PotqError as error:
                 if load is not None:
                     load.failure = error

@@ -52,7 +52,7 @@ def _in_file(name: str, stored: dict[str, StoredTensor]) -> list[str]:
 
 def _unmentioned(model: PreTrainedModel, stored: dict[str, StoredTensor]) -> Iterator[str]:
     patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
-    known = {*model.state_dict(), *(f"{name}.weight" for name in packed_modules(model))}
+    known = {*model.state_dict(), *(key for name in packed_modules(model) for key in (name, f"{name}.weight"))}
     for key in stored:
         if key not in known and any(pattern.search(key) for pattern in patterns):
             yield key

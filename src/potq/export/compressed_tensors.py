@@ -18,7 +18,7 @@ from potq.export.blocks import BlockType, misfit
 from potq.export.card import write_export_card
 from potq.export.compressed_types import arguments, dtype_of, format_of, stored
 from potq.export.floats import exact_floats
-from potq.export.output import check_on_cpu, folder_bytes
+from potq.export.output import check_on_cpu, folder_bytes, refuse_experts
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import COMPRESSED_TENSORS, check_schemes
 from potq.files import check_destination, disk_errors, flush, replacing
@@ -64,6 +64,7 @@ def export_compressed_tensors(
     """
     target = check_destination(path, force=force)
     check_on_cpu(model)
+    refuse_experts(model, COMPRESSED_TENSORS.name)
     reader: Any = meta_model(model)  # what the folder's reader will build
     packed = packed_modules(model)
     kinds = _kinds(model, reader, allow_8bit=allow_8bit)

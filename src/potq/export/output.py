@@ -45,6 +45,19 @@ def check_on_cpu(model: nn.Module) -> None:
         raise ExportError("exports read weights in the CPU's memory; call model.cpu() first")
 
 
+def refuse_experts(model: nn.Module, format: str) -> None:
+    """Refuse packed stacks of experts' matrices, which no export writes yet.
+
+    Raises:
+        ExportError: names the first of them.
+    """
+    from potq.nn.plan import packed_modules
+    from potq.nn.stacked import PoTStack
+
+    if found := [name for name, module in packed_modules(model).items() if isinstance(module, PoTStack)]:
+        raise ExportError(f"{found[0]} is a stack of experts' matrices, which the export to {format} cannot write")
+
+
 def folder_bytes(folder: Path) -> int:
     """What the files of ``folder`` take."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

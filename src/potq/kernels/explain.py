@@ -61,11 +61,12 @@ def explain(module: nn.Module) -> Explanation:
         raise ConfigError(f"{type(module).__name__} is not a packed module; give explain() a packed one")
     packed: Any = module
     weight = packed.quantized
-    if not isinstance(module, (nn.Linear, nn.Embedding)):
+    if isinstance(module, (nn.Conv1d, nn.Conv2d)):
         reason = "a convolution is computed with its dequantized kernel"
         return Explanation(reference.NAME, "", "float", dict.fromkeys((cpu.NAME, triton.NAME), reason))
-    chosen = choose(weight.scheme, weight.shape, weight.packed.device, packed.compute_dtype)
-    rounds = chosen.backend == cpu.NAME and isinstance(module, nn.Linear)
+    shape = getattr(packed, "matrix_shape", weight.shape)  # of one expert, where there is a stack of them
+    chosen = choose(weight.scheme, shape, weight.packed.device, packed.compute_dtype)
+    rounds = chosen.backend == cpu.NAME and not isinstance(module, nn.Embedding)
     detail = _detail(chosen.backend, isinstance(module, nn.Embedding))
     return Explanation(chosen.backend, detail, packed.activations if rounds else "float", chosen.rejected)
 

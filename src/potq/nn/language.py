@@ -12,30 +12,34 @@ from typing import Any
 from torch import nn
 
 from potq.config import PoTConfig, matches
-from potq.nn.plan import Plan, embeddings, plan, quantizable_modules
+from potq.nn.plan import Plan, embeddings, plan, quantizable_weights
 
 _REASON = "outside the language model; a pattern in targets asks for it"
 
 
-def language_plan(model: nn.Module, config: PoTConfig) -> tuple[PoTConfig, Plan]:
+def language_plan(model: nn.Module, config: PoTConfig, *, experts: bool = True) -> tuple[PoTConfig, Plan]:
     """What to quantize of ``model``, and ``config`` that says so: it ignores what is outside the language model, but for
     modules that its targets name.
+
+    Args:
+        experts: whether stacks of experts' matrices are quantized, where there are any.
 
     Raises:
         ConfigError, ModelError: as :func:`potq.nn.plan.plan`.
     """
     patterns = (*config.ignore, *config.targets)
     left = [name for name in _outside(model) if not any(matches(pattern, name) for pattern in patterns)]
-    kept = [name for name in quantizable_modules(model) if name not in left]
+    kept = [name for name in quantizable_weights(model) if name not in left]
     added = dict.fromkeys(_pattern(name, kept) for name in left)
     config = config.model_copy(update={"ignore": (*config.ignore, *added)})
-    todo = plan(model, config)
+    todo = plan(model, config.with_expert_stacks(None if experts else False))
+    config = config.with_expert_stacks(any(target.experts for target in todo.targets))
     skipped = [each.model_copy(update={"reason": _REASON}) if each.name in left else each for each in todo.skipped]
     return config, Plan(todo.targets, skipped)
 
 
 def _outside(model: nn.Module) -> list[str]:
-    """Quantizable modules outside the language model; none if the model is nothing else."""
+    """What is quantizable outside the language model; none if the model is nothing else."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     if text is config:
@@ -46,8 +50,8 @@ def _outside(model: nn.Module) -> list[str]:
     if not inside:
         return []
     ends = (embeddings(model, "input"), embeddings(model, "output"))
-    modules = quantizable_modules(model).items()
-    return [name for name, module in modules if not name.startswith(inside) and all(module is not end for end in ends)]
+    kept = {name for name, module in model.named_modules() if any(module is end for end in ends)}
+    return [name for name in quantizable_weights(model) if not name.startswith(inside) and name not in kept]
 
 
 def _pattern(name: str, kept: list[str]) -> str:

@@ -101,12 +101,16 @@ class PackedModule(ScaledModule):
         return QuantizedWeight(weight.packed, weight.scale, self._shape, self.scheme, weight.row_scale)
 
     @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Of the weight, for people: ``(out, in)``."""
+        return self._shape
+
+    @property
     def weight(self) -> Tensor:
         """The dequantized weight in ``compute_dtype``, for reading only; made by whatever computes with it."""
         if is_compiling():
             return self._dequantized()
-        device, name = self._packed().packed.device, f"the weight of {self._called}"
-        weight = LazyTensor(self._weight_shape, self.compute_dtype, device, self._dequantized, name)
+        weight = self._lazy(f"the weight of {self._called}")
         weight._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: not to be initialised
         return weight
 
@@ -127,6 +131,9 @@ class PackedModule(ScaledModule):
         """
         yield self.weight
         yield from super().parameters(recurse)
+
+    def _lazy(self, name: str) -> LazyTensor:
+        return LazyTensor(self._weight_shape, self.compute_dtype, self._packed().packed.device, self._dequantized, name)
 
     @property
     def _weight_shape(self) -> tuple[int, ...]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +22,17 @@ from torch import Tensor, nn
 from potq.config import PoTConfig, matches
 from potq.errors import ConfigError, ModelError
 from potq.nn.convolution import is_convolution, kernel_shape
+from potq.nn.experts import Stack, as_stack, stack_in, stacks
 from potq.nn.packed import PackedModule, ScaledModule, pack_module
 from potq.nn.packed_model import as_float_model
 from potq.nn.plain import is_plain, require_replaceable
 from potq.nn.refusals import require_no_adapter, require_shapes, require_weights
 from potq.nn.report import SkippedModule
+from potq.nn.stacked import PoTStack, holder_name, pack_stack, stack_name, unpack_stack
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
 
-Kind = Literal["linear", "embedding", "head", "convolution"]
+Kind = Literal["linear", "embedding", "head", "convolution", "experts"]
 
 _TIES = {"_tied_weights_keys", "all_tied_weights_keys"}  # transformers' notes of tied parameters
 
@@ -38,8 +41,9 @@ _TIES = {"_tied_weights_keys", "all_tied_weights_keys"}  # transformers' notes o
 class WeightPlan:
     """A weight to be quantized: the module that owns it, the modules tied to it, its scheme.
 
-    ``shape`` is ``(out, in)`` for linears, ``(rows, dim)`` for embeddings, ``(out, all else)`` for convolutions. ``tied``
-    names the other modules.
+    ``shape`` is ``(out, in)`` for linears, ``(rows, dim)`` for embeddings, ``(out, all else)`` for convolutions,
+    ``(experts * out, in)`` for a stack of experts' matrices, whose ``name`` is its parameter's. ``tied`` names the other
+    modules.
     """
 
     name: str
@@ -47,6 +51,21 @@ class WeightPlan:
     shape: tuple[int, int]
     scheme: QuantScheme
     tied: tuple[str, ...] = ()
+    experts: int = 0  # whose matrices are stacked
+
+    @property
+    def holder(self) -> str:
+        """The module that holds the weight once it is packed."""
+        return holder_name(self.name) if self.experts else self.name
+
+    def parameter_of(self, name: str) -> str:
+        """What the weight is called as long as it is not packed, in the module ``name``, one of ``names``."""
+        return name if self.experts else f"{name}.weight"
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """For people: ``(experts, out, in)`` for a stack."""
+        return (self.experts, self.shape[0] // self.experts, self.shape[1]) if self.experts else self.shape
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,16 +104,23 @@ def plan(model: nn.Module, config: PoTConfig) -> Plan:
         raise ModelError("the model is quantized already; load the full-precision one")
     if any(isinstance(module, ScaledModule) for module in model.modules()):
         raise ModelError("the model is prepared for training; convert it (potq.qat.convert), or load the full-precision one")
-    groups = _tie_groups(model)
-    _check_patterns(config, [name for group in groups for name, _ in group])
+    order = {name: place for place, name in enumerate(quantizable_weights(model))}
+    _check_patterns(config, list(order))
     targets: list[WeightPlan] = []
     skipped = _unhandled(model)
-    for group in groups:
+    for group in _tie_groups(model):
         choice = _choose(group, config, head=embeddings(model, "output"))
         if isinstance(choice, WeightPlan):
             targets.append(choice)
         else:
             skipped.extend(_skip(group, choice))
+    for name, stack in stacks(model).items():
+        planned = _choose_stack(name, stack, config)
+        if isinstance(planned, WeightPlan):
+            targets.append(planned)
+        else:
+            skipped.append(SkippedModule(name=name, reason=planned, nbytes=stack.parameter.nbytes))
+    targets.sort(key=lambda target: order[target.name])
     if not targets:
         reasons = "; ".join(sorted({f"{s.name}: {s.reason}" for s in skipped})[:3])
         raise ModelError(f"nothing to quantize: {reasons or 'the model has no linear or embedding weights'}")
@@ -106,7 +132,7 @@ def narrowed(model: nn.Module, config: PoTConfig, prefix: str) -> PoTConfig:
 
     Patterns of modules that are not in this part are dropped.
     """
-    names = quantizable_modules(model)
+    names = quantizable_weights(model)
 
     def narrow(pattern: str) -> str:
         found = [name for name in names if matches(pattern, prefix + name)]
@@ -136,6 +162,59 @@ def quantizable_modules(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def quantizable_weights(model: nn.Module) -> list[str]:
+    """Names of all that may be quantized, in module order: :func:`quantizable_modules`, and stacks of experts' matrices."""
+    modules, found = quantizable_modules(model), stacks(model)
+    of_module: dict[str, list[str]] = {}
+    for name in found:
+        of_module.setdefault(name.rpartition(".")[0], []).append(name)
+    names = (name for name, _ in model.named_modules())
+    return [each for name in names for each in ([name] if name in modules else of_module.get(name, []))]
+
+
+class Place(NamedTuple):
+    """Where a weight in full precision is.
+
+    Attributes:
+        parameter: in its module.
+        matrix: what a tensor that is stored there is as a matrix.
+        stored: the inverse, in the parameter's dtype.
+    """
+
+    parameter: nn.Parameter
+    matrix: Callable[[Tensor], Tensor]
+    stored: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, name: str) -> Place:
+        """Of the weight that a plan of ``model`` calls ``name``."""
+        parent, _, key = name.rpartition(".")
+        holder = model.get_submodule(parent)
+        if key in holder._parameters:
+            stack = stack_in(holder, key)
+            dtype, experts = stack.parameter.dtype, stack.shape[0]
+
+            def stored(matrix: Tensor) -> Tensor:
+                return as_stack(matrix, experts, transposed=stack.transposed).to(dtype).contiguous()
+
+            return cls(stack.parameter, stack.as_matrix, stored)
+        module = model.get_submodule(name)
+        parameter: Any = _weight(module)
+        return cls(parameter, partial(as_matrix, module), lambda matrix: as_weight(module, matrix).to(parameter.dtype))
+
+
+def matrix_of(model: nn.Module, name: str) -> Tensor:
+    """The weight in full precision that a plan of ``model`` calls ``name``, as a matrix."""
+    place = Place.of(model, name)
+    return place.matrix(place.parameter.detach())
+
+
+def find_stack(model: nn.Module, name: str) -> Stack:
+    """The stack of experts' matrices that ``model`` calls ``name``."""
+    parent, _, key = name.rpartition(".")
+    return stack_in(model.get_submodule(parent), key)
+
+
 def linear_weight(module: nn.Module) -> Tensor:
     """The weight of a linear, ``Conv1D``, embedding or convolution as ``(out, in)``."""
     return as_matrix(module, _weight(module))
@@ -157,6 +236,9 @@ def as_weight(module: nn.Module, matrix: Tensor) -> Tensor:
 
 def install(model: nn.Module, target: WeightPlan, quantized: QuantizedWeight) -> None:
     """Put ``quantized`` in place of ``target``'s weight and of the weights tied to it."""
+    if target.experts:
+        pack_stack(find_stack(model, target.name), quantized, target.name)
+        return
     owner = pack_module(model.get_submodule(target.name), quantized, target.name)
     _replace(model, target.name, owner)
     for name in target.tied:
@@ -188,6 +270,10 @@ def unpack(model: nn.Module, dtype: torch.dtype) -> None:
     weights: dict[PackedModule, nn.Parameter] = {}
     float_model = meta_model(model)
     for name, module in packed_modules(model).items():
+        if isinstance(module, PoTStack):
+            parent, _, key = name.rpartition(".")
+            unpack_stack(model.get_submodule(parent), key, dtype)
+            continue
         plain, owner = float_model.get_submodule(name), module.tied_to or module
         if owner not in weights:
             weights[owner] = nn.Parameter(as_weight(plain, owner.quantized.dequantize()).to(dtype).contiguous())
@@ -203,8 +289,12 @@ def unpack(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def packed_modules(model: nn.Module) -> dict[str, PackedModule]:
-    """Every packed module by name, tied ones included."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, PackedModule)}
+    """Every packed module by the name of its weight's plan, tied ones included."""
+    return {
+        stack_name(name) if isinstance(module, PoTStack) else name: module
+        for name, module in model.named_modules()
+        if isinstance(module, PackedModule)
+    }
 
 
 @contextmanager
@@ -323,6 +413,20 @@ def _choose(group: list[tuple[str, nn.Module]], config: PoTConfig, head: nn.Modu
     return WeightPlan(names[0], _kind(owner, head), (out_features, in_features), scheme, tuple(names[1:]))
 
 
+def _choose_stack(name: str, stack: Stack, config: PoTConfig) -> WeightPlan | str:
+    """The target that a stack of experts' matrices makes, or the reason to skip it."""
+    if any(matches(pattern, name) for pattern in config.ignore):
+        return "ignored by config"
+    if config.expert_stacks is False:
+        return "experts are left in full precision here"
+    if reason := _no_float(stack.parameter):
+        return reason
+    scheme = _scheme(name, "experts", config)
+    assert scheme is not None  # only embeddings may have none
+    experts, rows, columns = stack.shape
+    return WeightPlan(name, "experts", (experts * rows, columns), scheme, experts=experts)
+
+
 def _skip(group: list[tuple[str, nn.Module]], reason: str) -> list[SkippedModule]:
     """Entries for the modules of a tie group; the bytes of their one weight stand with the first."""
     sizes = [_weight(group[0][1]).nbytes] + [0] * (len(group) - 1)
@@ -341,7 +445,7 @@ def _scheme(name: str, kind: Kind, config: PoTConfig) -> QuantScheme | None:
     for pattern, scheme in config.targets.items():
         if matches(pattern, name):
             return scheme
-    return config.scheme if kind in ("linear", "convolution") else config.embedding
+    return config.embedding if kind in ("embedding", "head") else config.scheme
 
 
 def _unfit(module: nn.Module) -> str | None:
@@ -349,8 +453,8 @@ def _unfit(module: nn.Module) -> str | None:
     weight = _weight(module)
     if "weight" not in module._parameters:
         return "its weight is computed anew at every use (weight_norm or another parametrization)"
-    if not weight.is_floating_point() or weight.itemsize == 1:
-        return f"its weight is {weight.dtype}, not a full-precision float"
+    if reason := _no_float(weight):
+        return reason
     if (weight.ndim != 2 and not is_convolution(module)) or not weight.numel():
         return f"its weight has shape {tuple(weight.shape)}"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
@@ -358,9 +462,15 @@ def _unfit(module: nn.Module) -> str | None:
     return None
 
 
+def _no_float(weight: Tensor) -> str | None:
+    if weight.is_floating_point() and weight.itemsize > 1:
+        return None
+    return f"its weight is {weight.dtype}, not a full-precision float"
+
+
 def _unhandled(model: nn.Module) -> list[SkippedModule]:
-    """Parameters with two dimensions or more in modules of other kinds (experts, routers, recurrent layers)."""
-    handled = quantizable_modules(model)
+    """Parameters with two dimensions or more in modules of other kinds (routers, recurrent layers)."""
+    handled, stacked = quantizable_modules(model), stacks(model)
     return [
         SkippedModule(
             name=f"{name}.{key}".lstrip("."),
@@ -370,7 +480,7 @@ def _unhandled(model: nn.Module) -> list[SkippedModule]:
         for name, module in model.named_modules()
         if name not in handled
         for key, tensor in module.named_parameters(recurse=False)
-        if tensor.ndim >= 2
+        if tensor.ndim >= 2 and f"{name}.{key}".lstrip(".") not in stacked
     ]
 
 

@@ -28,7 +28,11 @@ def packed_targets(model: nn.Module) -> list[WeightPlan]:
     """The weights of a packed model, as they were planned."""
     return [
         WeightPlan(
-            name, "embedding" if isinstance(module, nn.Embedding) else "linear", module.quantized.shape, module.scheme
+            name,
+            "embedding" if isinstance(module, nn.Embedding) else "linear",
+            module.quantized.shape,
+            module.scheme,
+            experts=getattr(module, "experts", 0),
         )
         for name, module in packed_modules(model).items()
         if module.tied_to is None

@@ -46,7 +46,7 @@ class ModuleReport(BaseModel):
 
     name: str
     kind: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]  # of a stack of experts' matrices: experts, outputs, inputs
     scheme: str
     algorithm: str
     bits_per_weight: float

@@ -21,12 +21,12 @@ class Feature:
     Attributes:
         meaning: for docs/format.md.
         since: the version of potq that wrote it first.
-        is_used: whether weights of a scheme have it.
+        is_used: whether weights of a scheme have it; None: the model says so, not a scheme.
     """
 
     meaning: str
     since: str
-    is_used: Callable[[QuantScheme], bool]
+    is_used: Callable[[QuantScheme], bool] | None
 
 
 # csrc/engine/scheme.cpp has the names too
@@ -35,6 +35,7 @@ FEATURES: dict[str, Feature] = {
         "codes of 3, 5, 6 or 7 bits: rows of several planes", "0.1", lambda scheme: len(plane_widths(scheme.grid.bits)) > 1
     ),
     "e8m0-scales": Feature("`scale_dtype` is `e8m0`", "0.1", lambda scheme: scheme.scale_dtype == "e8m0"),
+    "expert-stacks": Feature("stacks of experts' matrices are packed", "0.2", None),
     "row-scales": Feature("`row_scale` is true", "0.1", lambda scheme: scheme.row_scale),
     "signed-scales": Feature("`signed_scale` is true", "0.1", lambda scheme: scheme.signed_scale),
     "table-grids": Feature("the `encoding` of a grid is `table`", "0.1", lambda scheme: scheme.grid.encoding == "table"),
@@ -43,10 +44,14 @@ FEATURES: dict[str, Feature] = {
 """Every feature that this potq knows, in the order of their names. What is not listed every version knows."""
 
 
-def features_of(schemes: Iterable[QuantScheme]) -> list[str]:
-    """The features that a checkpoint with these schemes uses."""
-    schemes = list(schemes)
-    return [name for name, feature in FEATURES.items() if any(map(feature.is_used, schemes))]
+def features_of(schemes: Iterable[QuantScheme], further: Iterable[str] = ()) -> list[str]:
+    """The features that a checkpoint with these schemes uses, and ``further`` ones, which its model does."""
+    schemes, further = list(schemes), set(further)
+    return [
+        name
+        for name, feature in FEATURES.items()
+        if name in further or (feature.is_used is not None and any(map(feature.is_used, schemes)))
+    ]
 
 
 def require_readable(fields: Mapping[str, Any], file: str | os.PathLike[str]) -> None:

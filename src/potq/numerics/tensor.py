@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,13 @@ class QuantizedWeight:
         stored = storage(shape, scheme).items()
         tensors = {name: torch.empty(size, dtype=dtype, device=device) for name, (size, dtype) in stored}
         return cls(shape=shape, scheme=scheme, **tensors)
+
+    @classmethod
+    def joined(cls, parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
+        """The rows of all ``parts``, which are alike and have scales of their own, one after another."""
+        names = parts[0].tensors()
+        stored = {name: torch.cat([part.tensors()[name] for part in parts]) for name in names}
+        return cls(shape=(len(stored["packed"]), parts[0].shape[1]), scheme=parts[0].scheme, **stored)
 
     def tensors(self) -> dict[str, Tensor]:
         """What is stored, by the names of :func:`storage`."""

@@ -14,6 +14,7 @@ from potq.nn.plan import WeightPlan, evaluation_mode, tensor_bytes, vocabulary
 from potq.nn.report import duration
 from potq.ptq.blocks import TOKENS, find_blocks, merge, record_calls, shared_inputs
 from potq.ptq.calibration import check_batches
+from potq.ptq.experts import experts_apart
 from potq.ptq.quantize import REPORTED
 from potq.ptq.trial import rounding_seconds, try_block
 
@@ -90,13 +91,15 @@ def _groups(model: nn.Module, config: PoTConfig) -> list[_Layers]:
     """Of the first block, in the order they run."""
     prefix, blocks = find_blocks(model)
     targets = language_plan(model, config)[1].targets
-    inside = {t.name.removeprefix(f"{prefix}.0."): t.shape for t in targets if t.name.startswith(f"{prefix}.0.")}
+    inside = {t.name.removeprefix(f"{prefix}.0."): t for t in targets if t.name.startswith(f"{prefix}.0.")}
     if not inside:
         return []
     with evaluation_mode(model), torch.no_grad():
         call = record_calls(model, [blocks[0]], [torch.zeros(1, 4, dtype=torch.long)])[0]
-        found = shared_inputs(blocks[0], list(inside), [call])
-    return [_Layers(inside[names[0]][1], tuple(inside[name][0] for name in names)) for names in found]
+        with experts_apart(blocks[0], inside) as experts:
+            found = shared_inputs(blocks[0], list(experts.apart), [call])
+    shapes = {name: target.shape for name, target in experts.apart.items()}
+    return [_Layers(shapes[names[0]][1], tuple(shapes[name][0] for name in names)) for names in found]
 
 
 def _working_bytes(model: nn.Module, groups: list[_Layers], weights: int, effort: Effort, tokens: int) -> int:

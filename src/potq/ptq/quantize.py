@@ -17,6 +17,7 @@ from potq.config import EFFORTS, Effort, PoTConfig, require_config
 from potq.errors import ConfigError, ModelError
 from potq.nn.convolution import is_grouped
 from potq.nn.language import language_plan
+from potq.nn.packed import PackedModule
 from potq.nn.packed_model import as_packed_model
 from potq.nn.plain import is_plain, note_config
 from potq.nn.plan import (
@@ -25,13 +26,14 @@ from potq.nn.plan import (
     evaluation_mode,
     install,
     is_tied,
-    linear_weight,
+    matrix_of,
     packed_modules,
     tensor_bytes,
     weight_count,
 )
 from potq.nn.refusals import require_weights
 from potq.nn.report import ModuleReport, Progress, QuantReport, SkippedModule, UnusedTensor, decibels
+from potq.nn.stacked import PoTStack
 from potq.numerics.scale_search import CANDIDATES, is_exact, scale_multipliers
 from potq.numerics.scheme import WEIGHTED_METHODS, QuantScheme, ScaleMethod
 from potq.numerics.tensor import QuantizedWeight
@@ -136,7 +138,7 @@ def quantize(
     if effort.calibrated:
         _require_cpu(model)
     for target in todo.targets:
-        check_weight(linear_weight(model.get_submodule(target.name)).detach(), target)
+        check_weight(matrix_of(model, target.name), target)
     run = _Run(model, config, effort, todo, source, blocks, seed, cache_bytes, progress)
     done = run.calibrated(work_folder) if effort.calibrated else run.rounded(todo.targets)
     if calibration is not None:
@@ -188,7 +190,7 @@ class _Run:
             if self.progress is not None:
                 self.progress(count, total, target.name)
             count += target.weights
-            weight = linear_weight(self.model.get_submodule(target.name))
+            weight = matrix_of(self.model, target.name)
             done[target.name] = quantize_weight(weight, target, self.config, importance.get(target.name))
         return done
 
@@ -225,7 +227,7 @@ class _Run:
         )
         layers = calibrated.run()
         for target in calibrated.targets:
-            weight = linear_weight(self.model.get_submodule(target.name))
+            weight = matrix_of(self.model, target.name)
             layer = layers[target.name]
             done[target.name] = layer.weight, describe_weight(weight, target, layer.weight, layer.algorithm)
         return done
@@ -237,8 +239,8 @@ class _Run:
         reasons = {target.name: rounded_only(module, target.scheme) for target, module in layers.items()}
         able = [name for name, reason in reasons.items() if not reason]
         moments = calib.second_moments(self.model, able, feed) if able else {}
-        for target, module in layers.items():
-            weight, hessian = linear_weight(module), moments.get(target.name)
+        for target in layers:
+            weight, hessian = matrix_of(self.model, target.name), moments.get(target.name)
             if hessian is None:
                 layer = rounded_layer(weight, target.scheme, reasons[target.name] or "no input reaches it")
             else:
@@ -279,7 +281,7 @@ def describe_weight(weight: Tensor, target: WeightPlan, quantized: QuantizedWeig
     return ModuleReport(
         name=target.name,
         kind=target.kind,
-        shape=target.shape,
+        shape=target.stored_shape,
         scheme=target.scheme.name,
         algorithm=algorithm,
         bits_per_weight=target.scheme.bits_per_weight(*target.shape),
@@ -304,15 +306,14 @@ def check_weight(weight: Tensor, target: WeightPlan) -> None:
     Raises:
         ModelError: names the layer and says how many entries are at fault.
     """
+    name = target.parameter_of(target.name)
     largest = float(torch.stack(torch.aminmax(weight)).float().abs().amax())  # NaN wins
     if not math.isfinite(largest):
         broken = int((~weight.float().isfinite()).sum())
-        raise ModelError(f"{target.name}.weight has {broken} NaN or infinite entries; repair the model, or ignore the layer")
+        raise ModelError(f"{name} has {broken} NaN or infinite entries; repair the model, or ignore the layer")
     grid, limit = target.scheme.grid, torch.finfo(torch.float16).max
     if target.scheme.scale_dtype == "float16" and largest * grid.reference / max(grid.levels) > limit:
-        raise ModelError(
-            f"{target.name}.weight reaches {largest:.3g}, its scale would pass float16's {limit:.0f}; use scale_dtype='e8m0'"
-        )
+        raise ModelError(f"{name} reaches {largest:.3g}, its scale would pass float16's {limit:.0f}; use scale_dtype='e8m0'")
 
 
 def require_calibration(config: PoTConfig, *, given: bool) -> None:
@@ -393,7 +394,8 @@ def _add_output_errors(model: nn.Module, todo: Plan, done: Done, source: Source)
     plain = {
         target.name: done[target.name][0]
         for target in todo.targets
-        if target.kind != "embedding" or type(model.get_submodule(target.name)) is nn.Embedding
+        if target.kind not in ("embedding", "experts")
+        or (target.kind == "embedding" and type(model.get_submodule(target.name)) is nn.Embedding)
     }
     ratios = calib.output_snr(model, plain, source)
     for name, (_, entry) in done.items():
@@ -413,8 +415,8 @@ def describe(model: nn.Module) -> QuantReport:
     modules = [
         ModuleReport(
             name=name,
-            kind="embedding" if isinstance(module, nn.Embedding) else "linear",
-            shape=module.quantized.shape,
+            kind=_kind(module),
+            shape=module.stored_shape,
             scheme=module.scheme.name,
             algorithm="not recorded",
             bits_per_weight=module.scheme.bits_per_weight(*module.quantized.shape),
@@ -427,3 +429,9 @@ def describe(model: nn.Module) -> QuantReport:
         if module.tied_to is None
     ]
     return make_report(model, modules, [])
+
+
+def _kind(module: PackedModule) -> str:
+    if isinstance(module, PoTStack):
+        return "experts"
+    return "embedding" if isinstance(module, nn.Embedding) else "linear"

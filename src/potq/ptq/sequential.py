@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from potq.config import Effort
 from potq.nn.convolution import is_grouped
 from potq.nn.losses import divergence, output_loss
-from potq.nn.plan import WeightPlan, as_weight, evaluation_mode, linear_weight
+from potq.nn.plan import Place, WeightPlan, evaluation_mode, linear_weight, matrix_of
 from potq.nn.report import Progress
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
@@ -36,6 +37,7 @@ from potq.ptq.blocks import (
     shared_inputs,
     text_chain,
 )
+from potq.ptq.experts import experts_apart, joined
 from potq.resume import WorkFolder
 
 Found = dict[str, tuple[Rounded, SchemeRounding, str]]
@@ -108,7 +110,7 @@ class SequentialCalibration:
             done = self._load(index, inside)
             if done is None:
                 report = self._reporter(count, total, start)
-                done = self._quantize_block(block, start, inside, seen, exact, self.seed + index, report)
+                done = self._quantize_experts_too(block, start, inside, seen, exact, self.seed + index, report)
                 self._save(index, done)
             if index + 1 < len(starts):
                 with _substituted(block, {name: layer.weight.dequantize() for name, layer in done.items()}):
@@ -185,6 +187,19 @@ class SequentialCalibration:
                 layer.weight = layer.rounding.pack(weights[self.model.get_submodule(name)].rounded())
                 layer.algorithm += _learned(layer.rounding, "model", self.effort)
 
+    def _quantize_experts_too(
+        self, block: nn.Module, prefix: str, inside: dict[str, WeightPlan], *rest: Any
+    ) -> dict[str, Layer]:
+        """:meth:`_quantize_block` with the matrices of each stack of experts one by one."""
+        with experts_apart(block, inside) as experts:
+            layers = self._quantize_block(block, prefix, experts.apart, *rest)
+        for name, parts in experts.stacks.items():
+            found = [layers.pop(part) for part in parts]
+            layers[name] = Layer(*joined([each.weight for each in found], [each.algorithm for each in found]))
+        for name in experts.whole:
+            layers[name] = rounded_layer(matrix_of(block, name), inside[name].scheme, "one scale for all rows")
+        return layers
+
     def _quantize_block(
         self,
         block: nn.Module,
@@ -249,6 +264,9 @@ def quantize_layer(
 ) -> tuple[Rounded, SchemeRounding, str]:
     """A layer's weight ``(out, in)`` by the steps of ``effort`` that look at it alone; what was done, in a word."""
     diagonal = hessian.diagonal()
+    if not bool(diagonal.any()):  # experts whose inputs are multiplied with zero where they are not to compute
+        rounded = round_to_nearest(weight, *fit_groups(weight, torch.ones_like(diagonal), rounding), rounding)
+        return rounded, rounding, "rtn/mse (its inputs are zero)"
     label = effort.model_copy(update={"scope": "none"}).steps
     try:
         if effort.compensate:
@@ -303,11 +321,9 @@ class _Exchange:
         self._parameters: list[Tensor] = []
         self._others: list[Tensor] = []
         for name, quantized in fixed.items():
-            module = model.get_submodule(name)
-            parameter = module.weight
-            assert isinstance(parameter, Tensor)
-            self._parameters.append(parameter)
-            self._others.append(as_weight(module, quantized.dequantize()).to(parameter.dtype))
+            place = Place.of(model, name)
+            self._parameters.append(place.parameter)
+            self._others.append(place.stored(quantized.dequantize()))
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -329,11 +345,9 @@ def _substituted(block: nn.Module, values: dict[str, Tensor]) -> Iterator[Callab
     kept: list[tuple[Tensor, Tensor]] = []
 
     def substitute(name: str, matrix: Tensor) -> None:
-        module = block.get_submodule(name)
-        parameter = module.weight
-        assert isinstance(parameter, Tensor)
-        kept.append((parameter, parameter.data))
-        parameter.data = as_weight(module, matrix).to(parameter.dtype)
+        place = Place.of(block, name)
+        kept.append((place.parameter, place.parameter.data))
+        place.parameter.data = place.stored(matrix)
 
     try:
         for name, matrix in values.items():

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from potq.config import Effort, PoTConfig
 from potq.nn.losses import divergence
-from potq.nn.plan import WeightPlan, evaluation_mode, linear_weight
+from potq.nn.plan import WeightPlan, evaluation_mode, linear_weight, matrix_of
 from potq.numerics.scheme import QuantScheme
 from potq.ptq.algorithms.gptq import fit_groups
 from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
 from potq.ptq.blocks import Call, HiddenStates, find_blocks, mixed_precision, record_calls, second_moments, shared_inputs
+from potq.ptq.experts import experts_apart
 from potq.ptq.quantize import quantize_weight
 from potq.ptq.sequential import Found, frozen, quantize_layer, refine_block
 
@@ -62,7 +63,8 @@ def try_block(model: nn.Module, targets: Sequence[WeightPlan], effort: Effort, b
         if inside:
             with evaluation_mode(model), frozen(model):
                 call = record_calls(model, [block], [batch])[0]
-                return _try(model, block, start, inside, effort, call)
+                with experts_apart(block, inside) as experts:
+                    return _try(model, block, start, experts.apart, effort, call)
     return Trial(0)
 
 
@@ -99,8 +101,8 @@ def rounding_seconds(model: nn.Module, targets: Sequence[WeightPlan], config: Po
     for target in targets:
         if target.scheme not in rates:
             rows = max(1, min(target.shape[0], _SLICE // target.shape[1]))
-            weight = linear_weight(model.get_submodule(target.name)).detach()[:rows]
-            part = replace(target, shape=(rows, target.shape[1]))
+            weight = matrix_of(model, target.name)[:rows]
+            part = replace(target, shape=(rows, target.shape[1]), experts=0)
             seconds = _seconds(partial(quantize_weight, weight, part, config))
             rates[target.scheme] = seconds / weight.numel()
         total += rates[target.scheme] * target.weights

@@ -15,6 +15,7 @@ from potq.nn.plain import packed_config
 from potq.nn.plan import Plan, WeightPlan, as_weight, install, linear_weight, packed_modules
 from potq.nn.refusals import require_no_adapter, require_weights
 from potq.nn.report import QuantReport
+from potq.nn.stacked import PoTStack
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.rtn import choose_scales
 from potq.ptq.quantize import attach, check_weight, describe_weight, make_report
@@ -41,6 +42,8 @@ def prepare(
         start: a packed model of the same architecture, whose weights and scales training starts with. Without it they are
             the model's own weights, and the scales that ``config.scale_method`` finds for them.
 
+    Stacks of experts' matrices train in full precision, and stay so.
+
     Returns:
         What will be quantized, and what is skipped and why.
 
@@ -64,7 +67,7 @@ def prepare(
     config = _config(config, start)
     if start is None:
         config = config.model_copy(update={"effort": None})  # nothing was done of it, and nothing is to say so
-    config, todo = language_plan(model, config)
+    config, todo = language_plan(model, config, experts=False)
     for each in (model, *([start] if start is not None else [])):
         require_weights(each)
     _require_called(model, todo.targets)
@@ -218,11 +221,14 @@ def _starts(start: nn.Module, targets: list[WeightPlan]) -> dict[str, PackedModu
 
 @torch.no_grad()
 def _copy_rest(model: nn.Module, start: nn.Module) -> None:
-    """What is not quantized, norms and biases: as ``start`` has it."""
+    """What is not quantized, norms, biases and experts: as ``start`` has it."""
     own = dict(model.named_parameters())
     for name, parameter in start.named_parameters():
         if name in own:
             own[name].copy_(parameter)
+    for name, module in packed_modules(start).items():
+        if isinstance(module, PoTStack) and name in own:
+            own[name].copy_(module.weight)
 
 
 def _prepare_target(

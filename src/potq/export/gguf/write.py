@@ -15,7 +15,7 @@ from potq.export.card import write_export_card
 from potq.export.gguf.families import Family, family
 from potq.export.gguf.tensors import GgufTensor, gguf_tensors
 from potq.export.gguf.vocabulary import add_vocabulary
-from potq.export.output import check_file, check_on_cpu, replacing_file
+from potq.export.output import check_file, check_on_cpu, refuse_experts, replacing_file
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import GGUF, check_schemes
 from potq.nn.plan import packed_modules
@@ -61,6 +61,7 @@ def export_gguf(
     """
     target = check_file(path, force=force, suffix=".gguf")
     check_on_cpu(model)
+    refuse_experts(model, GGUF.name)
     schemes = [module.scheme for module in packed_modules(model).values()]
     if not schemes:
         raise ExportError("the model is not quantized by potq; quantize it first")

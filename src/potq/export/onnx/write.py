@@ -20,7 +20,7 @@ from potq.export.onnx.modules import to_nbits
 from potq.export.onnx.packages import require_packages
 from potq.export.onnx.trace import trace
 from potq.export.onnx.types import ACCURACY, INT8_INPUTS
-from potq.export.output import check_on_cpu, folder_bytes
+from potq.export.output import check_on_cpu, folder_bytes, refuse_experts
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import ONNX, check_schemes
 from potq.files import check_destination, disk_errors, flush, replacing
@@ -82,6 +82,7 @@ def export_onnx(
     check_activations(activations)
     target = check_destination(path, force=force)
     check_on_cpu(model)
+    refuse_experts(model, ONNX.name)
     schemes = [module.scheme for module in packed_modules(model).values()]
     if not schemes:
         raise ExportError("the model is not quantized by potq; quantize it first")
