@@ -249,8 +249,8 @@ class PoTConfig(Strict):
         """Read the JSON form.
 
         Args:
-            fields: what :meth:`to_dict` returned. Features are not kept: they follow from the schemes. Only whether stacks of
-                experts' matrices are packed is (:attr:`expert_stacks`): those of potq 0.1 are not.
+            fields: what :meth:`to_dict` returned. Features are not kept: they follow from the schemes. The exception is
+                :attr:`expert_stacks`; those of potq 0.1 are not packed.
             file: where it stands, for messages.
 
         Raises:

@@ -12,11 +12,15 @@ Any other parameter of three dimensions is no stack, and is left and listed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from potq.nn.plain import is_plain
+
+PREFIX = "stacked_"
+"""Of the name of a stack's module (:mod:`potq.nn.stacked`). transformers renames what begins with the parameter's name."""
 
 
 class Stack(NamedTuple):
@@ -66,6 +70,27 @@ def stacks(model: nn.Module) -> dict[str, Stack]:
     }
 
 
+def routers(model: nn.Module) -> list[str]:
+    """Linears that choose among the experts beside them: they put out a number for each."""
+    if is_plain(model):
+        return []
+    found: dict[str, None] = {}
+    for parent, count in _places_of_experts(model):
+        for name, module in model.get_submodule(parent).named_modules():
+            if isinstance(module, nn.Linear) and module.out_features == count and "experts" not in name.split("."):
+                found[f"{parent}.{name}"] = None
+    return list(found)
+
+
+def _places_of_experts(model: nn.Module) -> Iterator[tuple[str, int]]:
+    """Modules in which there are experts, with their number: stacks, or lists that are called so."""
+    for name, stack in stacks(model).items():
+        yield name.rpartition(".")[0].rpartition(".")[0], stack.shape[0]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and name.endswith(".experts"):
+            yield name.rpartition(".")[0], len(module)
+
+
 def stack_in(module: nn.Module, key: str) -> Stack:
     """The stack ``key`` of ``module``, which has it."""
     return Stack(module, key, _stacks_of(module)[key])
@@ -74,6 +99,9 @@ def stack_in(module: nn.Module, key: str) -> Stack:
 def _stacks_of(module: nn.Module) -> dict[str, bool]:
     """Parameters of ``module`` that are stacks, and whether they are transposed."""
     found = {key: tuple(each.shape) for key, each in module._parameters.items() if each is not None and each.ndim == 3}
+    others = [child for name, child in module._modules.items() if name.startswith(PREFIX)]
+    if others:  # stacks of the same module that are modules already
+        return dict.fromkeys(found, bool(getattr(others[0], "transposed", False)))
     declared = getattr(module, "is_transposed", None)
     if isinstance(declared, bool) and hasattr(module, "has_bias"):
         return dict.fromkeys(found, declared)

@@ -1,5 +1,7 @@
-"""The language model of a multimodal one. Towers for images and sound, and what projects their outputs, stay as they are
-unless they are asked for: calibration by text never reaches them.
+"""What of a model is quantized unless more is asked for: of a multimodal one the language model, of experts not the routers.
+
+Towers for images and sound, and what projects their outputs, stay as they are: calibration by text never reaches them. Nor
+are linears rounded that choose experts: they are small, and a choice that is another changes everything behind it.
 
 Nothing here knows an architecture: the language model is what has the config's text part, the input embedding and the head.
 """
@@ -12,14 +14,16 @@ from typing import Any
 from torch import nn
 
 from potq.config import PoTConfig, matches
+from potq.nn.experts import routers
 from potq.nn.plan import Plan, embeddings, plan, quantizable_weights
 
-_REASON = "outside the language model; a pattern in targets asks for it"
+_OUTSIDE = "outside the language model; a pattern in targets asks for it"
+_ROUTER = "it chooses experts; a pattern in targets asks for it"
 
 
 def language_plan(model: nn.Module, config: PoTConfig, *, experts: bool = True) -> tuple[PoTConfig, Plan]:
-    """What to quantize of ``model``, and ``config`` that says so: it ignores what is outside the language model, but for
-    modules that its targets name.
+    """What to quantize of ``model``, and ``config`` that says so: it ignores what is outside the language model, and
+    routers, but for modules that its targets name.
 
     Args:
         experts: whether stacks of experts' matrices are quantized, where there are any.
@@ -28,13 +32,14 @@ def language_plan(model: nn.Module, config: PoTConfig, *, experts: bool = True) 
         ConfigError, ModelError: as :func:`potq.nn.plan.plan`.
     """
     patterns = (*config.ignore, *config.targets)
-    left = [name for name in _outside(model) if not any(matches(pattern, name) for pattern in patterns)]
+    reasons = dict.fromkeys(routers(model), _ROUTER) | dict.fromkeys(_outside(model), _OUTSIDE)
+    left = {name: why for name, why in reasons.items() if not any(matches(pattern, name) for pattern in patterns)}
     kept = [name for name in quantizable_weights(model) if name not in left]
     added = dict.fromkeys(_pattern(name, kept) for name in left)
     config = config.model_copy(update={"ignore": (*config.ignore, *added)})
     todo = plan(model, config.with_expert_stacks(None if experts else False))
     config = config.with_expert_stacks(any(target.experts for target in todo.targets))
-    skipped = [each.model_copy(update={"reason": _REASON}) if each.name in left else each for each in todo.skipped]
+    skipped = [each.model_copy(update={"reason": left.get(each.name, each.reason)}) for each in todo.skipped]
     return config, Plan(todo.targets, skipped)
 
 
@@ -55,10 +60,10 @@ def _outside(model: nn.Module) -> list[str]:
 
 
 def _pattern(name: str, kept: list[str]) -> str:
-    """The pattern of the largest part of the model that has ``name`` in it and nothing that is ``kept``."""
+    """The pattern of the largest part of the model that has ``name`` in it and nothing that is ``kept``, in every layer."""
     parts = name.split(".")
-    for count in range(1, len(parts)):
-        part = ".".join(parts[:count]) + "."
-        if not any(each.startswith(part) for each in kept):
-            return re.escape(part) + ".*"
-    return re.escape(name)
+    starts = (".".join(parts[:count]) + "." for count in range(1, len(parts)))
+    free = next((start for start in starts if not any(each.startswith(start) for each in kept)), None)
+    found = re.escape(name) if free is None else re.escape(free) + ".*"
+    every = re.sub(r"(?<=\.)\d+(?=\\\.)", r"\\d+", found)  # of layers
+    return found if any(matches(every, each) for each in kept) else every

@@ -1,8 +1,8 @@
 """Modules of experts whose stacks are modules themselves: a packed one, or a linear for each expert.
 
-transformers' experts index a stack, ``self.gate_up_proj[expert]``, and multiply with what they get. So the module changes its
-class in place. The parameter's name then gives a lazy tensor, and a product with one of its matrices calls that expert's
-linear. Whatever else is done with the tensor makes it, which is right and slow. Nothing here knows an architecture.
+transformers' experts index a stack, ``self.gate_up_proj[expert]``, and multiply with what they get. So the module changes
+its class in place. The parameter's name then gives a lazy tensor, and a product with one of its matrices calls that
+expert's linear. Whatever else is done with the tensor makes it, which is right and slow. Nothing here knows an architecture.
 
 Only the experts' own loop takes one matrix at a time. So the loop runs, whatever ``experts_implementation`` says.
 """
@@ -20,14 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as functional_linear
 
-from potq.nn.experts import Stack, as_stack
+from potq.nn.experts import PREFIX, Stack, as_stack
 from potq.nn.lazy import LazyTensor, read_only
 from potq.nn.packed import PackedModule, pack_module
-from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
-
-PREFIX = "stacked_"
-"""Of the name of a stack's module. transformers renames tensors of a checkpoint whose names begin as the parameter's."""
 
 _FLOAT_CLASS = "_potq_float_experts"
 _MATMUL = {torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}
@@ -133,10 +129,8 @@ class PoTStack(PackedModule):
         self.experts, self.transposed, self._name = experts, transposed, name
         self.hold(quantized, dtype)
 
-    def _adopt(
-        self, shape: tuple[int, int], scheme: QuantScheme, dtype: torch.dtype, owner: tuple[PackedModule, ...]
-    ) -> None:
-        super()._adopt(shape, scheme, dtype, owner)
+    def hold(self, quantized: QuantizedWeight, dtype: torch.dtype) -> None:
+        super().hold(quantized, dtype)
         self._views = _Views()
 
     @property
@@ -195,13 +189,13 @@ class LinearStack(nn.Module):
             linear = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device="meta")
             linear.weight = nn.Parameter(matrix, requires_grad=False)
             self.add_module(str(number), linear)
-        self._transposed, self._name = stack.transposed, name
+        self.transposed, self._name = stack.transposed, name
 
     @property
     def weight(self) -> LazyStack:
         """All matrices, as the architecture has them; products with one of them call its linear."""
         matrices = [
-            LazyMatrix.of(linear, f"{self._name}[{number}]", transposed=self._transposed)
+            LazyMatrix.of(linear, f"{self._name}[{number}]", transposed=self.transposed)
             for number, linear in enumerate(self.children())
         ]
         return LazyStack.of(matrices, lambda: torch.stack([matrix._make() for matrix in matrices]), self._name)

@@ -1,6 +1,6 @@
 """Experts one by one: within a block that is calibrated, each matrix of a stack is a linear of its own.
 
-So an expert's second moments are those of the tokens that are sent to it, and one that no token reaches is rounded to nearest
+So an expert's second moments are those of the tokens that are sent to it. One that no token reaches is rounded to nearest,
 as any such layer is. Afterwards the matrices are one weight again.
 """
 
