@@ -26,12 +26,14 @@ from potq.checkpoint.files import read_json, weight_files
 from potq.checkpoint.folder import REPORT_FILE, read_headers
 from potq.errors import CheckpointError, ModelError
 from potq.files import check_destination
+from potq.nn.plan import Place, packed_modules
 from potq.nn.report import QuantReport
 from potq.numerics.features import FEATURES
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OLD = ["apot4_g64", "int8_row", "pot2_e8m0", "pot3_g32", "pot3s_g32", "pot4_g64", "pot4_row_scale"]  # of potq 0.1
-VARIANTS = OLD + [f"features_{name.replace('-', '_')}" for name in ("none", *FEATURES)]
+EXPERTS = {"features_expert_stacks": "source_experts", "transposed_experts": "source_transposed_experts"}
+VARIANTS = OLD + sorted({f"features_{name.replace('-', '_')}" for name in ("none", *FEATURES)} | EXPERTS.keys())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -446,7 +448,7 @@ def scheme_of(name: str, config: dict[str, Any]) -> dict[str, Any]:
     for suffix, scheme in dict(config["targets"]).items():  # a mapping in older folders, pairs in newer ones
         if name.endswith(f".{suffix}"):
             return dict(scheme)
-    return dict(config["embedding"] if name.endswith("embed_tokens") else config["scheme"])
+    return dict(config["embedding"] if name.endswith(("embed_tokens", "lm_head")) else config["scheme"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -456,29 +458,32 @@ def test_golden_files_decode_to_exactly_what_is_documented(variant: str) -> None
     assert (config["quant_method"], config["version"]) == ("potq", 1)
     model = potq.load(GOLDEN / variant, dtype=torch.float32)
     names = sorted(key.removesuffix(".weight_packed") for key in raw.header if key.endswith(".weight_packed"))
-    assert len(names) == 7 + (config["embedding"] is not None)
+    assert len(names) == 8 if variant in EXPERTS else 7 + (config["embedding"] is not None)
     for name in names:
-        read = model.get_submodule(name)
-        exact = decoded(raw, name, scheme_of(name, config), read.quantized.shape[1])
+        read: Any = model.get_submodule(name)
+        planned = name.replace(".stacked_", ".")
+        exact = decoded(raw, name, scheme_of(planned, config), read.quantized.shape[1])
         assert np.array_equal(exact, exact.astype(np.float32)), "the format promises weights that are exact in float32"
         assert np.array_equal(read.quantized.dequantize().numpy(), exact), name
+        if planned != name:  # row e * out + o is output o of expert e
+            exact = exact.reshape(3, -1, exact.shape[1])
+            exact = exact.transpose(0, 2, 1) if variant == "transposed_experts" else exact
         assert np.array_equal(read.weight.numpy(), exact), name
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_golden_files_are_near_their_source(variant: str) -> None:
-    source = potq.load(GOLDEN / "source", dtype=torch.float32)
-    for name, module in potq.load(GOLDEN / variant, dtype=torch.float32).named_modules():
-        if hasattr(module, "weight_packed"):
-            exact = source.get_submodule(name).weight.detach()
-            least = 0.4 if variant.startswith("pot2") else 0.25
-            assert float((module.weight - exact).norm() / exact.norm()) < least, name
+    source = potq.load(GOLDEN / EXPERTS.get(variant, "source"), dtype=torch.float32)
+    for name, module in packed_modules(potq.load(GOLDEN / variant, dtype=torch.float32)).items():
+        exact = Place.of(source, name).parameter.detach()
+        least = 0.4 if variant.startswith("pot2") else 0.25
+        assert float((module.weight - exact).norm() / exact.norm()) < least, name
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_quantizing_the_source_again_writes_the_golden_bytes(variant: str, tmp_path: Path) -> None:
     config = potq.PoTConfig.from_dict(read_json(GOLDEN / variant / "config.json")["quantization_config"])
-    potq.save(potq.load(GOLDEN / "source", config), tmp_path / "out")
+    potq.save(potq.load(GOLDEN / EXPERTS.get(variant, "source"), config), tmp_path / "out")
     golden, again = Raw(GOLDEN / variant / "model.safetensors"), Raw(tmp_path / "out" / "model.safetensors")
     assert again.header == golden.header
     for key in golden.header:
@@ -497,7 +502,8 @@ def test_a_report_of_version_0_1_is_read() -> None:
 
 
 def test_every_golden_folder_is_tested() -> None:
-    assert sorted(file.parent.name for file in GOLDEN.glob("*/model.safetensors")) == sorted([*VARIANTS, "source", "module"])
+    sources = ["source", *EXPERTS.values()]
+    assert sorted(file.parent.name for file in GOLDEN.glob("*/model.safetensors")) == sorted([*VARIANTS, *sources, "module"])
 
 
 def test_a_link_is_followed_and_stays_a_link(packed_model: Any, packed_folder: Path) -> None:

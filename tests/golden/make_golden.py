@@ -4,6 +4,7 @@ Folders that exist are never written again: tests/checkpoint/test_folder.py must
 wrote. A new line in ``CONFIGS`` adds a folder.
 
 ``source/`` is a one-layer Llama in bfloat16 with random weights; every other folder is that model quantized one way.
+``source_experts/`` and ``source_transposed_experts/`` have experts, and are the sources of the folders of ``EXPERTS``.
 ``module/`` is a plain module.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import potq
 from potq import PoTConfig, QuantScheme
@@ -46,6 +47,7 @@ CONFIGS = {
     "features_table_grids": PoTConfig("iq4nl"),
     "features_tensor_scales": PoTConfig("int8", group_size="tensor"),
 }
+EXPERTS = {"features_expert_stacks": "source_experts", "transposed_experts": "source_transposed_experts"}
 
 
 def make_source() -> None:
@@ -62,6 +64,16 @@ def make_source() -> None:
         initializer_range=0.1,
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(HERE / "source")
+
+
+def make_expert_sources() -> None:
+    sizes = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes |= {"head_dim": 8, "num_experts_per_tok": 2, "max_position_embeddings": 64, "pad_token_id": 0, "eos_token_id": 1}
+    torch.manual_seed(2)
+    as_stored = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, num_experts=3, moe_intermediate_size=20, initializer_range=0.1))
+    transposed = GptOssForCausalLM(GptOssConfig(**sizes, num_local_experts=3, intermediate_size=20, initializer_range=0.1))
+    for model, name in ((as_stored, "source_experts"), (transposed, "source_transposed_experts")):
+        model.to(torch.bfloat16).save_pretrained(HERE / name)
 
 
 def golden_module() -> nn.Module:
@@ -89,5 +101,11 @@ if __name__ == "__main__":
     for name, config in CONFIGS.items():
         if not (HERE / name).exists():
             potq.save(potq.load(HERE / "source", config), HERE / name)
+    if not (HERE / "source_experts").exists():
+        make_expert_sources()
+    for name, source in EXPERTS.items():
+        if not (HERE / name).exists():
+            config = PoTConfig("pot4", group_size=16, targets={"down_proj": "pot3:group_size=16"})
+            potq.save(potq.load(HERE / source, config), HERE / name)
     if not (HERE / "module").exists():
         make_module()

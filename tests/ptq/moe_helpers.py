@@ -55,8 +55,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-"""Name to the stem of the classes' names and settings: plain and transposed stacks, biases, products in a batch, no gate, lists
-of linears, experts in attention."""
+"""The stem of the classes' names, and settings. There are plain and transposed stacks, biases, products in a batch, experts
+without a gate, and experts in attention.
+"""
 
 
 def moe(family: str, **changes: Any) -> Any:

@@ -50,7 +50,8 @@ class Stack(NamedTuple):
 
     def as_matrix(self, stored: Tensor) -> Tensor:
         """``stored``, as the architecture has it, as ``(experts * out, in)``."""
-        return (stored.transpose(1, 2) if self.transposed else stored).flatten(0, 1)
+        matrix: Tensor = (stored.mT if self.transposed else stored).flatten(0, 1)
+        return matrix
 
 
 def as_stack(matrix: Tensor, experts: int, *, transposed: bool) -> Tensor:

@@ -249,7 +249,7 @@ def _reader(key: str) -> property:
 
 def _reclass(module: nn.Module) -> None:
     """Give ``module`` the class that its stacks ask for."""
-    kind = getattr(type(module), _FLOAT_CLASS, type(module))
+    kind: Any = getattr(type(module), _FLOAT_CLASS, type(module))
     keys = tuple(sorted(name.removeprefix(PREFIX) for name in module._modules if name.startswith(PREFIX)))
     module.__class__ = _stacked_class(kind, keys) if keys else kind
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from potq.errors import listed
 from potq.nn.plan import WeightPlan, find_stack
 from potq.nn.stacked import holder_name, unstacked
 from potq.numerics.tensor import QuantizedWeight
@@ -52,11 +51,22 @@ def experts_apart(block: nn.Module, inside: dict[str, WeightPlan]) -> Iterator[E
 
 
 def joined(weights: Sequence[QuantizedWeight], labels: Sequence[str]) -> tuple[QuantizedWeight, str]:
-    """The weights of all experts as one, and what was done: to most, and to those to whom something else was done."""
-    usual = max(labels, key=labels.count)
-    odd: dict[str, list[str]] = {}
+    """The weights of all experts as one, and what was done: ``gptq+descent (experts 2, 6-9: rtn/mse (...))``, say."""
+    of: dict[str, list[int]] = {}
     for number, label in enumerate(labels):
-        if label != usual:
-            odd.setdefault(label, []).append(str(number))
-    rest = "; ".join(f"{label} of experts {listed(numbers, 8)}" for label, numbers in odd.items())
+        of.setdefault(label, []).append(number)
+    usual = min(of, key=lambda label: (label.endswith(")"), -len(of[label])))
+    rest = "; ".join(f"experts {ranges(numbers)}: {label}" for label, numbers in of.items() if label != usual)
     return QuantizedWeight.joined(weights), f"{usual} ({rest})" if rest else usual
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending ``numbers`` for people.
+
+    Example:
+        >>> ranges([2, 6, 7, 8, 9])
+        '2, 6-9'
+    """
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
