@@ -68,7 +68,7 @@ def test_a_model_that_is_not_in_memory_is_refused(tiny_folder: Path, packed_fold
 def test_text_for_other_models_than_causal_ones_is_refused() -> None:
     sizes = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     t5, batches = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)), [torch.arange(16)[None]]
-    said = "T5ForConditionalGeneration is an encoder-decoder, and text is for causal language models"
+    said = "T5ForConditionalGeneration is an encoder-decoder, and token batches are for causal language models"
     for fields in ({"effort": "balanced"}, {"scale_method": "weighted"}, {"scale_method": "fisher"}):
         with pytest.raises(ModelError, match=said):
             quantize(t5, PoTConfig("pot4", group_size=16, **fields), batches)

@@ -17,7 +17,7 @@ from potq.errors import ConfigError, ModelError
 from potq.nn.plan import plan
 from potq.nn.report import QuantReport
 from potq.ptq.blocks import HiddenStates, second_moments, shared_inputs
-from potq.ptq.chain import find_chain
+from potq.ptq.chain import find_lists, record_chain
 from potq.ptq.feed import Feed
 
 WHOLE = "calibrated as one block, which keeps all inputs in memory: "
@@ -78,9 +78,18 @@ def test_weighted_scales_know_convolutions(images: Images) -> None:
 # ---- the blocks
 
 
+def _lists(model: nn.Module, inputs: Any, blocks: Any = None) -> tuple[list[list[str]], list[str]]:
+    return find_lists(model, Feed.of(inputs), plan(model, PoTConfig("pot4")), blocks)
+
+
 def _chain(model: nn.Module, inputs: Any, names: list[str] | None = None) -> tuple[list[str], list[str]]:
-    chain, remarks = find_chain(model, Feed.of(inputs), plan(model, PoTConfig("pot4")), names, torch.clone)
-    return list(chain.names), remarks
+    (found,), remarks = _lists(model, inputs, names)
+    return found, remarks
+
+
+def _states(model: nn.Module, inputs: Any) -> tuple[HiddenStates, list[nn.Module]]:
+    chain = record_chain(model, Feed.of(inputs), _chain(model, inputs)[0], torch.clone)
+    return HiddenStates(chain.calls), list(chain.blocks)
 
 
 def test_blocks_are_the_largest_list_of_alike_modules(net: Net) -> None:
@@ -99,10 +108,9 @@ def test_blocks_may_change_the_shape() -> None:
 
 def test_hidden_states_are_those_of_the_module(net: Net) -> None:
     inputs = net_inputs(2, 2)
-    chain, _ = find_chain(net, Feed.of(inputs), plan(net, PoTConfig("pot4")), None, torch.clone)
-    states = HiddenStates(chain.calls)
+    states, blocks = _states(net, inputs)
     with torch.no_grad():
-        for block in chain.blocks:
+        for block in blocks:
             states.advance(block)
         for call, input in zip(states, inputs, strict=True):
             torch.testing.assert_close(net.head(call.hidden), net(input))
@@ -184,8 +192,7 @@ def test_a_layer_that_runs_twice_is_calibrated_on_both_inputs() -> None:
             return result
 
     model, inputs = Twice(), net_inputs(3, 2)
-    chain, _ = find_chain(model, Feed.of(inputs), plan(model, PoTConfig("pot4")), None, torch.clone)
-    states = HiddenStates(chain.calls)
+    states, _ = _states(model, inputs)
     assert shared_inputs(model, ["layer", "beside"], states) == [["layer"], ["beside"]]
     with torch.no_grad():
         rows = torch.cat([row for input in inputs for row in (input, model.layer(input))])
@@ -203,8 +210,7 @@ def test_layers_that_read_one_tensor_in_two_ways_have_their_own_moments() -> Non
             return result
 
     model, inputs = Ways(), [torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0))]
-    chain, _ = find_chain(model, Feed.of(inputs), plan(model, PoTConfig("pot4")), None, torch.clone)
-    states = HiddenStates(chain.calls)
+    states, _ = _states(model, inputs)
     assert shared_inputs(model, ["short", "long", "alike"], states) == [["short", "alike"], ["long"]]
     assert second_moments(model, "long", states).shape == (12, 12)
 
@@ -239,6 +245,109 @@ def test_what_is_outside_the_blocks_says_why_it_is_rounded() -> None:
         "tensor": "rtn/mse (one scale for all rows)",
         "never": "rtn/mse (no input reaches it)",
     }
+
+
+# ---- several lists of blocks
+
+
+class Crossed(nn.Module):
+    """A decoder block, which reads what an encoder put out, as a keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.cross = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, hidden: Tensor, *, seen: Tensor) -> Tensor:
+        result: Tensor = hidden + torch.tanh(self.own(hidden) + self.cross(seen))
+        return result
+
+
+class TwoSides(nn.Module):
+    """An encoder, and a decoder of more weights behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = nn.ModuleList(Crossed() for _ in range(2))
+        self.encoder = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.Tanh()) for _ in range(2))
+        self.heads = nn.ModuleList(nn.Linear(16, 3) for _ in range(2))
+
+    def encode(self, input: Tensor) -> Tensor:
+        for block in self.encoder:
+            input = block(input)
+        return input
+
+    def forward(self, input: Tensor, hidden: Tensor) -> Tensor:
+        seen = self.encode(input)
+        for block in self.decoder:
+            hidden = block(hidden, seen=seen)
+        first, second = self.heads
+        result: Tensor = first(hidden) + second(hidden)
+        return result
+
+
+def _two_sides() -> tuple[TwoSides, list[tuple[Tensor, Tensor]]]:
+    generator = torch.Generator().manual_seed(3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = TwoSides().eval()
+    return model, [
+        (torch.randn(4, 9, 16, generator=generator), torch.randn(4, 9, 16, generator=generator)) for _ in range(3)
+    ]
+
+
+def test_an_encoders_blocks_come_before_its_decoders(tmp_path: Path) -> None:
+    model, inputs = _two_sides()
+    lists = [["encoder.0", "encoder.1"], ["decoder.0", "decoder.1"]]
+    assert _lists(model, inputs) == (lists, [])  # the heads run side by side, and are no list of blocks
+    assert _lists(model, inputs, lists[::-1]) == (lists, [])
+    named, found = copy.deepcopy(model), copy.deepcopy(model)
+    report = potq.quantize(found, PoTConfig("pot3", group_size=16), inputs, work_folder=tmp_path / "work")
+    potq.quantize(named, PoTConfig("pot3", group_size=16), inputs, blocks=lists)
+    assert all(torch.equal(tensor, named.state_dict()[name]) for name, tensor in found.state_dict().items())
+    assert {entry.algorithm for entry in report.modules} == {"gptq+descent"}
+    assert len(list((tmp_path / "work").glob("block-*.safetensors"))) == 4
+    again = copy.deepcopy(model)
+    potq.quantize(again, PoTConfig("pot3", group_size=16), inputs, work_folder=tmp_path / "work")
+    assert all(torch.equal(tensor, found.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_a_decoder_sees_what_the_quantized_encoder_puts_out() -> None:
+    """The same bits as for a model whose encoder is those quantized weights to begin with."""
+    model, inputs = _two_sides()
+    config = PoTConfig("pot3", group_size=16)
+    whole = copy.deepcopy(model)
+    potq.quantize(whole, config, inputs)
+    first, second = copy.deepcopy(model), copy.deepcopy(model)
+    encoder = {name for name, _ in whole.named_modules() if name.startswith("encoder")}
+    for name in encoder:
+        if isinstance(layer := second.get_submodule(name), nn.Linear):
+            layer.weight.data = whole.get_submodule(name).quantized.dequantize()
+    alone = PoTConfig("pot3", group_size=16, ignore=["encoder.*"])
+    lists = [["decoder.0", "decoder.1"]]
+    potq.quantize(second, alone, inputs, blocks=lists)
+    potq.quantize(first, alone, inputs, blocks=lists)
+    codes = [name for name in whole.state_dict() if name.startswith("decoder") and name.endswith(("packed", "scale"))]
+    assert codes
+    assert all(torch.equal(whole.state_dict()[name], second.state_dict()[name]) for name in codes)
+    assert not all(torch.equal(whole.state_dict()[name], first.state_dict()[name]) for name in codes)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "kind", "said"),
+    [
+        ([["encoder.0", "encoder.1"], ["encoder.1"]], ConfigError, r"blocks names encoder\.1 and encoder\.1"),
+        ([["encoder.0"], []], ConfigError, "give a list of module names, in the order they run, or several lists"),
+        (
+            [["encoder.0", "encoder.1"], ["heads.0", "heads.1"]],
+            ModelError,
+            r"heads\.0, heads\.1 cannot be calibrated one by one",
+        ),
+    ],
+)
+def test_lists_of_blocks_are_checked(blocks: Any, kind: Any, said: str) -> None:
+    model, inputs = _two_sides()
+    with pytest.raises(kind, match=said):
+        potq.quantize(model, PoTConfig("pot4"), inputs, blocks=blocks)
 
 
 # ---- a killed run

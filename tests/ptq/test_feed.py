@@ -130,8 +130,15 @@ def test_what_needs_a_language_model_is_refused(net: Net) -> None:
     assert not any(isinstance(module, PackedModule) for module in net.modules())
 
 
-def test_a_hugging_face_model_takes_neither_blocks_nor_a_callable(tiny_model: LlamaForCausalLM, tokens: Tensor) -> None:
-    with pytest.raises(ConfigError, match="blocks= is for plain modules"):
+def test_a_hugging_face_model_takes_inputs_by_name_too(tiny_model: LlamaForCausalLM, tokens: Tensor) -> None:
+    with pytest.raises(ConfigError, match="blocks= is for modules that run on inputs"):
         potq.quantize(tiny_model, PoTConfig("pot4"), [tokens], blocks=["model.layers.0"])
-    with pytest.raises(DataError, match="calibration is function; give"):
-        potq.quantize(tiny_model, PoTConfig("pot4"), lambda model: None)
+    by_tokens, by_name, by_callable = (copy.deepcopy(tiny_model) for _ in range(3))
+    report = potq.quantize(by_tokens, PoTConfig("pot4"), [tokens])
+    named = potq.quantize(by_name, PoTConfig("pot4"), [{"input_ids": tokens}])
+    potq.quantize(by_callable, PoTConfig("pot4"), lambda model: model(tokens))
+    inside = [name for name in by_tokens.state_dict() if "layers" in name]
+    for other in (by_name, by_callable):
+        assert all(torch.equal(by_tokens.state_dict()[name], other.state_dict()[name]) for name in inside)
+    assert [entry.algorithm for entry in named.modules] == [entry.algorithm for entry in report.modules]
+    assert named.remarks == []

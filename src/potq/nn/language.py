@@ -43,15 +43,18 @@ def language_plan(model: nn.Module, config: PoTConfig, *, experts: bool = True) 
     return config, Plan(todo.targets, skipped)
 
 
-def _outside(model: nn.Module) -> list[str]:
-    """What is quantizable outside the language model; none if the model is nothing else."""
+def language_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """What names in the language model of a multimodal one begin with; empty if the model is nothing else."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    if text is config:
-        return []
-    inside = tuple(
-        f"{name}." for name, module in model.named_modules() if type(getattr(module, "config", None)) is type(text)
-    )
+    if text is config or embeddings(model, "input") is None:  # two towers side by side have no input embedding in common
+        return ()
+    return tuple(f"{name}." for name, module in model.named_modules() if type(getattr(module, "config", None)) is type(text))
+
+
+def _outside(model: nn.Module) -> list[str]:
+    """What is quantizable outside the language model; none if the model is nothing else."""
+    inside = language_prefixes(model)
     if not inside:
         return []
     ends = (embeddings(model, "input"), embeddings(model, "output"))

@@ -148,7 +148,10 @@ def narrowed(model: nn.Module, config: PoTConfig, prefix: str) -> PoTConfig:
 def embeddings(model: nn.Module, side: Literal["input", "output"]) -> nn.Module | None:
     """The model's input embedding or its head, if it has one."""
     getter = getattr(model, f"get_{side}_embeddings", None)
-    module = getter() if callable(getter) else None
+    try:
+        module = getter() if callable(getter) else None
+    except NotImplementedError:  # of two towers, say
+        module = None
     return module if isinstance(module, nn.Module) else None
 
 

@@ -61,7 +61,8 @@ def require_causal(model: nn.Module, *, predicting: bool = False) -> None:
     kind, config, head = type(model).__name__, getattr(model, "config", None), getattr(model, "get_output_embeddings", None)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
-            f"{kind} is an encoder-decoder, and text is for causal language models; quantize it without text (effort='fast')"
+            f"{kind} is an encoder-decoder, and token batches are for causal language models; give its inputs by name "
+            "(potq.load_inputs)"
         )
     if predicting and callable(head) and head() is None:
         raise ModelError(f"{kind} has no head that predicts tokens; this is for causal language models")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from potq.errors import ModelError
 from potq.nn.convolution import reading, rows
+from potq.nn.language import language_prefixes
 
 TOKENS = 1024  # at a time through a block, and in a step of refinement: windows of equal length are put together
 
@@ -46,11 +47,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Chain:
-    """Blocks that run one after another, their names in the model, and what they are called with."""
+    """Blocks that run one after another, their names in the model, and what they are called with.
+
+    ``first`` is the number of blocks in other chains before them.
+    """
 
     names: Sequence[str]
     blocks: Sequence[nn.Module]
     calls: Sequence[Call]
+    first: int = 0
 
 
 def _hidden(output: Any) -> Tensor:
@@ -65,12 +70,14 @@ def mixed_precision(device: torch.device) -> torch.autocast:
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder's blocks.
+    """Name and list of the decoder's blocks; of a multimodal model, those of the language model.
 
     Raises:
         ModelError: the model has no list of modules.
     """
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    inside = language_prefixes(model) or ("",)
+    modules = [(name, module) for name, module in model.named_modules() if name.startswith(inside)]
+    lists = [(name, module) for name, module in modules if isinstance(module, nn.ModuleList) and len(module)]
     if not lists:
         raise ModelError(f"{type(model).__name__} has no list of blocks to calibrate one by one; use effort='fast'")
     return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
@@ -117,7 +124,7 @@ def record_calls(
     output: Tensor | None = None
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kept = {name: _without_cache(value) for name, value in kwargs.items()}
+        kept = {name: without_cache(value) for name, value in kwargs.items()}
         hidden = args[0] if args else kept.pop("hidden_states")
         if module is blocks[0]:
             states.append(keep(hidden))
@@ -127,7 +134,7 @@ def record_calls(
                 f"{type(model).__name__} does not hand its hidden states from block to block as they are, so that blocks "
                 f"cannot be calibrated one by one (block {len(others)} of {len(blocks)}); use effort='fast'"
             )
-        others[module] = tuple(map(_without_cache, args[1:])), kept
+        others[module] = tuple(map(without_cache, args[1:])), kept
         if module is blocks[-1]:
             raise _Reached
 
@@ -149,7 +156,7 @@ def record_calls(
     return calls
 
 
-def _without_cache(value: Any) -> Any:
+def without_cache(value: Any) -> Any:
     """``value``, but no key-value cache, which would grow with every pass."""
     return None if hasattr(value, "get_seq_length") else value
 

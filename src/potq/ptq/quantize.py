@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,9 +40,9 @@ from potq.numerics.tensor import QuantizedWeight
 from potq.ptq import calibration as calib
 from potq.ptq.algorithms.rtn import rtn
 from potq.ptq.blocks import Chain, Keeper, find_blocks, merge
-from potq.ptq.chain import check_settings, find_chain
+from potq.ptq.chain import Blocks, check_settings, find_lists, record_chain
 from potq.ptq.feed import Feed
-from potq.ptq.sequential import SequentialCalibration, calibrated_layer, rounded_layer, rounded_only
+from potq.ptq.sequential import SequentialCalibration, calibrated_layer, rounded_layer, rounded_only, substituted
 from potq.resume import WorkFolder, fingerprint
 from potq.version import __version__
 
@@ -50,7 +50,7 @@ REPORTED = 8  # calibration batches that output errors are measured on
 _UNUSED = "_potq_unused"
 
 Source = list[Tensor] | Feed
-"""Token batches, or what runs a plain module."""
+"""Token batches, or what runs any other module."""
 
 Done = dict[str, tuple[QuantizedWeight, ModuleReport]]
 
@@ -60,7 +60,7 @@ def quantize(
     config: PoTConfig,
     calibration: Iterable[Any] | Callable[[nn.Module], object] | None = None,
     *,
-    blocks: Sequence[str] | None = None,
+    blocks: Blocks | None = None,
     seed: int = 0,
     work_folder: str | os.PathLike[str] | None = None,
     cache_bytes: int = 4 << 30,
@@ -69,16 +69,17 @@ def quantize(
     """Quantize ``model`` in place; ``model.save_pretrained`` and :func:`potq.save` work afterwards.
 
     Args:
-        model: a Hugging Face causal LM in full precision, or any other ``torch.nn.Module``: its linears, embeddings and
+        model: a Hugging Face model in full precision, or any other ``torch.nn.Module``: its linears, embeddings and
             convolutions are packed, and :func:`potq.save_module` saves it.
         config: which module gets which scheme, and how hard to try (``config.effort``).
         calibration: batches of token ids ``(batch, length)``, e.g. of :func:`potq.load_calibration`. Everything beyond
-            ``"fast"`` needs them; they add every layer's output error to the report, too. For any other module: inputs (a
-            tensor, a tuple of arguments or a dict of keyword arguments each), or a callable that gets the module and runs it
-            as ``module(...)``; it is called several times.
-        blocks: of any other module: names of the modules to calibrate one after another, each of which gets what the one
-            before puts out. By default the children of the largest list of alike modules, or else the module as a whole,
-            whose inputs are then kept in memory; the report says so.
+            ``"fast"`` needs them; they add every layer's output error to the report, too. For a Hugging Face model that is
+            no causal LM: dicts of keyword arguments, e.g. of :func:`potq.load_inputs`. For any other module: inputs (a
+            tensor, a tuple of arguments or such a dict each). For both also a callable that gets the module and runs it as
+            ``module(...)``; it is called several times.
+        blocks: of what runs on such inputs: names of the modules to calibrate one after another, each of which gets what the
+            one before puts out; or several lists of them, of an encoder and its decoder, say. By default the children of the
+            lists of alike modules, or else the module as a whole, whose inputs are then kept in memory; the report says so.
         seed: of the order of batches in refinement. The global generator is neither read nor set.
         work_folder: where a calibrated run leaves its finished blocks: called again after a kill, with the same model, text
             and config, it goes on from there to the same result. Delete it when the model is saved.
@@ -126,14 +127,17 @@ def quantize(
     require_config(config)
     config, todo = language_plan(model, config)
     require_weights(model)
+    if isinstance(calibration, Iterable) and not isinstance(calibration, Tensor):
+        calibration = list(calibration)
     effort = chosen_effort(config, given=calibration is not None)
-    if is_plain(model):
+    fed = is_plain(model) or _is_fed(calibration)
+    if fed:
         check_settings(config, effort, blocks, given=calibration is not None)
     else:
         require_calibration(config, given=calibration is not None)
         if blocks is not None:
-            raise ConfigError("blocks= is for plain modules; the blocks of a Hugging Face model are found")
-    source = _check_source(model, calibration)
+            raise ConfigError("blocks= is for modules that run on inputs; those of a language model on text are found")
+    source = _check_source(model, calibration, fed=fed)
     config = config.model_copy(update={"effort": effort})
     if effort.calibrated:
         _require_cpu(model)
@@ -153,10 +157,17 @@ def quantize(
     return report
 
 
-def _check_source(model: nn.Module, calibration: Any) -> Source:
+def _is_fed(calibration: Any) -> bool:
+    """Whether a Hugging Face model gets inputs by name, or a callable, rather than token batches."""
+    if isinstance(calibration, list):
+        return any(isinstance(each, Mapping) for each in calibration)
+    return callable(calibration)
+
+
+def _check_source(model: nn.Module, calibration: Any, *, fed: bool) -> Source:
     if calibration is None:
         return []
-    return Feed.of(calibration) if is_plain(model) else calib.check_batches(calibration, model)
+    return Feed.of(calibration) if fed else calib.check_batches(calibration, model)
 
 
 def chosen_effort(config: PoTConfig, *, given: bool) -> Effort:
@@ -175,7 +186,7 @@ class _Run:
     effort: Effort
     todo: Plan
     source: Source
-    blocks: Sequence[str] | None
+    blocks: Blocks | None
     seed: int
     cache_bytes: int
     progress: Progress | None
@@ -196,23 +207,51 @@ class _Run:
 
     def calibrated(self, work_folder: str | os.PathLike[str] | None) -> Done:
         """What is outside the blocks, and embeddings, to the nearest level; then the blocks by the steps of the effort."""
-        if not isinstance(self.source, Feed):
-            prefix = find_blocks(self.model)[0] + "."
-            return self._in_blocks((prefix,), self.source, None, self._folder(work_folder, self.source))
-        folder = self._folder(work_folder, self.source.tensors()) if work_folder is not None else None
+        if isinstance(self.source, Feed):
+            return self._in_chains(self.source, work_folder)
+        folder = self._folder(work_folder, self.source)
+        inside, outside = self._divided((find_blocks(self.model)[0],))
+        done = self.rounded(outside)
+        return done | self._in_blocks(inside, done, self.source, None, folder, self.progress)
+
+    def _in_chains(self, feed: Feed, work_folder: str | os.PathLike[str] | None) -> Done:
+        """One list of blocks after another: those of a decoder see what the quantized encoder puts out."""
+        folder = self._folder(work_folder, feed.tensors()) if work_folder is not None else None
         with evaluation_mode(self.model), ExitStack() as stack:
             keep = Keeper(self.cache_bytes, stack)
-            chain, remarks = find_chain(self.model, self.source, self.todo, self.blocks, keep)
+            lists, remarks = find_lists(self.model, feed, self.todo, self.blocks)
             self.remarks.extend(remarks)
-            return self._in_blocks(tuple(f"{name}." for name in chain.names if name), [], chain, folder)
+            done = self._outside(self._divided([name for names in lists for name in names])[1], feed)
+            before: dict[str, Tensor] = {}
+            for number, names in enumerate(lists):
+                inside = self._divided(names)[0]
+                with substituted(self.model, before):
+                    chain = record_chain(self.model, feed, names, keep, first=sum(map(len, lists[:number])))
+                    done |= self._in_blocks(inside, done, [], chain, folder, self._of_all)
+                before |= {target.name: done[target.name][0].dequantize() for target in inside}
+        return done
+
+    def _of_all(self, count: int, _: int, name: str) -> None:
+        """Progress of one list of blocks, as a part of all."""
+        if self.progress is not None:
+            self.progress(count, sum(target.weights for target in self.todo.targets), name)
+
+    def _divided(self, names: Sequence[str]) -> tuple[list[WeightPlan], list[WeightPlan]]:
+        """The targets in the modules of these names, but for embeddings; and all others. The model's own name is ``""``."""
+        starts = tuple(f"{name}." if name else "" for name in names)
+        inside = [t for t in self.todo.targets if t.kind != "embedding" and t.name.startswith(starts)]
+        return inside, [target for target in self.todo.targets if target not in inside]
 
     def _in_blocks(
-        self, prefixes: tuple[str, ...], batches: list[Tensor], chain: Chain | None, folder: WorkFolder | None
+        self,
+        inside: list[WeightPlan],
+        done: Done,
+        batches: list[Tensor],
+        chain: Chain | None,
+        folder: WorkFolder | None,
+        progress: Progress | None,
     ) -> Done:
-        """Targets whose names start with one of ``prefixes`` (all if there is none) by the steps of the effort."""
-        inside = [t for t in self.todo.targets if t.kind != "embedding" and (not prefixes or t.name.startswith(prefixes))]
-        outside = [target for target in self.todo.targets if target not in inside]
-        done = self._outside(outside, self.source) if isinstance(self.source, Feed) else self.rounded(outside)
+        """The targets ``inside`` a list of blocks by the steps of the effort, after those that are ``done``."""
         calibrated = SequentialCalibration(
             self.model,
             inside,
@@ -223,17 +262,17 @@ class _Run:
             seed=self.seed,
             cache_bytes=self.cache_bytes,
             folder=folder,
-            progress=self.progress,
+            progress=progress,
         )
         layers = calibrated.run()
-        for target in calibrated.targets:
-            weight = matrix_of(self.model, target.name)
-            layer = layers[target.name]
-            done[target.name] = layer.weight, describe_weight(weight, target, layer.weight, layer.algorithm)
-        return done
+        found: Done = {}
+        for target in inside:
+            weight, layer = matrix_of(self.model, target.name), layers[target.name]
+            found[target.name] = layer.weight, describe_weight(weight, target, layer.weight, layer.algorithm)
+        return found
 
     def _outside(self, targets: Sequence[WeightPlan], feed: Feed) -> Done:
-        """Layers of a plain module outside the blocks, each by itself on what the module in full precision gives it."""
+        """Layers outside the blocks, each by itself on what the module in full precision gives it."""
         done = self.rounded([target for target in targets if target.kind == "embedding"])
         layers = {target: self.model.get_submodule(target.name) for target in targets if target.kind != "embedding"}
         reasons = {target.name: rounded_only(module, target.scheme) for target, module in layers.items()}

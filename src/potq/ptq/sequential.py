@@ -107,13 +107,13 @@ class SequentialCalibration:
             inside = {t.name.removeprefix(start): t for t in self.targets if t.name.startswith(start)}
             if exact is not None:
                 exact.advance(block)
-            done = self._load(index, inside)
+            done = self._load(chain.first + index, inside)
             if done is None:
                 report = self._reporter(count, total, start)
                 done = self._quantize_experts_too(block, start, inside, seen, exact, self.seed + index, report)
-                self._save(index, done)
+                self._save(chain.first + index, done)
             if index + 1 < len(starts):
-                with _substituted(block, {name: layer.weight.dequantize() for name, layer in done.items()}):
+                with substituted(block, {name: layer.weight.dequantize() for name, layer in done.items()}):
                     seen.advance(block)
             if self.effort.scope != "model":
                 for layer in done.values():
@@ -215,7 +215,7 @@ class SequentialCalibration:
         layers: dict[str, Layer] = {}
         groups = shared_inputs(block, list(inside), seen)
         unread = set(inside) - {name for group in groups for name in group}
-        with _substituted(block, {}) as substitute:
+        with substituted(block, {}) as substitute:
             for name in sorted(unread):
                 reason = "no input reaches it" if self.chain is not None else "no text reaches it"
                 layers[name] = rounded_layer(linear_weight(block.get_submodule(name)), inside[name].scheme, reason)
@@ -340,7 +340,7 @@ class _Exchange:
 
 
 @contextmanager
-def _substituted(block: nn.Module, values: dict[str, Tensor]) -> Iterator[Callable[[str, Tensor], None]]:
+def substituted(block: nn.Module, values: dict[str, Tensor]) -> Iterator[Callable[[str, Tensor], None]]:
     """``values`` (and more by the function that is yielded) in place of the weights of ``block``'s layers, until the end."""
     kept: list[tuple[Tensor, Tensor]] = []
 
