@@ -27,7 +27,7 @@ from benchmarks.decode.files import FOUR_BITS, Ours, gguf_file
 from benchmarks.decode.goals import BLOCKS_8B
 from benchmarks.decode.speed import BUILDS, FORK, llama_entries, memory_read, speed_round, workers
 from benchmarks.forced import held
-from potq.checkpoint.source import embedded_file
+from potq.checkpoint.source import smollm2_file
 
 SCHEMES = ("apot4", "pot4", "mxfp4", "pot3", "pot3s", "pot2")
 WIDTH, INNER, HEADS, KV_HEADS, BLOCKS, VOCABULARY = 4096, 14336, 32, 8, 2, 1024
@@ -48,7 +48,7 @@ def source(work: Path) -> Path:
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         writer = gguf.GGUFWriter(temporary, "llama")
-        reader = gguf.GGUFReader(embedded_file())
+        reader = gguf.GGUFReader(smollm2_file())
         copy_metadata(reader, writer, metadata(reader))
         for name, values in tensors():
             writer.add_tensor(name, values)

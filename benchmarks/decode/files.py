@@ -23,7 +23,7 @@ import potq
 from benchmarks.common.gguf_copy import as_floats, copy
 from benchmarks.peers.ggml_library import ggml
 from benchmarks.peers.packages import THREADS
-from potq.checkpoint.source import embedded_file
+from potq.checkpoint.source import smollm2_file
 
 SMOLLM2 = "smollm2"
 
@@ -73,8 +73,8 @@ def unpacked_folder(work: Path) -> Path:
 
 def gguf_file(kind: str, work: Path, source: Path | None = None) -> Path:
     """``source`` (SmolLM2-135M) with every matrix as ``kind`` (ggml's name of a type)."""
-    source = source or embedded_file()
-    path = work / f"{SMOLLM2 if source == embedded_file() else source.stem}-{kind}.gguf"
+    source = source or smollm2_file()
+    path = work / f"{SMOLLM2 if source == smollm2_file() else source.stem}-{kind}.gguf"
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         _write_gguf(source, temporary, kind)

