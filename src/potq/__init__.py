@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from potq.checkpoint.folder import save
     from potq.checkpoint.loading import load, load_tokenizer
     from potq.checkpoint.modules import load_module, save_module
+    from potq.checkpoint.processors import load_processor
     from potq.config import PoTConfig
     from potq.data.calibration_text import load_calibration
+    from potq.data.inputs import load_inputs
     from potq.engine.engine import Engine
     from potq.engine.runners import open_runner
     from potq.errors import PotqError
@@ -43,7 +45,9 @@ _HOME = {
     "allocate": "ptq.allocation",
     "load": "checkpoint.loading",
     "load_calibration": "data.calibration_text",
+    "load_inputs": "data.inputs",
     "load_module": "checkpoint.modules",
+    "load_processor": "checkpoint.processors",
     "load_tokenizer": "checkpoint.loading",
     "open_runner": "engine.runners",
     "quantize": "ptq.quantize",
@@ -64,7 +68,9 @@ __all__ = [
     "allocate",
     "load",
     "load_calibration",
+    "load_inputs",
     "load_module",
+    "load_processor",
     "load_tokenizer",
     "open_runner",
     "quantize",

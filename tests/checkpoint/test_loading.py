@@ -1,4 +1,4 @@
-"""Where models come from: folders, GGUF files, hub names, the embedded default; and what is not a causal LM."""
+"""Where models come from: folders, GGUF files, hub names, packages; and their classes."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from transformers import (
     ByT5Tokenizer,
     CLIPConfig,
     CLIPModel,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     LlamaModel,
-    PreTrainedConfig,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
 )
 
 import potq
-from potq.checkpoint.loading import find_tokenizer
+from potq.checkpoint.loading import check_language_model, find_tokenizer
 from potq.checkpoint.preview import preview
 from potq.checkpoint.source import Source, resolve
 from potq.errors import CheckpointError, MissingDependencyError, ModelError
@@ -165,7 +165,7 @@ def test_a_hub_name_offline(name: str, use: Callable[[str], Any]) -> None:
     assert isinstance(caught.value, OSError)
 
 
-def test_without_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     lost = OSError("We couldn't connect to 'https://huggingface.co'")
     lost.__cause__ = ConnectionRefusedError("refused")
@@ -174,8 +174,10 @@ def test_without_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
         raise lost
 
     monkeypatch.setattr("transformers.utils.find_adapter_config_file", lambda name: None)
-    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", lambda name: ({}, {}))
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", unreachable)
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file: str(config))
+    monkeypatch.setattr(GPT2LMHeadModel, "from_pretrained", unreachable)
     with pytest.raises(CheckpointError, match=r"gpt2 is not here, and the hub cannot be reached \(no connection\)"):
         potq.load("gpt2")
     lost.__cause__ = None  # the hub answered
@@ -270,7 +272,7 @@ def test_a_damaged_tokenizer_is_none_that_is_missing(packed_folder: Path) -> Non
         find_tokenizer(packed_folder)
 
 
-# ---- not a causal LM
+# ---- classes
 
 
 @pytest.fixture(scope="module")
@@ -287,12 +289,10 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("config", [None, potq.PoTConfig("pot4")], ids=["load", "quantize"])
-def test_models_that_are_no_causal_lm(clip_folder: Path, config: Any) -> None:
-    with pytest.raises(ModelError, match="is not a causal language model") as caught:
-        potq.load(clip_folder, config)
-    assert str(clip_folder) in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_a_class_with_two_main_inputs(clip_folder: Path) -> None:
+    model = potq.load(clip_folder, potq.PoTConfig("pot4"))
+    assert type(model).__name__ == "CLIPModel"
+    assert len(model.quant_report.modules) == 17  # both towers: neither is the language model of the other
 
 
 TOWER = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -304,23 +304,37 @@ BART = {
     **{f"{side}_attention_heads": 2 for side in ("encoder", "decoder")},
     **{f"{name}_token_id": number for number, name in enumerate(("bos", "pad", "eos", "forced_eos"))},
 }
-OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
-    "t5": (lambda: T5ForConditionalGeneration(T5Config(**T5)), "T5ForConditionalGeneration, an encoder-decoder"),
-    "t5-encoder": (lambda: T5EncoderModel(T5Config(**T5)), "T5EncoderModel"),
-    "bart": (lambda: BartForConditionalGeneration(BartConfig(**BART)), "BartForConditionalGeneration, an encoder-decoder"),
-    "masked": (lambda: BertForMaskedLM(BertConfig(**TOWER)), "BertForMaskedLM"),
-    "encoder": (lambda: BertModel(BertConfig(**TOWER)), r"BertModel, without cls\.predictions\.\S+"),
-    "classifier": (lambda: LlamaForSequenceClassification(LlamaConfig(**TOWER)), "LlamaForSequenceClassification"),
-    "base": (lambda: LlamaModel(LlamaConfig(**TOWER)), r"LlamaModel, without lm_head\S*"),
+OTHERS: dict[str, Callable[[], Any]] = {
+    "t5": lambda: T5ForConditionalGeneration(T5Config(**T5)),
+    "t5-encoder": lambda: T5EncoderModel(T5Config(**T5)),
+    "bart": lambda: BartForConditionalGeneration(BartConfig(**BART)),
+    "masked": lambda: BertForMaskedLM(BertConfig(**TOWER)),
+    "encoder": lambda: BertModel(BertConfig(**TOWER)),
+    "classifier": lambda: LlamaForSequenceClassification(LlamaConfig(**TOWER)),
+    "base": lambda: LlamaModel(LlamaConfig(**TOWER)),
 }
 
 
 @pytest.mark.parametrize("config", [None, potq.PoTConfig("pot4")], ids=["load", "quantize"])
-@pytest.mark.parametrize(("make", "said"), OTHERS.values(), ids=OTHERS)
-def test_other_classes_are_refused_by_name(make: Any, said: str, config: Any, tmp_path: Path) -> None:
-    make().save_pretrained(tmp_path / "m")
-    with pytest.raises(ModelError, match=rf"{tmp_path}/m is a {said}.*; potq loads causal language models"):
-        potq.load(tmp_path / "m", config)
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_other_classes_are_loaded_as_what_they_are(make: Any, config: Any, tmp_path: Path) -> None:
+    model = make()
+    model.save_pretrained(tmp_path / "m")
+    assert isinstance(potq.load(tmp_path / "m", config), type(model))
+    with pytest.raises(ModelError, match=rf"{tmp_path}/m of class {type(model).__name__} has no \S+.*, which a \S+ needs"):
+        other = {
+            "t5": "T5ForSequenceClassification",
+            "bart": "BartForSequenceClassification",
+            "bert": "BertForNextSentencePrediction",
+        }
+        potq.load(tmp_path / "m", config, model_class=other.get(model.config.model_type, "LlamaForTokenClassification"))
+
+
+def test_language_models_are_asked_for_by_name(tmp_path: Path, tiny_folder: Path) -> None:
+    BertModel(BertConfig(**TOWER)).save_pretrained(tmp_path / "m")
+    check_language_model(tiny_folder, "potq eval")
+    with pytest.raises(ModelError, match=r"m is a BertModel; potq eval is for causal language models, which predict"):
+        check_language_model(tmp_path / "m", "potq eval")
 
 
 def test_the_base_of_a_causal_lm_whose_head_is_tied_lacks_nothing(tiny_model: Any, tokens: Any, tmp_path: Path) -> None:
@@ -381,7 +395,9 @@ def test_a_config_without_model_type(tiny_folder: Path) -> None:
 def test_an_architecture_that_transformers_does_not_know(tiny_folder: Path) -> None:
     config = json.loads((tiny_folder / "config.json").read_text())
     (tiny_folder / "config.json").write_text(json.dumps(config | {"model_type": "no_such_architecture"}))
-    with pytest.raises(ModelError, match="tiny is not a causal language model that transformers knows"):
+    with pytest.raises(
+        ModelError, match=r"tiny is of the model type 'no_such_architecture', which transformers \S+ does not know"
+    ):
         potq.load(tiny_folder)
 
 

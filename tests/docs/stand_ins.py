@@ -5,6 +5,7 @@
                           tagged "slow" do without the folder, and get the real one
 ``path/to/model``         the same
 ``path/to/encoder``       a random BERT
+``path/to/classifier``    the same with a head that tells three classes apart
 ``wiki.test.raw``         a text
 ``Salesforce/wikitext``   a dataset with WikiText-2's config and splits, of a few lines
 ``examples``, ``recipes`` the repository's own, as in a clone
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from evaluate_helpers import tiny_bert, word_pieces
+from evaluate_helpers import tiny_bert, tiny_classifier, word_pieces
 from potq.data.text import read_text
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,8 @@ def write_stand_ins(folder: Path, tokenizer: Any) -> None:
         tokenizer.save_pretrained(folder / name)
     tiny_bert().save_pretrained(folder / "path/to/encoder")
     word_pieces(model_max_length=64).save_pretrained(folder / "path/to/encoder")
+    tiny_classifier().save_pretrained(folder / "path/to/classifier")
+    word_pieces(model_max_length=64).save_pretrained(folder / "path/to/classifier")
     (folder / "wiki.test.raw").write_text(TEXT)
     _write_dataset(folder / "Salesforce/wikitext")
     for name in ("examples", "recipes"):

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 CHARACTERS = string.ascii_lowercase + string.digits + string.punctuation
@@ -26,12 +33,21 @@ def word_pieces(**options: Any) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, **(names | options))
 
 
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
 def tiny_bert() -> BertModel:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = BertConfig(vocab_size=len(PIECES), max_position_embeddings=64, initializer_range=0.2, **sizes)
+    config = BertConfig(vocab_size=len(PIECES), max_position_embeddings=64, initializer_range=0.2, **SIZES)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return BertModel(config, add_pooling_layer=False)
+
+
+def tiny_classifier() -> BertForSequenceClassification:
+    config = BertConfig(vocab_size=len(PIECES), max_position_embeddings=64, num_labels=3, **SIZES)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return BertForSequenceClassification(config)
 
 
 def tiny_gpt2() -> GPT2LMHeadModel:

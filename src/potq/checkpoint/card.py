@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from torch import nn
 
+from potq.nn.classes import answers, predicts_next, reads
 from potq.nn.plan import packed_modules, tensor_bytes
 from potq.version import __version__
 
@@ -25,20 +26,15 @@ NOT_QUANTIZED = "not quantized"
 _MARK = "<!-- potq wrote this card and will write it again; delete this line to keep your own text -->"
 _INHERITED = ("base_model", "license", "license_name", "license_link", "language")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_PACKED_USE = """```python
+_LOAD = """```python
 import potq  # before from_pretrained, which would else leave the weights random
 
-model, tokenizer = potq.load("{path}"), potq.load_tokenizer("{path}")
-```
-
-or `potq generate {path} "Once upon a time"`."""
-_PACKED_USE_ALONE = """```python
-import potq  # before from_pretrained, which would else leave the weights random
-
-model = potq.load("{path}")
-```
-
-It comes without a tokenizer."""
+{made}
+```"""
+_MODEL = 'model = potq.load("{path}")'
+_BOTH = 'model, tokenizer = potq.load("{path}"), potq.load_tokenizer("{path}")'
+_GENERATE = '\n\nor `potq generate {path} "Once upon a time"`.'
+_ALONE = "\n\nIt comes without a tokenizer."
 
 
 @dataclass(frozen=True)
@@ -65,8 +61,17 @@ def packed_card(model: nn.Module, name: str, *, has_tokenizer: bool) -> str | No
         return None
     parts = [Part(weight.scheme.name, "packed", weight.shape[0] * weight.shape[1], weight.nbytes) for weight in owners]
     parts += [Part(NOT_QUANTIZED, str(p.dtype).removeprefix("torch."), p.numel(), p.nbytes) for p in model.parameters()]
-    use = (_PACKED_USE if has_tokenizer else _PACKED_USE_ALONE).format(path=name)
+    use = _use(type(model), has_tokenizer=has_tokenizer).replace("{path}", name)
     return model_card(model, name, parts, nbytes=tensor_bytes(model), library="potq", use=use)
+
+
+def _use(kind: type, *, has_tokenizer: bool) -> str:
+    """How to use a packed model of class ``kind``, whose place is ``{path}``."""
+    if reads(kind) != "text":
+        return _LOAD.format(made=_MODEL)
+    if not has_tokenizer:
+        return _LOAD.format(made=_MODEL) + _ALONE
+    return _LOAD.format(made=_BOTH) + (_GENERATE if predicts_next(kind) or answers(kind) else "")
 
 
 def model_card(
@@ -87,7 +92,8 @@ def model_card(
 
     known = _inherited(model)
     tags = ["potq", "power-of-two", *tags]
-    data = ModelCardData(library_name=library, tags=tags, pipeline_tag="text-generation", **known)
+    task = "text-generation" if predicts_next(type(model)) else None
+    data = ModelCardData(library_name=library, tags=tags, pipeline_tag=task, **known)
     base = f" from {known['base_model']}" if "base_model" in known else ""
     parts = list(parts)
     bits, quantized = _bits(parts), _bits([part for part in parts if part.scheme != NOT_QUANTIZED])

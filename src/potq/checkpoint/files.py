@@ -26,7 +26,7 @@ def check_source(source: str, *, quantizing: bool = False, weights: bool = True)
         CheckpointError: a path that is not there, files that are missing or damaged, a folder that is quantized already, a
             name that the hub does not have, or that cannot be fetched.
         ModelError: a folder of something else.
-        MissingDependencyError: ``"smollm2"`` without its package.
+        MissingDependencyError: ``"smollm2"`` or ``"gemma3"`` without its package.
     """
     where = resolve(source)
     if where.folder is None:

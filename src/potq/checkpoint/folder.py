@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ def save(
     path: str | os.PathLike[str],
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
+    files: Iterable[Path] = (),
     force: bool = False,
     max_shard_size: str | int = "5GB",
 ) -> None:
@@ -69,6 +71,11 @@ def save(
     Everything is written under a temporary name beside ``path`` and renamed when complete: an interrupted or failed save
     leaves no trace in ``path``, and what stood there before stays whole. A ``README.md`` there that potq did not
     write is kept.
+
+    Args:
+        files: more to copy into it, e.g. of an image processor.
+        force: replace a model folder that is there.
+        max_shard_size: bytes of the largest weight file.
 
     Raises:
         CheckpointError: ``path`` exists (and ``force`` is not given, or it is not a model folder), or the disk is full.
@@ -89,7 +96,7 @@ def save(
         raise ModelError("the model is not quantized; call potq.quantize first, or use model.save_pretrained")
     check_shard_size(max_shard_size)
     check_reloadable(model)
-    write(model, path, tokenizer, force=force, max_shard_size=max_shard_size)
+    write(model, path, tokenizer, files=files, force=force, max_shard_size=max_shard_size)
 
 
 def write(
@@ -97,6 +104,7 @@ def write(
     path: str | os.PathLike[str],
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
+    files: Iterable[Path] = (),
     force: bool = False,
     max_shard_size: str | int = "5GB",
 ) -> None:
@@ -110,6 +118,8 @@ def write(
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
         if (report := getattr(model, "quant_report", None)) is not None:
             (folder / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         write_card(folder, packed_card(model, target.name, has_tokenizer=tokenizer is not None), replaces=target)

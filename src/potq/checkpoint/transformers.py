@@ -266,7 +266,7 @@ def _without_new_heads(model: PreTrainedModel, config: PoTConfig, stored: dict[s
     """``config`` that ignores heads which the checkpoint never had: transformers makes them, new and float, and says so.
 
     Raises:
-        ModelError: this is for :func:`potq.load`, whose models are to generate.
+        ModelError: this is for :func:`potq.load`, whose models are whole.
     """
     if model.base_model is model:
         return config
@@ -277,7 +277,8 @@ def _without_new_heads(model: PreTrainedModel, config: PoTConfig, stored: dict[s
         if not target.name.startswith(base) and known.isdisjoint(target.names)
     ]
     if new and _current.get() is not None:
-        raise headless(getattr(model.config, "name_or_path", "the checkpoint"), model.config.architectures[0], new)
+        name = getattr(model.config, "name_or_path", "the checkpoint")
+        raise headless(name, model.config.to_dict(), type(model).__name__, new)
     return config.model_copy(update={"ignore": (*config.ignore, *map(re.escape, new))})
 
 

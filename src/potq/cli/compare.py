@@ -71,13 +71,14 @@ def compare(
     calibration = calibration or SELF
     content = _checked(model, dtype, resume, plot, text, calibration)
     console.quiet_libraries()
-    from potq.checkpoint.loading import load, load_tokenizer
+    from potq.checkpoint.loading import check_language_model, load, load_tokenizer
     from potq.data.calibration_text import calibration_key
     from potq.data.tokens import tokenize
     from potq.evaluate import compare as comparison
     from potq.nn.language import language_plan
 
     kept = comparison.KeptRows(resume)
+    check_language_model(model, "potq compare")
     with console.status(f"loading {model}"):
         tokenizer = load_tokenizer(model)
         tokens = tokenize(tokenizer, content)

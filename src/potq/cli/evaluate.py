@@ -74,10 +74,12 @@ def evaluate(
         resolve(bertscore)
     content = read_text(text)
     console.quiet_libraries()
-    from potq.checkpoint.loading import load_tokenizer
+    from potq.checkpoint.loading import check_language_model, load_tokenizer
     from potq.data.tokens import tokenize
     from potq.evaluate.perplexity import perplexity
 
+    for source in filter(None, (model, reference)):
+        check_language_model(source, "potq eval")
     tokenizer = load_tokenizer(model)
     tokens = tokenize(tokenizer, content)
     use = partial(_load, dtype=dtype, device=device, activations=activations)

@@ -106,12 +106,13 @@ def _write(
 ) -> None:
     _check(model, output, to, force=force)
     console.quiet_libraries()
-    from potq.checkpoint.loading import load, load_tokenizer
+    from potq.checkpoint.loading import check_language_model, load, load_tokenizer
     from potq.export.compressed_tensors import export_compressed_tensors
     from potq.export.gguf.write import export_gguf
     from potq.export.onnx.write import export_onnx
     from potq.nn.plan import packed_modules
 
+    check_language_model(model, "potq export")
     with console.status(f"loading {model}"):
         tokenizer, loaded = load_tokenizer(model), load(model)  # the one that is sooner known to be missing first
     if not packed_modules(loaded):

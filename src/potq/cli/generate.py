@@ -88,7 +88,7 @@ def generate(
     if lost := runner.lost(text):
         console.note(f"the tokenizer has no tokens for {', '.join(lost)}: they vanish from the prompt")
     write = _nothing if as_json else _to_stdout
-    write("" if chat else runner.decode(ids))
+    write(runner.decode(ids) if runner.continues and not chat else "")
     began = time.perf_counter()
     written = runner.run(asked, settings, write)
     seconds = time.perf_counter() - began

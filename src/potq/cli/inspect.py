@@ -19,6 +19,9 @@ def inspect(
         str | None,
         typer.Option(help="For a model that is not quantized yet: what this preset would do. Default: apot4."),
     ] = None,
+    model_class: Annotated[
+        str | None, typer.Option("--class", help="For a model that is not quantized yet: its class of transformers.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the histogram as PNG (needs matplotlib).")] = None,
     every_module: Annotated[bool, typer.Option("--every-module", help="A row for each module.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the report as Markdown.")] = False,
@@ -38,8 +41,9 @@ def inspect(
 
     config = PoTConfig(scheme or DEFAULT_PRESET)
     quantized = "quantization_config" in read_config(check_source(model, weights=False))
-    if quantized and scheme is not None:
-        raise ConfigError(f"{model} is quantized already; --scheme shows what it would do to a model that is not")
+    if quantized and (scheme is not None or model_class is not None):
+        option = "--scheme" if scheme is not None else "--class"
+        raise ConfigError(f"{model} is quantized already; {option} shows what it would do to a model that is not")
     if plot is not None:
         if not quantized:
             raise ModelError(f"{model} is not quantized by potq, so that no levels are used; potq quantize {model} OUTPUT")
@@ -48,13 +52,13 @@ def inspect(
     if quantized:
         _inspect_packed(model, plot, form)
     else:
-        _preview(model, config, form)
+        _preview(model, config, model_class, form)
 
 
-def _preview(model: str, config: PoTConfig, form: console.ReportForm) -> None:
+def _preview(model: str, config: PoTConfig, model_class: str | None, form: console.ReportForm) -> None:
     from potq.checkpoint.preview import preview
 
-    report = preview(model, config)
+    report = preview(model, config, model_class=model_class)
     for line in report.remarks:
         console.note(line)
     form.show(report, {"quantized": False})

@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from potq.cli import console
+from potq.cli.inputs import calibration_inputs, check_class
 from potq.cli.recipe import CalibrationRecipe, QuantizeRecipe, build
 from potq.errors import CheckpointError, ConfigError, PotqError
 
@@ -40,6 +41,10 @@ def quantize(
         ),
     ] = None,
     recipe: Annotated[Path | None, typer.Option("-c", "--config", help="Recipe (YAML).")] = None,
+    model_class: Annotated[
+        str | None,
+        typer.Option("--class", help="Class of transformers to load the model as. Default: the one its config.json names."),
+    ] = None,
     scheme: Annotated[
         str | None, typer.Option(help="Preset of the linears, e.g. pot4 or pot4:group_size=32. Default: apot4.")
     ] = None,
@@ -67,7 +72,10 @@ def quantize(
     ] = None,
     calibration: Annotated[
         str | None,
-        typer.Option(help="Calibration text: self (the model writes it), a file, a dataset as name:config:split, or pydoc."),
+        typer.Option(
+            help="Calibration text: self (the model writes it), a file, a dataset as name:config:split, or pydoc. For "
+            "models of images or sound: a folder of images, or of .wav files."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of calibration text and refinement. Default: 0.")] = None,
     dtype: Annotated[str | None, typer.Option(help="What the model computes in: auto, float32, bfloat16, float16.")] = None,
@@ -77,9 +85,11 @@ def quantize(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the report as Markdown on stdout.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
-    """Quantize a causal language model to a packed power-of-two checkpoint.
+    """Quantize a model of transformers to a packed power-of-two checkpoint.
 
     potq quantize smollm2 out --scheme pot4
+
+    potq quantize bert-folder out --effort balanced --calibration text.txt
 
     potq quantize -c recipe.yaml quantization.group_size=32
     """
@@ -96,6 +106,7 @@ def quantize(
         {
             "model": model,
             "output": output,
+            "model_class": model_class,
             "quantization.preset": scheme,
             "quantization.group_size": int(group_size) if group_size and group_size.isdigit() else group_size,
             "quantization.embedding": embedding,
@@ -120,34 +131,51 @@ def _run(settings: QuantizeRecipe, form: console.ReportForm) -> None:
     work = target.with_name(f".{target.name}.work")
     console.quiet_libraries()
     from potq.checkpoint.folder import save
-    from potq.checkpoint.loading import load, rounded_types
+    from potq.checkpoint.loading import class_at, load, rounded_types
+    from potq.checkpoint.processors import processor_files
     from potq.ptq.quantize import chosen_effort
 
+    kind = class_at(settings.model, settings.model_class)
+    if text is not None and kind is not None:
+        check_class(kind, settings, text)
     if types := rounded_types(settings.model):
         console.note(f"{settings.model} was quantized before ({', '.join(types)}); what follows rounds its weights again")
     began = time.perf_counter()
     allocation, in_blocks = None, False
     if text is None:
-        model, tokenizer = _streamed(settings, config)
+        model, tokenizer = _streamed(settings, config, kind)
     else:
-        tokenizer = _tokenizer(settings.model, needed=text.text != "self")
+        tokenizer = _tokenizer(settings.model, kind, needed=text.text != "self")
         with console.status(f"loading {settings.model}"):
-            model = load(settings.model, dtype=settings.dtype)
-        batches = calibration_batches(text, model, tokenizer, seed=settings.seed)
-        allocation = _allocated(settings, config, model, batches) if settings.allocates else None
+            model = load(settings.model, model_class=settings.model_class, dtype=settings.dtype)
+        inputs = _inputs(settings, text, model, tokenizer)
+        allocation = _allocated(settings, config, model, inputs) if settings.allocates else None
         config = allocation.config if allocation is not None else config
         in_blocks = chosen_effort(config, given=True).calibrated
-        _calibrated(model, config, batches, settings.seed, work if in_blocks else None)
+        _calibrated(model, config, inputs, settings.seed, work if in_blocks else None)
+    files, most = processor_files(settings.model), settings.max_shard_size
     with console.status(f"writing {settings.output}"):
-        save(model, settings.output, tokenizer, force=settings.force, max_shard_size=settings.max_shard_size)
+        save(model, settings.output, tokenizer, files=files, force=settings.force, max_shard_size=most)
     if in_blocks:
         shutil.rmtree(work, ignore_errors=True)
     _show(settings, model.quant_report, allocation, time.perf_counter() - began, form)
 
 
+def _inputs(
+    settings: QuantizeRecipe, text: CalibrationRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> list[Any]:
+    """Token batches of a causal language model; inputs by name of every other."""
+    from potq.nn.classes import predicts_next
+
+    if predicts_next(type(model)):
+        return calibration_batches(text, model, tokenizer, seed=settings.seed)
+    return calibration_inputs(settings, text, model)
+
+
 def _checked(settings: QuantizeRecipe, text: CalibrationRecipe | None) -> Path:
     """The output's folder, after a look at all that can be wrong before torch is loaded."""
-    from potq.checkpoint.files import check_dtype, check_shard_size, check_source
+    from potq.checkpoint.architecture import class_name, is_causal_name
+    from potq.checkpoint.files import check_dtype, check_shard_size, check_source, read_config
     from potq.config import check_candidates
     from potq.data.text import SELF, check_text
     from potq.files import check_destination
@@ -157,9 +185,9 @@ def _checked(settings: QuantizeRecipe, text: CalibrationRecipe | None) -> Path:
     if settings.allocates:
         check_candidates(settings.schemes)
     target = check_destination(settings.output, force=settings.force, sources=[settings.model])
-    check_source(settings.model, quantizing=True)
-    if text is not None and text.text != SELF:
-        check_text(text.text, learned=True)
+    where = check_source(settings.model, quantizing=True)
+    if text is not None and text.text != SELF and is_causal_name(settings.model_class or class_name(read_config(where))):
+        check_text(text.text, learned=True)  # what others read shows with their class
     return target
 
 
@@ -174,68 +202,80 @@ def _show(
         console.stdout().print(f"wrote {settings.output} in {seconds:.1f} s", highlight=False, soft_wrap=True)
 
 
-def _tokenizer(model: str, *, needed: bool = False) -> PreTrainedTokenizerBase | None:
+def _tokenizer(model: str, kind: type | None, *, needed: bool = False) -> PreTrainedTokenizerBase | None:
     """The model's tokenizer, which the output gets too; a model without one is quantized all the same."""
     from potq.checkpoint.loading import find_tokenizer, load_tokenizer
+    from potq.nn.classes import reads
 
+    if kind is not None and reads(kind) != "text":
+        return find_tokenizer(model)  # of a decoder behind what it reads
     tokenizer = load_tokenizer(model) if needed else find_tokenizer(model)
     if tokenizer is None:
         console.note(f"{model} has no tokenizer, so the output gets none; copy its files there to generate from text")
     return tokenizer
 
 
-def _streamed(settings: QuantizeRecipe, config: PoTConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+def _streamed(
+    settings: QuantizeRecipe, config: PoTConfig, kind: type | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Without calibration: each weight is quantized as it is read, where it can be read by itself."""
     from potq.checkpoint.loading import load
     from potq.nn.remarks import packed_targets
 
-    tokenizer = _tokenizer(settings.model)
+    tokenizer = _tokenizer(settings.model, kind)
     with console.progress_bar("quantizing") as update:
-        model = load(settings.model, config, dtype=settings.dtype, progress=update)
+        model = load(settings.model, config, model_class=settings.model_class, dtype=settings.dtype, progress=update)
     note_remarks(packed_targets(model), model.dtype)
     return model, tokenizer
 
 
-def _calibrated(model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], seed: int, work: Path | None) -> None:
-    """Quantize ``model``; where that goes block by block, those that are done are kept in ``work`` until it is saved."""
+def _calibrated(model: PreTrainedModel, config: PoTConfig, inputs: list[Any], seed: int, work: Path | None) -> None:
+    """Quantize ``model``, on token batches or inputs by name.
+
+    Where that goes block by block, those that are done are kept in ``work`` until it is saved.
+    """
     from potq.nn.language import language_plan
+    from potq.ptq.blocks import find_blocks
     from potq.ptq.quantize import quantize
 
     note_remarks(language_plan(model, config)[1].targets, model.dtype)
     if work is None:
         with console.progress_bar("quantizing") as update:
-            quantize(model, config, batches, seed=seed, progress=update)
+            quantize(model, config, inputs, seed=seed, progress=update)
         return
-    announce(model, config, batches)
-    blocks = _Blocks(model, work)
+    total = None
+    if not isinstance(inputs[0], dict):
+        announce(model, config, inputs)
+        total = len(find_blocks(model)[1])
+    blocks = _Blocks(work, total)
     with blocks.kept(), console.progress_bar("quantizing") as update:
 
         def progress(done: int, total: int, name: str) -> None:
-            blocks.notice(name)
+            blocks.notice()
             update(done, total, name)
 
-        quantize(model, config, batches, seed=seed, work_folder=work, progress=progress)
+        quantize(model, config, inputs, seed=seed, work_folder=work, progress=progress)
 
 
 class _Blocks:
     """What a killed run left in its work folder, told to the user."""
 
-    def __init__(self, model: PreTrainedModel, folder: Path) -> None:
-        from potq.ptq.blocks import find_blocks
-
-        self._prefix, found = find_blocks(model)
-        self._total, self._folder, self._noticed = len(found), folder, False
+    def __init__(self, folder: Path, total: int | None) -> None:
+        self._folder, self._total, self._noticed = folder, total, False
 
     @property
-    def _done(self) -> int:
-        return len(list(self._folder.glob("block-*.safetensors")))
+    def _done(self) -> str:
+        """How many blocks, in words; empty if none."""
+        done = len(list(self._folder.glob("block-*.safetensors")))
+        of_all = f" of {self._total}" if self._total is not None else ""
+        return f"{done}{of_all} blocks" if done else ""
 
-    def notice(self, name: str) -> None:
-        """Say once that work goes on. What is before the blocks is done again, and an unusable folder is cleared by then."""
-        if not self._noticed and (name.startswith(f"{self._prefix}.") or name.startswith("refining")):
+    def notice(self) -> None:
+        """Say once that work goes on. An unusable folder is cleared before the first weight."""
+        if not self._noticed:
             self._noticed = True
             if self._done:
-                console.note(f"resuming: {self._done} of {self._total} blocks done")
+                console.note(f"resuming: {self._done} done")
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -244,8 +284,7 @@ class _Blocks:
             yield
         except KeyboardInterrupt:
             if self._done:
-                kept = f"{self._done} of {self._total} blocks are kept in {self._folder}"
-                console.note(f"{kept}; the same command goes on from there")
+                console.note(f"{self._done} are kept in {self._folder}; the same command goes on from there")
             raise
         except PotqError:
             raise

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from potq.config import PoTConfig, coerce_scheme
 from potq.data.text import SELF
@@ -26,7 +26,8 @@ class CalibrationRecipe(Strict):
     """Calibration text: ``windows`` windows of ``window`` tokens (by default 512, or the model's limit if that is less).
 
     The model writes them ("self"), or they are random ones of a file, of a dataset (``name:config:split``) or of ``pydoc``.
-    Without a seed of their own they go by the recipe's.
+    Of a model that reads images or sound, ``text`` is a folder of those, and ``windows`` says how many. Without a seed of
+    their own they go by the recipe's.
     """
 
     text: str = SELF
@@ -38,12 +39,16 @@ class CalibrationRecipe(Strict):
 class QuantizeRecipe(Strict):
     """Everything ``potq quantize`` does. ``quantization`` takes the keys of PoTConfig and QuantScheme, and ``preset``.
 
-    ``budget`` (bits per weight of the linears) and ``candidates`` (schemes to choose each linear's from) are those of
-    :func:`potq.allocate`; either of them asks for it.
+    ``model_class`` is a class of transformers, in place of the one that the model's ``config.json`` names. ``budget`` (bits
+    per weight of the linears) and ``candidates`` (schemes to choose each linear's from) are those of :func:`potq.allocate`;
+    either of them asks for it.
     """
+
+    model_config = ConfigDict(protected_namespaces=())  # pydantic wants names like model_class for itself
 
     model: str
     output: Path
+    model_class: str | None = None
     quantization: dict[str, Any] = Field(default_factory=dict)
     budget: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     candidates: tuple[QuantScheme, ...] | None = None

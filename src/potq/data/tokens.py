@@ -26,20 +26,23 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     return torch.cat([torch.empty(0, dtype=torch.long), *token_parts(tokenizer, [text])])
 
 
-def token_parts(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], end: Sequence[int] = ()) -> Iterator[Tensor]:
+def token_parts(
+    tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], end: Sequence[int] = (), *, special: bool = True
+) -> Iterator[Tensor]:
     """The tokens of the documents, 1-D, some documents at a time; ``end`` comes after each that does not end so already.
 
-    Every document is tokenized by itself, with the special tokens that the tokenizer adds to it; one of more than 16 million
-    characters in pieces, cut at the ends of lines.
+    Every document is tokenized by itself, with the special tokens that the tokenizer adds to it if ``special``; one of more
+    than 16 million characters in pieces, cut at the ends of lines.
     """
+    plain = {} if special else {"add_special_tokens": False}
     for some in _together(documents):
         found: list[int] = []
         if len(some) == 1 and len(some[0]) > _PIECE:
             for number, piece in enumerate(_pieces(some[0])):
-                yield torch.tensor(tokenizer(piece, verbose=False, add_special_tokens=not number)["input_ids"])
+                yield torch.tensor(tokenizer(piece, verbose=False, add_special_tokens=special and not number)["input_ids"])
             found += end
         else:
-            for ids in tokenizer(some, verbose=False)["input_ids"]:
+            for ids in tokenizer(some, verbose=False, **plain)["input_ids"]:
                 found += ids if ids[len(ids) - len(end) :] == list(end) else [*ids, *end]
         yield torch.tensor(found, dtype=torch.long)
 
@@ -96,14 +99,20 @@ def require_own_tokens(model: nn.Module, ids: Tensor, what: str) -> None:
 
 
 def calibration_windows(
-    tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], *, window: int, windows: int, seed: int
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    *,
+    window: int,
+    windows: int,
+    seed: int,
+    special: bool = True,
 ) -> Tensor:
     """``windows`` random windows of the documents' tokens, int64 ``(windows, window)``, in the order of the text.
 
-    Every document is tokenized by itself, with the special tokens that the tokenizer adds to it, and all are joined. The
-    windows do not overlap; every way to place them is equally likely. Text that has no more than so many gives all its whole
-    windows, one right after the other. Of text with more than a thousand characters for every token that is wanted, a random
-    part is tokenized.
+    Every document is tokenized by itself, with the special tokens that the tokenizer adds to it if ``special``, and all are
+    joined. The windows do not overlap; every way to place them is equally likely. Text that has no more than so many gives
+    all its whole windows, one right after the other. Of text with more than a thousand characters for every token that is
+    wanted, a random part is tokenized.
 
     Raises:
         DataError: the text has less than one window; ``windows`` is not positive.
@@ -112,7 +121,7 @@ def calibration_windows(
         raise DataError(f"invalid number of calibration windows {windows}; use at least 1")
     written = [document for document in documents if document.strip()]
     enough = _some(written, windows * window * _ENOUGH, seed)
-    tokens = torch.cat([torch.empty(0, dtype=torch.long), *token_parts(tokenizer, enough)])
+    tokens = torch.cat([torch.empty(0, dtype=torch.long), *token_parts(tokenizer, enough, special=special)])
     whole = len(tokens) // window
     if not whole:
         raise DataError(

@@ -62,6 +62,7 @@ class Runner(Protocol):
         lines: what computes, for people.
         kernels: the kernels of the modules, and how many modules run on each.
         limit: tokens of prompt and text together, if there is a limit.
+        continues: the text continues the prompt. An encoder-decoder's answers it, and has the limit for itself.
         why_not_engine: None if it is the engine.
     """
 
@@ -70,6 +71,7 @@ class Runner(Protocol):
     lines: list[str]
     kernels: dict[str, int]
     limit: int | None
+    continues: bool
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -130,6 +132,7 @@ class EngineRunner:
     name = "engine"
     why_not_engine: str | None = None
     limit: int | None
+    continues = True
 
     def __init__(
         self,
@@ -190,11 +193,17 @@ class ModulesRunner:
     ) -> None:
         import torch
 
-        from potq.checkpoint.loading import load, load_tokenizer
+        from potq.checkpoint.architecture import require_language_model
+        from potq.checkpoint.loading import class_at, load, load_tokenizer
         from potq.kernels.explain import kernel_lines, use_kernels
+        from potq.nn.classes import answers, predicts_next
         from potq.nn.plan import longest_text
 
         self.why_not_engine = why_not_engine
+        kind = class_at(model)
+        self.continues = kind is None or predicts_next(kind)
+        if kind is not None and not answers(kind):
+            require_language_model(model, kind, "generating text")
         if threads is not None:
             torch.set_num_threads(threads)
         self.tokenizer = load_tokenizer(model)
@@ -224,8 +233,9 @@ class ModulesRunner:
         import torch
 
         encoded = self.encode(prompt)
-        room = _room(self.limit, encoded)
-        stream = TextStream(self.tokenizer, encoded, settings.stop)
+        before = encoded if self.continues else []  # the new tokens
+        room = _room(self.limit, before)
+        stream = TextStream(self.tokenizer, before, settings.stop)
         ids = torch.tensor([encoded], device=self.model.device)
         output = self.model.generate(
             ids,
@@ -234,7 +244,7 @@ class ModulesRunner:
             stopping_criteria=[lambda ids, *_, **__: torch.full((len(ids),), stream.stopped, device=ids.device)],
             **_options(settings, room),
         )
-        new = output[0, ids.shape[1] :].tolist()
+        new = output[0, len(before) or 1 :].tolist()  # a decoder of its own begins with a token that is no text
         return Generated(stream.text, len(new), self._reason(new, settings, stopped=stream.stopped))
 
     def _reason(self, new: list[int], settings: Settings, *, stopped: bool) -> FinishReason:

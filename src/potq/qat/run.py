@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from potq.checkpoint.folder import save, write
-from potq.checkpoint.loading import load, load_tokenizer
+from potq.checkpoint.loading import check_language_model, load, load_tokenizer
 from potq.data.sequences import pack
 from potq.data.text import read_documents, read_text
 from potq.data.tokens import choose_window, require_own_tokens
@@ -173,6 +173,8 @@ class TrainingRun:
         _check_trackers(recipe)
         folder = target.with_name(f"{target.name}.training")
         _check_unfinished(folder, _content(recipe))
+        for source in filter(None, (recipe.model, recipe.teacher, recipe.start)):
+            check_language_model(source, "training")
         tokenizer = load_tokenizer(recipe.model)
         model = load(recipe.model, dtype="float32")
         choose_window(model, recipe.data.length, recipe.data.length)
