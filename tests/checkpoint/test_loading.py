@@ -315,19 +315,24 @@ OTHERS: dict[str, Callable[[], Any]] = {
 }
 
 
+OTHER_HEADS = {
+    "t5": "T5ForSequenceClassification",
+    "bart": "BartForSequenceClassification",
+    "bert": "BertForNextSentencePrediction",
+}
+
+
 @pytest.mark.parametrize("config", [None, potq.PoTConfig("pot4")], ids=["load", "quantize"])
 @pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
 def test_other_classes_are_loaded_as_what_they_are(make: Any, config: Any, tmp_path: Path) -> None:
     model = make()
     model.save_pretrained(tmp_path / "m")
     assert isinstance(potq.load(tmp_path / "m", config), type(model))
-    with pytest.raises(ModelError, match=rf"{tmp_path}/m of class {type(model).__name__} has no \S+.*, which a \S+ needs"):
-        other = {
-            "t5": "T5ForSequenceClassification",
-            "bart": "BartForSequenceClassification",
-            "bert": "BertForNextSentencePrediction",
-        }
-        potq.load(tmp_path / "m", config, model_class=other.get(model.config.model_type, "LlamaForTokenClassification"))
+    asked = OTHER_HEADS.get(model.config.model_type, "LlamaForTokenClassification")
+    with pytest.raises(
+        ModelError, match=rf"{tmp_path}/m of class {type(model).__name__} has no \S+.*, which a {asked} needs"
+    ):
+        potq.load(tmp_path / "m", config, model_class=asked)
 
 
 def test_language_models_are_asked_for_by_name(tmp_path: Path, tiny_folder: Path) -> None:

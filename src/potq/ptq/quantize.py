@@ -228,7 +228,8 @@ class _Run:
                 with substituted(self.model, before):
                     chain = record_chain(self.model, feed, names, keep, first=sum(map(len, lists[:number])))
                     done |= self._in_blocks(inside, done, [], chain, folder, self._of_all)
-                before |= {target.name: done[target.name][0].dequantize() for target in inside}
+                if number + 1 < len(lists):
+                    before |= {target.name: done[target.name][0].dequantize() for target in inside}
         return done
 
     def _of_all(self, count: int, _: int, name: str) -> None:
