@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import potq
-from moe_helpers import FAMILIES, moe, tokens
+from moe_helpers import CASES, moe, tokens
 from potq.errors import ModelError
 from potq.kernels import set_activations
 from potq.nn.experts import Stack, stacks
@@ -74,7 +74,7 @@ def test_one_scale_for_all_experts() -> None:
     logits(model)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 def test_products_are_those_of_the_dequantized_model(family: str) -> None:
     """transformers' own experts, whose weights are what is packed."""
     model = packed(family)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -58,6 +59,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """The stem of the classes' names, and settings. There are plain and transposed stacks, biases, products in a batch, experts
 without a gate, and experts in attention.
 """
+
+_QUICK = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "granitemoe", "olmoe", "llama4", "jamba")
+CASES = [family if family in _QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+"""For tests that take their time with each; `make check-deep` runs all."""
 
 
 def moe(family: str, **changes: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import potq
-from moe_helpers import FAMILIES, moe, tokens
+from moe_helpers import CASES, moe, tokens
 from potq.config import EFFORTS, PoTConfig
 from potq.kernels import set_activations
 from potq.nn.experts import stacks
@@ -37,7 +37,7 @@ def experts(report: QuantReport) -> list[ModuleReport]:
     return [entry for entry in report.modules if entry.kind == "experts"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 def test_every_family_is_calibrated(family: str, tmp_path: Path) -> None:
     """And comes back bit for bit."""
     model = moe(family)

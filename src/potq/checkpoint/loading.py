@@ -196,6 +196,7 @@ def _from_pretrained(
     from transformers import AutoModelForCausalLM, PreTrainedConfig
     from transformers.utils import find_adapter_config_file
 
+    from potq.checkpoint.experts import odd_expert
     from potq.checkpoint.transformers import loading
     from potq.checkpoint.unused import hub_headers, unused_tensors
     from potq.ptq.quantize import note_unused
@@ -206,15 +207,20 @@ def _from_pretrained(
             raise adapter_error(where.name, adapter)
         if where.folder is None:
             check_architecture(where.name, PreTrainedConfig.get_config_dict(where.name)[0])
-        model, info = AutoModelForCausalLM.from_pretrained(
-            where.name,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,  # with None transformers would ask, on the terminal
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            output_loading_info=True,
-            **options,
-        )
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                where.name,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,  # with None transformers would ask, on the terminal
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                output_loading_info=True,
+                **options,
+            )
+        except RuntimeError as error:  # of transformers, which refers to a table that it printed
+            if (problem := odd_expert(stored or {})) is not None:
+                raise CheckpointError(problem) from error
+            raise
     for name, found, expected in info["mismatched_keys"]:
         raise CheckpointError(f"{where.name}: {name} has shape {list(found)}, its config.json asks for {list(expected)}")
     _require_all(where.name, info["missing_keys"], model)
