@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import potq
-from moe_helpers import CASES, moe, tokens
+from moe_helpers import CASES, DEEP, moe, tokens
 from potq.errors import ModelError
 from potq.kernels import set_activations
 from potq.nn.experts import Stack, stacks
@@ -173,7 +173,7 @@ def test_other_uses_of_a_matrix_make_it() -> None:
         stack[4]
 
 
-@pytest.mark.slow
+@DEEP
 def test_a_compiled_model_computes_the_same() -> None:
     model = packed("mixtral", num_hidden_layers=1)
     set_activations(model, "float")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -61,8 +62,9 @@ without a gate, and experts in attention.
 """
 
 _QUICK = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "granitemoe", "olmoe", "llama4", "jamba")
-CASES = [family if family in _QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
-"""For tests that take their time with each; `make check-deep` runs all."""
+DEEP = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "deep", reason="make check-deep")
+CASES = [family if family in _QUICK else pytest.param(family, marks=DEEP) for family in FAMILIES]
+"""For tests that take their time with each family."""
 
 
 def moe(family: str, **changes: Any) -> Any:
