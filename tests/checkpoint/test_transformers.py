@@ -303,16 +303,6 @@ def test_gemma_keeps_its_scaled_embedding() -> None:
     assert torch.equal(embedding(ids), embedding.weight[ids] * embedding.embed_scale)
 
 
-def test_experts_are_reported_as_skipped() -> None:
-    config = transformers.MixtralConfig(**GROUPED, num_local_experts=2)
-    model = transformers.MixtralForCausalLM(config)
-    report = potq.quantize(model, potq.PoTConfig("pot4"))
-    reasons = {skipped.name: skipped.reason for skipped in report.skipped}
-    experts = [reason for name, reason in reasons.items() if "experts" in name]
-    assert experts
-    assert all("not supported" in reason and "2x" in reason for reason in experts)
-
-
 def test_on_the_fly_names_the_layer_with_nan_weights(tmp_path: Path) -> None:
     model = trained("llama-tied")
     model.model.layers[1].mlp.up_proj.weight.data[3, 4] = torch.nan

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -58,6 +60,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """The stem of the classes' names, and settings. There are plain and transposed stacks, biases, products in a batch, experts
 without a gate, and experts in attention.
 """
+
+_QUICK = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "granitemoe", "olmoe", "llama4", "jamba")
+DEEP = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "deep", reason="make check-deep")
+CASES = [family if family in _QUICK else pytest.param(family, marks=DEEP) for family in FAMILIES]
+"""For tests that take their time with each family."""
 
 
 def moe(family: str, **changes: Any) -> Any:

@@ -226,6 +226,7 @@ def _from_pretrained(
     """``stored``: the headers of a folder's files."""
     from transformers.utils import find_adapter_config_file
 
+    from potq.checkpoint.experts import odd_expert
     from potq.checkpoint.transformers import loading
     from potq.checkpoint.unused import hub_headers, unused_tensors
     from potq.ptq.quantize import note_unused
@@ -236,14 +237,19 @@ def _from_pretrained(
             raise adapter_error(where.name, adapter)
         fields = read_config(where)
         kind: Any = find_class(where.name, fields, model_class)
-        model, info = kind.from_pretrained(
-            where.name,
-            dtype=dtype,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            output_loading_info=True,
-            **options,
-        )
+        try:
+            model, info = kind.from_pretrained(
+                where.name,
+                dtype=dtype,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                output_loading_info=True,
+                **options,
+            )
+        except RuntimeError as error:  # of transformers, which refers to a table that it printed
+            if (problem := odd_expert(stored or {})) is not None:
+                raise CheckpointError(problem) from error
+            raise
     for name, found, expected in info["mismatched_keys"]:
         raise CheckpointError(f"{where.name}: {name} has shape {list(found)}, its config.json asks for {list(expected)}")
     if (missing := info["missing_keys"]) and class_name(fields) != kind.__name__:

@@ -50,13 +50,12 @@ class Stack(NamedTuple):
 
     def as_matrix(self, stored: Tensor) -> Tensor:
         """``stored``, as the architecture has it, as ``(experts * out, in)``."""
-        matrix: Tensor = (stored.mT if self.transposed else stored).flatten(0, 1)
-        return matrix
+        return (stored.mT if self.transposed else stored).flatten(0, 1)
 
 
 def as_stack(matrix: Tensor, experts: int, *, transposed: bool) -> Tensor:
     """``matrix`` ``(experts * out, in)`` as the architecture has it; a view."""
-    stack = matrix.unflatten(0, (experts, -1))
+    stack: Tensor = matrix.unflatten(0, (experts, -1))
     return stack.transpose(1, 2) if transposed else stack
 
 
