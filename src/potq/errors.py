@@ -56,6 +56,10 @@ class EngineError(PotqError, ValueError):
     """What the decode engine cannot open, or cannot do as asked or in its state."""
 
 
+class DistributedError(PotqError, RuntimeError):
+    """Processes that share a run and disagree, or one that stopped or does not answer."""
+
+
 class MissingDependencyError(PotqError, ImportError):
     """An optional package is needed; the message gives the pip line."""
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -65,11 +66,16 @@ class WorkFolder:
 
 def fingerprint(model: nn.Module, batches: Sequence[Tensor], settings: Iterable[str]) -> str:
     """What a run depends on, as a hash: every weight, every token, every setting."""
+    return content_hash({**dict(enumerate(batches)), **model.state_dict()}, settings)
+
+
+def content_hash(tensors: Mapping[Any, Tensor], texts: Iterable[str]) -> str:
+    """A hash of named tensors and of texts."""
     digest = hashlib.blake2b(digest_size=16)
-    for text in settings:
+    for text in texts:
         digest.update(text.encode())
         digest.update(b"\0")
-    for name, tensor in (*enumerate(batches), *model.state_dict().items()):
+    for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -25,7 +25,7 @@ NOT_RUN = {
     "pip": "it would change the environment that the tests run in",
     "git": "it needs the network",
     "llama-cli": "a program of llama.cpp",
-    "torchrun": "its lines are for several GPUs and machines; the tests of potq.qat run two processes",
+    "torchrun": "its lines are for several GPUs and machines; the tests of potq.qat and potq.ptq run two processes",
     "accelerate": "its lines are for several GPUs; the tests of potq.qat run two processes",
 }
 

@@ -166,8 +166,8 @@ def test_powers_of_two_are_not_learned_nor_said_to_be(scope: Any, tiny_model: An
 def test_a_hessian_that_cannot_be_factored_is_reported(
     tiny_model: Any, batches: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def moments(block: nn.Module, name: str, calls: HiddenStates, prefix: str) -> Tensor:
-        found = second_moments(block, name, calls, prefix)
+    def moments(block: nn.Module, name: str, *rest: Any) -> Tensor:
+        found = second_moments(block, name, *rest)
         if name == "mlp.down_proj":
             found += 1000 * found.diagonal().mean() * (1 - torch.eye(len(found)))  # no damping makes that positive definite
         return found

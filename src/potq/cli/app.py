@@ -6,8 +6,9 @@ import sys
 
 import typer
 
+from potq.cli import processes
 from potq.cli.compare import compare
-from potq.cli.console import stderr
+from potq.cli.console import error, stderr
 from potq.cli.env import env
 from potq.cli.evaluate import evaluate
 from potq.cli.export import export
@@ -63,9 +64,9 @@ def main() -> None:
     """Run the command line; potq's own errors become one message and exit status 1, an interrupt 130."""
     try:
         app()
-    except PotqError as error:
-        stderr.print("error:", style="bold red", end=" ")
-        stderr.print(str(error), highlight=False, soft_wrap=True)
+    except PotqError as found:
+        several = processes.count() > 1
+        error(str(found), f" (process {processes.number()} of {processes.count()})" if several else "")
         sys.exit(1)
     except SystemExit as end:
         if end.code == _INTERRUPTED:

@@ -85,6 +85,18 @@ def quiet_libraries() -> None:
         transformers_logging.disable_progress_bar()
 
 
+def only_errors() -> None:
+    """Nothing but errors on stderr: of several processes the first one reports."""
+    stderr.quiet = True
+
+
+def error(message: str, who: str = "") -> None:
+    """One message, whoever reports."""
+    stderr.quiet = False
+    stderr.print(f"error{who}:", style="bold red", end=" ")
+    stderr.print(message, highlight=False, soft_wrap=True)
+
+
 def note(message: str) -> None:
     """A line on stderr, beside the result; one line in a file too, whatever its length."""
     stderr.print(message, style="dim", highlight=False, soft_wrap=True)

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from potq.cli import console
+from potq.cli import console, processes
 from potq.cli.inputs import calibration_inputs, check_class
 from potq.cli.recipe import CalibrationRecipe, QuantizeRecipe, build
 from potq.errors import CheckpointError, ConfigError, PotqError
+from potq.version import __version__
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.distributed import ProcessGroup
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from potq.config import PoTConfig
@@ -79,6 +81,10 @@ def quantize(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of calibration text and refinement. Default: 0.")] = None,
     dtype: Annotated[str | None, typer.Option(help="What the model computes in: auto, float32, bfloat16, float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device to calibrate on, e.g. cuda. Default: cpu.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Minutes that each of several processes waits for the others. Default: 30.")
+    ] = None,
     max_shard_size: Annotated[str | None, typer.Option(help="Largest weight file. Default: 5GB.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
     every_module: Annotated[bool, typer.Option("--every-module", help="A report row for each module.")] = False,
@@ -92,6 +98,8 @@ def quantize(
     potq quantize bert-folder out --effort balanced --calibration text.txt
 
     potq quantize -c recipe.yaml quantization.group_size=32
+
+    On several devices: torchrun --nproc-per-node 8 -m potq quantize smollm2 out --effort balanced --device cuda
     """
     form = console.ReportForm(every_module, as_markdown, as_json)
     overrides = [word for word in words or [] if _OVERRIDE.match(word)]
@@ -118,6 +126,8 @@ def quantize(
             "calibration.text": calibration,
             "seed": seed,
             "dtype": dtype,
+            "device": device,
+            "timeout": timeout,
             "max_shard_size": max_shard_size,
             "force": force or None,
         },
@@ -126,15 +136,31 @@ def quantize(
 
 
 def _run(settings: QuantizeRecipe, form: console.ReportForm) -> None:
-    config, text = settings.config(), settings.calibration_text()
+    text = settings.calibration_text()
     target = _checked(settings, text)
-    work = target.with_name(f".{target.name}.work")
     console.quiet_libraries()
+    if processes.number():
+        console.only_errors()
+    device = processes.own_device(settings.device)
+    with processes.meeting(device, settings.timeout) as group:
+        _require_same(settings, group)
+        _quantize(settings.model_copy(update={"device": device}), text, target, form, group)
+        _await_the_first(group)
+
+
+def _quantize(
+    settings: QuantizeRecipe,
+    text: CalibrationRecipe | None,
+    target: Path,
+    form: console.ReportForm,
+    group: ProcessGroup | None,
+) -> None:
     from potq.checkpoint.folder import save
     from potq.checkpoint.loading import class_at, load, rounded_types
     from potq.checkpoint.processors import processor_files
     from potq.ptq.quantize import chosen_effort
 
+    config, work = settings.config(), target.with_name(f".{target.name}.work")
     kind = class_at(settings.model, settings.model_class)
     if text is not None and kind is not None:
         check_class(kind, settings, text)
@@ -147,12 +173,14 @@ def _run(settings: QuantizeRecipe, form: console.ReportForm) -> None:
     else:
         tokenizer = _tokenizer(settings.model, kind, needed=text.text != "self")
         with console.status(f"loading {settings.model}"):
-            model = load(settings.model, model_class=settings.model_class, dtype=settings.dtype)
-        inputs = _inputs(settings, text, model, tokenizer)
+            model = load(settings.model, model_class=settings.model_class, dtype=settings.dtype, device=settings.device)
+        inputs = _inputs(settings, text, model, tokenizer, group)
         allocation = _allocated(settings, config, model, inputs) if settings.allocates else None
         config = allocation.config if allocation is not None else config
         in_blocks = chosen_effort(config, given=True).calibrated
-        _calibrated(model, config, inputs, settings.seed, work if in_blocks else None)
+        _calibrated(model, config, inputs, settings.seed, work if in_blocks else None, group)
+    if processes.number():
+        return
     files, most = processor_files(settings.model), settings.max_shard_size
     with console.status(f"writing {settings.output}"):
         save(model, settings.output, tokenizer, files=files, force=settings.force, max_shard_size=most)
@@ -162,18 +190,23 @@ def _run(settings: QuantizeRecipe, form: console.ReportForm) -> None:
 
 
 def _inputs(
-    settings: QuantizeRecipe, text: CalibrationRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    settings: QuantizeRecipe,
+    text: CalibrationRecipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    group: ProcessGroup | None,
 ) -> list[Any]:
     """Token batches of a causal language model; inputs by name of every other."""
     from potq.nn.classes import predicts_next
 
     if predicts_next(type(model)):
-        return calibration_batches(text, model, tokenizer, seed=settings.seed)
+        return calibration_batches(text, model, tokenizer, seed=settings.seed, group=group)
     return calibration_inputs(settings, text, model)
 
 
 def _checked(settings: QuantizeRecipe, text: CalibrationRecipe | None) -> Path:
     """The output's folder, after a look at all that can be wrong before torch is loaded."""
+    _check_processes(settings, text)
     from potq.checkpoint.architecture import class_name, is_causal_name
     from potq.checkpoint.files import check_dtype, check_shard_size, check_source, read_config
     from potq.config import check_candidates
@@ -184,11 +217,46 @@ def _checked(settings: QuantizeRecipe, text: CalibrationRecipe | None) -> Path:
     check_dtype(settings.dtype)
     if settings.allocates:
         check_candidates(settings.schemes)
-    target = check_destination(settings.output, force=settings.force, sources=[settings.model])
+    target = settings.output
+    if not processes.number():  # the others write nothing, and may be on another machine
+        target = check_destination(settings.output, force=settings.force, sources=[settings.model])
     where = check_source(settings.model, quantizing=True)
     if text is not None and text.text != SELF and is_causal_name(settings.model_class or class_name(read_config(where))):
         check_text(text.text, learned=True)  # what others read shows with their class
     return target
+
+
+def _check_processes(settings: QuantizeRecipe, text: CalibrationRecipe | None) -> None:
+    """Refuse what several processes would not share, and a wish for them where there is one."""
+    count = processes.count()
+    if count == 1 and settings.timeout is not None:
+        raise ConfigError("timeout is for several processes, and this is one; start them with torchrun, or leave it out")
+    if count > 1 and text is None:
+        raise ConfigError(
+            f"{count} processes share a calibrated run, and rounding to nearest is none; run potq in one process, or use "
+            "--effort balanced"
+        )
+    if count > 1 and settings.allocates:
+        what = "budget" if settings.budget is not None else "candidates"
+        raise ConfigError(
+            f"{what}: {count} processes do not share the choice of schemes; run potq in one, or give quantization.targets"
+        )
+
+
+def _require_same(settings: QuantizeRecipe, group: ProcessGroup | None) -> None:
+    """Processes with other settings would wait for each other in vain; folders may be called otherwise on each machine."""
+    from potq.data.ranks import Ranks
+
+    paths = {"model", "output", "device"}
+    fields = settings.model_dump(mode="json", exclude=paths)
+    Ranks(group).agree({"potq's version": __version__, **{key: str(value) for key, value in fields.items()}})
+
+
+def _await_the_first(group: ProcessGroup | None) -> None:
+    """Until it has written: the run is over for all, or failed for all."""
+    from potq.data.ranks import Ranks
+
+    Ranks(group).values(None)
 
 
 def _show(
@@ -224,12 +292,26 @@ def _streamed(
 
     tokenizer = _tokenizer(settings.model, kind)
     with console.progress_bar("quantizing") as update:
-        model = load(settings.model, config, model_class=settings.model_class, dtype=settings.dtype, progress=update)
+        model = load(
+            settings.model,
+            config,
+            model_class=settings.model_class,
+            dtype=settings.dtype,
+            device=settings.device,
+            progress=update,
+        )
     note_remarks(packed_targets(model), model.dtype)
     return model, tokenizer
 
 
-def _calibrated(model: PreTrainedModel, config: PoTConfig, inputs: list[Any], seed: int, work: Path | None) -> None:
+def _calibrated(
+    model: PreTrainedModel,
+    config: PoTConfig,
+    inputs: list[Any],
+    seed: int,
+    work: Path | None,
+    group: ProcessGroup | None,
+) -> None:
     """Quantize ``model``, on token batches or inputs by name.
 
     Where that goes block by block, those that are done are kept in ``work`` until it is saved.
@@ -241,11 +323,12 @@ def _calibrated(model: PreTrainedModel, config: PoTConfig, inputs: list[Any], se
     note_remarks(language_plan(model, config)[1].targets, model.dtype)
     if work is None:
         with console.progress_bar("quantizing") as update:
-            quantize(model, config, inputs, seed=seed, progress=update)
+            quantize(model, config, inputs, seed=seed, progress=update, group=group)
         return
     total = None
     if not isinstance(inputs[0], dict):
-        announce(model, config, inputs)
+        if not processes.number():
+            announce(model, config, inputs)
         total = len(find_blocks(model)[1])
     blocks = _Blocks(work, total)
     with blocks.kept(), console.progress_bar("quantizing") as update:
@@ -254,7 +337,7 @@ def _calibrated(model: PreTrainedModel, config: PoTConfig, inputs: list[Any], se
             blocks.notice()
             update(done, total, name)
 
-        quantize(model, config, inputs, seed=seed, work_folder=work, progress=progress)
+        quantize(model, config, inputs, seed=seed, work_folder=work, progress=progress, group=group)
 
 
 class _Blocks:
@@ -312,11 +395,17 @@ def announce(model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], w
     """Say on stderr what calibrated work will take."""
     from potq.ptq.estimate import estimate
 
-    console.note(f"{what}: {estimate(model, config, batches)}")
+    several = f", shared by {processes.count()} processes" if processes.count() > 1 else ""
+    console.note(f"{what}: {estimate(model, config, batches, processes=processes.count())}{several}")
 
 
 def calibration_batches(
-    recipe: CalibrationRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *, seed: int
+    recipe: CalibrationRecipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    seed: int,
+    group: ProcessGroup | None = None,
 ) -> list[Tensor]:
     """The recipe's batches; says on stderr how many there are, for a text may be short."""
     from potq.data.calibration_text import load_calibration
@@ -325,7 +414,9 @@ def calibration_batches(
     seed = recipe.seed if recipe.seed is not None else seed
     with console.progress_bar("calibration text") as update:
         tell = console.Forecast("calibration text", update)
-        batches = load_calibration(recipe.text, model, tokenizer, window=window, windows=windows, seed=seed, progress=tell)
+        batches = load_calibration(
+            recipe.text, model, tokenizer, window=window, windows=windows, seed=seed, progress=tell, group=group
+        )
     wanted = f" ({windows} asked for)" if len(batches) < windows else ""
     console.note(f"calibration: {len(batches)} windows{wanted} of {batches[0].shape[1]} tokens, {recipe.text}")
     return batches

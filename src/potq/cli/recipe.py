@@ -41,7 +41,7 @@ class QuantizeRecipe(Strict):
 
     ``model_class`` is a class of transformers, in place of the one that the model's ``config.json`` names. ``budget`` (bits
     per weight of the linears) and ``candidates`` (schemes to choose each linear's from) are those of :func:`potq.allocate`;
-    either of them asks for it.
+    either of them asks for it. ``timeout`` is in minutes: how long one of several processes waits.
     """
 
     model_config = ConfigDict(protected_namespaces=())  # pydantic wants names like model_class for itself
@@ -55,6 +55,8 @@ class QuantizeRecipe(Strict):
     calibration: CalibrationRecipe | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     dtype: str = "auto"
+    device: str | None = None
+    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_shard_size: str = "5GB"
     force: bool = False
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from potq.data.generate import BATCH, self_generated, self_generated_key
+from potq.data.ranks import Ranks
 from potq.data.text import SELF, read_documents, require_unmeasured
 from potq.data.tokens import calibration_windows, choose_window
 from potq.errors import DataError
@@ -28,6 +30,7 @@ def load_calibration(
     seed: int = 0,
     batch: int = BATCH,
     progress: Progress | None = None,
+    group: ProcessGroup | None = None,
 ) -> list[Tensor]:
     """Token batches ``(1, window)`` to calibrate ``model`` with, as :func:`potq.quantize` takes them.
 
@@ -38,12 +41,15 @@ def load_calibration(
         window: tokens per window; by default 512 or the model's limit, whichever is less.
         windows: how many; text that is too short gives fewer.
         seed: of the windows' places in the text, or of the text that the model writes.
+        group: processes of torch.distributed that share the writing, a batch each at a time. All of them call this, and all
+            get the same text as one process.
 
     Raises:
         DataError: text that is missing, damaged or shorter than one window; a window longer than the model's limit; the
             short name of a dataset, which is its split for measuring.
         MissingDependencyError: a dataset without the ``datasets`` library.
         ModelError: the model that writes the text puts out NaN.
+        DistributedError: another process stopped.
 
     Example:
         >>> import potq
@@ -54,7 +60,7 @@ def load_calibration(
     window = choose_window(model, window, WINDOW)
     if source == SELF:
         options = {"window": window, "windows": windows, "seed": seed, "batch": batch}
-        tokens = self_generated(model, **options, tokenizer=tokenizer, progress=progress)
+        tokens = self_generated(model, **options, tokenizer=tokenizer, progress=progress, ranks=Ranks(group))
     elif tokenizer is None:
         raise DataError(f"the calibration text {source} needs the model's tokenizer; pass it, or use {SELF!r}")
     else:

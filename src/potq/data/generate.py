@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from potq.data.ranks import ALONE, Ranks
 from potq.data.tokens import choose_window
 from potq.errors import DataError, ModelError
 from potq.nn.plan import evaluation_mode
@@ -38,6 +39,7 @@ def self_generated(
     batch: int = BATCH,
     tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """``windows`` texts of ``window`` tokens that ``model`` writes, int64 ``(windows, window)`` on the CPU.
 
@@ -48,6 +50,7 @@ def self_generated(
     Args:
         batch: texts written at a time. A larger one is faster, and takes more memory for keys and values.
         tokenizer: random tokens are never its special or added ones. Without it only BOS, EOS and padding are known.
+        ranks: processes that share the batches; each gets all texts, as one process writes them.
 
     Raises:
         DataError: a window longer than the model's limit, or a size that is not positive.
@@ -64,17 +67,21 @@ def self_generated(
     generator = torch.Generator().manual_seed(seed)
     chance = torch.rand(windows, window, generator=generator)
     start = ordinary[torch.randint(len(ordinary), (windows, window), generator=generator)]
-    began, written, texts = time.perf_counter(), 0, []
+    began, written = time.perf_counter(), 0
+    numbers = list(torch.arange(windows).split(batch))
+    texts = torch.empty(0, window, dtype=torch.long)
     with evaluation_mode(model):
-        for rows in torch.arange(windows).split(batch):
+        for rows in ranks.share(numbers):
             text = start[rows].to(model.device)
             for steps in _write(model, text, chance[rows].to(model.device)):
                 if progress is not None:
-                    done = written + steps * len(rows)
-                    progress(done, windows * window, f"{done / (time.perf_counter() - began):.0f} tokens/s")
+                    done = ranks.size * (written + steps * len(rows))
+                    rate = f"{done / (time.perf_counter() - began):.0f} tokens/s"
+                    progress(min(done, windows * window), windows * window, rate)
             written += len(rows) * window
-            texts.append(text.cpu())
-    return torch.cat(texts)
+            texts = torch.cat([texts, text.cpu()])
+    found = [part.split(batch) for part in ranks.parts(texts)]
+    return torch.cat([found[number % ranks.size][number // ranks.size] for number in range(len(numbers))])
 
 
 def self_generated_key(

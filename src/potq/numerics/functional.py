@@ -87,9 +87,9 @@ def spread(parameter: Tensor, group: int, columns: int) -> Tensor:
     return parameter.repeat_interleave(group, dim=1)[:, :columns]
 
 
-def group_index(columns: int, group: int) -> Tensor:
+def group_index(columns: int, group: int, device: torch.device | None = None) -> Tensor:
     """The group that each column is in, int32 ``(columns,)``."""
-    return torch.arange(columns, dtype=torch.int32) // group
+    return torch.arange(columns, dtype=torch.int32, device=device) // group
 
 
 def sum_groups(matrix: Tensor, group: int) -> Tensor:

@@ -133,7 +133,7 @@ def _best_scale_compiled(
     block: Tensor, levels: Tensor, importance: Tensor | None, scale_dtype: ScaleDtype, signed: bool = False
 ) -> Tensor:
     is_half = scale_dtype == "float16"
-    found = torch.empty(len(block), dtype=torch.float16 if is_half else torch.uint8)
+    found = torch.empty(len(block), dtype=torch.float16 if is_half else torch.uint8, device=block.device)
     block = block.contiguous()
     importance = None if importance is None else importance.contiguous()
     failed = native.library().potq_best_scales(
@@ -255,7 +255,7 @@ def _best_candidate_compiled(block: Tensor, tried: Tensor, importance: Tensor | 
     levels, boundaries = (each * scheme.grid.reference for each in codebook(scheme, block.device))
     block, scales = block.contiguous(), decode_scale(tried).contiguous()
     importance = None if importance is None else importance.contiguous()
-    best = torch.empty(len(block), 1, dtype=torch.int64)
+    best = torch.empty(len(block), 1, dtype=torch.int64, device=block.device)
     native.library().potq_best_candidates(
         levels.data_ptr(),
         boundaries.data_ptr(),

@@ -182,7 +182,7 @@ def measure(
         if progress is not None:
             progress(count, total, target.name)
         count += target.weights
-        weight = linear_weight(model.get_submodule(target.name)).detach().float().cpu()
+        weight = linear_weight(model.get_submodule(target.name)).detach().float()
         importance = fisher.pop(target.name)
         options = tuple(_option(weight, importance, scheme) for scheme in schemes)
         patterns = tuple(_exact_pattern(name, names) for name in target.names)

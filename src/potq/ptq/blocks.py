@@ -12,14 +12,16 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from potq.data.ranks import ALONE, Ranks
 from potq.errors import ModelError
 from potq.nn.convolution import reading, rows
 from potq.nn.language import language_prefixes
+from potq.nn.plan import linear_weight
 
 TOKENS = 1024  # at a time through a block, and in a step of refinement: windows of equal length are put together
 
@@ -29,20 +31,22 @@ class Call:
     """One pass through the blocks: hidden states ``(batch, length, dim)``, and whatever else the model gives each block.
 
     What else differs from block to block: masks of sliding and of full attention, say. With ``text`` it
-    is a language model's on text: products may be in bfloat16, and a layer runs once.
+    is a language model's on text: products may be in bfloat16, and a layer runs once. Blocks compute on ``device``; hidden
+    states may be kept elsewhere.
     """
 
     hidden: Tensor
     others: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]
     text: bool = True
+    device: torch.device | None = None
 
     def __call__(self, block: nn.Module) -> Tensor:
         args, kwargs = self.others[block]
-        return _hidden(block(self.hidden, *args, **kwargs))
+        return _hidden(block(self.hidden.to(self.device), *args, **kwargs))
 
     def precision(self) -> AbstractContextManager[object]:
         """What the blocks' products are computed in."""
-        return mixed_precision(self.hidden.device) if self.text else nullcontext()
+        return mixed_precision(self.device or self.hidden.device) if self.text else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,11 @@ def text_chain(model: nn.Module, batches: Sequence[Tensor], keep: Callable[[Tens
     return Chain(names, list(blocks), record_calls(model, list(blocks), batches, keep))
 
 
-def merge(batches: Sequence[Tensor]) -> list[Tensor]:
-    """Token batches put together while they have the same length, up to some thousand tokens each."""
+def merge(batches: Sequence[Tensor], processes: int = 1) -> list[Tensor]:
+    """Token batches put together while they have the same length, up to some thousand tokens each for every process."""
     merged: list[Tensor] = []
     for batch in batches:
-        fits = merged and merged[-1].shape[1] == batch.shape[1] and merged[-1].numel() + batch.numel() <= TOKENS
+        fits = merged and merged[-1].shape[1] == batch.shape[1] and merged[-1].numel() + batch.numel() <= processes * TOKENS
         if fits:
             merged[-1] = torch.cat([merged[-1], batch])
         else:
@@ -119,7 +123,7 @@ def record_calls(
         ModelError: a block does not run, runs twice, or gets something else than the block before it puts out.
     """
     calls: list[Call] = []
-    states: list[Tensor] = []
+    states: list[tuple[Tensor, torch.device]] = []
     others: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     output: Tensor | None = None
 
@@ -127,7 +131,7 @@ def record_calls(
         kept = {name: without_cache(value) for name, value in kwargs.items()}
         hidden = args[0] if args else kept.pop("hidden_states")
         if module is blocks[0]:
-            states.append(keep(hidden))
+            states.append((keep(hidden), hidden.device))
         chained = module is blocks[0] or (output is not None and (hidden is output or torch.equal(hidden, output)))
         if module in others or not chained:
             raise ModelError(
@@ -152,7 +156,8 @@ def record_calls(
                 model(batch.to(next(model.parameters()).device), use_cache=False)
             if missed := [index for index, block in enumerate(blocks) if block not in others]:
                 raise ModelError(f"the model never runs block {missed[0]} of {len(blocks)}; use effort='fast'")
-            calls.append(Call(states.pop(), others))
+            kept, device = states.pop()
+            calls.append(Call(kept, others, device=device))
     return calls
 
 
@@ -190,7 +195,7 @@ class Keeper:
 def _in_file(tensor: Tensor, file: Path) -> Tensor:
     """A copy that lies in ``file``, mapped. It is written beforehand: a full disk is an error there, and a signal later."""
     try:
-        tensor.contiguous().view(torch.uint8).numpy().tofile(file)
+        tensor.contiguous().view(torch.uint8).numpy(force=True).tofile(file)
     except OSError as error:
         raise ModelError(
             f"no room for the hidden states of the calibration text in {file.parent} ({error}); set TMPDIR to a folder on a "
@@ -210,7 +215,7 @@ class HiddenStates:
 
     def copy(self, keep: Callable[[Tensor], Tensor]) -> HiddenStates:
         """Others with the same content, copied by ``keep``."""
-        return HiddenStates([Call(keep(call.hidden), call.others) for call in self.calls])
+        return HiddenStates([replace(call, hidden=keep(call.hidden)) for call in self.calls])
 
     @torch.no_grad()
     def advance(self, block: nn.Module) -> None:
@@ -218,7 +223,7 @@ class HiddenStates:
         for index, call in enumerate(self.calls):
             with call.precision():
                 output = call(block)
-            if output.shape == call.hidden.shape and output.device == call.hidden.device:
+            if output.shape == call.hidden.shape:
                 call.hidden.copy_(output)
             else:
                 self.calls[index] = replace(call, hidden=output.clone())
@@ -229,11 +234,11 @@ class HiddenStates:
 
 
 @torch.no_grad()
-def shared_inputs(block: nn.Module, names: Sequence[str], calls: Iterable[Call]) -> list[list[str]]:
+def shared_inputs(block: nn.Module, names: Sequence[str], calls: Iterable[Call], ranks: Ranks = ALONE) -> list[list[str]]:
     """The named layers of ``block`` in the order they run, those that read the same tensor together.
 
-    Layers that no call reaches are left out: experts that no token is sent to, a matrix that is read without a call. A layer
-    that runs more than once is alone, at its first place.
+    Layers that no call reaches, in no process, are left out: experts that no token is sent to, a matrix that is read without
+    a call. A layer that runs more than once is alone, at its first place.
     """
     found: list[list[str]] = []
     missed = list(names)
@@ -242,7 +247,10 @@ def shared_inputs(block: nn.Module, names: Sequence[str], calls: Iterable[Call])
             break
         found += _shared_inputs(block, missed, call)
         missed = [name for name in missed if not any(name in group for group in found)]
-    return found
+    first, *others = ranks.values(found)
+    for group in (group for groups in others for group in groups):
+        first += [new] if (new := [name for name in group if not any(name in known for known in first)]) else []
+    return cast(list[list[str]], first)
 
 
 def _shared_inputs(block: nn.Module, names: Sequence[str], call: Call) -> list[list[str]]:
@@ -266,9 +274,9 @@ def _shared_inputs(block: nn.Module, names: Sequence[str], call: Call) -> list[l
 
 
 @torch.no_grad()
-def second_moments(block: nn.Module, name: str, calls: HiddenStates, prefix: str = "") -> Tensor:
+def second_moments(block: nn.Module, name: str, calls: HiddenStates, prefix: str = "", ranks: Ranks = ALONE) -> Tensor:
     """Mean of ``x^T x`` over the tokens (of a convolution, the patches) that enter layer ``name`` of ``block``: float32
-    ``(in, in)``.
+    ``(in, in)``. The tokens are those of all processes.
 
     Raises:
         ModelError: its inputs are NaN or infinite; names it, with the ``prefix`` that the block's layers have in the model.
@@ -291,12 +299,20 @@ def second_moments(block: nn.Module, name: str, calls: HiddenStates, prefix: str
         once = call.text or 0 < done >= runs  # what has run no more than once in every pass so far
         with _inputs_seen(block, [name], add, stop=once), suppress(_Reached), call.precision():
             call(block)
+    runs, count = map(sum, zip(*ranks.values((runs, count)), strict=True))
     if runs and not count:
         raise ModelError(f"{prefix}{name}: its inputs on the calibration are empty")
-    if not total or not bool(total[0].isfinite().all()):
+    moments: Tensor = ranks.sum(total[0] if total else _no_moments(module)) / count if count else _no_moments(module)
+    if not count or not bool(moments.isfinite().all()):
         name = prefix + name
         raise ModelError(f"{name}: its inputs on the calibration text are NaN or infinite; load the model in float32")
-    return total[0] / count
+    return moments
+
+
+def _no_moments(module: nn.Module) -> Tensor:
+    """Of a layer that no token of this process enters."""
+    weight = linear_weight(module)
+    return torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from potq.data.ranks import ALONE, Ranks
 from potq.data.tokens import require_own_tokens
 from potq.errors import DataError, ModelError
 from potq.nn.convolution import convolve, is_convolution, rows
@@ -112,7 +113,7 @@ def mean_squared_gradients(model: nn.Module, names: Sequence[str], batches: Sequ
     require_causal(model, predicting=True)
     modules = {name: model.get_submodule(name) for name in names}
     weights = {name: cast(nn.Parameter, module.weight) for name, module in modules.items()}
-    sums = {name: torch.zeros(weight.shape) for name, weight in weights.items()}
+    sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     reached: dict[str, int] = {}
     device = next(model.parameters()).device
     windows = [window[None] for batch in batches for window in batch]
@@ -122,7 +123,7 @@ def mean_squared_gradients(model: nn.Module, names: Sequence[str], batches: Sequ
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
             for name, gradient in zip(weights, gradients, strict=True):
                 if gradient is not None:
-                    sums[name] += gradient.float().square().cpu()
+                    sums[name] += gradient.float().square()
                     reached[name] = 1
     _require_reached(names, reached)
     for name, total in sums.items():
@@ -131,11 +132,13 @@ def mean_squared_gradients(model: nn.Module, names: Sequence[str], batches: Sequ
     return {name: as_matrix(modules[name], sums[name] / len(windows)) for name in names}
 
 
-def output_snr(model: nn.Module, quantized: dict[str, QuantizedWeight], feed: Sequence[Tensor] | Feed) -> dict[str, float]:
+def output_snr(
+    model: nn.Module, quantized: dict[str, QuantizedWeight], feed: Sequence[Tensor] | Feed, ranks: Ranks = ALONE
+) -> dict[str, float]:
     """Signal-to-noise ratio (dB) of each layer's output on the text: full precision against quantized, same inputs.
 
     ``model`` is still in full precision; ``quantized`` maps names of its linears, convolutions and plain embeddings to their
-    weights.
+    weights. Of several processes each has a part of the text, or none.
     Layers that the text never reaches are left out.
     """
     signal: dict[str, float] = {}
@@ -155,7 +158,12 @@ def output_snr(model: nn.Module, quantized: dict[str, QuantizedWeight], feed: Se
         noise[name] = noise.get(name, 0.0) + float(error.square().sum(dtype=torch.float64))
 
     _run(model, {name: partial(hook, name) for name in quantized}, feed)
-    return {name: decibels(signal[name], noise[name]) for name in signal}
+    totals: dict[str, tuple[float, float]] = {}
+    for energies in ranks.values({name: (signal[name], noise[name]) for name in signal}):
+        for name, (clean, error) in energies.items():
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = before[0] + clean, before[1] + error
+    return {name: decibels(clean, error) for name, (clean, error) in totals.items()}
 
 
 def _run(model: nn.Module, hooks: dict[str, Any], feed: Sequence[Tensor] | Feed) -> None:

@@ -55,7 +55,7 @@ class ModuleCall(Call):
 
     def __call__(self, block: nn.Module) -> Tensor:
         args, kwargs = _copied(self.others[block])
-        output: Any = block(self.hidden.clone(), *args, **kwargs)
+        output: Any = block(self.hidden.to(self.device, copy=True), *args, **kwargs)
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 

@@ -43,11 +43,12 @@ class _Layers:
     outputs: tuple[int, ...]
 
 
-def estimate(model: nn.Module, config: PoTConfig | Effort, batches: Sequence[Tensor]) -> Estimate:
+def estimate(model: nn.Module, config: PoTConfig | Effort, batches: Sequence[Tensor], *, processes: int = 1) -> Estimate:
     """What :func:`potq.quantize` will take with ``batches`` of calibration text.
 
     Pieces of the work are done on one block and timed, which takes a small part of the whole. A config without effort counts
-    as ``"balanced"``, an effort without config as one of ``pot4``.
+    as ``"balanced"``, an effort without config as one of ``pot4``. Several ``processes`` share text and rows; the bytes are
+    those of each.
 
     Raises:
         DataError: batches that the model cannot read.
@@ -63,11 +64,12 @@ def estimate(model: nn.Module, config: PoTConfig | Effort, batches: Sequence[Ten
     calibrated = inside if effort.calibrated and batches else []
     seconds = rounding_seconds(model, [target for target in targets if target not in calibrated], config)
     if calibrated:
-        seconds += _calibrated_seconds(model, calibrated, effort, merge(batches), len(blocks))
+        seconds += _calibrated_seconds(model, calibrated, effort, merge(batches), len(blocks)) / processes
     learned = 0
     if effort.scope != "none":
         learned = _LEARNED * (weights if effort.scope == "model" else weights // len(blocks))
-    return Estimate(seconds, tensor_bytes(model) + learned + _working_bytes(model, groups, weights, effort, tokens))
+    working = _working_bytes(model, groups, weights, effort, -(-tokens // processes))
+    return Estimate(seconds, tensor_bytes(model) + learned + working)
 
 
 def _calibrated_seconds(

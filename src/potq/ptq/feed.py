@@ -76,7 +76,7 @@ class Feed:
                 ran the module.
         """
         if self.inputs is not None:
-            device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+            device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)  # None: as it is
             for index, item in enumerate(self.inputs):
                 self._run_input(model, index, tree_map_only(Tensor, lambda tensor: tensor.to(device), _plain(item)))
         if self.run is not None:

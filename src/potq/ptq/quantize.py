@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from potq.config import EFFORTS, Effort, PoTConfig, require_config
+from potq.data.ranks import Ranks, SharedFolder
 from potq.errors import ConfigError, ModelError
 from potq.nn.convolution import is_grouped
 from potq.nn.language import language_plan
@@ -43,9 +45,10 @@ from potq.ptq.blocks import Chain, Keeper, find_blocks, merge
 from potq.ptq.chain import Blocks, check_settings, find_lists, record_chain
 from potq.ptq.feed import Feed
 from potq.ptq.sequential import SequentialCalibration, calibrated_layer, rounded_layer, rounded_only, substituted
-from potq.resume import WorkFolder, fingerprint
+from potq.resume import WorkFolder, content_hash, fingerprint
 from potq.version import __version__
 
+_COMPARED = 256  # entries of each weight that processes compare
 REPORTED = 8  # calibration batches that output errors are measured on
 _UNUSED = "_potq_unused"
 
@@ -65,6 +68,7 @@ def quantize(
     work_folder: str | os.PathLike[str] | None = None,
     cache_bytes: int = 4 << 30,
     progress: Progress | None = None,
+    group: ProcessGroup | None = None,
 ) -> QuantReport:
     """Quantize ``model`` in place; ``model.save_pretrained`` and :func:`potq.save` work afterwards.
 
@@ -85,6 +89,8 @@ def quantize(
             and config, it goes on from there to the same result. Delete it when the model is saved.
         cache_bytes: hidden states of the calibration text are kept in memory up to this size, beyond it in temporary files.
         progress: called before each matrix: weights done, weights in all, its name. A whole model's refinement counts steps.
+        group: processes of torch.distributed that share a calibrated run of a language model. All of them call this with the
+            same model, config and calibration, and all get the same quantized model; the first keeps the ``work_folder``.
 
     Returns:
         What was done to each module, what was skipped and why. It is kept as ``model.quant_report`` too.
@@ -93,10 +99,11 @@ def quantize(
         ConfigError: a pattern that matches nothing, an effort or scale method that needs calibration without it, or that
             needs a language model; blocks that are not there.
         ModelError: NaN or infinite weights or activations (named), a model quantized before or not in memory, nothing to
-            quantize, a calibrated effort for a model on a GPU; layers that the text never reaches where ``scale_method``
+            quantize; layers that the text never reaches where ``scale_method``
             needs them (otherwise they are rounded to nearest, and the report says so). The model is unchanged.
         DataError: calibration that is not token batches; of any other module, inputs that it does not run on, or a callable
-            that raises or never runs it.
+            that raises or never runs it; fewer windows than processes.
+        DistributedError: processes that have not the same model, config or calibration, or one that stopped.
 
     Example:
         >>> import potq
@@ -139,15 +146,14 @@ def quantize(
             raise ConfigError("blocks= is for modules that run on inputs; those of a language model on text are found")
     source = _check_source(model, calibration, fed=fed)
     config = config.model_copy(update={"effort": effort})
-    if effort.calibrated:
-        _require_cpu(model)
+    ranks = _check_ranks(Ranks(group), model, config, source, seed)
     for target in todo.targets:
         check_weight(matrix_of(model, target.name), target)
-    run = _Run(model, config, effort, todo, source, blocks, seed, cache_bytes, progress)
+    run = _Run(model, config, effort, todo, source, blocks, seed, cache_bytes, progress, ranks)
     done = run.calibrated(work_folder) if effort.calibrated else run.rounded(todo.targets)
     if calibration is not None:
-        some = source.first(REPORTED) if isinstance(source, Feed) else merge(source[:REPORTED])
-        _add_output_errors(model, todo, done, some)
+        some = source.first(REPORTED) if isinstance(source, Feed) else merge(ranks.share(source[:REPORTED]))
+        _add_output_errors(model, todo, done, some, ranks)
     for target in todo.targets:
         install(model, target, done[target.name][0])
     entries = [done[target.name][1] for target in todo.targets]
@@ -190,6 +196,7 @@ class _Run:
     seed: int
     cache_bytes: int
     progress: Progress | None
+    ranks: Ranks
     remarks: list[str] = field(default_factory=list)
 
     def rounded(self, targets: Sequence[WeightPlan]) -> Done:
@@ -264,6 +271,7 @@ class _Run:
             cache_bytes=self.cache_bytes,
             folder=folder,
             progress=progress,
+            ranks=self.ranks,
         )
         layers = calibrated.run()
         found: Done = {}
@@ -294,7 +302,9 @@ class _Run:
         kind = type(self.model).__qualname__ if is_plain(self.model) else repr(self.model.config)
         settings = [__version__, kind, self.config.model_dump_json(), str(self.seed)]
         settings += [repr(list(self.blocks))] if self.blocks is not None else []
-        return WorkFolder(Path(path), fingerprint(self.model, inputs, settings))
+        settings += [f"{self.ranks.size} processes"] if self.ranks.size > 1 else []  # other sums, other bits
+        mark = fingerprint(self.model, inputs, settings) if self.ranks.leads else ""
+        return SharedFolder(Path(path), mark, self.ranks)
 
 
 def quantize_weight(
@@ -374,13 +384,33 @@ def require_calibration(config: PoTConfig, *, given: bool) -> None:
         )
 
 
-def _require_cpu(model: nn.Module) -> None:
-    elsewhere = sorted({str(p.device) for p in model.parameters() if p.device.type != "cpu"})
-    if elsewhere:
-        raise ModelError(
-            f"calibrated efforts compute on the CPU, the model is on {', '.join(elsewhere)}; quantize model.cpu(), or use "
-            "effort='fast'"
+def _check_ranks(ranks: Ranks, model: nn.Module, config: PoTConfig, source: Source, seed: int) -> Ranks:
+    """``ranks``, after a look at whether they have something to share, and the same."""
+    if ranks.size == 1:
+        return ranks
+    if isinstance(source, Feed):
+        raise ConfigError(
+            f"{ranks.size} processes share the text of a language model, and {type(model).__name__} is a plain module; "
+            "quantize it in one"
         )
+    effort = chosen_effort(config, given=bool(source))
+    if not effort.calibrated:
+        raise ConfigError(
+            f"{ranks.size} processes share the calibration of blocks, and effort={effort.name!r} has none; quantize in one "
+            "process, or use 'balanced'"
+        )
+    shapes = [f"{name} {tensor.dtype} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items()]
+    starts = {name: tensor.reshape(-1)[:_COMPARED] for name, tensor in model.state_dict().items() if not tensor.is_meta}
+    ranks.agree(
+        {
+            "potq's version": __version__,
+            "torch's version": torch.__version__,
+            "the config": content_hash({}, [config.model_dump_json(), str(seed)]),
+            "the model": content_hash(starts, [type(model).__qualname__, *shapes]),
+            "the calibration text": content_hash(dict(enumerate(source)), []),
+        }
+    )
+    return ranks
 
 
 def make_report(model: nn.Module, modules: list[ModuleReport], skipped: list[SkippedModule]) -> QuantReport:
@@ -429,7 +459,7 @@ def _importance(model: nn.Module, config: PoTConfig, targets: Sequence[WeightPla
     return {}
 
 
-def _add_output_errors(model: nn.Module, todo: Plan, done: Done, source: Source) -> None:
+def _add_output_errors(model: nn.Module, todo: Plan, done: Done, source: Source, ranks: Ranks) -> None:
     """Fill in ``output_snr_db``; an embedding class with a forward of its own has no plain output to compare."""
     plain = {
         target.name: done[target.name][0]
@@ -437,7 +467,7 @@ def _add_output_errors(model: nn.Module, todo: Plan, done: Done, source: Source)
         if target.kind not in ("embedding", "experts")
         or (target.kind == "embedding" and type(model.get_submodule(target.name)) is nn.Embedding)
     }
-    ratios = calib.output_snr(model, plain, source)
+    ratios = calib.output_snr(model, plain, source, ranks)
     for name, (_, entry) in done.items():
         entry.output_snr_db = ratios.get(name)
 

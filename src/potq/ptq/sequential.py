@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from potq.config import Effort
+from potq.data.ranks import ALONE, Ranks
 from potq.nn.convolution import is_grouped
 from potq.nn.losses import divergence, output_loss
 from potq.nn.plan import Place, WeightPlan, evaluation_mode, linear_weight, matrix_of
@@ -31,13 +32,13 @@ from potq.ptq.blocks import (
     Chain,
     HiddenStates,
     Keeper,
-    merge,
     mixed_precision,
     second_moments,
     shared_inputs,
     text_chain,
 )
 from potq.ptq.experts import experts_apart, joined
+from potq.ptq.share import Share
 from potq.resume import WorkFolder
 
 Found = dict[str, tuple[Rounded, SchemeRounding, str]]
@@ -60,7 +61,7 @@ class SequentialCalibration:
 
     Attributes:
         targets: the layers to be quantized; those outside the blocks are left to the caller.
-        batches: token batches ``(batch, length)``; not used where there is a chain.
+        batches: token batches ``(batch, length)``, of all processes; not used where there is a chain.
         chain: the blocks with their calls, recorded before; None: a language model's on the batches.
         fixed: weights outside the blocks that are quantized already, for a refinement of the whole model to reckon with.
         seed: of the order of batches in refinement.
@@ -68,6 +69,7 @@ class SequentialCalibration:
         folder: where finished blocks are kept for a run that is killed, or None.
         progress: called with the weights done, those of ``fixed`` among them, of all, and the name of the next layer.
         rounding: makes a scheme known to the algorithms; another one compares them on formats that potq does not store.
+        ranks: the processes that share the text, and every layer's rows.
     """
 
     model: nn.Module
@@ -81,22 +83,25 @@ class SequentialCalibration:
     folder: WorkFolder | None = None
     progress: Progress | None = None
     rounding: Callable[[Tensor, QuantScheme, Tensor], SchemeRounding] = SchemeRounding.of
+    ranks: Ranks = ALONE
 
     def run(self) -> dict[str, Layer]:
         """Quantize the targets that are in blocks, by name.
 
         Raises:
             ModelError: no blocks, or not one after another; NaN activations; a refinement that diverges; a full disk.
+            DistributedError: another process stopped.
         """
+        share = Share.of(self.batches, self.ranks, refined=self.effort.scope != "none")
         with evaluation_mode(self.model), frozen(self.model), ExitStack() as stack:
-            layers = self._blocks(stack)
+            layers = self._blocks(share, stack)
             if self.effort.scope == "model" and layers:
-                self._refine_model(layers)
+                self._refine_model(layers, share)
         return layers
 
-    def _blocks(self, stack: ExitStack) -> dict[str, Layer]:
+    def _blocks(self, share: Share, stack: ExitStack) -> dict[str, Layer]:
         keep = Keeper(self.cache_bytes, stack)
-        chain = self.chain or text_chain(self.model, merge(self.batches), keep)
+        chain = self.chain or text_chain(self.model, share.batches, keep)
         seen = HiddenStates(chain.calls)
         exact = seen.copy(keep) if self.effort.scope == "block" else None  # as the full-precision model has them
         layers: dict[str, Layer] = {}
@@ -107,10 +112,11 @@ class SequentialCalibration:
             inside = {t.name.removeprefix(start): t for t in self.targets if t.name.startswith(start)}
             if exact is not None:
                 exact.advance(block)
-            done = self._load(chain.first + index, inside)
+            done = self._load(chain.first + index, block, inside)
             if done is None:
                 report = self._reporter(count, total, start)
-                done = self._quantize_experts_too(block, start, inside, seen, exact, self.seed + index, report)
+                refinement = Refinement(exact, share, self.seed + index) if exact is not None else None
+                done = self._quantize_experts_too(block, start, inside, seen, refinement, report)
                 self._save(chain.first + index, done)
             if index + 1 < len(starts):
                 with substituted(block, {name: layer.weight.dequantize() for name, layer in done.items()}):
@@ -129,17 +135,19 @@ class SequentialCalibration:
 
         return report
 
-    def _load(self, index: int, inside: dict[str, WeightPlan]) -> dict[str, Layer] | None:
+    def _load(self, index: int, block: nn.Module, inside: dict[str, WeightPlan]) -> dict[str, Layer] | None:
         found = self.folder.load(f"block-{index:04}") if self.folder is not None else None
         if found is None:
             return None
         layers = {}
         for name, target in inside.items():
-            stored = {k: found[f"{name}.{k}"] for k in ("packed", "scale", "row_scale") if f"{name}.{k}" in found}
+            device = Place.of(block, name).parameter.device
+            keys = [key for key in ("packed", "scale", "row_scale", "latent") if f"{name}.{key}" in found]
+            stored = {key: found[f"{name}.{key}"].to(device) for key in keys}
             label = bytes(found[f"{name}.algorithm"].tolist()).decode()
+            latent = stored.pop("latent", None)
             weight = QuantizedWeight(shape=target.shape, scheme=target.scheme, **stored)
-            latent = found.get(f"{name}.latent")
-            rounding = None if latent is None else SchemeRounding(weight.scheme, weight.row_scale)
+            rounding = None if latent is None else SchemeRounding(weight.scheme, weight.row_scale, device)
             layers[name] = Layer(weight, label, rounding, latent)
         return layers
 
@@ -154,7 +162,7 @@ class SequentialCalibration:
                 tensors[f"{name}.latent"] = layer.latent
         self.folder.save(f"block-{index:04}", tensors)
 
-    def _refine_model(self, layers: dict[str, Layer]) -> None:
+    def _refine_model(self, layers: dict[str, Layer], share: Share) -> None:
         """Learn the layers' codes and scales together, to predict what the full-precision model predicts."""
         weights: dict[nn.Module, LearnedWeight] = {}
         for name, layer in layers.items():
@@ -163,13 +171,12 @@ class SequentialCalibration:
                 if layer.latent is not None:
                     rounded, layer.latent = replace(rounded, latent=layer.latent), None
                 weights[self.model.get_submodule(name)] = LearnedWeight(rounded, layer.rounding, codes=self.effort.codes)
-        batches = merge(self.batches)
         final = {name: layer.weight for name, layer in layers.items() if layer.rounding is None}
         exchange = _Exchange(self.model, self.fixed | final)
         learning = Learning(weights)
 
         def loss(index: int) -> Tensor:
-            batch = batches[index].to(next(self.model.parameters()).device)
+            batch = share.batches[index].to(next(self.model.parameters()).device)
             with torch.no_grad(), learning.paused(), exchange.swapped(), mixed_precision(batch.device):
                 teacher = self.model(batch, use_cache=False).logits
             with mixed_precision(batch.device):
@@ -181,7 +188,7 @@ class SequentialCalibration:
                 self.progress(step, steps, f"refining: divergence {value:.4f}")
 
         with exchange.swapped(), learning:  # until the last backward pass, which may read the weights
-            fit(list(weights.values()), loss, len(batches), self.effort, self.seed, report, self.folder)
+            fit(list(weights.values()), loss, share, self.effort, self.seed, report, self.folder)
         for name, layer in layers.items():
             if layer.rounding is not None:
                 layer.weight = layer.rounding.pack(weights[self.model.get_submodule(name)].rounded())
@@ -206,14 +213,13 @@ class SequentialCalibration:
         prefix: str,
         inside: dict[str, WeightPlan],
         seen: HiddenStates,
-        exact: HiddenStates | None,
-        seed: int,
+        refinement: Refinement | None,
         report: Callable[[int, str], None],
     ) -> dict[str, Layer]:
         """Layer group by layer group, each seeing the effect of those before it; then the block as a whole, if asked."""
         found: Found = {}
         layers: dict[str, Layer] = {}
-        groups = shared_inputs(block, list(inside), seen)
+        groups = shared_inputs(block, list(inside), seen, self.ranks)
         unread = set(inside) - {name for group in groups for name in group}
         with substituted(block, {}) as substitute:
             for name in sorted(unread):
@@ -230,13 +236,29 @@ class SequentialCalibration:
                         layers[name] = rounded_layer(weight, scheme, reason)
                         substitute(name, layers[name].weight.dequantize())
                         continue
-                    hessian = second_moments(block, name, seen, prefix) if hessian is None else hessian
-                    rounding = self.rounding(weight, scheme, hessian.diagonal())
-                    found[name] = quantize_layer(weight, hessian, rounding, self.effort)
+                    hessian = second_moments(block, name, seen, prefix, self.ranks) if hessian is None else hessian
+                    found[name] = self._quantize_layer(weight, scheme, hessian)
                     substitute(name, found[name][0].values)
-            if exact is not None:
-                found = refine_block(block, found, seen, exact, self.effort, seed)
+            if refinement is not None:
+                found = refine_block(block, found, seen, refinement, self.effort)
         return layers | {n: Layer(rounding.pack(r), label, rounding, r.latent) for n, (r, rounding, label) in found.items()}
+
+    def _quantize_layer(self, weight: Tensor, scheme: QuantScheme, hessian: Tensor) -> tuple[Rounded, SchemeRounding, str]:
+        """A layer's weight ``(out, in)``: given the second moments no row depends on another, so processes share them."""
+        part = weight[self.ranks.rows(len(weight))]
+        rounding = self.rounding(part, scheme, hessian.diagonal())
+        rounded, rounding, label = quantize_layer(part, hessian, rounding, self.effort)
+        if self.ranks.size == 1:
+            return rounded, rounding, label
+        stored = rounding.pack(rounded).tensors()  # far less to send than what it is worth
+        whole = {name: self.ranks.whole(tensor, len(weight)) for name, tensor in stored.items()}
+        packed = QuantizedWeight(shape=(weight.shape[0], weight.shape[1]), scheme=scheme, **whole)
+        rounding = SchemeRounding(scheme, packed.row_scale, weight.device)
+        latent = rounded.latent
+        rounded = rounding.unpack(packed)
+        if self.effort.scope != "none":
+            rounded = replace(rounded, latent=self.ranks.whole(latent, len(weight)))
+        return rounded, rounding, label
 
 
 def rounded_only(module: nn.Module, scheme: QuantScheme) -> str:
@@ -281,13 +303,21 @@ def quantize_layer(
     return rounded, rounding, label
 
 
+@dataclass(frozen=True)
+class Refinement:
+    """What a block is refined by: its inputs as the full-precision model has them, and the batches in a seed's order."""
+
+    exact: HiddenStates
+    share: Share
+    seed: int
+
+
 def refine_block(
     block: nn.Module,
     found: Found,
     seen: HiddenStates,
-    exact: HiddenStates,
+    refinement: Refinement,
     effort: Effort,
-    seed: int,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Found:
     """Learn the block's codes and scales to put out what the full-precision block puts out after full-precision ones."""
@@ -297,10 +327,10 @@ def refine_block(
         call = seen.calls[index]
         with call.precision():
             output = call(block)
-        return output_loss(output, exact.calls[index].hidden)
+        return output_loss(output, refinement.exact.calls[index].hidden.to(output.device))
 
     with Learning({block.get_submodule(name): weight for name, weight in weights.items()}):
-        fit(list(weights.values()), loss, len(seen.calls), effort, seed, progress)
+        fit(list(weights.values()), loss, refinement.share, effort, refinement.seed, progress)
     return {
         name: (weights[name].rounded(), rounding, label + _learned(rounding, "block", effort))
         for name, (_, rounding, label) in found.items()

@@ -19,7 +19,8 @@ from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
 from potq.ptq.blocks import Call, HiddenStates, find_blocks, mixed_precision, record_calls, second_moments, shared_inputs
 from potq.ptq.experts import experts_apart
 from potq.ptq.quantize import quantize_weight
-from potq.ptq.sequential import Found, frozen, quantize_layer, refine_block
+from potq.ptq.sequential import Found, Refinement, frozen, quantize_layer, refine_block
+from potq.ptq.share import Share
 
 _ROWS = (16, 128)  # of a layer, which its time is extrapolated from
 _SLICE = 1 << 17  # weights of a matrix that is rounded to nearest
@@ -140,7 +141,8 @@ def _step(
         found[name] = round_to_nearest(weight, *fit_groups(weight, ones, rounding), rounding), rounding, ""
     ends: list[float] = []
     tried = effort.model_copy(update={"epochs": _STEPS})
-    refine_block(block, found, seen, seen, tried, 0, lambda *_: ends.append(time.perf_counter()))
+    refinement = Refinement(seen, Share.whole([], len(seen.calls)), 0)
+    refine_block(block, found, seen, refinement, tried, lambda *_: ends.append(time.perf_counter()))
     return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else 0.0
 
 

@@ -61,8 +61,10 @@ def written_by(
         name, shape = f"text-{number:05}", (min(_ROWS, rows - first), length)
         text = _load(kept, name, shape)
         if text is None:
-            options = {"tokenizer": tokenizer, "progress": meter.within(first * length)}
-            text = self_generated(model, window=length, windows=shape[0], seed=_seed(seed, number), batch=_ROWS, **options)
+            own, tell = _seed(seed, number), meter.within(first * length)
+            text = self_generated(
+                model, window=length, windows=shape[0], seed=own, batch=_ROWS, tokenizer=tokenizer, progress=tell
+            )
             if kept is not None:
                 kept.save(name, {"text": text})
         else:

@@ -20,6 +20,7 @@ from potq.ptq.algorithms.learned import LearnedWeight
 from potq.ptq.algorithms.refine import Learning, fit
 from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
 from potq.ptq.algorithms.rtn import rtn
+from potq.ptq.share import Share
 from potq.resume import WorkFolder
 
 EFFORT = Effort(scope="block", epochs=5, code_rate=0.02, scale_rate=1e-3)
@@ -76,7 +77,7 @@ def test_a_forward_of_ones_own_is_kept() -> None:
 def test_the_loss_goes_down(name: str, codes: bool) -> None:
     learned, loss = _problem(PRESETS[name], codes=codes)
     before = _total(loss)
-    fit([learned], loss, BATCHES, EFFORT, 0)
+    fit([learned], loss, Share.whole([], BATCHES), EFFORT, 0)
     after = _total(loss)
     if name == "mxfp4" and not codes:
         assert after == before  # nothing can be learned
@@ -91,7 +92,7 @@ def test_it_depends_on_the_seed_alone() -> None:
         learned, loss = _problem()
         torch.manual_seed(len(results))
         state = torch.get_rng_state()
-        fit([learned], loss, BATCHES, EFFORT, seed)
+        fit([learned], loss, Share.whole([], BATCHES), EFFORT, seed)
         assert torch.equal(torch.get_rng_state(), state)
         results.append(learned.latent.detach())
     assert torch.equal(results[0], results[1])
@@ -107,7 +108,7 @@ def test_every_batch_is_seen_once_an_epoch_and_told_of() -> None:
         seen.append(index)
         return loss(index)
 
-    fit([learned], noted, BATCHES, EFFORT, 0, lambda step, steps, value: told.append((step, steps)))
+    fit([learned], noted, Share.whole([], BATCHES), EFFORT, 0, lambda step, steps, value: told.append((step, steps)))
     assert [sorted(seen[i : i + BATCHES]) for i in range(0, 30, BATCHES)] == [list(range(BATCHES))] * 5
     assert seen[:BATCHES] != seen[BATCHES : 2 * BATCHES]
     assert told == [(step, 30) for step in range(1, 31)]
@@ -117,7 +118,7 @@ def test_every_batch_is_seen_once_an_epoch_and_told_of() -> None:
 def test_a_loss_that_is_not_finite(bad: float) -> None:
     learned, loss = _problem()
     with pytest.raises(ModelError, match=r"refinement diverged .*; lower code_rate and scale_rate"):
-        fit([learned], lambda index: loss(index) * bad, BATCHES, EFFORT, 0)
+        fit([learned], lambda index: loss(index) * bad, Share.whole([], BATCHES), EFFORT, 0)
 
 
 @pytest.mark.parametrize("codes", [True, False])
@@ -127,7 +128,7 @@ def test_a_killed_run_goes_on_to_the_same_result(
 ) -> None:
     monkeypatch.setattr(refine, "_SAVE_SECONDS", -1.0)
     expected, loss = _problem(codes=codes)
-    fit([expected], loss, BATCHES, EFFORT, 0)
+    fit([expected], loss, Share.whole([], BATCHES), EFFORT, 0)
     killed, loss = _problem(codes=codes)
 
     def kill(step: int, steps: int, value: float) -> None:
@@ -135,10 +136,18 @@ def test_a_killed_run_goes_on_to_the_same_result(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit([killed], loss, BATCHES, EFFORT, 0, kill, WorkFolder(tmp_path / "work", "a"))
+        fit([killed], loss, Share.whole([], BATCHES), EFFORT, 0, kill, WorkFolder(tmp_path / "work", "a"))
     resumed, loss = _problem(codes=codes)
     steps: list[int] = []
-    fit([resumed], loss, BATCHES, EFFORT, 0, lambda step, *_: steps.append(step), WorkFolder(tmp_path / "work", "a"))
+    fit(
+        [resumed],
+        loss,
+        Share.whole([], BATCHES),
+        EFFORT,
+        0,
+        lambda step, *_: steps.append(step),
+        WorkFolder(tmp_path / "work", "a"),
+    )
     assert steps == list(range(stop, 31))  # the state was saved after the step before
     assert torch.equal(resumed.latent, expected.latent)
     assert torch.equal(resumed.log_scale, expected.log_scale)
@@ -146,7 +155,7 @@ def test_a_killed_run_goes_on_to_the_same_result(
 
 def test_no_state_is_saved_within_a_few_minutes(tmp_path: Path) -> None:
     learned, loss = _problem()
-    fit([learned], loss, BATCHES, EFFORT, 0, None, WorkFolder(tmp_path, "a"))
+    fit([learned], loss, Share.whole([], BATCHES), EFFORT, 0, None, WorkFolder(tmp_path, "a"))
     assert [file.name for file in tmp_path.iterdir()] == ["fingerprint"]
 
 

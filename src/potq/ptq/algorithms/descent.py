@@ -24,7 +24,8 @@ def refine_layer(
 ) -> Rounded:
     """Improve ``rounded``, a quantized form of ``weight`` ``(out, in)``, for inputs of second moments ``hessian``."""
     hessian = without_dead_inputs(hessian)
-    hessian = hessian + torch.eye(len(hessian)) * (damping * hessian.diagonal().mean())
+    identity = torch.eye(len(hessian), device=hessian.device)
+    hessian = hessian + identity * (damping * hessian.diagonal().mean())
     for _ in range(rounds):
         rounded = _refit_scales(weight, hessian, rounded, rounding)
         values = rounded.values.contiguous()
@@ -44,7 +45,7 @@ def output_error(weight: Tensor, values: Tensor, hessian: Tensor) -> Tensor:
 def _sweep(values: Tensor, gradient: Tensor, hessian: Tensor, rounded: Rounded, rounding: Rounding) -> None:
     columns = values.shape[1]
     size = min(rounding.group(columns), 128)
-    group = group_index(columns, rounding.group(columns))
+    group = group_index(columns, rounding.group(columns), values.device)
     for start in range(0, columns, size):
         part = slice(start, min(start + size, columns))
         block = Block(rounding, rounded.scale, rounded.shift, group[part].contiguous())
@@ -61,7 +62,7 @@ def _refit_scales(weight: Tensor, hessian: Tensor, rounded: Rounded, rounding: R
     scale = torch.cat(
         [
             _least_squares(weight[part], hessian, rounded.values[part], rounded.scale[part], rounding)
-            for part in torch.arange(len(weight)).split(rows)
+            for part in torch.arange(len(weight), device=weight.device).split(rows)
         ]
     )
     refit = rescale(rounded, rounding.store(torch.where(scale * rounded.scale > 0, scale, rounded.scale)), rounding)
@@ -86,7 +87,7 @@ def _least_squares(weight: Tensor, hessian: Tensor, values: Tensor, scale: Tenso
     empty = system.diagonal(dim1=1, dim2=2) <= 0
     system = system + torch.diag_embed(empty.float())
     ridge = 1e-6 * system.diagonal(dim1=1, dim2=2).mean(1)
-    system = system + ridge[:, None, None] * torch.eye(groups)
+    system = system + ridge[:, None, None] * torch.eye(groups, device=weight.device)
     solved, failed = torch.linalg.solve_ex(system, target)
     usable = solved.isfinite() & ~empty & (failed == 0)[:, None]
     return torch.where(usable, solved, scale)

@@ -36,9 +36,11 @@ def gptq(weight: Tensor, hessian: Tensor, rounding: Rounding, *, ordered: bool =
     """
     columns, size = weight.shape[1], rounding.group(weight.shape[1])
     hessian = without_dead_inputs(hessian)
-    order = torch.argsort(hessian.diagonal(), descending=True, stable=True) if ordered else torch.arange(columns)
+    order = torch.arange(columns, device=weight.device)
+    if ordered:
+        order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     factor = inverse_factor(hessian[order][:, order], damping)
-    group = group_index(columns, size)[order]
+    group = group_index(columns, size, weight.device)[order]
     latent, values = weight[:, order].contiguous(), torch.empty_like(weight)
     scale, shift = fit_groups(weight, hessian.diagonal(), rounding) if ordered else (weight.new_empty(len(weight), 0), None)
     for start, stop in _blocks(columns, columns if ordered else size):
@@ -79,9 +81,9 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     Raises:
         NotFactorableError: none up to 1 suffices.
     """
-    mean = hessian.diagonal().mean()
+    mean, identity = hessian.diagonal().mean(), torch.eye(len(hessian), device=hessian.device)
     while damping < 10:
-        lower, failed = torch.linalg.cholesky_ex(hessian + torch.eye(len(hessian)) * (min(damping, 1.0) * mean))
+        lower, failed = torch.linalg.cholesky_ex(hessian + identity * (min(damping, 1.0) * mean))
         if not failed:
             factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed and bool(factor.isfinite().all()):

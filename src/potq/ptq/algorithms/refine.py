@@ -21,6 +21,7 @@ from potq.config import Effort
 from potq.errors import ModelError
 from potq.nn.plan import as_weight
 from potq.ptq.algorithms.learned import LearnedWeight
+from potq.ptq.share import Share
 from potq.resume import WorkFolder
 
 _BETAS = (0.9, 0.95)
@@ -30,13 +31,13 @@ _SAVE_SECONDS = 300.0
 _STATE = "refinement"
 
 Loss = Callable[[int], Tensor]
-"""The loss of one batch, by its number."""
+"""The mean loss of one of this process's batches, by its number."""
 
 
 def fit(
     weights: Sequence[LearnedWeight],
     loss: Loss,
-    batches: int,
+    share: Share,
     effort: Effort,
     seed: int,
     progress: Callable[[int, int, float], None] | None = None,
@@ -45,6 +46,7 @@ def fit(
     """Learn ``weights``, one step a batch, in an order that depends on ``seed`` alone; nothing if none of them can learn.
 
     With a ``folder`` the state is saved every few minutes, and a run that was killed goes on from it, to the same result.
+    Processes take every step together: each computes the gradients of its windows, and their sum is everybody's.
 
     Raises:
         ModelError: the loss is NaN or infinite.
@@ -53,27 +55,42 @@ def fit(
     if not groups:
         return
     optimizer = torch.optim.Adam(groups, betas=_BETAS, fused=True)
-    order = _order(batches, effort.epochs, seed)
+    order = _order(share.steps, effort.epochs, seed)
+    learned = [parameter for group in groups for parameter in group["params"]]
     rates = [group["lr"] for group in optimizer.param_groups]
     done = _restore(folder, weights, optimizer)
     saved = time.monotonic()
     for step in range(done, len(order)):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * _schedule(step, len(order))
-        with torch.enable_grad():
-            value = loss(order[step])
-            optimizer.zero_grad()
-            value.backward()
+        optimizer.zero_grad()
+        found = _differentiate(loss, order[step], share, learned)
         optimizer.step()
-        if not math.isfinite(found := float(value.detach())):
+        if not math.isfinite(found):
             raise _diverged()
         if progress is not None:
             progress(step + 1, len(order), found)
         if folder is not None and time.monotonic() - saved > _SAVE_SECONDS:
             _save(folder, weights, optimizer, step + 1)
             saved = time.monotonic()
-    if not all(bool(parameter.isfinite().all()) for group in groups for parameter in group["params"]):
+    if not all(bool(parameter.isfinite().all()) for parameter in learned):
         raise _diverged()
+
+
+def _differentiate(loss: Loss, step: int, share: Share, learned: Sequence[nn.Parameter]) -> float:
+    """The loss of a step's whole batch; the parameters get its gradients."""
+    found = 0.0
+    if step in share.own:
+        index, part = share.own[step]
+        with torch.enable_grad():
+            value = loss(index) * part
+            value.backward()
+        found = float(value.detach())
+    if share.ranks.size > 1:
+        for parameter in learned:
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = share.ranks.sum(own)
+    return math.fsum(share.ranks.values(found))
 
 
 def _diverged() -> ModelError:
@@ -149,7 +166,11 @@ def _schedule(step: int, steps: int) -> float:
 
 def _order(batches: int, epochs: int, seed: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
-    return [index for _ in range(epochs) for index in torch.randperm(batches, generator=generator).tolist()]
+    return [
+        index
+        for _ in range(epochs)
+        for index in torch.randperm(batches, generator=generator, device=generator.device).tolist()
+    ]
 
 
 def _save(folder: WorkFolder, weights: Sequence[LearnedWeight], optimizer: torch.optim.Adam, step: int) -> None:

@@ -63,17 +63,21 @@ class Rounded:
 
 
 class SchemeRounding:
-    """A :class:`QuantScheme` as algorithms see it; ``row_scale`` (float16 ``(out, 1)``) if it has one."""
+    """A :class:`QuantScheme` as algorithms see it; ``row_scale`` (float16 ``(out, 1)``) if it has one.
 
-    def __init__(self, scheme: QuantScheme, row_scale: Tensor | None = None) -> None:
+    ``device`` is where the weights are, torch's default one if not given.
+    """
+
+    def __init__(self, scheme: QuantScheme, row_scale: Tensor | None = None, device: torch.device | None = None) -> None:
         self.scheme, self.row_scale = scheme, row_scale
-        self.levels, self.boundaries = codebook(scheme, torch.device("cpu"))
+        self.levels, self.boundaries = codebook(scheme, device or torch.get_default_device())
         self._group = scheme.model_copy(update={"group_size": "row", "row_scale": False})
 
     @classmethod
     def of(cls, weight: Tensor, scheme: QuantScheme, importance: Tensor | None) -> SchemeRounding:
         """For ``weight`` ``(out, in)``; row scales are chosen here, once, by weighted squared error."""
-        return cls(scheme, choose_row_scale(weight, scheme, importance)[1] if scheme.row_scale else None)
+        row_scale = choose_row_scale(weight, scheme, importance)[1] if scheme.row_scale else None
+        return cls(scheme, row_scale, weight.device)
 
     @property
     def fine(self) -> bool:
@@ -110,7 +114,7 @@ class SchemeRounding:
         return Rounded(values, self.decode(weight.scale), None, values)
 
     def _row(self) -> Tensor:
-        return torch.ones(1, 1) if self.row_scale is None else self.row_scale.float()
+        return self.levels.new_ones(1, 1) if self.row_scale is None else self.row_scale.float()
 
 
 def round_to_nearest(weight: Tensor, scale: Tensor, shift: Tensor | None, rounding: Rounding) -> Rounded:
