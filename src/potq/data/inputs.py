@@ -20,13 +20,13 @@ from potq.data.media import media_files, read_image, read_recording
 from potq.data.text import read_documents, require_unmeasured
 from potq.data.tokens import calibration_windows, choose_window, require_own_tokens
 from potq.errors import ConfigError, DataError, MissingDependencyError, ModelError
-from potq.nn.classes import Reads, has_decoder, is_base, predicts_next, reads
+from potq.nn.classes import Reads, has_decoder, is_base, predicts_next, reads, reads_both
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WINDOW, COUNT = 512, 64
-_WRITTEN = 64  # tokens that a decoder writes about an image or a recording, at most
+_WRITTEN = 48  # tokens that a decoder writes about an image or a recording, at most
 
 
 def load_inputs(
@@ -84,11 +84,12 @@ def check_inputs(source: str | os.PathLike[str], kind: type, *, window: int | No
     what = reads(kind)
     if predicts_next(kind):
         raise ModelError(f"{kind.__name__} predicts the next token; potq.load_calibration makes its token batches")
-    if what is None:
+    if what is None or reads_both(kind):
         main = getattr(kind, "main_input_name", "something else")
+        found = "more than one kind of input" if what else f"{main}, which is no text, image or recording"
         raise ModelError(
-            f"{kind.__name__} reads {main}, which is no text, image or recording; give potq.quantize its inputs in Python: "
-            "calibration=[{...}, ...], a dict of keyword arguments each"
+            f"{kind.__name__} reads {found}; give potq.quantize its inputs in Python: calibration=[{{...}}, ...], a dict of "
+            "keyword arguments each"
         )
     if what == "text":
         require_unmeasured(os.fspath(source))

@@ -24,6 +24,11 @@ def reads(kind: type) -> Reads | None:
     return _READS.get(getattr(kind, "main_input_name", ""))
 
 
+def reads_both(kind: Any) -> bool:
+    """Whether ``kind`` is given text along with images or sound, as two towers side by side are."""
+    return len(_READS.keys() & inspect.signature(kind.forward).parameters.keys()) > 1
+
+
 def has_decoder(kind: Any) -> bool:
     """Whether ``kind`` is an encoder with a decoder behind it, which gets inputs of its own."""
     return "decoder_input_ids" in inspect.signature(kind.forward).parameters

@@ -66,7 +66,7 @@ def _pattern(name: str, kept: list[str]) -> str:
     """The pattern of the largest part of the model that has ``name`` in it and nothing that is ``kept``, in every layer."""
     parts = name.split(".")
     starts = (".".join(parts[:count]) + "." for count in range(1, len(parts)))
-    free = next((start for start in starts if not any(each.startswith(start) for each in kept)), None)
-    found = re.escape(name) if free is None else re.escape(free) + ".*"
+    patterns = (re.escape(start) + ".*" for start in starts)
+    found = next((each for each in patterns if not any(matches(each, one) for one in kept)), re.escape(name))
     every = re.sub(r"(?<=\.)\d+(?=\\\.)", r"\\d+", found)  # of layers
     return found if any(matches(every, each) for each in kept) else every

@@ -108,8 +108,11 @@ def plan(model: nn.Module, config: PoTConfig) -> Plan:
     _check_patterns(config, list(order))
     targets: list[WeightPlan] = []
     skipped = _unhandled(model)
+    unsaved = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     for group in _tie_groups(model):
         choice = _choose(group, config, head=embeddings(model, "output"))
+        if unsaved.intersection(f"{name}.weight" for name, _ in group):
+            choice = "its weight is computed, and no checkpoint holds it"
         if isinstance(choice, WeightPlan):
             targets.append(choice)
         else:
@@ -317,8 +320,10 @@ def is_tied(model: nn.Module) -> bool:
     head, embedding = embeddings(model, "output"), embeddings(model, "input")
     if head is None or embedding is None:
         return True
+    if isinstance(head, PackedModule) and isinstance(embedding, PackedModule):
+        return (head.tied_to or head) is (embedding.tied_to or embedding)
     if isinstance(head, PackedModule) or isinstance(embedding, PackedModule):
-        return getattr(head, "tied_to", None) is embedding
+        return False
     return head.weight is embedding.weight
 
 
