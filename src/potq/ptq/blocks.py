@@ -265,7 +265,6 @@ def _shared_inputs(block: nn.Module, names: Sequence[str], call: Call) -> list[l
     return found
 
 
-@torch.no_grad()
 def second_moments(block: nn.Module, name: str, calls: HiddenStates, prefix: str = "") -> Tensor:
     """Mean of ``x^T x`` over the tokens (of a convolution, the patches) that enter layer ``name`` of ``block``: float32
     ``(in, in)``.
@@ -273,30 +272,35 @@ def second_moments(block: nn.Module, name: str, calls: HiddenStates, prefix: str
     Raises:
         ModelError: its inputs are NaN or infinite; names it, with the ``prefix`` that the block's layers have in the model.
     """
-    total: list[Tensor] = []
-    count = runs = 0
-    module = block.get_submodule(name)
+    return all_second_moments(block, [name], calls, prefix)[0]
+
+
+@torch.no_grad()
+def all_second_moments(block: nn.Module, names: Sequence[str], calls: HiddenStates, prefix: str = "") -> list[Tensor]:
+    """:func:`second_moments` of several layers, all of them in memory, by one pass over the text."""
+    total: dict[str, Tensor] = {}
+    count, runs = Counter[str](), Counter[str]()
 
     def add(name: str, input: Tensor) -> None:
-        nonlocal count, runs
-        runs += 1
-        for x in map(Tensor.float, rows(module, input)):
-            count += len(x)
-            if total:
-                total[0].addmm_(x.t(), x)
+        runs[name] += 1
+        for x in map(Tensor.float, rows(block.get_submodule(name), input)):
+            count[name] += len(x)
+            if name in total:
+                total[name].addmm_(x.t(), x)
             else:
-                total.append(x.t() @ x)
+                total[name] = x.t() @ x
 
     for done, call in enumerate(calls):
-        once = call.text or 0 < done >= runs  # what has run no more than once in every pass so far
-        with _inputs_seen(block, [name], add, stop=once), suppress(_Reached), call.precision():
+        once = call.text or 0 < done >= runs[names[0]]  # what has run no more than once in every pass so far
+        with _inputs_seen(block, names, add, stop=once and len(names) == 1), suppress(_Reached), call.precision():
             call(block)
-    if runs and not count:
-        raise ModelError(f"{prefix}{name}: its inputs on the calibration are empty")
-    if not total or not bool(total[0].isfinite().all()):
-        name = prefix + name
-        raise ModelError(f"{name}: its inputs on the calibration text are NaN or infinite; load the model in float32")
-    return total[0] / count
+    for name in names:
+        if runs[name] and not count[name]:
+            raise ModelError(f"{prefix}{name}: its inputs on the calibration are empty")
+        if name not in total or not bool(total[name].isfinite().all()):
+            problem = "its inputs on the calibration text are NaN or infinite; load the model in float32"
+            raise ModelError(f"{prefix}{name}: {problem}")
+    return [total[name].div_(count[name]) for name in names]
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -33,11 +33,10 @@ from potq.ptq.blocks import (
     Keeper,
     merge,
     mixed_precision,
-    second_moments,
     shared_inputs,
     text_chain,
 )
-from potq.ptq.experts import experts_apart, joined
+from potq.ptq.experts import Moments, experts_apart, joined, together
 from potq.resume import WorkFolder
 
 Found = dict[str, tuple[Rounded, SchemeRounding, str]]
@@ -213,7 +212,8 @@ class SequentialCalibration:
         """Layer group by layer group, each seeing the effect of those before it; then the block as a whole, if asked."""
         found: Found = {}
         layers: dict[str, Layer] = {}
-        groups = shared_inputs(block, list(inside), seen)
+        groups = together(shared_inputs(block, list(inside), seen))
+        moments = Moments(block, groups, seen, prefix)
         unread = set(inside) - {name for group in groups for name in group}
         with substituted(block, {}) as substitute:
             for name in sorted(unread):
@@ -230,7 +230,7 @@ class SequentialCalibration:
                         layers[name] = rounded_layer(weight, scheme, reason)
                         substitute(name, layers[name].weight.dequantize())
                         continue
-                    hessian = second_moments(block, name, seen, prefix) if hessian is None else hessian
+                    hessian = moments(name) if hessian is None else hessian
                     rounding = self.rounding(weight, scheme, hessian.diagonal())
                     found[name] = quantize_layer(weight, hessian, rounding, self.effort)
                     substitute(name, found[name][0].values)
