@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from potq.ptq.algorithms.gptq import gptq
 from potq.ptq.algorithms.rounding import SchemeRounding
 from potq.ptq.algorithms.rtn import rtn
 from potq.ptq.estimate import estimate
-from potq.ptq.experts import experts_apart, joined, ranges
+from potq.ptq.experts import experts_apart, joined, ranges, together
 
 CONFIG = PoTConfig("pot4", group_size=16, embedding=None)
 
@@ -175,6 +176,27 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
 def test_an_estimate_counts_experts() -> None:
     dense = estimate(moe("mixtral", num_local_experts=2), CONFIG, [tokens(4)])
     assert estimate(moe("mixtral", num_local_experts=16), CONFIG, [tokens(4)]).seconds > dense.seconds
+
+
+def test_experts_share_passes_over_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a stack in one, or as many as the memory is for; the result is the same."""
+    states, counts = [], []
+    for most in (1 << 30, 3 * 4 * 32**2, 1):
+        monkeypatch.setattr(potq.ptq.experts, "MOMENT_BYTES", most)
+        model, runs = moe("qwen3_moe", num_hidden_layers=1), Counter[str]()
+        with model.model.layers[0].mlp.experts.register_forward_pre_hook(lambda *_, runs=runs: runs.update(["pass"])):
+            quantized(model, "balanced")
+        states.append(model.state_dict())
+        counts.append(runs["pass"])
+    assert all(torch.equal(states[0][key], other[key]) for other in states[1:] for key in other)
+    # of 24 inputs more fit than of 32: 4 and 4 experts at once, 3 and 4, 1 and 1
+    assert [count - counts[0] for count in counts] == [0, 1, 6]
+
+
+def test_experts_of_a_stack_follow_one_another() -> None:
+    up, down = [[f"mlp.stacked_up.{n}"] for n in range(3)], [[f"mlp.stacked_down.{n}"] for n in range(3)]
+    run = [["q", "k"], up[0], down[0], up[2], down[2], ["shared"], up[1], down[1]]
+    assert together(run) == [["q", "k"], up[0], up[2], up[1], down[0], down[2], down[1], ["shared"]]
 
 
 # ---- taking apart, putting together

@@ -87,7 +87,7 @@ def _places_of_experts(model: nn.Module) -> Iterator[tuple[str, int]]:
     for name, stack in stacks(model).items():
         yield name.rpartition(".")[0].rpartition(".")[0], stack.shape[0]
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and name.endswith(".experts"):
+        if isinstance(module, (nn.ModuleList, nn.ModuleDict)) and name.endswith(".experts"):
             yield name.rpartition(".")[0], len(module)
 
 

@@ -273,7 +273,6 @@ def _shared_inputs(block: nn.Module, names: Sequence[str], call: Call) -> list[l
     return found
 
 
-@torch.no_grad()
 def second_moments(block: nn.Module, name: str, calls: HiddenStates, prefix: str = "", ranks: Ranks = ALONE) -> Tensor:
     """Mean of ``x^T x`` over the tokens (of a convolution, the patches) that enter layer ``name`` of ``block``: float32
     ``(in, in)``. The tokens are those of all processes.
@@ -281,32 +280,44 @@ def second_moments(block: nn.Module, name: str, calls: HiddenStates, prefix: str
     Raises:
         ModelError: its inputs are NaN or infinite; names it, with the ``prefix`` that the block's layers have in the model.
     """
-    total: list[Tensor] = []
-    count = runs = 0
-    module = block.get_submodule(name)
+    return all_second_moments(block, [name], calls, prefix, ranks)[0]
+
+
+@torch.no_grad()
+def all_second_moments(
+    block: nn.Module, names: Sequence[str], calls: HiddenStates, prefix: str = "", ranks: Ranks = ALONE
+) -> list[Tensor]:
+    """:func:`second_moments` of several layers, all of them in memory, by one pass over the text."""
+    total: dict[str, Tensor] = {}
+    count, runs = Counter[str](), Counter[str]()
 
     def add(name: str, input: Tensor) -> None:
-        nonlocal count, runs
-        runs += 1
-        for x in map(Tensor.float, rows(module, input)):
-            count += len(x)
-            if total:
-                total[0].addmm_(x.t(), x)
+        runs[name] += 1
+        for x in map(Tensor.float, rows(block.get_submodule(name), input)):
+            count[name] += len(x)
+            if name in total:
+                total[name].addmm_(x.t(), x)
             else:
-                total.append(x.t() @ x)
+                total[name] = x.t() @ x
 
     for done, call in enumerate(calls):
-        once = call.text or 0 < done >= runs  # what has run no more than once in every pass so far
-        with _inputs_seen(block, [name], add, stop=once), suppress(_Reached), call.precision():
+        once = call.text or 0 < done >= runs[names[0]]  # what has run no more than once in every pass so far
+        with _inputs_seen(block, names, add, stop=once and len(names) == 1), suppress(_Reached), call.precision():
             call(block)
-    runs, count = map(sum, zip(*ranks.values((runs, count)), strict=True))
+    return [_mean(block, name, total.get(name), (runs[name], count[name]), prefix, ranks) for name in names]
+
+
+def _mean(block: nn.Module, name: str, total: Tensor | None, passes: tuple[int, int], prefix: str, ranks: Ranks) -> Tensor:
+    """The second moments of one layer, of all processes. ``passes``: how often it ran in this one, on how many tokens."""
+    runs, count = map(sum, zip(*ranks.values(passes), strict=True))
+    name_in_model = prefix + name
     if runs and not count:
-        raise ModelError(f"{prefix}{name}: its inputs on the calibration are empty")
-    moments: Tensor = ranks.sum(total[0] if total else _no_moments(module)) / count if count else _no_moments(module)
+        raise ModelError(f"{name_in_model}: its inputs on the calibration are empty")
+    moments = ranks.sum(_no_moments(block.get_submodule(name)) if total is None else total)
     if not count or not bool(moments.isfinite().all()):
-        name = prefix + name
-        raise ModelError(f"{name}: its inputs on the calibration text are NaN or infinite; load the model in float32")
-    return moments
+        problem = "its inputs on the calibration text are NaN or infinite; load the model in float32"
+        raise ModelError(f"{name_in_model}: {problem}")
+    return moments.div_(count)
 
 
 def _no_moments(module: nn.Module) -> Tensor:

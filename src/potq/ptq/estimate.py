@@ -14,7 +14,7 @@ from potq.nn.plan import WeightPlan, evaluation_mode, tensor_bytes, vocabulary
 from potq.nn.report import duration
 from potq.ptq.blocks import TOKENS, find_blocks, merge, record_calls, shared_inputs
 from potq.ptq.calibration import check_batches
-from potq.ptq.experts import experts_apart
+from potq.ptq.experts import MOMENT_BYTES, experts_apart
 from potq.ptq.quantize import REPORTED
 from potq.ptq.trial import rounding_seconds, try_block
 
@@ -68,7 +68,7 @@ def estimate(model: nn.Module, config: PoTConfig | Effort, batches: Sequence[Ten
     learned = 0
     if effort.scope != "none":
         learned = _LEARNED * (weights if effort.scope == "model" else weights // len(blocks))
-    working = _working_bytes(model, groups, weights, effort, -(-tokens // processes))
+    working = _working_bytes(model, groups, weights, effort, -(-tokens // processes)) + _moments_of_experts(calibrated)
     return Estimate(seconds, tensor_bytes(model) + learned + working)
 
 
@@ -87,6 +87,11 @@ def _calibrated_seconds(
         seconds += steps * (part * tried.step + blocks * tried.mixed + tried.head)
     reported = min(times, REPORTED * (batches[0].shape[1] / batches[0].numel()))
     return seconds + _REPORT_PASSES * reported * blocks * tried.plain
+
+
+def _moments_of_experts(targets: Sequence[WeightPlan]) -> int:
+    """Second moments of the experts of a stack, which are taken together."""
+    return max((min(MOMENT_BYTES, target.experts * 4 * target.shape[1] ** 2) for target in targets), default=0)
 
 
 def _groups(model: nn.Module, config: PoTConfig) -> list[_Layers]:

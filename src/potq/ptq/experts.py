@@ -10,11 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from potq.nn.plan import WeightPlan, find_stack
+from potq.data.ranks import ALONE, Ranks
+from potq.nn.experts import PREFIX
+from potq.nn.plan import WeightPlan, find_stack, linear_weight
 from potq.nn.stacked import holder_name, unstacked
 from potq.numerics.tensor import QuantizedWeight
+from potq.ptq.blocks import HiddenStates, all_second_moments
+
+MOMENT_BYTES = 1 << 30  # of second moments of experts, taken in one pass
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,62 @@ def experts_apart(block: nn.Module, inside: dict[str, WeightPlan]) -> Iterator[E
                 found.apart[each] = WeightPlan(f"{target.holder}.{number}", "linear", shape, target.scheme)
     with unstacked({name: find_stack(block, name) for name in found.stacks}):
         yield found
+
+
+class Moments:
+    """The second moments of a block's layers, one after another; those of several experts are taken in one pass."""
+
+    def __init__(
+        self, block: nn.Module, groups: Sequence[Sequence[str]], seen: HiddenStates, prefix: str, ranks: Ranks = ALONE
+    ) -> None:
+        self._block, self._seen, self._prefix, self._ranks = block, seen, prefix, ranks
+        self._passes = {name: names for names in passes(block, groups) for name in names}
+        self._ready: dict[str, Tensor] = {}
+
+    def __call__(self, name: str) -> Tensor:
+        """Of the inputs of layer ``name``, float32 ``(in, in)``.
+
+        Raises:
+            ModelError: as :func:`~potq.ptq.blocks.second_moments`.
+        """
+        if name not in self._ready:
+            names = self._passes.get(name, [name])
+            found = all_second_moments(self._block, names, self._seen, self._prefix, self._ranks)
+            self._ready = dict(zip(names, found, strict=True))
+        return self._ready.pop(name)
+
+
+def together(groups: Sequence[list[str]]) -> list[list[str]]:
+    """Layers that share inputs, in the order they run, but the experts of a stack follow one another.
+
+    A model runs all layers of an expert, then those of the next. No expert's input depends on another expert.
+    """
+    firsts: dict[str, int] = {}
+    for place, group in enumerate(groups):
+        firsts.setdefault(_stack_of(group[0]), place)
+    return sorted(groups, key=lambda group: firsts[_stack_of(group[0])])
+
+
+def passes(block: nn.Module, groups: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The first layers of ``groups``, those whose second moments are taken at once together: experts of a stack, as many as
+    fit in a gigabyte.
+    """
+    found: list[list[str]] = []
+    for name, *others in groups:
+        inputs = linear_weight(block.get_submodule(name)).shape[1]
+        stack, last = _stack_of(name), found[-1] if found else []
+        fits = 4 * inputs**2 * (len(last) + 1) <= MOMENT_BYTES
+        if stack != name and not others and last and _stack_of(last[0]) == stack and fits:
+            last.append(name)
+        else:
+            found.append([name])
+    return found
+
+
+def _stack_of(name: str) -> str:
+    """The holder of the stack that an expert's linear is in; ``name`` itself for any other layer."""
+    parent = name.rpartition(".")[0]
+    return parent if parent.rpartition(".")[2].startswith(PREFIX) else name
 
 
 def joined(weights: Sequence[QuantizedWeight], labels: Sequence[str]) -> tuple[QuantizedWeight, str]:

@@ -33,11 +33,10 @@ from potq.ptq.blocks import (
     HiddenStates,
     Keeper,
     mixed_precision,
-    second_moments,
     shared_inputs,
     text_chain,
 )
-from potq.ptq.experts import experts_apart, joined
+from potq.ptq.experts import Moments, experts_apart, joined, together
 from potq.ptq.share import Share
 from potq.resume import WorkFolder
 
@@ -219,7 +218,8 @@ class SequentialCalibration:
         """Layer group by layer group, each seeing the effect of those before it; then the block as a whole, if asked."""
         found: Found = {}
         layers: dict[str, Layer] = {}
-        groups = shared_inputs(block, list(inside), seen, self.ranks)
+        groups = together(shared_inputs(block, list(inside), seen, self.ranks))
+        moments = Moments(block, groups, seen, prefix, self.ranks)
         unread = set(inside) - {name for group in groups for name in group}
         with substituted(block, {}) as substitute:
             for name in sorted(unread):
@@ -236,7 +236,7 @@ class SequentialCalibration:
                         layers[name] = rounded_layer(weight, scheme, reason)
                         substitute(name, layers[name].weight.dequantize())
                         continue
-                    hessian = second_moments(block, name, seen, prefix, self.ranks) if hessian is None else hessian
+                    hessian = moments(name) if hessian is None else hessian
                     found[name] = self._quantize_layer(weight, scheme, hessian)
                     substitute(name, found[name][0].values)
             if refinement is not None:

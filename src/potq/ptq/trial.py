@@ -16,8 +16,8 @@ from potq.nn.plan import WeightPlan, evaluation_mode, linear_weight, matrix_of
 from potq.numerics.scheme import QuantScheme
 from potq.ptq.algorithms.gptq import fit_groups
 from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
-from potq.ptq.blocks import Call, HiddenStates, find_blocks, mixed_precision, record_calls, second_moments, shared_inputs
-from potq.ptq.experts import experts_apart
+from potq.ptq.blocks import Call, HiddenStates, all_second_moments, find_blocks, mixed_precision, record_calls, shared_inputs
+from potq.ptq.experts import Moments, experts_apart, passes, together
 from potq.ptq.quantize import quantize_weight
 from potq.ptq.sequential import Found, Refinement, frozen, quantize_layer, refine_block
 from potq.ptq.share import Share
@@ -73,11 +73,11 @@ def _try(
     model: nn.Module, block: nn.Module, prefix: str, inside: dict[str, WeightPlan], effort: Effort, call: Call
 ) -> Trial:
     seen = HiddenStates([call])
-    groups = shared_inputs(block, list(inside), seen)
-    moments = layers = 0.0
+    groups = together(shared_inputs(block, list(inside), seen))
+    moments = sum(_seconds(partial(all_second_moments, block, names, seen, prefix)) for names in passes(block, groups))
+    take, layers = Moments(block, groups, seen, prefix), 0.0
     for group in groups:
-        moments += _seconds(partial(second_moments, block, group[0], seen, prefix))
-        hessian = second_moments(block, group[0], seen, prefix)
+        hessian = take(group[0])
         rates: dict[QuantScheme, Callable[[int], float]] = {}
         for name in group:
             scheme = inside[name].scheme
