@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import potq
 from benchmarks.common.goals import verdict
 from benchmarks.models import check
 from benchmarks.models.architectures import ARCHITECTURES, BY_NAME, MODULES
@@ -18,6 +19,7 @@ from benchmarks.models.report import Notes, line
 from benchmarks.models.table import tried
 from benchmarks.models.tiny import SMALL, shrunk
 from potq.errors import ModelError
+from potq.ptq.blocks import mixed_precision, text_chain
 
 
 def test_architectures_are_many_and_each_is_there_once() -> None:
@@ -47,6 +49,35 @@ def test_a_row_tries_everything_that_applies(name: str, tmp_path: Path, one_thre
     assert 0 < row["fast"]["done"]["quantized"] < 1
     assert row["saved"] == {"done": "exact"}
     assert row["dequantized"]["done"] < 1e-4
+
+
+ODD = {
+    "camembert": "its head owns the weight that the embedding reads",
+    "marian": "its positions are computed, and never saved",
+    "t5gemma": "its head is tied to the decoder's embedding",
+    "nomic_bert": "transformers stores queries, keys and values as one",
+    "clip": "transformers does not know its input embedding",
+    "nanochat": "nothing of it stays in full precision",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_transformers_treats_in_another_way_works(name: str, tmp_path: Path, one_thread: None) -> None:
+    row = check.row(BY_NAME[name], tmp_path)
+    assert {key for _, key, found in outcomes([row]) if "done" not in found} == {"gguf"}
+
+
+def test_blocks_that_mixed_precision_breaks_are_calibrated_without(
+    tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    model, batch = BY_NAME["dbrx"].make(), BY_NAME["dbrx"].inputs(1)["input_ids"]
+    with pytest.raises(RuntimeError, match="same scalar type"), mixed_precision(batch.device):
+        model(batch)
+    report = potq.quantize(model, potq.PoTConfig("pot4", effort="balanced"), [batch])
+    assert "gptq+descent" in {module.algorithm for module in report.modules}
+    chains = [text_chain(BY_NAME[name].make(), [batch], torch.clone) for name in ("dbrx", "llama")]
+    assert [chain.calls[0].text for chain in chains] == [False, True]
 
 
 def test_the_same_seed_makes_the_same_model() -> None:
@@ -93,8 +124,6 @@ class Mixture(nn.Module):
 
 
 def test_the_share_of_experts_leaves_routers_and_biases_out() -> None:
-    import potq
-
     model, packed = Mixture(), Mixture()
     report = potq.quantize(packed, potq.PoTConfig("pot4"))
     assert list(check.expert_modules(model)) == ["experts"]
