@@ -8,9 +8,11 @@ from benchmarks.export import goals as export
 from benchmarks.first_hour import goals as first_hour
 from benchmarks.gpu import goals as gpu
 from benchmarks.kernels import goals as kernels
+from benchmarks.models import goals as models
 from benchmarks.papers import goals as papers
 from benchmarks.ptq import goals as ptq
 from benchmarks.qat import goals as qat
+from benchmarks.scale import goals as scale
 
 BENCHMARKS: tuple[Benchmark, ...] = (
     *ptq.BENCHMARKS,
@@ -21,4 +23,6 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *export.BENCHMARKS,
     *gpu.BENCHMARKS,
     *first_hour.BENCHMARKS,
+    *models.BENCHMARKS,
+    *scale.BENCHMARKS,
 )

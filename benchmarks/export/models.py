@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import potq
+from benchmarks.common.tokenizer import byte_tokenizer
 from benchmarks.ptq.settings import settings
 from potq.data.tokens import tokenize
 
@@ -86,7 +86,7 @@ class _Nano:
 
     def source(self) -> str:
         if not self.folder.exists():
-            tokenizer = _tokenizer(self.text.read_text(encoding="utf-8"))
+            tokenizer = byte_tokenizer(self.text.read_text(encoding="utf-8"), 512)
             tokens = tokenize(tokenizer, self.text.read_text(encoding="utf-8"))
             model = _train(tokens[: len(tokens) * 9 // 10])
             tokenizer.save_pretrained(self.folder)
@@ -98,18 +98,6 @@ class _Nano:
         """The last tenth, which it was not trained on."""
         tokens = tokenize(potq.load_tokenizer(self.source()), self.text.read_text(encoding="utf-8"))
         return tokens[len(tokens) * 9 // 10 :]
-
-
-def _tokenizer(text: str) -> Any:
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=512, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False
-    )
-    inner.train_from_iterator([text], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>")
 
 
 def _train(tokens: Tensor) -> Any:

@@ -194,13 +194,20 @@ def check_headers(stored: dict[str, StoredTensor], targets: Iterable[WeightPlan]
             _check_tensor(stored, key, shape, dtype)
     for tensor, what in (("weight_packed", "packed weights"), ("weight_row_scale", "row scales")):
         found, wanted = ({key for key in keys if key.endswith(f".{tensor}")} for keys in (stored, expected))
-        if len(found) != len(wanted):  # counted, not compared by name: transformers renames tensors of some architectures
+        # counted, not compared by name: transformers renames the tensors of some architectures, and joins those of others
+        if len(found) != len(wanted) and not (tensor == "weight_packed" and _joined(stored, found, targets)):
             odd = sorted(found - wanted if len(found) > len(wanted) else wanted - found)
             raise CheckpointError(
                 f"{where} holds {len(found)} {what}, its config.json asks for {len(wanted)}; "
                 f"{'unexpected' if len(found) > len(wanted) else 'missing'}: {', '.join(odd[:3])}"
             )
     _check_parts(stored)
+
+
+def _joined(stored: dict[str, StoredTensor], keys: Iterable[str], targets: Iterable[WeightPlan]) -> bool:
+    """Whether the packed tensors are as large, all together, as those that are asked for: queries, keys, values in one."""
+    wanted = sum(math.prod(storage(target.shape, target.scheme)["packed"][0]) for target in targets)
+    return sum(math.prod(stored[key].shape) for key in keys) == wanted
 
 
 def _check_parts(stored: dict[str, StoredTensor]) -> None:

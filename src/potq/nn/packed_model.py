@@ -20,7 +20,8 @@ def as_packed_model(model: nn.Module) -> None:
     """Have ``model`` refuse to train as a whole: ``requires_grad_()`` would reach its norms, and no packed weight.
 
     One without a float parameter left (OLMo's norms have none) gets a ``dtype`` and a ``device``: transformers reads both
-    off the first parameter. One that is no model of transformers' gets ``dequantize()``, which theirs have.
+    off the first parameter, and peft a device map. One that is no model of transformers' gets ``dequantize()``, which
+    theirs have.
     """
     as_float_model(model)
     kind: Any = type(model)
@@ -48,8 +49,16 @@ def _packed_class(kind: Any, bare: bool) -> Any:
     if bare:
         members["dtype"] = property(lambda self: _first_packed(self).compute_dtype)
         members["device"] = property(lambda self: _first_packed(self).quantized.packed.device)
+        members["hf_device_map"] = _WholeMap()
     made: Any = type(kind.__name__, (kind,), members)
     return made
+
+
+class _WholeMap:
+    """The map of a model on one device; one that accelerate sets on the model itself comes before it."""
+
+    def __get__(self, model: Any, kind: Any = None) -> Any:
+        return self if model is None else {"": model.device}
 
 
 def _unpickled(kind: Any, bare: bool) -> Any:

@@ -316,15 +316,20 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def is_tied(model: nn.Module) -> bool:
-    """Whether head and embedding share one weight, packed or not; models without a head have nothing to untie."""
-    head, embedding = embeddings(model, "output"), embeddings(model, "input")
-    if head is None or embedding is None:
+    """Whether the head shares its weight with an embedding, packed or not; models without a head have nothing to untie.
+
+    That need not be the input embedding: encoder-decoders tie the decoder's.
+    """
+    head = embeddings(model, "output")
+    if head is None or embeddings(model, "input") is None:
         return True
-    if isinstance(head, PackedModule) and isinstance(embedding, PackedModule):
-        return (head.tied_to or head) is (embedding.tied_to or embedding)
-    if isinstance(head, PackedModule) or isinstance(embedding, PackedModule):
-        return False
-    return head.weight is embedding.weight
+    tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
+    return any(_owner(table) is _owner(head) for table in tables)
+
+
+def _owner(module: nn.Module) -> object:
+    """What two modules that share a weight have in common."""
+    return (module.tied_to or module) if isinstance(module, PackedModule) else module.weight
 
 
 def tensor_bytes(model: nn.Module) -> int:

@@ -31,8 +31,8 @@ class Call:
     """One pass through the blocks: hidden states ``(batch, length, dim)``, and whatever else the model gives each block.
 
     What else differs from block to block: masks of sliding and of full attention, say. With ``text`` it
-    is a language model's on text: products may be in bfloat16, and a layer runs once. Blocks compute on ``device``; hidden
-    states may be kept elsewhere.
+    is a language model's on text: products may be in bfloat16 (if its code can do with them), and a layer runs once.
+    Blocks compute on ``device``; hidden states may be kept elsewhere.
     """
 
     hidden: Tensor
@@ -158,7 +158,19 @@ def record_calls(
                 raise ModelError(f"the model never runs block {missed[0]} of {len(blocks)}; use effort='fast'")
             kept, device = states.pop()
             calls.append(Call(kept, others, device=device))
-    return calls
+    mixed = all(_stands_mixed(block, calls[0]) for block in dict.fromkeys((blocks[0], blocks[-1])) if calls)
+    return calls if mixed else [replace(call, text=False) for call in calls]
+
+
+def _stands_mixed(block: nn.Module, call: Call) -> bool:
+    """Whether a block computes in mixed precision: the code of some (DBRX's) then adds tensors of two dtypes, an error."""
+    try:
+        with call.precision():
+            if torch.is_autocast_enabled((call.device or call.hidden.device).type):
+                call(block)
+    except RuntimeError:
+        return False
+    return True
 
 
 def without_cache(value: Any) -> Any:

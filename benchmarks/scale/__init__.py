@@ -1,0 +1,1 @@
+"""Large models on a small machine: memory, time, several processes, experts."""
