@@ -14,13 +14,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from moe_helpers import DEEP
 from potq.nn.experts import stack_in
 from potq.nn.stacked import PoTStack, pack_stack
 from potq.numerics.scheme import QuantScheme
 from potq.ptq.algorithms.rtn import rtn
-
-pytestmark = DEEP
 
 EXPERTS, HIDDEN, INNER = 4, 32, 24
 MODELS = Path(transformers.__file__).parent / "models"
