@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import os
 import signal
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 import potq
+from plain_helpers import net_inputs, trained_net
 from potq.config import Effort
 from potq.data.calibration_text import load_calibration
 from potq.data.ranks import Ranks
@@ -40,10 +42,19 @@ def windows(shift: int = 0) -> list[Tensor]:
 def quantized(source: Path, effort: str, group: Any = None, scheme: str = "pot3", **options: Any) -> dict[str, Any]:
     """Everything that a run leaves: tensors, what was done, the errors on the text."""
     model = LlamaForCausalLM.from_pretrained(source).eval()
-    config = potq.PoTConfig(scheme, group_size=32, effort=EFFORTS[effort])
+    config = potq.PoTConfig(scheme, group_size=32, effort=EFFORTS.get(effort, Effort()))
     report = potq.quantize(model, config, options.pop("text", windows()), group=group, **options)
     entries = {entry.name: (entry.algorithm, entry.snr_db, entry.output_snr_db) for entry in report.modules}
     return {"tensors": dict(model.state_dict()), "entries": entries}
+
+
+def module(group: Any = None, calibration: Any = None) -> dict[str, Any]:
+    """A plain module on five inputs."""
+    net = copy.deepcopy(trained_net())
+    config = potq.PoTConfig("pot3", group_size=16, effort=EFFORTS["balanced"])
+    report = potq.quantize(net, config, net_inputs(5, 1) if calibration is None else calibration, group=group)
+    entries = {entry.name: (entry.algorithm, entry.snr_db, entry.output_snr_db) for entry in report.modules}
+    return {"tensors": dict(net.state_dict()), "entries": entries}
 
 
 def work(rank: int, source: Path, folder: Path) -> None:
@@ -58,6 +69,7 @@ def work(rank: int, source: Path, folder: Path) -> None:
     found["row scales"] = quantized(source, "balanced", group, "pot3:scale_dtype=e8m0:row_scale=true")
     found["again"] = quantized(source, "balanced", group)
     found["resumed"] = _killed(source, "model", group, folder / "work")
+    found["module"] = module(group)
     found["written"] = _written(source, group)
     found["errors"] = {name: _refused(source, group, **wrong) for name, wrong in _mistakes(rank).items()}
     torch.save(found, folder / f"{rank}.pt")
@@ -106,12 +118,13 @@ def _mistakes(rank: int) -> dict[str, dict[str, Any]]:
         "text": {"text": windows(rank)},
         "seed": {"seed": rank},
         "few": {"text": windows()[-1:]},
+        "effort": {"effort": "fast"},
     }
 
 
 def _refused(source: Path, group: Any, **options: Any) -> str:
     try:
-        quantized(source, "balanced", group, **options)
+        quantized(source, options.pop("effort", "balanced"), group, **options)
     except PotqError as error:
         return f"{type(error).__name__}: {error}"
     return "no error"

@@ -11,13 +11,14 @@ from torch import multiprocessing
 
 import potq
 import ranks_helpers
-from plain_helpers import Net, trained_net
+from plain_helpers import net_inputs, trained_net
 from potq.data.calibration_text import load_calibration
 from potq.data.ranks import ALONE
 from potq.errors import ConfigError
 from potq.ptq.blocks import merge
-from potq.ptq.quantize import _check_ranks
-from potq.ptq.share import Share
+from potq.ptq.chain import agreed_lists
+from potq.ptq.feed import Feed
+from potq.ptq.share import Share, check_shared
 from ranks_helpers import EFFORTS, PROCESSES, of_other_number, quantized, windows
 
 needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
@@ -122,6 +123,17 @@ def test_row_scales(found: list[dict[str, Any]], tiny_folder: Path) -> None:
 
 @needs_gloo
 @pytest.mark.usefixtures("one_thread")
+def test_inputs_of_a_plain_module(found: list[dict[str, Any]]) -> None:
+    alone, shared = ranks_helpers.module(), found[0]["module"]
+    assert same(shared, found[1]["module"])
+    for name, (algorithm, *errors) in alone["entries"].items():
+        assert shared["entries"][name][0] == algorithm
+        assert shared["entries"][name][1:] == pytest.approx(tuple(errors), abs=0.3), name
+    assert shared["entries"] != ranks_helpers.module(calibration=net_inputs(5, 1)[::2])["entries"]  # a half would not do
+
+
+@needs_gloo
+@pytest.mark.usefixtures("one_thread")
 def test_text_that_the_model_writes(found: list[dict[str, Any]], tiny_model: Any) -> None:
     expected = torch.cat(load_calibration("self", tiny_model, window=12, windows=5, batch=2))
     assert all(torch.equal(each["written"], expected) for each in found)
@@ -148,26 +160,32 @@ def test_work_of_another_number_of_processes_is_not_used(
     assert any("another run" in message and "starting anew" in message for message in told), told
 
 
+def test_blocks_that_inputs_run_in_several_ways() -> None:
+    found: Any = ([["blocks.0", "blocks.1"]], [])
+    other: Any = _place(0)
+    other.values = lambda mine: [mine, [[["blocks.0"]], []]]
+    lists, remarks = agreed_lists(found, other)
+    assert lists == [[""]]
+    assert "its inputs run it in several ways" in remarks[0]
+    other.values = lambda mine: [mine, mine]
+    assert agreed_lists(found, other) == found
+
+
 # ---- what is refused
 
 
 @needs_gloo
 def test_disagreement_is_an_error_everywhere(found: list[dict[str, Any]]) -> None:
     for each in found:
-        text, seed, few = (each["errors"][name] for name in ("text", "seed", "few"))
-        assert text.startswith("DistributedError: process 1 of 2 disagrees with process 0 in the calibration text (")
+        text, seed, few, effort = (each["errors"][name] for name in ("text", "seed", "few", "effort"))
+        assert text.startswith("DistributedError: process 1 of 2 disagrees with process 0 in the calibration (")
+        assert effort.startswith("ConfigError: 2 processes share the calibration of blocks, and effort='fast' has none;")
         assert seed.startswith("DistributedError: process 1 of 2 disagrees with process 0 in the config (")
-        assert few.startswith("DataError: 2 processes share 1 windows of calibration text, and each needs one;")
+        assert few.startswith("DataError: 2 processes share 1 windows or inputs of calibration, and each needs one;")
 
 
-def test_nothing_to_share_is_an_error(tiny_model: Any) -> None:
-    two: Any = Two()
-    with pytest.raises(ConfigError, match="2 processes share the calibration of blocks, and effort='fast' has none"):
-        _check_ranks(two, tiny_model, potq.PoTConfig("pot4", effort="fast"), windows(), 0)
-
-
-def test_plain_modules_are_refused() -> None:
-    net: Net = trained_net()
-    source = potq.ptq.feed.Feed.of([torch.zeros(1, 4)])
-    with pytest.raises(ConfigError, match="2 processes share the text of a language model, and Net is a plain module"):
-        _check_ranks(Two(), net, potq.PoTConfig("pot4", effort="balanced"), source, 0)  # type: ignore[arg-type]
+def test_what_a_callable_runs_is_not_shared() -> None:
+    two: Any = _place(0)
+    config = potq.PoTConfig("pot4", effort="balanced")
+    with pytest.raises(ConfigError, match="2 processes share inputs, and not what a callable runs; give a list"):
+        check_shared(two, trained_net(), config, Feed.of(lambda module: None), [])

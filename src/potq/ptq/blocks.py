@@ -325,14 +325,14 @@ def _mean(block: nn.Module, name: str, total: Tensor | None, passes: tuple[int, 
     name_in_model = prefix + name
     if runs and not count:
         raise ModelError(f"{name_in_model}: its inputs on the calibration are empty")
-    moments = ranks.sum(_no_moments(block.get_submodule(name)) if total is None else total)
+    moments = ranks.sum(no_moments(block.get_submodule(name)) if total is None else total)
     if not count or not bool(moments.isfinite().all()):
         problem = "its inputs on the calibration text are NaN or infinite; load the model in float32"
         raise ModelError(f"{name_in_model}: {problem}")
     return moments.div_(count)
 
 
-def _no_moments(module: nn.Module) -> Tensor:
+def no_moments(module: nn.Module) -> Tensor:
     """Of a layer that no token of this process enters."""
     weight = linear_weight(module)
     return torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)

@@ -22,7 +22,7 @@ from potq.nn.plan import as_matrix, evaluation_mode, linear_weight, longest_text
 from potq.nn.refusals import require_causal
 from potq.nn.report import decibels
 from potq.numerics.tensor import QuantizedWeight
-from potq.ptq.blocks import layer_input
+from potq.ptq.blocks import layer_input, no_moments
 from potq.ptq.feed import Feed
 
 _TOKEN_DTYPES = (torch.int32, torch.int64)
@@ -79,8 +79,10 @@ def input_mean_squares(model: nn.Module, names: Sequence[str], feed: Sequence[Te
     return {name: sums[name] / counts[name] for name in names}
 
 
-def second_moments(model: nn.Module, names: Sequence[str], feed: Feed) -> dict[str, Tensor]:
+def second_moments(model: nn.Module, names: Sequence[str], feed: Feed, ranks: Ranks = ALONE) -> dict[str, Tensor]:
     """Mean of ``x^T x`` over the rows that enter each named layer of a plain module, float32 ``(in, in)``; of those reached.
+
+    The rows are those of all processes.
 
     Raises:
         ModelError: NaN or infinite activations; names the layer.
@@ -94,6 +96,10 @@ def second_moments(model: nn.Module, names: Sequence[str], feed: Feed) -> dict[s
             counts[name] = counts.get(name, 0) + len(x)
 
     _run(model, {name: partial(hook, name) for name in names}, feed)
+    everywhere = ranks.values(counts)
+    for name in (name for name in names if any(name in each for each in everywhere)):
+        counts[name] = sum(each.get(name, 0) for each in everywhere)
+        sums[name] = ranks.sum(sums[name] if name in sums else no_moments(model.get_submodule(name)))
     for name, total in sums.items():
         if not counts[name]:
             raise ModelError(f"{name}: its inputs on the calibration are empty")

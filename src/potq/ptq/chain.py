@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from potq.config import Effort, PoTConfig
+from potq.data.ranks import Ranks
 from potq.errors import ConfigError, ModelError, listed
 from potq.nn.plan import Plan
 from potq.ptq.blocks import Call, Chain, without_cache
@@ -105,6 +106,14 @@ def find_lists(model: nn.Module, feed: Feed, todo: Plan, blocks: Blocks | None =
         return [[""]], [f"calibrated as one block, which keeps all inputs in memory: {problem}"]
     chains = [(recorder.place, names) for recorder, names in zip(recorders, lists, strict=True) if not recorder.problem]
     return [names for _, names in sorted(chains)], []
+
+
+def agreed_lists(found: tuple[list[list[str]], list[str]], ranks: Ranks) -> tuple[list[list[str]], list[str]]:
+    """What all processes found by :func:`find_lists`; if inputs of theirs run a module in several ways, it is as a whole."""
+    first, *others = ranks.values(found)
+    if all(other == first for other in others):
+        return found
+    return [[""]], ["calibrated as one block, which keeps all inputs in memory: its inputs run it in several ways"]
 
 
 def record_chain(model: nn.Module, feed: Feed, names: Sequence[str], keep: Keep, first: int = 0) -> Chain:

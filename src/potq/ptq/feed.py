@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from potq.data.ranks import Ranks
 from potq.errors import ConfigError, DataError
 
 
@@ -54,6 +55,10 @@ class Feed:
     def first(self, count: int) -> Feed:
         """The first inputs; a callable is not to be divided."""
         return Feed(None if self.inputs is None else self.inputs[:count], self.run)
+
+    def share(self, ranks: Ranks) -> Feed:
+        """This process's inputs."""
+        return Feed(None if self.inputs is None else ranks.share(self.inputs), self.run)
 
     def tensors(self) -> list[Tensor]:
         """Of all inputs.

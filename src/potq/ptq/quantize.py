@@ -42,13 +42,13 @@ from potq.numerics.tensor import QuantizedWeight
 from potq.ptq import calibration as calib
 from potq.ptq.algorithms.rtn import rtn
 from potq.ptq.blocks import Chain, Keeper, find_blocks, merge
-from potq.ptq.chain import Blocks, check_settings, find_lists, record_chain
+from potq.ptq.chain import Blocks, agreed_lists, check_settings, find_lists, record_chain
 from potq.ptq.feed import Feed
 from potq.ptq.sequential import SequentialCalibration, calibrated_layer, rounded_layer, rounded_only, substituted
-from potq.resume import WorkFolder, content_hash, fingerprint
+from potq.ptq.share import check_shared
+from potq.resume import WorkFolder, fingerprint
 from potq.version import __version__
 
-_COMPARED = 256  # entries of each weight that processes compare
 REPORTED = 8  # calibration batches that output errors are measured on
 _UNUSED = "_potq_unused"
 
@@ -89,8 +89,8 @@ def quantize(
             and config, it goes on from there to the same result. Delete it when the model is saved.
         cache_bytes: hidden states of the calibration text are kept in memory up to this size, beyond it in temporary files.
         progress: called before each matrix: weights done, weights in all, its name. A whole model's refinement counts steps.
-        group: processes of torch.distributed that share a calibrated run of a language model. All of them call this with the
-            same model, config and calibration, and all get the same quantized model; the first keeps the ``work_folder``.
+        group: processes of torch.distributed that share a calibrated run. All of them call this with the same model, config
+            and calibration (no callable), and all get the same quantized model; the first keeps the ``work_folder``.
 
     Returns:
         What was done to each module, what was skipped and why. It is kept as ``model.quant_report`` too.
@@ -146,13 +146,15 @@ def quantize(
             raise ConfigError("blocks= is for modules that run on inputs; those of a language model on text are found")
     source = _check_source(model, calibration, fed=fed)
     config = config.model_copy(update={"effort": effort})
-    ranks = _check_ranks(Ranks(group), model, config, source, seed)
+    ranks = Ranks(group)
+    if ranks.size > 1:
+        check_shared(ranks, model, config, source, [str(seed), repr(blocks)])
     for target in todo.targets:
         check_weight(matrix_of(model, target.name), target)
     run = _Run(model, config, effort, todo, source, blocks, seed, cache_bytes, progress, ranks)
     done = run.calibrated(work_folder) if effort.calibrated else run.rounded(todo.targets)
     if calibration is not None:
-        some = source.first(REPORTED) if isinstance(source, Feed) else merge(ranks.share(source[:REPORTED]))
+        some = source.first(REPORTED).share(ranks) if isinstance(source, Feed) else merge(ranks.share(source[:REPORTED]))
         _add_output_errors(model, todo, done, some, ranks)
     for target in todo.targets:
         install(model, target, done[target.name][0])
@@ -225,8 +227,8 @@ class _Run:
         """One list of blocks after another: those of a decoder see what the quantized encoder puts out."""
         folder = self._folder(work_folder, feed.tensors()) if work_folder is not None else None
         with evaluation_mode(self.model), ExitStack() as stack:
-            keep = Keeper(self.cache_bytes, stack)
-            lists, remarks = find_lists(self.model, feed, self.todo, self.blocks)
+            keep, feed = Keeper(self.cache_bytes, stack), feed.share(self.ranks)
+            lists, remarks = agreed_lists(find_lists(self.model, feed, self.todo, self.blocks), self.ranks)
             self.remarks.extend(remarks)
             done = self._outside(self._divided([name for names in lists for name in names])[1], feed)
             before: dict[str, Tensor] = {}
@@ -286,7 +288,7 @@ class _Run:
         layers = {target: self.model.get_submodule(target.name) for target in targets if target.kind != "embedding"}
         reasons = {target.name: rounded_only(module, target.scheme) for target, module in layers.items()}
         able = [name for name, reason in reasons.items() if not reason]
-        moments = calib.second_moments(self.model, able, feed) if able else {}
+        moments = calib.second_moments(self.model, able, feed, self.ranks) if able else {}
         for target in layers:
             weight, hessian = matrix_of(self.model, target.name), moments.get(target.name)
             if hessian is None:
@@ -382,35 +384,6 @@ def require_calibration(config: PoTConfig, *, given: bool) -> None:
             f"effort={effort.name!r} needs calibration text: call potq.quantize(model, config, calibration) with "
             "the loaded model (potq.load_calibration makes batches, from the model itself if need be), or use 'fast'"
         )
-
-
-def _check_ranks(ranks: Ranks, model: nn.Module, config: PoTConfig, source: Source, seed: int) -> Ranks:
-    """``ranks``, after a look at whether they have something to share, and the same."""
-    if ranks.size == 1:
-        return ranks
-    if isinstance(source, Feed):
-        raise ConfigError(
-            f"{ranks.size} processes share the text of a language model, and {type(model).__name__} is a plain module; "
-            "quantize it in one"
-        )
-    effort = chosen_effort(config, given=bool(source))
-    if not effort.calibrated:
-        raise ConfigError(
-            f"{ranks.size} processes share the calibration of blocks, and effort={effort.name!r} has none; quantize in one "
-            "process, or use 'balanced'"
-        )
-    shapes = [f"{name} {tensor.dtype} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items()]
-    starts = {name: tensor.reshape(-1)[:_COMPARED] for name, tensor in model.state_dict().items() if not tensor.is_meta}
-    ranks.agree(
-        {
-            "potq's version": __version__,
-            "torch's version": torch.__version__,
-            "the config": content_hash({}, [config.model_dump_json(), str(seed)]),
-            "the model": content_hash(starts, [type(model).__qualname__, *shapes]),
-            "the calibration text": content_hash(dict(enumerate(source)), []),
-        }
-    )
-    return ranks
 
 
 def make_report(model: nn.Module, modules: list[ModuleReport], skipped: list[SkippedModule]) -> QuantReport:

@@ -91,7 +91,10 @@ class SequentialCalibration:
             ModelError: no blocks, or not one after another; NaN activations; a refinement that diverges; a full disk.
             DistributedError: another process stopped.
         """
-        share = Share.of(self.batches, self.ranks, refined=self.effort.scope != "none")
+        if self.chain is None:
+            share = Share.of(self.batches, self.ranks, refined=self.effort.scope != "none")
+        else:
+            share = Share.whole([], len(self.chain.calls))
         with evaluation_mode(self.model), frozen(self.model), ExitStack() as stack:
             layers = self._blocks(share, stack)
             if self.effort.scope == "model" and layers:

@@ -6,11 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from potq.config import PoTConfig
 from potq.data.ranks import ALONE, Ranks
-from potq.errors import DataError
+from potq.errors import ConfigError, DataError
 from potq.ptq.blocks import merge
+from potq.ptq.feed import Feed
+from potq.resume import content_hash
+from potq.version import __version__
+
+_COMPARED = 256  # entries of each weight that processes compare
 
 
 @dataclass(frozen=True)
@@ -41,18 +47,10 @@ class Share:
         Args:
             refined: the steps are to hold the same windows whatever the number of processes.
 
-        Raises:
-            DataError: fewer windows than processes.
         """
         if ranks.size == 1:
             merged = merge(batches)
             return cls.whole(merged, len(merged))
-        windows = sum(map(len, batches))
-        if windows < ranks.size:
-            raise DataError(
-                f"{ranks.size} processes share {windows} windows of calibration text, and each needs one; give more, "
-                "or start fewer processes"
-            )
         merged = merge(batches, 1 if refined else ranks.size)
         parts: list[Tensor] = []
         own: dict[int, tuple[int, float]] = {}
@@ -65,3 +63,46 @@ class Share:
                 own[step] = len(parts), len(mine) / len(batch)
                 parts.append(mine)
         return cls(parts, len(merged), own, ranks)
+
+
+def check_shared(
+    ranks: Ranks, model: nn.Module, config: PoTConfig, source: Sequence[Tensor] | Feed, settings: Sequence[str]
+) -> None:
+    """Make sure that processes have something to share, and the same.
+
+    Args:
+        config: with the effort that was chosen.
+        settings: whatever else decides the result.
+
+    Raises:
+        ConfigError: an effort that is not calibrated; a callable as calibration.
+        DataError: fewer windows or inputs than processes.
+        DistributedError: they have not the same.
+    """
+    if config.effort is None or not config.effort.calibrated:
+        effort = config.effort.name if config.effort is not None else "fast"
+        raise ConfigError(
+            f"{ranks.size} processes share the calibration of blocks, and effort={effort!r} has none; quantize in one "
+            "process, or use 'balanced'"
+        )
+    if isinstance(source, Feed) and source.inputs is None:
+        raise ConfigError(f"{ranks.size} processes share inputs, and not what a callable runs; give a list of inputs")
+    count = len(source.inputs or ()) if isinstance(source, Feed) else sum(map(len, source))
+    if count < ranks.size:
+        raise DataError(
+            f"{ranks.size} processes share {count} windows or inputs of calibration, and each needs one; give more, or "
+            "start fewer processes"
+        )
+    tensors = source.tensors() if isinstance(source, Feed) else source
+    state = model.state_dict()
+    starts = {name: tensor.reshape(-1)[:_COMPARED] for name, tensor in state.items() if not tensor.is_meta}
+    shapes = [f"{name} {tensor.dtype} {tuple(tensor.shape)}" for name, tensor in state.items()]
+    ranks.agree(
+        {
+            "potq's version": __version__,
+            "torch's version": torch.__version__,
+            "the config": content_hash({}, [config.model_dump_json(), *settings]),
+            "the model": content_hash(starts, [type(model).__qualname__, *shapes]),
+            "the calibration": content_hash(dict(enumerate(tensors)), []),
+        }
+    )
