@@ -34,8 +34,8 @@ PROTOCOL = {
     "scheme": f"{SCHEME}, embedding and head int8, effort balanced",
     "calibration": f"windows of {WINDOW} bytes of tiny Shakespeare (ranks: tokens)",
     "windows": WINDOWS,
-    "memory": "potq quantize from the shell, looked at five times a second: all that is resident, mapped files included",
-    "time": "two blocks with embedding and head; the estimate as the command says it, the time from loading to saving",
+    "memory": "potq quantize --stream from the shell, looked at five times a second: all that is resident, mapped files included",
+    "time": "--stream, two blocks with embedding and head; the estimate as the command says it, the time from loading to saving",
     "ranks": "SmolLM2-135M, whole commands: one process of one thread, then two under torchrun of one thread each",
     "experts": "a Mixtral block of 8 experts of 1024 x 3584, two to a token; the same tokens and weights on either side",
     "threads": {MEMORY: THREADS, TIME: THREADS, RANKS: 1, EXPERTS: THREADS},
@@ -92,6 +92,7 @@ class Bench:
         return [
             *("quantize", model, str(out), "--json", "--scheme", SCHEME, "--effort", "balanced"),
             *("--calibration", str(self.text), f"calibration.windows={WINDOWS[part]}", f"calibration.window={WINDOW}"),
+            *(["--stream"] if part in (MEMORY, TIME) else []),
         ]
 
     def _watched(self, command: list[str], threads: int) -> Watched:
