@@ -36,8 +36,8 @@ MODELS = {
 }
 
 
-def random_model(name: str, scheme: str = "pot4", **changes: Any) -> Any:
-    """A packed model whose biases and norms are not what they are at the start."""
+def random_model(name: str, scheme: str = "pot4", *, quantized: bool = True, **changes: Any) -> Any:
+    """A packed model (or not yet) whose biases and norms are not what they are at the start."""
     kind, settings = MODELS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
@@ -47,7 +47,8 @@ def random_model(name: str, scheme: str = "pot4", **changes: Any) -> Any:
             spread = 0.15 if parameter.ndim == 2 else 0.1
             torch.nn.init.normal_(parameter, float(key.endswith("weight") and parameter.ndim == 1), spread)
     model.eval().requires_grad_(False)
-    potq.quantize(model, potq.PoTConfig(scheme, embedding="int8"))
+    if quantized:
+        potq.quantize(model, potq.PoTConfig(scheme, embedding="int8"))
     return model
 
 
