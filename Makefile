@@ -8,9 +8,9 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export TQDM_DISABLE ?= 1
 
-CXX_FILES := $(sort $(shell find csrc benchmarks/peers -name '*.cpp' -o -name '*.h'))
+CXX_FILES := $(sort $(shell find csrc benchmarks/peers src/potq/hardware/c tests/hardware -name '*.cpp' -o -name '*.[ch]'))
 SHELL_FILES := .ci/run $(shell find csrc tools -name '*.sh')
-LIBRARY_FILES := csrc/CMakeLists.txt $(filter-out csrc/tests/% benchmarks/%,$(CXX_FILES))
+LIBRARY_FILES := csrc/CMakeLists.txt $(filter-out csrc/tests/% benchmarks/% src/% tests/%,$(CXX_FILES))
 TOOLS := PATH="$(abspath $(BIN)):$$PATH"
 # a process a core, four at most: some tests take gigabytes. Neighbours share fixtures, so each process begins with a stretch
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal

@@ -13,7 +13,7 @@ import pytest
 
 from potq.kernels import registry
 
-FACES = ("potq", "potq.kernels", "potq.qat")
+FACES = ("potq", "potq.hardware", "potq.kernels", "potq.qat")
 
 
 def _statements(module: str) -> Iterator[ast.stmt]:

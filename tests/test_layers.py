@@ -29,6 +29,7 @@ ORDER = [
     "engine",
     "evaluate",
     "qat",
+    "hardware",
     "export",
     "cli",
 ]

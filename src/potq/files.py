@@ -28,12 +28,15 @@ def resolved(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def check_destination(path: str | os.PathLike[str], *, force: bool, sources: Iterable[str] = ()) -> Path:
+def check_destination(
+    path: str | os.PathLike[str], *, force: bool, sources: Iterable[str] = (), mark: str = "config.json"
+) -> Path:
     """The folder to write, links and ``~`` resolved; refused if something is in the way. Called before any work is done.
 
     Args:
         force: replace a model folder that is there.
         sources: what the new model is made from, folders, files or hub names; it is not replaced even then.
+        mark: a file without which a folder is something else, and is not replaced.
 
     Raises:
         CheckpointError: says what is in the way and what to do.
@@ -53,10 +56,8 @@ def check_destination(path: str | os.PathLike[str], *, force: bool, sources: Ite
         return target
     if not force:
         raise CheckpointError(f"{path} exists; choose another output folder, or pass --force (force=True) to replace it")
-    if not (target / "config.json").exists():
-        raise CheckpointError(
-            f"{path} is not a model folder (it has no config.json) and is never replaced, not even by force"
-        )
+    if not (target / mark).exists():
+        raise CheckpointError(f"{path} is not a model folder (it has no {mark}) and is never replaced, not even by force")
     return target
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import gguf
@@ -12,9 +13,10 @@ import torch
 
 import potq
 from cli_helpers import invoke, refused, succeed
-from potq.cli.export import Format
-from potq.errors import CheckpointError, ConfigError, ExportError
+from potq.cli.export import Core, Format
+from potq.errors import CheckpointError, ConfigError, ExportError, PotqError
 from potq.export.targets import TARGETS
+from potq.hardware.kernels import COSTS
 
 
 @pytest.fixture
@@ -105,7 +107,8 @@ def test_a_reader_that_is_missing_is_named(mxpot_folder: Path, tmp_path: Path, m
 
 
 def test_every_target_can_be_named() -> None:
-    assert {kind.value for kind in Format} == TARGETS.keys()
+    assert {kind.value for kind in Format} == {*TARGETS, "c"}  # whose kernels take schemes, not block types
+    assert {core.value for core in Core} == COSTS.keys()
 
 
 def test_refusals(packed_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
@@ -140,3 +143,47 @@ def test_a_gguf_file_is_called_so(mxpot_folder: Path, tmp_path: Path) -> None:
     message = refused(CheckpointError, "export", mxpot_folder, tmp_path / "out", "--to", "gguf")
     assert f"{tmp_path / 'out'} does not end in .gguf; write {tmp_path / 'out'}.gguf" in message
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_c_program(packed_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out-c"
+    result = invoke("export", packed_folder, folder, "--to", "c", "--core", "cortex-m3", "--context", "32", "--ram", "64K")
+    assert result.exit_code == 0, result.exception
+    assert f"wrote {folder}, " in result.stdout
+    assert re.search(
+        r"flash [\d,]+ bytes, RAM [\d,]+, stack 1,024; context 32 tokens; kernels for cortex-m3: ", result.stderr
+    )
+    assert {"model.h", "model.c", "weights.c", "config.h"} <= {file.name for file in folder.iterdir()}
+    assert "exists; choose another output folder" in refused(CheckpointError, "export", packed_folder, folder, "--to", "c")
+    found = json.loads(succeed("export", packed_folder, folder, "--to", "c", "--strict", "--force", "--json"))
+    assert found["strict"]
+    assert found["nbytes"] == sum(file.stat().st_size for file in folder.iterdir())
+    assert not [name for name in found["kernels"] if name.startswith("multiply")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--flash", "9K"), "bytes of flash, and there are 9,216"),
+        (("--ram", "1K"), "bytes of RAM and 1,024 of stack, and there are 1,024; pass a shorter context than 128"),
+        (("--context", "129"), "invalid context 129; the model has 1 to 128 positions"),
+    ],
+)
+def test_a_c_program_that_does_not_fit(words: tuple[str, str], message: str, packed_folder: Path, tmp_path: Path) -> None:
+    assert message in refused(PotqError, "export", packed_folder, tmp_path / "out", "--to", "c", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_a_c_program_are_for_nothing_else(packed_folder: Path, tmp_path: Path) -> None:
+    assert "are for c, not for onnx" in refused(
+        ConfigError, "export", packed_folder, tmp_path / "o", "--to", "onnx", "--strict"
+    )
+    assert "not for c" in refused(ConfigError, "export", packed_folder, tmp_path / "o", "--to", "c", "--allow-8bit")
+    assert "'5X' is no size" in invoke("export", packed_folder, tmp_path / "o", "--to", "c", "--flash", "5X").stderr
+
+
+def test_a_folder_of_something_else_is_not_replaced(packed_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "text").touch()
+    message = refused(CheckpointError, "export", packed_folder, tmp_path / "notes", "--to", "c", "--force")
+    assert "is not a model folder (it has no model.h) and is never replaced" in message

@@ -71,25 +71,47 @@ def perplexity(
     """
     require_causal(model, predicting=True)
     window = choose_window(model, window, 2048)
-    if max_windows is not None and max_windows < 1:
-        raise DataError(f"invalid max_windows {max_windows}; use at least 1")
+    require_own_tokens(model, tokens[: _windows(tokens, window, max_windows) * window], "the text")
+    with evaluation_mode(model):
+        return windows_perplexity(
+            lambda part: _window_nll(model, part), tokens, window=window, max_windows=max_windows, progress=progress
+        )
+
+
+def windows_perplexity(
+    window_nll: Callable[[Tensor], float],
+    tokens: Tensor,
+    *,
+    window: int,
+    max_windows: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Perplexity:
+    """Perplexity of whatever gives the negative log-likelihood of a window's tokens but the first, summed, in nats.
+
+    Raises:
+        DataError: the text is shorter than one window.
+    """
+    count = _windows(tokens, window, max_windows)
+    began = time.perf_counter()
+    losses = []
+    for index in range(count):
+        losses.append(window_nll(tokens[index * window : (index + 1) * window]))
+        if progress is not None:
+            progress(index + 1, count, f"{_exp(math.fsum(losses) / len(losses) / (window - 1)):.2f}")
+    predicted = count * (window - 1)
+    mean = math.fsum(losses) / predicted
+    return Perplexity(_exp(mean), window, count, predicted, tuple(losses), time.perf_counter() - began)
+
+
+def _windows(tokens: Tensor, window: int, most: int | None) -> int:
+    if most is not None and most < 1:
+        raise DataError(f"invalid max_windows {most}; use at least 1")
     count = len(tokens) // window
     if not count:
         raise DataError(
             f"the text has {len(tokens)} tokens, less than one window of {window}; give more text or a smaller window"
         )
-    count = min(count, max_windows) if max_windows is not None else count
-    require_own_tokens(model, tokens[: count * window], "the text")
-    began = time.perf_counter()
-    losses = []
-    with evaluation_mode(model):
-        for index in range(count):
-            losses.append(_window_nll(model, tokens[index * window : (index + 1) * window]))
-            if progress is not None:
-                progress(index + 1, count, f"{_exp(math.fsum(losses) / len(losses) / (window - 1)):.2f}")
-    predicted = count * (window - 1)
-    mean = math.fsum(losses) / predicted
-    return Perplexity(_exp(mean), window, count, predicted, tuple(losses), time.perf_counter() - began)
+    return min(count, most) if most is not None else count
 
 
 def _exp(nats: float) -> float:

@@ -1,0 +1,253 @@
+"""Kernels of the C program: what each form takes, how it stores codes, and what it costs on which core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import pairwise
+from math import inf
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potq.errors import ExportError
+from potq.hardware.matrix import IntegerMatrix
+
+Core = Literal["rv32i", "rv32im", "ibex", "serv", "cortex-m0", "cortex-m3", "cortex-m4", "generic"]
+Codes = NDArray[np.unsignedinteger[Any]]
+
+_UNIT = 32  # columns that every layout divides into
+_INT16 = 32767
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to sum levels times inputs.
+
+    Attributes:
+        name: of its macro, in lower case.
+        layout: how codes are stored, a value of the C type ``potq_layout``.
+        entries: of the table of the inputs, for every input and number of bits; None where there is no table.
+        multiplies: whether it multiplies with levels.
+        takes: whether it computes products with a matrix.
+    """
+
+    name: str
+    layout: str
+    entries: Callable[[int], int] | None
+    multiplies: bool
+    takes: Callable[[IntegerMatrix], bool]
+
+    def width(self, bits: int) -> int:
+        """Bits that a weight takes."""
+        return 4 if self.layout == "PAIRS" else bits
+
+    def layout_of(self, bits: int) -> str:
+        """The C name of the layout."""
+        return "POTQ_SPLIT" if self.layout == "WORDS" and bits == 3 else f"POTQ_{self.layout}"
+
+
+def largest(matrix: IntegerMatrix) -> int:
+    """The largest magnitude of a level."""
+    return max(map(abs, matrix.levels))
+
+
+def shift_pattern(levels: tuple[int, ...]) -> tuple[bool, int] | None:
+    """Whether magnitudes 0, 1, 2, 4, ... (True, 1), or powers of ``2**stride`` (False, stride), stand behind a sign."""
+    half = len(levels) // 2
+    magnitudes = levels[:half]
+    if levels[half:] != tuple(-level for level in magnitudes):
+        return None
+    if magnitudes == (0, *(1 << i for i in range(half - 1))):
+        return True, 1
+    stride = magnitudes[1].bit_length() - 1 if half > 1 else 1
+    return (False, stride) if magnitudes == tuple(1 << (stride * i) for i in range(half)) else None
+
+
+def affine(levels: tuple[int, ...], bits: int) -> tuple[int, tuple[int, ...], tuple[int, ...]] | None:
+    """``levels`` as a constant and what every bit of a new code adds; the new code of each code."""
+    distinct = sorted(set(levels))
+    steps = {after - before for before, after in pairwise(distinct)}
+    if len(distinct) == 1 << bits and len(steps) == 1:
+        weights = tuple(steps.copy().pop() << bit for bit in range(bits))
+        if levels == tuple(range(1 << (bits - 1))) + tuple(range(-(1 << (bits - 1)), 0)):
+            return 0, (*weights[:-1], -weights[-1]), tuple(range(1 << bits))  # two's complement needs no constant
+        return distinct[0], weights, tuple(distinct.index(level) for level in levels)
+    if bits == 2 and len(distinct) == 4 and distinct[0] + distinct[3] == distinct[1] + distinct[2]:
+        first = distinct[0]
+        return first, (distinct[1] - first, distinct[2] - first), tuple(distinct.index(level) for level in levels)
+    return None
+
+
+def _shifts(matrix: IntegerMatrix) -> bool:
+    """Sums are twice as large before the last shift."""
+    return shift_pattern(matrix.levels) is not None and matrix.bound < 1 << 30
+
+
+def _small(matrix: IntegerMatrix) -> bool:
+    return matrix.bits in (2, 3, 4)
+
+
+FORMS = {
+    form.name: form
+    for form in (
+        Form(
+            "shift", "WORDS", None, False, lambda m: _small(m) and shift_pattern(m.levels) is not None and m.bound < 1 << 30
+        ),
+        Form("buckets", "WORDS", None, False, _small),
+        Form("table", "WORDS", lambda bits: 1 << bits, False, lambda m: _small(m) and 127 * largest(m) <= _INT16),
+        Form("pairs", "PAIRS", lambda bits: 32, False, lambda m: m.bits == 3 and 254 * largest(m) <= _INT16),
+        Form("planes", "PLANES", lambda bits: 32, False, lambda m: affine(m.levels, m.bits) is not None),
+        Form("multiply", "WORDS", None, True, lambda m: _small(m) and largest(m) <= _INT16),
+        Form("multiply_bytes", "BYTES", None, True, lambda m: m.bits == 8 and largest(m) <= 128),
+        Form("add_bytes", "BYTES", None, False, lambda m: m.bits == 8 and largest(m) <= 128),
+    )
+}
+"""Every form, by name."""
+
+# Cycles a weight by bits. PicoRV32 (rv32i: barrel shifter, no multiplier; rv32im: fast multiplier), SERV, Ibex: simulations
+# of 128x128, true to the cycle. Cortex-M and generic: instructions counted by hand, one a cycle.
+_Costs = dict[str, dict[int, float]]
+_PICO: _Costs = {
+    "shift": {4: 29.9, 3: 28.0, 2: 22.0},
+    "buckets": {4: 38.0, 3: 31.0, 2: 27.0},
+    "table": {4: 21.0, 3: 24.0, 2: 21.0},
+    "pairs": {3: 19.5},
+    "planes": {8: 38.0, 4: 19.1, 3: 16.1, 2: 13.5},
+    "add_bytes": {8: 127.0},
+}
+_ARM: _Costs = {
+    "shift": {4: 9.0, 3: 9.0, 2: 7.0},
+    "buckets": {4: 9.0, 3: 10.0, 2: 9.0},
+    "table": {4: 5.0, 3: 7.0, 2: 5.0},
+    "pairs": {3: 5.0},
+    "planes": {8: 9.0, 4: 4.7, 3: 3.9, 2: 2.8},
+    "multiply": {4: 6.0, 3: 8.0, 2: 6.0},
+    "multiply_bytes": {8: 3.5},
+    "add_bytes": {8: 40.0},
+}
+COSTS: dict[Core, _Costs] = {
+    "rv32i": _PICO,
+    "rv32im": _PICO | {"multiply": {4: 27.0, 3: 30.0, 2: 27.0}, "multiply_bytes": {8: 21.0}},
+    "ibex": {
+        "shift": {4: 11.6, 3: 11.0, 2: 9.0},
+        "buckets": {4: 14.6, 3: 13.0, 2: 11.0},
+        "table": {4: 7.6, 3: 9.0, 2: 7.6},
+        "pairs": {3: 7.5},
+        "planes": {8: 14.0, 4: 7.3, 3: 6.3, 2: 5.3},
+        "multiply": {4: 9.0, 3: 11.0, 2: 9.0},
+        "multiply_bytes": {8: 6.9},
+        "add_bytes": {8: 53.0},
+    },
+    "serv": {
+        "shift": {4: 518.0, 3: 500.0, 2: 400.0},
+        "buckets": {4: 546.0, 3: 480.0, 2: 420.0},
+        "table": {4: 317.0, 3: 360.0, 2: 317.0},
+        "pairs": {3: 273.0},
+        "planes": {8: 540.0, 4: 270.0, 3: 229.0, 2: 188.0},
+        "add_bytes": {8: 2115.0},
+    },
+    "cortex-m0": _ARM,
+    "cortex-m3": _ARM,
+    "cortex-m4": _ARM,
+    "generic": _ARM,
+}
+MULTIPLIES: dict[Core, bool] = {core: "multiply_bytes" in costs for core, costs in COSTS.items()}
+"""Which cores have a multiplier."""
+
+
+def check_layout(matrix: IntegerMatrix) -> None:
+    """Refuse what no kernel takes.
+
+    Raises:
+        ExportError: names the matrix, what it is and what would do.
+    """
+    columns = matrix.shape[1]
+    if columns % _UNIT or (matrix.group % _UNIT and matrix.group < columns):
+        raise ExportError(
+            f"{matrix.name} has {columns} columns in groups of {matrix.group}; the C program takes multiples of {_UNIT} "
+            "alone: quantize with such a group_size"
+        )
+    if not any(form.takes(matrix) for form in FORMS.values()):
+        raise ExportError(
+            f"{matrix.name} is {matrix.scheme}, of {matrix.bits} bits; the C program has kernels for grids of 2, 3 and 4 "
+            "bits, and int8 for embeddings"
+        )
+
+
+class Saving(IntEnum):
+    """What kernels leave out for memory: nothing, codes stored in more bits than they have, or tables in RAM."""
+
+    NOTHING = 0
+    FLASH = 1
+    RAM = 2
+
+    def allows(self, form: Form, bits: int) -> bool:
+        if self is Saving.RAM:
+            return form.entries is None
+        return self is Saving.NOTHING or form.width(bits) == bits
+
+
+def choose(matrix: IntegerMatrix, core: Core, *, strict: bool, saving: Saving = Saving.NOTHING) -> Form:
+    """The cheapest form for a matrix on a core.
+
+    Args:
+        strict: none that multiplies with levels.
+        saving: what memory the kernel may take.
+
+    Raises:
+        ExportError: no kernel takes the matrix.
+    """
+    check_layout(matrix)
+    forms = [
+        form
+        for form in FORMS.values()
+        if form.takes(matrix) and not (strict and form.multiplies) and saving.allows(form, matrix.bits)
+    ]
+    return min(forms, key=lambda form: cost(form, matrix, core))
+
+
+def cost(form: Form, matrix: IntegerMatrix, core: Core) -> float:
+    """Cycles for a product: of its weights, and of the table that it makes beforehand."""
+    rows, columns = matrix.shape
+    per_weight = COSTS[core].get(form.name, {}).get(matrix.bits, inf)
+    # making an entry takes about as long as half a weight's product
+    made = 0.0 if form.entries is None else 0.5 * per_weight * form.entries(matrix.bits) * columns
+    return rows * columns * per_weight + made
+
+
+def stored(matrix: IntegerMatrix, form: Form) -> tuple[Codes, tuple[int, ...]]:
+    """The codes as the form's layout has them, 1-D, and the level of every code as it is stored."""
+    codes: Codes = matrix.codes.astype(np.uint8)
+    if form.layout == "BYTES":
+        return matrix.values().astype(np.int8).view(np.uint8).ravel(), ()
+    if form.layout == "PLANES":
+        found = affine(matrix.levels, matrix.bits)
+        assert found is not None
+        levels = tuple(level for _, level in sorted(zip(found[2], matrix.levels, strict=True)))
+        return _planes(np.array(found[2], np.uint8)[codes], matrix.bits, matrix.group), levels
+    if form.layout == "PAIRS":
+        return (codes[:, ::2] | codes[:, 1::2] << np.uint8(3)).ravel(), matrix.levels
+    return (_split(codes) if matrix.bits == 3 else _words(codes, matrix.bits)), matrix.levels
+
+
+def _words(codes: Codes, bits: int) -> Codes:
+    parts = codes.reshape(-1, 32 // bits).astype(np.uint32)
+    words: Codes = np.bitwise_or.reduce(parts << (bits * np.arange(32 // bits, dtype=np.uint32)), axis=1)
+    return words
+
+
+def _split(codes: Codes) -> Codes:
+    three = np.uint8(3)
+    low = _words(codes & three, 2).reshape(-1, 2)
+    return np.column_stack([low, _words(codes >> np.uint8(2), 1)]).ravel()
+
+
+def _planes(codes: Codes, bits: int, group: int) -> Codes:
+    parts = []
+    for start in range(0, codes.shape[1], group):
+        block = codes[:, start : start + group]
+        parts += [np.packbits((block >> np.uint8(bit)) & np.uint8(1), axis=1, bitorder="little") for bit in range(bits)]
+    return np.concatenate(parts, axis=1).ravel()
