@@ -17,6 +17,7 @@ from potq.config import EFFORTS, Effort
 from potq.errors import ModelError
 from potq.nn.losses import divergence
 from potq.nn.plan import linear_weight, packed_modules, plan
+from potq.ptq import experts
 from potq.ptq import sequential as walk
 from potq.ptq.algorithms import refine
 from potq.ptq.algorithms.descent import output_error
@@ -24,7 +25,7 @@ from potq.ptq.algorithms.gptq import gptq
 from potq.ptq.algorithms.learned import LearnedWeight
 from potq.ptq.algorithms.rounding import SchemeRounding
 from potq.ptq.algorithms.rtn import rtn
-from potq.ptq.blocks import HiddenStates, find_blocks, record_calls, second_moments
+from potq.ptq.blocks import HiddenStates, all_second_moments, find_blocks, record_calls, second_moments
 from potq.ptq.sequential import Layer, SequentialCalibration
 from potq.resume import WorkFolder
 
@@ -166,13 +167,13 @@ def test_powers_of_two_are_not_learned_nor_said_to_be(scope: Any, tiny_model: An
 def test_a_hessian_that_cannot_be_factored_is_reported(
     tiny_model: Any, batches: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def moments(block: nn.Module, name: str, *rest: Any) -> Tensor:
-        found = second_moments(block, name, *rest)
-        if name == "mlp.down_proj":
-            found += 1000 * found.diagonal().mean() * (1 - torch.eye(len(found)))  # no damping makes that positive definite
+    def moments(block: nn.Module, names: list[str], *rest: Any) -> list[Tensor]:
+        found = all_second_moments(block, names, *rest)
+        if names == ["mlp.down_proj"]:  # no damping makes that positive definite
+            found[0] += 1000 * found[0].diagonal().mean() * (1 - torch.eye(len(found[0])))
         return found
 
-    monkeypatch.setattr(walk, "second_moments", moments)
+    monkeypatch.setattr(experts, "all_second_moments", moments)
     for name, layer in run(tiny_model, EFFORTS["balanced"], batches).items():
         if name.endswith("down_proj"):
             assert layer.algorithm.startswith("rtn/weighted (the second moments of its inputs are not positive definite")
