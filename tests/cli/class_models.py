@@ -110,7 +110,10 @@ def save(name: str, folder: Path) -> Path:
         model = kind(CONFIGS[name]()).eval()
     model.save_pretrained(folder)
     if name.startswith("ViT"):
-        transformers.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+        kind = (
+            getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
+        )  # as it was called before
+        kind(size={"height": 16, "width": 16}).save_pretrained(folder)
         return folder
     if name.startswith("Whisper"):
         transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1).save_pretrained(folder)
