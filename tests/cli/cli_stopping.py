@@ -16,5 +16,5 @@ if __name__ == "__main__":
     def stop(*_: Any) -> Any:
         os.kill(os.getpid(), getattr(signal, name))
 
-    sequential.second_moments = stop
+    sequential.quantize_layer = stop
     main()
