@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from potq.cli.app import main
-from potq.ptq import experts
+from potq.ptq import sequential
 
 if __name__ == "__main__":
     name = sys.argv.pop(1)
@@ -16,5 +16,5 @@ if __name__ == "__main__":
     def stop(*_: Any) -> Any:
         os.kill(os.getpid(), getattr(signal, name))
 
-    experts.all_second_moments = stop
+    sequential.quantize_layer = stop
     main()
