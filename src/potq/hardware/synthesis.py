@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from potq.errors import MissingDependencyError
 from potq.hardware import tools
@@ -16,6 +17,7 @@ MAPPING = "+strash;ifraig;scorr;dc2;dch,-f;amap,-m;topo"
 """abc's script. Its area-oriented mapper leaves 12 to 15 % less area than yosys' own, for shifts and multipliers alike."""
 
 Family = Literal["ice40", "xc7"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,13 @@ class Blocks:
     dsps: int
 
 
-def gates(verilog: str, top: str) -> Gates:
-    """Map ``top`` of SystemVerilog to the standard cells, flat.
+def gates(verilog: str, top: str, *, yosys: Sequence[str] = ("yosys",)) -> Gates:
+    """Map ``top`` of SystemVerilog to the standard cells, flat; ``yosys`` is the command that does.
 
     Raises:
         MissingDependencyError: yosys, OpenSTA or the cells are not here, or fail.
     """
-    tools.require("yosys", "sta", cells=True)
+    tools.require("sta", cells=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "in.sv").write_text(verilog, encoding="utf-8")
@@ -64,7 +66,7 @@ def gates(verilog: str, top: str) -> Gates:
             "write_json netlist.json",
             "write_verilog -noattr -noexpr netlist.v",
         ]
-        tools.call(["yosys", "-q", "-p", "; ".join(script)], folder)
+        tools.call([*yosys, "-q", "-p", "; ".join(script)], folder)
         area = _found(r"Chip area.*: ([\d.]+)", (folder / "stat.txt").read_text(encoding="utf-8"))
         netlist = json.loads((folder / "netlist.json").read_text(encoding="utf-8"))["modules"][top]
         return Gates(area, _delay(folder, top), netlist)

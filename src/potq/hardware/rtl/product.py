@@ -21,6 +21,7 @@ from potq.numerics.grid import Grid
 
 Structure = Literal["shift", "two-shifts", "triple-shift", "booth", "baugh-wooley", "multiply"]
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
+_SHIFTING: tuple[Structure, ...] = ("shift", "two-shifts", "triple-shift")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,16 @@ def possible(grid: Grid) -> tuple[Structure, ...]:
         if grid.terms == 2:
             found.append("two-shifts")
     return (*found, "baugh-wooley", "booth", "multiply")
+
+
+def contenders(grid: Grid) -> tuple[Structure, ...]:
+    """Those among them that may be the smallest: what shifts, where the grid allows it, else the multipliers.
+
+    ``"multiply"`` is not among them: on standard cells it is far larger than the others.
+    """
+    structures = possible(grid)
+    shifting = tuple(structure for structure in structures if structure in _SHIFTING)
+    return shifting or tuple(structure for structure in structures if structure != "multiply")
 
 
 def build(grid: Grid, structure: Structure, activation_bits: int) -> Product:
