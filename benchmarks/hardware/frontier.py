@@ -1,8 +1,8 @@
 """Which variants are worth building: ``python -m benchmarks.hardware.frontier --work DIR [--data DIR]`` (``make gates``).
 
 Perplexity of two models under PoT, integers and E2M1, with float16, power-of-two and row scales and activations of 8 and 4
-bits, against area, toggles and bytes of their circuits (:mod:`potq.hardware.frontier`). Perplexities are kept in ``--work``;
-a killed run goes on.
+bits, against area, toggles and bytes of their circuits (:mod:`potq.hardware.gates.frontier`). Perplexities are kept in
+``--work``; a killed run goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.hardware.goals import FRONTIER
 from potq.data.text import read_text
 from potq.data.tokens import tokenize
 from potq.evaluate.compare import KeptRows, Protocol
-from potq.hardware.frontier import frontier
+from potq.hardware.gates.frontier import frontier
 from potq.nn.report import Progress
 from potq.numerics.scheme import QuantScheme
 

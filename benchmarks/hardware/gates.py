@@ -29,12 +29,12 @@ from benchmarks.hardware.goals import GATES
 from benchmarks.hardware.units import GROUP, Unit, units
 from potq.data.text import read_text
 from potq.data.tokens import tokenize
-from potq.hardware import tools
-from potq.hardware.measure import sources_of, toggles_of
+from potq.hardware.gates import tools
+from potq.hardware.gates.measure import sources_of, toggles_of
+from potq.hardware.gates.stream import inputs_of, layer_stream
+from potq.hardware.gates.synthesis import FAMILIES, blocks, gates
+from potq.hardware.gates.toggles import toggles
 from potq.hardware.rtl.design import design_of
-from potq.hardware.stream import inputs_of, layer_stream
-from potq.hardware.synthesis import FAMILIES, blocks, gates
-from potq.hardware.toggles import toggles
 from potq.numerics.scheme import QuantScheme
 
 LAYERS = {

@@ -101,7 +101,7 @@ def report(
     from potq.data.tokens import tokenize
     from potq.evaluate.compare import KeptRows, Protocol
     from potq.hardware import report as shown
-    from potq.hardware.frontier import check_schemes, frontier
+    from potq.hardware.gates.frontier import check_schemes, frontier
 
     check_schemes(found, bits)
     with console.status(f"loading {model}"):
@@ -136,7 +136,7 @@ def _checked(model: str, dtype: str, resume: Path | None, plot: Path | None, tex
     from potq.checkpoint.files import check_dtype, check_source
     from potq.data.text import read_text
     from potq.evaluate.outputs import check_plot, check_rows_file
-    from potq.hardware import tools
+    from potq.hardware.gates import tools
 
     tools.require("yosys", "sta", cells=True)
     check_dtype(dtype)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from potq.errors import DataError
 from potq.evaluate.compare import Row
 from potq.evaluate.outputs import check_plot
-from potq.hardware.frontier import COSTS, Point
+from potq.hardware.gates.frontier import COSTS, Point
 from potq.nn.report import markdown_table
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from potq.errors import CheckpointError
-from potq.hardware import simulate, tools
+from potq.hardware.gates import simulate, tools
 from potq.hardware.rtl import product, testbench
 from potq.hardware.rtl.design import design_of
 from potq.hardware.rtl.product import Structure, possible

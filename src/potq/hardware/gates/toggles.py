@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potq.errors import ModelError
-from potq.hardware import tools
+from potq.hardware.gates import tools
 
 Bits = NDArray[np.bool_]
 """One signal's value in every cycle."""

@@ -7,7 +7,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from potq.hardware import tools
+from potq.hardware.gates import tools
 from potq.hardware.rtl.design import Design
 from potq.hardware.rtl.write import write
 

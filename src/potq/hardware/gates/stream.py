@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from potq.errors import ConfigError, ModelError
-from potq.hardware.measure import Stream
+from potq.hardware.gates.measure import Stream
 from potq.numerics.scheme import QuantScheme
 from potq.ptq.algorithms.rtn import rtn
 

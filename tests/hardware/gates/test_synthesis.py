@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from potq.errors import MissingDependencyError, ModelError
-from potq.hardware import tools
-from potq.hardware.measure import Stream, sources_of, toggles_of
+from potq.hardware.gates import tools
+from potq.hardware.gates.measure import Stream, sources_of, toggles_of
+from potq.hardware.gates.synthesis import Gates, blocks, gates
 from potq.hardware.rtl.design import Design, design_of
-from potq.hardware.synthesis import Gates, blocks, gates
 from potq.numerics.scheme import QuantScheme
 
 wanted = tools.missing("yosys", "sta", cells=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from potq.errors import MissingDependencyError
-from potq.hardware import tools
+from potq.hardware.gates import tools
 
 MAPPING = "+strash;ifraig;scorr;dc2;dch,-f;amap,-m;topo"
 """abc's script. Its area-oriented mapper leaves 12 to 15 % less area than yosys' own, for shifts and multipliers alike."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from potq.errors import ConfigError
+from potq.hardware.gates.synthesis import Gates
+from potq.hardware.gates.toggles import toggles
 from potq.hardware.rtl import modules
 from potq.hardware.rtl.design import Design
-from potq.hardware.synthesis import Gates
-from potq.hardware.toggles import toggles
 
 Kind = Literal["mac", "dot", "scale"]
 
@@ -31,7 +31,7 @@ def sources_of(design: Design, kind: Kind) -> str:
 
 
 def toggles_of(design: Design, gates: Gates, stream: Stream) -> float:
-    """Changes of nets for each product of a multiply-accumulate unit (see :func:`potq.hardware.toggles.toggles`).
+    """Changes of nets for each product of a multiply-accumulate unit (see :func:`potq.hardware.gates.toggles.toggles`).
 
     Raises:
         ConfigError: the stream is not of whole groups.

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from potq.config import PoTConfig
 from potq.errors import ConfigError
 from potq.evaluate.compare import FULL_PRECISION, KeptRows, Protocol, Row, measure_row
-from potq.hardware import tools
-from potq.hardware.measure import Stream, sources_of, toggles_of
+from potq.hardware.gates import tools
+from potq.hardware.gates.measure import Stream, sources_of, toggles_of
+from potq.hardware.gates.stream import in_integers, inputs_of, layer_stream
+from potq.hardware.gates.synthesis import Gates, gates
 from potq.hardware.rtl.design import Design, design_of
 from potq.hardware.rtl.product import contenders
-from potq.hardware.stream import in_integers, inputs_of, layer_stream
-from potq.hardware.synthesis import Gates, gates
 from potq.nn.language import language_plan
 from potq.nn.plan import packed_modules
 from potq.nn.report import Progress
