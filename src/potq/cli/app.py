@@ -13,6 +13,7 @@ from potq.cli.env import env
 from potq.cli.evaluate import evaluate
 from potq.cli.export import export
 from potq.cli.generate import generate
+from potq.cli.hardware import hardware
 from potq.cli.inspect import inspect
 from potq.cli.quantize import quantize
 from potq.cli.train import train
@@ -40,6 +41,7 @@ app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("compare")(compare)
 app.command("export")(export)
+app.add_typer(hardware, name="hardware")
 app.command("env")(env)
 
 

@@ -107,9 +107,16 @@ class Protocol:
 
 
 def measure_row(
-    model: PreTrainedModel, config: PoTConfig | None, protocol: Protocol, progress: Progress | None = None
+    model: PreTrainedModel,
+    config: PoTConfig | None,
+    protocol: Protocol,
+    progress: Progress | None = None,
+    changed: Callable[[PreTrainedModel], None] | None = None,
 ) -> Row:
-    """Perplexity of ``model`` as it is (no ``config``), or of a copy that is quantized, with exact activations."""
+    """Perplexity of ``model`` as it is (no ``config``), or of a copy that is quantized, with exact activations.
+
+    ``changed`` may change the copy further before it is measured.
+    """
     measured, seconds, batches = model, 0.0, None
     whole = quantized = 8.0 * model.dtype.itemsize
     if config is not None:
@@ -120,6 +127,8 @@ def measure_row(
         whole, quantized = report.bits_per_weight or whole, report.quantized_bits_per_weight
         seconds = time.perf_counter() - began
         set_activations(measured, "float")
+        if changed is not None:
+            changed(measured)
     found = perplexity(measured, protocol.tokens, window=protocol.window, max_windows=protocol.windows, progress=progress)
     return Row(
         scheme=FULL_PRECISION if config is None else config.scheme.name,

