@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -37,7 +35,12 @@ def found(module: nn.Module) -> dict[str, tuple[bool, tuple[int, int, int]]]:
 def test_nearly_all_weights_of_experts_are_targets(family: str) -> None:
     model = moe(family)
     _, todo = language_plan(model, PoTConfig("pot4"))
-    stacked = {name: p.numel() for name, p in model.named_parameters() if p.ndim == 3 and "conv" not in name}
+    dimensions = 2 if family == "dbrx" else 3
+    stacked = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == dimensions and ("experts.mlp" in name or family != "dbrx") and "conv" not in name
+    }
     planned = sum(target.weights for target in todo.targets if target.kind == "experts")
     assert planned >= 0.95 * sum(stacked.values()) > 0
     assert all(target.experts == 4 for target in todo.targets if target.kind == "experts")
@@ -49,9 +52,9 @@ def test_inputs_and_outputs_are_told_apart(family: str) -> None:
     model = moe(family)
     for name, stack in stacks(model).items():
         _, rows, columns = stack.shape
-        into = name.endswith(("gate_up_proj", "up_proj", "input_linear.weight"))
+        into = name.endswith(("gate_up_proj", "up_proj", "input_linear.weight", "w1", "v1"))
         assert (columns if into else rows) == model.config.hidden_size
-        assert stack.transposed == (family in ("gpt_oss", "llama4"))
+        assert stack.transposed == (family in ("gpt_oss", "llama4") or name.endswith(".w2"))
 
 
 def test_a_pair_tells_by_its_sizes_which_way_round_it_is() -> None:
@@ -84,7 +87,7 @@ def test_other_parameters_of_three_dimensions_are_no_stacks() -> None:
     assert stacks(nn.Sequential(pair((4, 48, 32), (4, 32, 24)))) == {}  # no model of transformers
 
 
-@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "dbrx"])
 def test_a_matrix_and_what_is_stored_are_inverses(family: str) -> None:
     for name, stack in stacks(model := moe(family)).items():
         place = Place.of(model, name)
@@ -92,9 +95,9 @@ def test_a_matrix_and_what_is_stored_are_inverses(family: str) -> None:
         experts, rows, columns = stack.shape
         assert matrix.shape == (experts * rows, columns)
         assert torch.equal(place.stored(matrix), stack.parameter)
-        expert: Any = stack.parameter[1].T if stack.transposed else stack.parameter[1]
-        assert torch.equal(matrix[rows : 2 * rows], expert)
-        assert torch.equal(as_stack(matrix, experts, transposed=stack.transposed), stack.parameter)
+        stored = stack.parameter.view(experts, -1, stack.parameter.shape[-1])
+        assert torch.equal(matrix[rows : 2 * rows], stored[1].T if stack.transposed else stored[1])
+        assert torch.equal(as_stack(matrix, experts, transposed=stack.transposed), stored)
 
 
 # ---- routers
@@ -105,12 +108,14 @@ def test_a_matrix_and_what_is_stored_are_inverses(family: str) -> None:
     [
         ("phimoe", ["mlp.router"]),
         ("llama4", ["feed_forward.router"]),
+        ("dbrx", ["ffn.router.layer"]),
         ("jetmoe", ["mlp.router.layer", "self_attention.experts.router.layer"]),
         ("mixtral", []),  # its routers are no linears
     ],
 )
 def test_routers_are_found(family: str, names: list[str]) -> None:
-    expected = {f"model.layers.{index}.{name}" for index in range(2) for name in names}
+    layers = "transformer.blocks" if family == "dbrx" else "model.layers"
+    expected = {f"{layers}.{index}.{name}" for index in range(2) for name in names}
     assert set(routers(moe(family))) == expected
 
 

@@ -163,11 +163,13 @@ def test_other_uses_of_a_matrix_make_it() -> None:
     assert isinstance(stack[0], LazyTensor)
     assert torch.equal(stack[1:3] + 0, whole[1:3])
     assert torch.equal(stack[torch.tensor([2, 0])] + 0, whole[[2, 0]])
-    assert torch.equal(x @ stack[3].T, x @ whole[3].T)
     assert torch.equal(torch.einsum("oi,bi->bo", stack[0], x), torch.einsum("oi,bi->bo", whole[0], x))
     bias = torch.randn(96)
     set_activations(model, "float")
-    product = nn.functional.linear(x, experts_of(model).gate_up_proj[0], bias)
+    matrix = experts_of(model).gate_up_proj[0]
+    assert torch.equal(x @ matrix.T, nn.functional.linear(x, matrix))
+    assert torch.equal(x.matmul(matrix.mT), x @ matrix.t())
+    product = nn.functional.linear(x, matrix, bias)
     assert torch.allclose(product, nn.functional.linear(x, whole[0], bias), atol=1e-6)
     with pytest.raises(IndexError):
         stack[4]

@@ -47,6 +47,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "minimax": ("MiniMax", {"num_local_experts": 4, "head_dim": 8, "block_size": 8}),
     "jamba": ("Jamba", {"num_experts": 4, **_MAMBA, "use_mamba_kernels": False}),
     "llama4": ("Llama4", {"num_local_experts": 4, "intermediate_size_mlp": 48, "head_dim": 8}),
+    "dbrx": (
+        "Dbrx",
+        {
+            **{"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
+            "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+            "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+        },
+    ),
     "jetmoe": ("JetMoe", {"num_local_experts": 4, "kv_channels": 8}),
     "nemotron_h": (
         "NemotronH",
@@ -58,7 +66,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """The stem of the classes' names, and settings. There are plain and transposed stacks, biases, products in a batch, experts
-without a gate, and experts in attention.
+without a gate, experts in attention, and parameters of two dimensions.
 """
 
 FAMILIES = {name: entry for name, entry in FAMILIES.items() if hasattr(transformers, f"{entry[0]}Config")}  # 5.0 lacks some
@@ -73,14 +81,17 @@ def moe(family: str, **changes: Any) -> Any:
     stem, settings = FAMILIES[family]
     config_class = transformers.Llama4TextConfig if stem == "Llama4" else getattr(transformers, f"{stem}Config")
     settings = {**_BASE, **settings, **changes}
-    if stem in ("JetMoe", "NemotronH"):
-        settings = {key: value for key, value in settings.items() if key not in _ABSENT[stem]}
+    settings = {key: value for key, value in settings.items() if key not in _ABSENT.get(stem, ())}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return getattr(transformers, f"{stem}ForCausalLM")(config_class(**settings)).eval()
 
 
-_ABSENT = {"JetMoe": ("num_attention_heads",), "NemotronH": ("num_hidden_layers",)}
+_ABSENT = {
+    "JetMoe": ("num_attention_heads",),
+    "NemotronH": ("num_hidden_layers",),
+    "Dbrx": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+}
 
 
 def tokens(batch: int = 2, length: int = 24) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -232,3 +233,24 @@ def test_joined_rows_are_those_of_the_parts() -> None:
 def test_ranges() -> None:
     assert ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
     assert ranges([3]) == "3"
+
+
+def test_the_report_has_the_error_of_experts_outputs() -> None:
+    """Of all experts of a layer together, on the tokens that each gets."""
+    model, ids = moe("qwen3_moe", num_hidden_layers=1), tokens(2)
+    block = model.model.layers[0].mlp
+    seen: list[tuple[Tensor, Tensor]] = []
+    with block.experts.register_forward_pre_hook(lambda module, args: seen.append((args[0], args[1]))), torch.no_grad():
+        model(ids)
+    ((hidden, chosen),) = seen
+    exact = block.experts.gate_up_proj.detach().clone()
+    report = quantized(model, "balanced", ids)
+    rounded = block.experts.gate_up_proj + 0
+    signal = noise = 0.0
+    for number in range(4):
+        x = hidden[(chosen == number).any(-1)]
+        signal += float((x @ exact[number].T).square().sum())
+        noise += float((x @ (rounded - exact)[number].T).square().sum())
+    (entry,) = [entry for entry in experts(report) if entry.name.endswith("gate_up_proj")]
+    assert entry.output_snr_db == pytest.approx(10 * math.log10(signal / noise), abs=0.01)
+    assert all(entry.output_snr_db is not None for entry in experts(report))

@@ -5,7 +5,8 @@ Rows are independent of each other in everything that quantizing does. So a stac
 
 * transformers' experts say it themselves (``is_transposed`` of ``use_experts_implementation``);
 * of a ``gate_up_proj`` and a ``down_proj`` only one way fits, since the first puts out twice what the second takes in;
-* ``ParallelExperts`` name their input and output sizes.
+* ``ParallelExperts`` name their input and output sizes;
+* DBRX has three matrices of one shape for an expert, in parameters of two dimensions: two go in, and one comes back.
 
 Any other parameter of three dimensions is no stack, and is left and listed.
 """
@@ -23,6 +24,9 @@ PREFIX = "stacked_"
 """Of the name of a stack's module (:mod:`potq.nn.stacked`). transformers renames what begins with the parameter's name."""
 
 
+_FLAT = ("w1", "v1", "w2")  # of DBRX; the last one comes back
+
+
 class Stack(NamedTuple):
     """A stack of experts' matrices in full precision.
 
@@ -30,11 +34,13 @@ class Stack(NamedTuple):
         module: what holds it.
         key: the parameter's name there.
         transposed: whether each matrix is stored as ``(in, out)``.
+        flat: the number of experts, if their matrices lie one below the other in two dimensions; else 0.
     """
 
     module: nn.Module
     key: str
     transposed: bool
+    flat: int = 0
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -45,16 +51,27 @@ class Stack(NamedTuple):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Experts, outputs, inputs."""
-        experts, first, second = self.parameter.shape
+        experts, first, second = self.in_three(self.parameter).shape
         return (experts, second, first) if self.transposed else (experts, first, second)
 
     def as_matrix(self, stored: Tensor) -> Tensor:
         """``stored``, as the architecture has it, as ``(experts * out, in)``."""
-        return (stored.mT if self.transposed else stored).flatten(0, 1)
+        stack = self.in_three(stored)
+        return (stack.mT if self.transposed else stack).flatten(0, 1)
+
+    def as_stored(self, matrix: Tensor) -> Tensor:
+        """The inverse of :meth:`as_matrix`; a view."""
+        stack = as_stack(matrix, self.shape[0], transposed=self.transposed)
+        return stack.flatten(0, 1) if self.flat else stack
+
+    def in_three(self, stored: Tensor) -> Tensor:
+        """``stored`` with one matrix for each expert; a view."""
+        stack: Tensor = stored.unflatten(0, (self.flat, -1)) if self.flat else stored
+        return stack
 
 
 def as_stack(matrix: Tensor, experts: int, *, transposed: bool) -> Tensor:
-    """``matrix`` ``(experts * out, in)`` as the architecture has it; a view."""
+    """``matrix`` ``(experts * out, in)`` as matrices that are as the architecture has them; a view."""
     stack: Tensor = matrix.unflatten(0, (experts, -1))
     return stack.transpose(1, 2) if transposed else stack
 
@@ -64,9 +81,9 @@ def stacks(model: nn.Module) -> dict[str, Stack]:
     if is_plain(model):
         return {}
     return {
-        f"{name}.{key}".lstrip("."): Stack(module, key, transposed)
+        f"{name}.{key}".lstrip("."): stack
         for name, module in model.named_modules()
-        for key, transposed in _stacks_of(module).items()
+        for key, stack in _stacks_of(module).items()
     }
 
 
@@ -85,7 +102,10 @@ def routers(model: nn.Module) -> list[str]:
 def _places_of_experts(model: nn.Module) -> Iterator[tuple[str, int]]:
     """Modules in which there are experts, with their number: stacks, or lists that are called so."""
     for name, stack in stacks(model).items():
-        yield name.rpartition(".")[0].rpartition(".")[0], stack.shape[0]
+        parent = name.rsplit(".", 2)[0]
+        yield parent, stack.shape[0]
+        if parent.endswith(".experts"):
+            yield parent.removesuffix(".experts"), stack.shape[0]
     for name, module in model.named_modules():
         if isinstance(module, (nn.ModuleList, nn.ModuleDict)) and name.endswith(".experts"):
             yield name.rpartition(".")[0], len(module)
@@ -93,11 +113,26 @@ def _places_of_experts(model: nn.Module) -> Iterator[tuple[str, int]]:
 
 def stack_in(module: nn.Module, key: str) -> Stack:
     """The stack ``key`` of ``module``, which has it."""
-    return Stack(module, key, _stacks_of(module)[key])
+    return _stacks_of(module)[key]
 
 
-def _stacks_of(module: nn.Module) -> dict[str, bool]:
-    """Parameters of ``module`` that are stacks, and whether they are transposed."""
+def _stacks_of(module: nn.Module) -> dict[str, Stack]:
+    """Parameters of ``module`` that are stacks."""
+    if sizes := _flat_sizes(module):
+        shape = sizes[0] * sizes[1], sizes[2]
+        keys = [key for key in _FLAT if (each := module._parameters.get(key)) is not None and each.shape == shape]
+        return {key: Stack(module, key, key == _FLAT[-1], sizes[0]) for key in keys}
+    return {key: Stack(module, key, transposed) for key, transposed in _transposed(module).items()}
+
+
+def _flat_sizes(module: nn.Module) -> tuple[int, int, int] | None:
+    """Experts, inner and outer width of DBRX's experts."""
+    sizes = tuple(getattr(module, name, None) for name in ("moe_num_experts", "ffn_hidden_size", "hidden_size"))
+    return sizes if type(module).__name__.endswith("DbrxExpertGLU") and all(sizes) else None  # type: ignore[return-value]
+
+
+def _transposed(module: nn.Module) -> dict[str, bool]:
+    """Parameters of three dimensions that are stacks, and whether they are transposed."""
     found = {key: tuple(each.shape) for key, each in module._parameters.items() if each is not None and each.ndim == 3}
     others = [child for name, child in module._modules.items() if name.startswith(PREFIX)]
     if others:  # stacks of the same module that are modules already

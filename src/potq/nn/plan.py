@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from potq.config import PoTConfig, matches
 from potq.errors import ConfigError, ModelError
 from potq.nn.convolution import is_convolution, kernel_shape
-from potq.nn.experts import Stack, as_stack, stack_in, stacks
+from potq.nn.experts import Stack, stack_in, stacks
 from potq.nn.packed import PackedModule, ScaledModule, pack_module
 from potq.nn.packed_model import as_float_model
 from potq.nn.plain import is_plain, require_replaceable
@@ -198,12 +198,8 @@ class Place(NamedTuple):
         holder = model.get_submodule(parent)
         if key in holder._parameters:
             stack = stack_in(holder, key)
-            dtype, experts = stack.parameter.dtype, stack.shape[0]
-
-            def stored(matrix: Tensor) -> Tensor:
-                return as_stack(matrix, experts, transposed=stack.transposed).to(dtype).contiguous()
-
-            return cls(stack.parameter, stack.as_matrix, stored)
+            dtype = stack.parameter.dtype
+            return cls(stack.parameter, stack.as_matrix, lambda matrix: stack.as_stored(matrix).to(dtype).contiguous())
         module = model.get_submodule(name)
         parameter: Any = _weight(module)
         return cls(parameter, partial(as_matrix, module), lambda matrix: as_weight(module, matrix).to(parameter.dtype))

@@ -27,6 +27,7 @@ from potq.numerics.tensor import QuantizedWeight
 
 _FLOAT_CLASS = "_potq_float_experts"
 _MATMUL = {torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}
+_TRANSPOSE = {getattr(Tensor.T, "__get__"), getattr(Tensor.mT, "__get__"), Tensor.t}  # noqa: B009  # mypy knows no slot
 _BMM = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
 
 
@@ -59,6 +60,8 @@ class LazyMatrix(LazyTensor):
                 return _plus(matrix._linear(input), *args[2:], **(kwargs or {}))
             if function in _MATMUL and matrix._transposed and input.ndim > 1:
                 return matrix._linear(input)
+        if function in _TRANSPOSE and isinstance(input, LazyMatrix):
+            return LazyMatrix.of(input._linear, input._name, transposed=not input._transposed)
         return super().__torch_function__(function, types, args, kwargs)
 
 
@@ -81,6 +84,8 @@ class LazyStack(LazyTensor):
         first, second = (*args, None, None)[:2]
         if function is Tensor.__getitem__ and isinstance(first, LazyStack) and _is_one(second):
             return first._matrices[index(second)]
+        if function is Tensor.view and isinstance(first, LazyStack) and _as_it_is(first, args[1:]):
+            return first
         if function in _BMM and isinstance(second, LazyStack) and second._transposed and _is_batch(first, second):
             return torch.stack([matrix._linear(x) for x, matrix in zip(first, second._matrices, strict=True)])
         return super().__torch_function__(function, types, args, kwargs)
@@ -95,6 +100,14 @@ def _is_one(item: Any) -> bool:
     if isinstance(item, Tensor):
         return item.ndim == 0 and not item.is_floating_point() and item.dtype != torch.bool
     return isinstance(item, int) and not isinstance(item, bool)
+
+
+def _as_it_is(stack: LazyStack, shape: Any) -> bool:
+    """Whether a view of that shape is the stack as it is: DBRX asks for three dimensions."""
+    sizes = shape[0] if len(shape) == 1 else shape
+    if not isinstance(sizes, (tuple, list)) or len(sizes) != 3:
+        return False
+    return all(size in (-1, own) for size, own in zip(sizes, stack.shape, strict=True))
 
 
 def _is_batch(input: Any, stack: LazyStack) -> bool:
@@ -118,16 +131,18 @@ class PoTStack(PackedModule):
     Attributes:
         experts: how many.
         transposed: whether the architecture has each matrix as ``(in, out)``.
+        flat: whether its parameter has two dimensions.
     """
 
     experts: int
     transposed: bool
+    flat: bool
     _views: _Views
 
-    def __init__(self, quantized: QuantizedWeight, dtype: torch.dtype, experts: int, *, transposed: bool, name: str) -> None:
+    def __init__(self, stack: Stack, quantized: QuantizedWeight, name: str) -> None:
         super().__init__()
-        self.experts, self.transposed, self._name = experts, transposed, name
-        self.hold(quantized, dtype)
+        self.experts, self.transposed, self.flat, self._name = stack.shape[0], stack.transposed, bool(stack.flat), name
+        self.hold(quantized, stack.parameter.dtype)
 
     def hold(self, quantized: QuantizedWeight, dtype: torch.dtype) -> None:
         super().hold(quantized, dtype)
@@ -184,7 +199,7 @@ class LinearStack(nn.Module):
 
     def __init__(self, stack: Stack, name: str) -> None:
         super().__init__()
-        parameter = stack.parameter.detach()
+        parameter = stack.in_three(stack.parameter.detach())
         for number, matrix in enumerate(parameter.mT if stack.transposed else parameter):
             linear = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device="meta")
             linear.weight = nn.Parameter(matrix, requires_grad=False)
@@ -263,8 +278,7 @@ def _replace(stack: Stack, holder: nn.Module) -> None:
 
 def pack_stack(stack: Stack, quantized: QuantizedWeight, name: str) -> PoTStack:
     """Put ``quantized`` ``(experts * out, in)`` in place of ``stack``, which its model calls ``name``."""
-    dtype, experts = stack.parameter.dtype, stack.shape[0]
-    packed = PoTStack(quantized, dtype, experts, transposed=stack.transposed, name=name)
+    packed = PoTStack(stack, quantized, name)
     _replace(stack, packed)
     return packed
 
@@ -272,7 +286,8 @@ def pack_stack(stack: Stack, quantized: QuantizedWeight, name: str) -> PoTStack:
 def unpack_stack(module: nn.Module, key: str, dtype: torch.dtype) -> None:
     """Put the float parameter ``key`` back in place of its packed stack."""
     packed: Any = module._modules.pop(PREFIX + key)
-    module._parameters = {key: nn.Parameter(packed._dequantized().to(dtype).contiguous()), **module._parameters}
+    weight = packed._dequantized().to(dtype).contiguous()
+    module._parameters = {key: nn.Parameter(weight.flatten(0, 1) if packed.flat else weight), **module._parameters}
     _reclass(module)
 
 

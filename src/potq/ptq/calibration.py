@@ -18,9 +18,11 @@ from potq.data.ranks import ALONE, Ranks
 from potq.data.tokens import require_own_tokens
 from potq.errors import DataError, ModelError
 from potq.nn.convolution import convolve, is_convolution, rows
+from potq.nn.experts import stacks
 from potq.nn.plan import as_matrix, evaluation_mode, linear_weight, longest_text
 from potq.nn.refusals import require_causal
 from potq.nn.report import decibels
+from potq.nn.stacked import holder_name, unstacked
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.blocks import layer_input, no_moments
 from potq.ptq.feed import Feed
@@ -143,15 +145,20 @@ def output_snr(
 ) -> dict[str, float]:
     """Signal-to-noise ratio (dB) of each layer's output on the text: full precision against quantized, same inputs.
 
-    ``model`` is still in full precision; ``quantized`` maps names of its linears, convolutions and plain embeddings to their
-    weights. Of several processes each has a part of the text, or none.
+    ``model`` is still in full precision; ``quantized`` maps names of its linears, convolutions, plain embeddings and stacks
+    of experts' matrices to their weights. A stack's output is that of all its experts. Of several processes each has a part
+    of the text, or none.
     Layers that the text never reaches are left out.
     """
     signal: dict[str, float] = {}
     noise: dict[str, float] = {}
+    stacked = {name: stack for name, stack in stacks(model).items() if name in quantized}
 
-    def hook(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        weight, exact = quantized[name].dequantize(), linear_weight(module).float()
+    def hook(
+        part: tuple[str, QuantizedWeight], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        name, packed = part
+        weight, exact = packed.dequantize(), linear_weight(module).float()
         x = layer_input(args, kwargs).detach()
         if isinstance(module, nn.Embedding):
             clean, error = (nn.functional.embedding(x, w) for w in (exact, weight - exact))
@@ -163,7 +170,14 @@ def output_snr(
         signal[name] = signal.get(name, 0.0) + float(clean.square().sum(dtype=torch.float64))
         noise[name] = noise.get(name, 0.0) + float(error.square().sum(dtype=torch.float64))
 
-    _run(model, {name: partial(hook, name) for name in quantized}, feed)
+    parts = {name: (name, weight) for name, weight in quantized.items() if name not in stacked}
+    for name, stack in stacked.items():
+        experts, rows, _ = stack.shape
+        for number in range(experts):
+            weight = quantized[name].rows(slice(number * rows, (number + 1) * rows))
+            parts[f"{holder_name(name)}.{number}"] = name, weight
+    with unstacked(stacked):
+        _run(model, {name: partial(hook, part) for name, part in parts.items()}, feed)
     totals: dict[str, tuple[float, float]] = {}
     for energies in ranks.values({name: (signal[name], noise[name]) for name in signal}):
         for name, (clean, error) in energies.items():

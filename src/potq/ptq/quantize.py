@@ -437,8 +437,7 @@ def _add_output_errors(model: nn.Module, todo: Plan, done: Done, source: Source,
     plain = {
         target.name: done[target.name][0]
         for target in todo.targets
-        if target.kind not in ("embedding", "experts")
-        or (target.kind == "embedding" and type(model.get_submodule(target.name)) is nn.Embedding)
+        if target.kind != "embedding" or type(model.get_submodule(target.name)) is nn.Embedding
     }
     ratios = calib.output_snr(model, plain, source, ranks)
     for name, (_, entry) in done.items():
