@@ -121,8 +121,8 @@ class PoTConfig(Strict):
         scale_method: how a scale is chosen: ``"absmax"``, ``"mse"`` (least squared error, the data-free step 1 of
             2507.11959), ``"weighted"`` (the same, weighted by the mean square of each input on calibration text) or
             ``"fisher"`` (weighted by the mean squared gradient of each weight, SqueezeLLM's sensitivity, 2306.07629);
-            embeddings, heads and stacks of experts fall back to ``"mse"`` under both, and the report says so. Calibrated
-            efforts weigh by their Hessians instead.
+            embeddings and heads fall back to ``"mse"`` under both, stacks of experts under ``"weighted"``, and the report
+            says so. Calibrated efforts weigh by their Hessians instead.
         effort: what is done beyond rounding to nearest: a preset of :data:`potq.config.EFFORTS` or an
             :class:`~potq.config.Effort`. None is ``"balanced"`` where calibration text is given, and ``"fast"`` where not.
         scale_candidates: scales tried per group; None is the exact optimum up to 4 bits, and 16 above.

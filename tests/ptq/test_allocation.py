@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import potq
+from moe_helpers import moe, tokens
 from potq import PoTConfig, QuantScheme
 from potq.errors import ConfigError, DataError, ModelError
 from potq.nn.plan import packed_modules
@@ -280,3 +281,19 @@ def test_weights_that_are_nan(tiny_model: LlamaForCausalLM, batches: list[Tensor
 def test_a_packed_model(packed_model: Any, batches: list[Tensor]) -> None:
     with pytest.raises(ModelError, match="quantized already"):
         allocate(packed_model, PoTConfig("pot4"), ["pot3"], batches)
+
+
+def test_stacks_of_experts_get_schemes_too() -> None:
+    """Chosen by the loss that rounding all of a layer's experts costs."""
+    model, config = moe("qwen3_moe"), PoTConfig("pot3")
+    chosen = choose(config, measure(model, config, ["pot2", "pot4"], [tokens()]), budget=3.5)
+    names = [layer.name for layer in chosen.layers]
+    stack = "model.layers.1.mlp.experts.down_proj"
+    assert stack in names
+    assert chosen.bits_per_weight <= 3.5
+    quantized = potq.quantize(model, chosen.config)
+    schemes = {entry.name: entry.scheme for entry in quantized.modules}
+    assert all(
+        schemes[layer.name] == layer.options[index].scheme.name
+        for layer, index in zip(chosen.layers, chosen.chosen, strict=True)
+    )

@@ -200,6 +200,18 @@ def test_experts_of_a_stack_follow_one_another() -> None:
     assert together(run) == [["q", "k"], up[0], up[2], up[1], down[0], down[2], down[1], ["shared"]]
 
 
+def test_fisher_weighs_experts_and_knows_those_without_tokens() -> None:
+    model = moe("qwen3_moe", num_hidden_layers=1, num_experts=12)
+    weights = {name: stack.as_matrix(stack.parameter.detach()).clone() for name, stack in stacks(model).items()}
+    config = CONFIG.model_copy(update={"scale_method": "fisher"})
+    report = potq.quantize(model, config, [tokens(1, 3)])
+    assert {entry.algorithm for entry in experts(report)} == {"rtn/fisher-exact"}
+    for name, weight in weights.items():
+        found, plain = packed_modules(model)[name].quantized.dequantize(), rtn(weight, CONFIG.scheme).dequantize()
+        same = [torch.equal(*pair) for pair in zip(found.chunk(12), plain.chunk(12), strict=True)]
+        assert 12 - 6 <= sum(same) < 12
+
+
 # ---- taking apart, putting together
 
 

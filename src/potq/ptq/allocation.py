@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from potq.config import PoTConfig, check_candidates, matches
 from potq.errors import ConfigError
 from potq.nn.language import language_plan
-from potq.nn.plan import WeightPlan, linear_weight
+from potq.nn.plan import WeightPlan, matrix_of, quantizable_weights
 from potq.nn.refusals import require_weights
 from potq.nn.report import Progress
 from potq.numerics.scheme import QuantScheme
@@ -42,7 +42,7 @@ def allocate(
     budget: float | None = None,
     progress: Progress | None = None,
 ) -> PoTConfig:
-    """``config`` with one target for every linear of ``model``: the candidate that serves it best.
+    """``config`` with one target for every linear, and stack of experts, of ``model``: the candidate that serves it best.
 
     What ``config`` says of targets, of ignored modules, and of embedding and head stays as it is; linears that its targets
     name take no part. :func:`measure` and :func:`choose` are the two halves, for several budgets or a look at the figures.
@@ -171,18 +171,18 @@ def measure(
     require_weights(model)
     batches = calib.check_batches(calibration, model)
     for target in targets:
-        weight = linear_weight(model.get_submodule(target.name)).detach()
+        weight = matrix_of(model, target.name)
         for scheme in schemes:
             check_weight(weight, replace(target, scheme=scheme))
     fisher = calib.mean_squared_gradients(model, [target.name for target in targets], batches)
-    names = [name for name, _ in model.named_modules()]
+    names = [*(name for name, _ in model.named_modules()), *quantizable_weights(model)]
     layers = []
     count, total = 0, sum(target.weights for target in targets)
     for target in targets:
         if progress is not None:
             progress(count, total, target.name)
         count += target.weights
-        weight = linear_weight(model.get_submodule(target.name)).detach().float()
+        weight = matrix_of(model, target.name).float()
         importance = fisher.pop(target.name)
         options = tuple(_option(weight, importance, scheme) for scheme in schemes)
         patterns = tuple(_exact_pattern(name, names) for name in target.names)
@@ -289,8 +289,8 @@ def _stored_bits(scheme: QuantScheme, shape: tuple[int, int]) -> int:
 
 
 def _to_choose_for(model: nn.Module, config: PoTConfig) -> list[WeightPlan]:
-    """The linears that neither ``config.ignore`` nor ``config.targets`` name."""
-    linears = [target for target in language_plan(model, config)[1].targets if target.kind == "linear"]
+    """The linears and stacks of experts that neither ``config.ignore`` nor ``config.targets`` name."""
+    linears = [target for target in language_plan(model, config)[1].targets if target.kind in ("linear", "experts")]
     free = [t for t in linears if not any(matches(pattern, name) for pattern in config.targets for name in t.names)]
     if not free:
         raise ConfigError("no linear is left to choose a scheme for: all are ignored, or named by targets")

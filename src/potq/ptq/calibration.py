@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from potq.data.tokens import require_own_tokens
 from potq.errors import DataError, ModelError
 from potq.nn.convolution import convolve, is_convolution, rows
 from potq.nn.experts import stacks
-from potq.nn.plan import as_matrix, evaluation_mode, linear_weight, longest_text
+from potq.nn.plan import Place, evaluation_mode, linear_weight, longest_text
 from potq.nn.refusals import require_causal
 from potq.nn.report import decibels
 from potq.nn.stacked import holder_name, unstacked
@@ -113,14 +113,14 @@ def second_moments(model: nn.Module, names: Sequence[str], feed: Feed, ranks: Ra
 def mean_squared_gradients(model: nn.Module, names: Sequence[str], batches: Sequence[Tensor]) -> dict[str, Tensor]:
     """Mean over the windows of the squared gradient of next-token loss: the diagonal of the empirical Fisher information.
 
-    Float32 ``(out, in)`` for each named linear; SqueezeLLM (2306.07629, eq. 3) weighs errors by it.
+    Float32, as a matrix, for each named linear or stack of experts; SqueezeLLM (2306.07629, eq. 3) weighs errors by it.
 
     Raises:
         ModelError: a layer that the text never reaches, or NaN gradients; names the layer. A model that predicts no tokens.
     """
     require_causal(model, predicting=True)
-    modules = {name: model.get_submodule(name) for name in names}
-    weights = {name: cast(nn.Parameter, module.weight) for name, module in modules.items()}
+    places = {name: Place.of(model, name) for name in names}
+    weights = {name: place.parameter for name, place in places.items()}
     sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     reached: dict[str, int] = {}
     device = next(model.parameters()).device
@@ -137,7 +137,7 @@ def mean_squared_gradients(model: nn.Module, names: Sequence[str], batches: Sequ
     for name, total in sums.items():
         if not total.isfinite().all():
             raise ModelError(f"{name}: its gradients on the calibration text are NaN or infinite; load the model in float32")
-    return {name: as_matrix(modules[name], sums[name] / len(windows)) for name in names}
+    return {name: places[name].matrix(sums[name] / len(windows)) for name in names}
 
 
 def output_snr(

@@ -428,7 +428,9 @@ def _importance(model: nn.Module, config: PoTConfig, targets: Sequence[WeightPla
     if config.scale_method == "weighted" and names:
         return calib.input_mean_squares(model, names, source)
     if config.scale_method == "fisher" and names and not isinstance(source, Feed):
-        return calib.mean_squared_gradients(model, names, source)
+        names += [target.name for target in targets if target.experts]
+        found = calib.mean_squared_gradients(model, names, source)
+        return {name: each.where(each.any(1, keepdim=True), 1) for name, each in found.items()}  # experts without tokens
     return {}
 
 
