@@ -212,6 +212,17 @@ def test_fisher_weighs_experts_and_knows_those_without_tokens() -> None:
         assert 12 - 6 <= sum(same) < 12
 
 
+def test_inputs_by_name_and_callables_calibrate_experts() -> None:
+    config = CONFIG.model_copy(update={"effort": EFFORTS["balanced"]})
+    states = []
+    for calibration in ([tokens(4)], [{"input_ids": tokens(4)}], lambda model: model(input_ids=tokens(4))):
+        model = moe("mixtral")
+        report = potq.quantize(model, config, calibration)
+        assert {entry.algorithm for entry in experts(report)} == {"gptq+descent"}
+        states.append(model.state_dict())
+    assert all(torch.equal(states[1][key], states[2][key]) for key in states[1])
+
+
 # ---- taking apart, putting together
 
 

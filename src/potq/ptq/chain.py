@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from potq.config import Effort, PoTConfig
 from potq.data.ranks import Ranks
 from potq.errors import ConfigError, ModelError, listed
-from potq.nn.plan import Plan
+from potq.nn.plan import Place, Plan
 from potq.ptq.blocks import Call, Chain, without_cache
 from potq.ptq.feed import Feed
 
@@ -170,7 +170,7 @@ def _overlap(name: str, other: str) -> bool:
 
 def _shared(model: nn.Module, names: Sequence[str], todo: Plan) -> str:
     """What two blocks share of what is to be quantized, if anything: it would change under the block that ran before."""
-    weights = [id(model.get_submodule(target.name)._parameters["weight"]) for target in todo.targets]
+    weights = [id(Place.of(model, target.name).parameter) for target in todo.targets]
     seen: dict[int, str] = {}
     for name in names:
         for parameter in {id(parameter) for parameter in model.get_submodule(name).parameters()}:

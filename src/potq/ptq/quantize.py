@@ -284,8 +284,9 @@ class _Run:
 
     def _outside(self, targets: Sequence[WeightPlan], feed: Feed) -> Done:
         """Layers outside the blocks, each by itself on what the module in full precision gives it."""
-        done = self.rounded([target for target in targets if target.kind == "embedding"])
-        layers = {target: self.model.get_submodule(target.name) for target in targets if target.kind != "embedding"}
+        alone = [target for target in targets if target.kind in ("embedding", "experts")]
+        done = self.rounded(alone)
+        layers = {target: self.model.get_submodule(target.name) for target in targets if target not in alone}
         reasons = {target.name: rounded_only(module, target.scheme) for target, module in layers.items()}
         able = [name for name, reason in reasons.items() if not reason]
         moments = calib.second_moments(self.model, able, feed, self.ranks) if able else {}
