@@ -9,11 +9,21 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload
-from transformers import LlamaForCausalLM, T5Config, T5EncoderModel, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaForCausalLM,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import potq
 from potq.config import PoTConfig
 from potq.errors import ModelError
+from potq.evaluate.perplexity import perplexity
 from potq.export.output import check_on_cpu
 from potq.ptq.quantize import quantize
 
@@ -79,3 +89,23 @@ def test_text_for_other_models_than_causal_ones_is_refused() -> None:
     with pytest.raises(ModelError, match="T5EncoderModel has no head that predicts tokens"):
         potq.allocate(T5EncoderModel(T5Config(**sizes)), PoTConfig("pot4", group_size=16), ["pot3"], batches)
     assert quantize(t5, PoTConfig("pot4", group_size=16)).modules
+
+
+def test_token_batches_and_predictions_of_other_classes_are_refused_by_name() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    masked, batches = BertForMaskedLM(BertConfig(vocab_size=32, **sizes)).eval(), [torch.arange(16)[None]]
+    vit = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **sizes)).eval()
+    said = "BertForMaskedLM does not predict the next token; this is for causal language models"
+    for use in (
+        lambda: perplexity(masked, torch.arange(16), window=8),
+        lambda: potq.load_calibration("self", masked, window=8, windows=1),
+        lambda: quantize(masked, PoTConfig("pot4", effort="best"), batches),
+        lambda: quantize(masked, PoTConfig("pot4", scale_method="fisher"), batches),
+    ):
+        with pytest.raises(ModelError, match=said):
+            use()
+    with pytest.raises(
+        ModelError, match=r"reads pixel_values, not token batches; give its inputs by name \(potq.load_inputs"
+    ):
+        quantize(vit, PoTConfig("pot4"), batches)
+    assert quantize(masked, PoTConfig("pot4", effort="balanced"), batches).modules

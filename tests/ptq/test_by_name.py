@@ -13,6 +13,7 @@ import class_models
 import potq
 from potq.config import PoTConfig
 from potq.errors import ConfigError, DataError
+from potq.nn.plan import packed_modules
 
 NAMES = ["BertForMaskedLM", "T5ForConditionalGeneration", "WhisperForConditionalGeneration", "ViTForImageClassification"]
 
@@ -77,3 +78,14 @@ def test_a_packed_folder_serves_its_base_too(tmp_path: Path) -> None:
     ids = {"input_ids": torch.arange(1, 9)[None]}
     with torch.no_grad():
         assert torch.equal(base(**ids).pooler_output, whole.bert(**ids).pooler_output)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_modules_that_transformers_keeps_in_float32_hold_codes(dtype: str, tmp_path: Path) -> None:
+    folder = class_models.save("T5EncoderModel", tmp_path / "full")
+    potq.save(potq.load(folder, PoTConfig("pot4")), tmp_path / "packed")
+    model, exact = potq.load(tmp_path / "packed", dtype=dtype), potq.load(tmp_path / "packed")
+    for name, module in packed_modules(model).items():
+        assert torch.equal(module.quantized.dequantize(), packed_modules(exact)[name].quantized.dequantize())
+    found, expected = (class_models.output(each, "T5EncoderModel").float() for each in (model, exact))
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))

@@ -130,6 +130,7 @@ class PoTQuantizer(HfQuantizer):
             check_headers(stored, self._plan.targets, getattr(model.config, "name_or_path", "the checkpoint"))
             for target in self._plan.targets:
                 install(model, target, QuantizedWeight.empty(target.shape, target.scheme, "meta"))
+            _keep_stored_dtypes(model)
         else:
             require_calibration(self.quantization_config, given=False)
 
@@ -245,6 +246,17 @@ class _QuantizeOnLoad(ConversionOps):
                     load.failure = error
                 raise
         return result
+
+
+def _keep_stored_dtypes(model: PreTrainedModel) -> None:
+    """Take packed modules out of those whose tensors transformers reads as float32 (T5's ``wo``): codes are no floats."""
+    parts = [f"{name}.{part}" for name, module in packed_modules(model).items() for part in module.state_dict()]
+    for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict", "dtype_plan"):  # the last in older ones
+        found: Any = getattr(model, attribute, None) or ()
+        packed = {each for each in found if any(re.search(each.replace("*", ".*"), part) for part in parts)}
+        if packed:
+            left = [each for each in found if each not in packed]
+            setattr(model, attribute, {each: found[each] for each in left} if isinstance(found, dict) else type(found)(left))
 
 
 def _is_another_class(model: PreTrainedModel) -> bool:

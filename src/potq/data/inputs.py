@@ -189,6 +189,7 @@ def _of_decoder(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, 
     if not _gets_decoder_inputs(model):
         return inputs
     ids = torch.tensor([[_start(model)]])
+    given = {name: value.to(model.device) for name, value in inputs.items()}
     if model.can_generate():
         from transformers import GenerationConfig, GenerationMixin
 
@@ -197,5 +198,5 @@ def _of_decoder(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, 
             max_new_tokens=_WRITTEN, do_sample=False, decoder_start_token_id=ids.item(), eos_token_id=ends, pad_token_id=0
         )
         # plain decoding: Whisper's own cuts recordings in parts and wants more of a config
-        ids = GenerationMixin.generate(model, **inputs, generation_config=settings)
+        ids = GenerationMixin.generate(model, **given, generation_config=settings).cpu()
     return {**inputs, "decoder_input_ids": ids}

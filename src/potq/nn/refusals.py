@@ -6,6 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from potq.errors import ModelError
+from potq.nn.classes import predicts_next
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,5 +65,9 @@ def require_causal(model: nn.Module, *, predicting: bool = False) -> None:
             f"{kind} is an encoder-decoder, and token batches are for causal language models; give its inputs by name "
             "(potq.load_inputs)"
         )
+    if (main := getattr(model, "main_input_name", "input_ids")) != "input_ids":
+        raise ModelError(f"{kind} reads {main}, not token batches; give its inputs by name (potq.load_inputs)")
     if predicting and callable(head) and head() is None:
         raise ModelError(f"{kind} has no head that predicts tokens; this is for causal language models")
+    if predicting and not predicts_next(type(model)):
+        raise ModelError(f"{kind} does not predict the next token; this is for causal language models")

@@ -33,7 +33,7 @@ from potq.nn.plan import (
     tensor_bytes,
     weight_count,
 )
-from potq.nn.refusals import require_weights
+from potq.nn.refusals import require_causal, require_weights
 from potq.nn.report import ModuleReport, Progress, QuantReport, SkippedModule, UnusedTensor, decibels
 from potq.nn.stacked import PoTStack
 from potq.numerics.scale_search import CANDIDATES, is_exact, scale_multipliers
@@ -144,6 +144,8 @@ def quantize(
         require_calibration(config, given=calibration is not None)
         if blocks is not None:
             raise ConfigError("blocks= is for modules that run on inputs; those of a language model on text are found")
+        if effort.scope == "model":
+            require_causal(model, predicting=True)
     source = _check_source(model, calibration, fed=fed)
     config = config.model_copy(update={"effort": effort})
     ranks = Ranks(group)
