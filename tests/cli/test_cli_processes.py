@@ -169,6 +169,14 @@ def test_a_gpu_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
         processes.own_device("cuda")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("more", [(), ("--effort", "balanced")])
+def test_a_device_that_is_not_there(more: tuple[str, ...], tiny_folder: Path, out: Path) -> None:
+    told = refused(ConfigError, "quantize", tiny_folder, out, "--device", "cuda", *more)
+    assert told.startswith("device cuda is not available here")
+    assert left(out) == []
+
+
 def test_alone_a_device_is_what_was_said() -> None:
     assert processes.own_device("cuda:3") == "cuda:3"
     with processes.meeting(None, None) as group:

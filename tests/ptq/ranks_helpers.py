@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 import potq
+from moe_helpers import moe, tokens
 from plain_helpers import net_inputs, trained_net
 from potq.config import Effort
 from potq.data.calibration_text import load_calibration
@@ -57,6 +58,15 @@ def module(group: Any = None, calibration: Any = None) -> dict[str, Any]:
     return {"tensors": dict(net.state_dict()), "entries": entries}
 
 
+def experts(group: Any = None) -> dict[str, Any]:
+    """Twelve experts and six tokens: some are reached in one process only, some in none."""
+    model = moe("qwen3_moe", num_hidden_layers=1, num_experts=12)
+    config = potq.PoTConfig("pot4", group_size=16, embedding=None, effort=EFFORTS["block"])
+    report = potq.quantize(model, config, [tokens(2, 3)], group=group)
+    entries = {entry.name: (entry.algorithm, entry.snr_db) for entry in report.modules}
+    return {"tensors": dict(model.state_dict()), "entries": entries}
+
+
 def work(rank: int, source: Path, folder: Path) -> None:
     """One of the two."""
     torch.set_num_threads(1)
@@ -69,7 +79,7 @@ def work(rank: int, source: Path, folder: Path) -> None:
     found["row scales"] = quantized(source, "balanced", group, "pot3:scale_dtype=e8m0:row_scale=true")
     found["again"] = quantized(source, "balanced", group)
     found["resumed"] = _killed(source, "model", group, folder / "work")
-    found["module"] = module(group)
+    found["module"], found["experts"] = module(group), experts(group)
     found["written"] = _written(source, group)
     found["errors"] = {name: _refused(source, group, **wrong) for name, wrong in _mistakes(rank).items()}
     torch.save(found, folder / f"{rank}.pt")

@@ -66,6 +66,14 @@ def test_more_text_takes_longer_and_more_memory(tiny_model: LlamaForCausalLM, na
     assert less.bytes < more.bytes
 
 
+@pytest.mark.usefixtures("pieces")
+def test_processes_share_the_work_and_the_hidden_states(tiny_model: LlamaForCausalLM) -> None:
+    config, outside = potq.PoTConfig("pot4", effort="balanced"), 1e6
+    alone, shared = (estimate(tiny_model, config, text(64), processes=count) for count in (1, 4))
+    assert shared.seconds - outside == (alone.seconds - outside) / 4
+    assert alone.bytes - shared.bytes == (64 - 16) * 64 * 64 * 4
+
+
 def test_a_config_counts_what_it_quantizes(tiny_model: LlamaForCausalLM) -> None:
     targets = plan(tiny_model, potq.PoTConfig("pot4", ignore=["mlp.*"])).targets
     tried = try_block(tiny_model, targets, EFFORTS["best"], text(1)[0])

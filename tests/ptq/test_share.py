@@ -134,6 +134,16 @@ def test_inputs_of_a_plain_module(found: list[dict[str, Any]]) -> None:
 
 @needs_gloo
 @pytest.mark.usefixtures("one_thread")
+def test_experts_that_few_tokens_reach(found: list[dict[str, Any]]) -> None:
+    alone, shared = ranks_helpers.experts(), found[0]["experts"]
+    assert same(shared, found[1]["experts"])
+    assert any("no text reaches it" in algorithm for algorithm, _ in alone["entries"].values())
+    for name, (algorithm, snr) in alone["entries"].items():
+        assert shared["entries"][name] == (algorithm, pytest.approx(snr, abs=0.3)), name
+
+
+@needs_gloo
+@pytest.mark.usefixtures("one_thread")
 def test_text_that_the_model_writes(found: list[dict[str, Any]], tiny_model: Any) -> None:
     expected = torch.cat(load_calibration("self", tiny_model, window=12, windows=5, batch=2))
     assert all(torch.equal(each["written"], expected) for each in found)

@@ -70,6 +70,7 @@ def meeting(device: str | None, timeout: float | None) -> Iterator[ProcessGroup 
     on_gpu = device is not None and device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(device)
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a timeout is an exception, and no abort
     try:
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=timeout or TIMEOUT))
     except (RuntimeError, ValueError) as error:

@@ -328,7 +328,7 @@ def _calibrated(
     total = None
     if not isinstance(inputs[0], dict):
         if not processes.number():
-            announce(model, config, inputs)
+            announce(model, config, inputs, count=processes.count())
         total = len(find_blocks(model)[1])
     blocks = _Blocks(work, total)
     with blocks.kept(), console.progress_bar("quantizing") as update:
@@ -391,12 +391,14 @@ def note_remarks(targets: Iterable[WeightPlan], dtype: torch.dtype) -> None:
         console.note(line)
 
 
-def announce(model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], what: str = "quantizing") -> None:
-    """Say on stderr what calibrated work will take."""
+def announce(
+    model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], what: str = "quantizing", *, count: int = 1
+) -> None:
+    """Say on stderr what calibrated work will take, shared by ``count`` processes."""
     from potq.ptq.estimate import estimate
 
-    several = f", shared by {processes.count()} processes" if processes.count() > 1 else ""
-    console.note(f"{what}: {estimate(model, config, batches, processes=processes.count())}{several}")
+    several = f", shared by {count} processes" if count > 1 else ""
+    console.note(f"{what}: {estimate(model, config, batches, processes=count)}{several}")
 
 
 def calibration_batches(
