@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from potq.errors import ConfigError
+from potq.errors import CheckpointError, ConfigError
 
 _FINGERPRINT = "fingerprint"
 
@@ -55,27 +56,47 @@ class WorkFolder:
             return None  # half a file from a full disk; the part is done again
 
     def save(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Keep ``tensors`` under ``name``.
+
+        Raises:
+            CheckpointError: they cannot be written: the disk is full, or the folder is gone.
+        """
         file = self._file(name)
         partial = file.with_suffix(".partial")
-        save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial)
-        os.replace(partial, file)
+        try:
+            save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial)
+            os.replace(partial, file)
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"{file} cannot be written ({error}); what was finished before is kept: make room, and run again"
+            ) from error
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
 
-def fingerprint(model: nn.Module, batches: Sequence[Tensor], settings: Iterable[str]) -> str:
-    """What a run depends on, as a hash: every weight, every token, every setting."""
-    return content_hash({**dict(enumerate(batches)), **model.state_dict()}, settings)
+def fingerprint(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    settings: Iterable[str],
+    weights: Iterable[tuple[str, Tensor]] | None = None,
+) -> str:
+    """What a run depends on, as a hash: every weight, every token, every setting.
+
+    Args:
+        weights: what the model's state dict would hold, if the model itself does not.
+    """
+    return content_hash(chain(enumerate(batches), model.state_dict().items() if weights is None else weights), settings)
 
 
-def content_hash(tensors: Mapping[Any, Tensor], texts: Iterable[str]) -> str:
+def content_hash(tensors: Iterable[tuple[Any, Tensor]], texts: Iterable[str]) -> str:
     """A hash of named tensors and of texts."""
     digest = hashlib.blake2b(digest_size=16)
     for text in texts:
         digest.update(text.encode())
         digest.update(b"\0")
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -218,7 +218,7 @@ def test_output_snr_of_an_exact_weight(tiny_model: Any, tokens: torch.Tensor) ->
     scale = torch.full(scheme.scale_shape(*layer.weight.shape), 2.0**-3, dtype=torch.float16)
     quantized = QuantizedWeight.from_scale(layer.weight, scale, scheme)
     layer.weight = nn.Parameter(quantized.dequantize())
-    assert output_snr(tiny_model, {UP: quantized}, [tokens]) == {UP: 200.0}
+    assert output_snr(tiny_model, {UP: lambda: quantized}, [tokens]) == {UP: 200.0}
 
 
 @pytest.mark.parametrize("wrong", [-1, 260])

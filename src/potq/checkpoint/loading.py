@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ def load(
     model_class: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
+    stream: bool = False,
     progress: Progress | None = None,
 ) -> PreTrainedModel:
     """Load a model of transformers, packed or not, and quantize it while it loads if ``config`` is given.
@@ -50,6 +52,8 @@ def load(
         dtype: what the model computes in; "auto" is the checkpoint's own (float32 for GGUF). Weights that are quantized
             while they load are cast to it first.
         device: where to put it; the CPU by default.
+        stream: have one block of a full-precision safetensors model in memory at a time, read from its files when it runs,
+            so that :func:`potq.quantize` calibrates what does not fit in memory.
         progress: called before each matrix that is quantized: weights done, weights in all, its name.
 
     Raises:
@@ -58,7 +62,8 @@ def load(
         ModelError: a class that transformers lacks, or that needs weights which are not there (named); a model with code of
             its own; NaN weights.
         MissingDependencyError: ``"smollm2"`` or ``"gemma3"`` without its package; names the pip line.
-        ConfigError: an unknown dtype or ``model_class``, or a device that is not there.
+        ConfigError: an unknown dtype or ``model_class``, or a device that is not there; ``stream`` with a ``config``, with a
+            device, or of a GGUF file.
 
     Example:
         >>> import potq
@@ -74,9 +79,11 @@ def load(
         require_config(config)
     dtype = _check_dtype(dtype)
     check_device(device)
+    if stream:
+        _check_stream(where, config, device)
     stored: dict[str, StoredTensor] | None = None
     if where.folder is not None and where.gguf_file is None:
-        check_folder(where.folder, quantizing=config is not None)
+        check_folder(where.folder, quantizing=config is not None or stream)
         stored = read_headers(weight_files(where.folder))
     if where.gguf_file is not None:
         class_at(source, model_class)
@@ -89,7 +96,7 @@ def load(
 
             quantize(model, config, progress=progress)
     else:
-        model = _from_pretrained(where, model_class, dtype, config, progress, stored)
+        model = _from_pretrained(where, model_class, dtype, config, progress, stored, stream=stream)
     return model.to(device) if device is not None else model
 
 
@@ -222,6 +229,8 @@ def _from_pretrained(
     config: PoTConfig | None,
     progress: Progress | None,
     stored: dict[str, StoredTensor] | None,
+    *,
+    stream: bool,
 ) -> PreTrainedModel:
     """``stored``: the headers of a folder's files."""
     from transformers.utils import find_adapter_config_file
@@ -232,6 +241,7 @@ def _from_pretrained(
     from potq.ptq.quantize import note_unused
 
     options: dict[str, Any] = {"quantization_config": config} if config is not None else {}
+    options |= {"device_map": {"": "meta"}} if stream else {}
     with loading_errors(where), loading(progress):
         if where.folder is None and (adapter := find_adapter_config_file(where.name)) is not None:
             raise adapter_error(where.name, adapter)
@@ -258,8 +268,21 @@ def _from_pretrained(
     note_unused(model, unused_tensors(model, info["unexpected_keys"], hub_headers(where.name) if stored is None else stored))
     if config is None and where.folder is not None and (where.folder / REPORT_FILE).is_file():
         model.quant_report = _read_report(where.folder / REPORT_FILE, model)
+    if stream:
+        from potq.checkpoint.parts import read_in_parts
+
+        read_in_parts(model, where.name, dtype, partial(loading_errors, where))
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _check_stream(where: Source, config: PoTConfig | None, device: object) -> None:
+    if config is not None:
+        raise ConfigError("with a config every weight is packed as it is read; leave stream out")
+    if where.gguf_file is not None:
+        raise ConfigError(f"{where.path} is a GGUF file, which is read as a whole; stream is for safetensors")
+    if device is not None:
+        raise ConfigError("a model that is streamed is read into the CPU's memory; leave the device out")
 
 
 def _read_report(file: Path, model: PreTrainedModel) -> QuantReport:

@@ -15,6 +15,7 @@ import typer
 from potq.cli import console, processes
 from potq.cli.inputs import calibration_inputs, check_class
 from potq.cli.recipe import CalibrationRecipe, QuantizeRecipe, build
+from potq.cli.stream import check_stream, streams
 from potq.errors import CheckpointError, ConfigError, PotqError
 from potq.version import __version__
 
@@ -86,6 +87,15 @@ def quantize(
         float | None, typer.Option(help="Minutes that each of several processes waits for the others. Default: 30.")
     ] = None,
     max_shard_size: Annotated[str | None, typer.Option(help="Largest weight file. Default: 5GB.")] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Calibrate with one block of the model in memory at a time. Default: where the whole does not fit. Needs "
+            "--calibration with a text; best then refines block by block.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
     every_module: Annotated[bool, typer.Option("--every-module", help="A report row for each module.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the report as Markdown on stdout.")] = False,
@@ -129,6 +139,7 @@ def quantize(
             "device": device,
             "timeout": timeout,
             "max_shard_size": max_shard_size,
+            "stream": stream,
             "force": force or None,
         },
     )
@@ -171,9 +182,16 @@ def _quantize(
     if text is None:
         model, tokenizer = _streamed(settings, config, kind)
     else:
+        in_parts = streams(settings, text, chosen_effort(config, given=True), kind)
         tokenizer = _tokenizer(settings.model, kind, needed=text.text != "self")
         with console.status(f"loading {settings.model}"):
-            model = load(settings.model, model_class=settings.model_class, dtype=settings.dtype, device=settings.device)
+            model = load(
+                settings.model,
+                model_class=settings.model_class,
+                dtype=settings.dtype,
+                device=settings.device,
+                stream=in_parts,
+            )
         inputs = _inputs(settings, text, model, tokenizer, group)
         allocation = _allocated(settings, config, model, inputs) if settings.allocates else None
         config = allocation.config if allocation is not None else config
@@ -215,6 +233,7 @@ def _checked(settings: QuantizeRecipe, text: CalibrationRecipe | None) -> Path:
 
     check_shard_size(settings.max_shard_size)
     check_dtype(settings.dtype)
+    check_stream(settings, text)
     if settings.allocates:
         check_candidates(settings.schemes)
     target = settings.output

@@ -41,7 +41,8 @@ class QuantizeRecipe(Strict):
 
     ``model_class`` is a class of transformers, in place of the one that the model's ``config.json`` names. ``budget`` (bits
     per weight of the linears) and ``candidates`` (schemes to choose each linear's from) are those of :func:`potq.allocate`;
-    either of them asks for it. ``timeout`` is in minutes: how long one of several processes waits.
+    either of them asks for it. ``timeout`` is in minutes: how long one of several processes waits. ``stream``: whether a
+    calibrated model is read block by block; None: if it does not fit in memory.
     """
 
     model_config = ConfigDict(protected_namespaces=())  # pydantic wants names like model_class for itself
@@ -58,6 +59,7 @@ class QuantizeRecipe(Strict):
     device: str | None = None
     timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_shard_size: str = "5GB"
+    stream: bool | None = None
     force: bool = False
 
     def config(self) -> PoTConfig:

@@ -18,6 +18,7 @@ from torch import Tensor
 from potq.data.ranks import ALONE, Ranks
 from potq.data.tokens import choose_window
 from potq.errors import DataError, ModelError
+from potq.nn.parts import parts_of
 from potq.nn.plan import evaluation_mode
 from potq.nn.refusals import require_causal, require_weights
 from potq.nn.report import Progress
@@ -57,7 +58,7 @@ def self_generated(
         ModelError: the model's output is NaN, or the model is not in memory, or predicts no tokens.
     """
     require_causal(model, predicting=True)
-    if model.device.type == "meta":  # where the text would be written
+    if model.device.type == "meta" or parts_of(model) is not None:  # where the text would be written
         require_weights(model)
     window = choose_window(model, window, window)
     for name, count in (("windows", windows), ("batch", batch)):

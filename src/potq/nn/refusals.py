@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from potq.errors import ModelError
 from potq.nn.classes import predicts_next
+from potq.nn.parts import parts_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +33,11 @@ def require_weights(model: nn.Module) -> None:
     Raises:
         ModelError: names the first one.
     """
+    if parts_of(model) is not None:
+        raise ModelError(
+            "the model was loaded with stream=True, one block in memory at a time; that serves calibrated quantization by "
+            "text that is given. For anything else load it without"
+        )
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_meta:
             raise ModelError(

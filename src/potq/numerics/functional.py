@@ -244,3 +244,8 @@ def codebook(scheme: QuantScheme, device: torch.device) -> tuple[Tensor, Tensor]
     if grid.encoding == "sign-magnitude":
         found = torch.where(found < 0, found.nextafter(torch.zeros_like(found)), found)
     return levels.float(), found
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; ``isfinite`` would make a copy as large as the tensor."""
+    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())

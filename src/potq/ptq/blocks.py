@@ -21,7 +21,9 @@ from potq.data.ranks import ALONE, Ranks
 from potq.errors import ModelError
 from potq.nn.convolution import reading, rows
 from potq.nn.language import language_prefixes
+from potq.nn.parts import input_device
 from potq.nn.plan import linear_weight
+from potq.numerics.functional import all_finite
 
 TOKENS = 1024  # at a time through a block, and in a step of refinement: windows of equal length are put together
 
@@ -153,7 +155,7 @@ def record_calls(
         for batch in batches:
             others, output = {}, None
             with suppress(_Reached):
-                model(batch.to(next(model.parameters()).device), use_cache=False)
+                model(batch.to(input_device(model)), use_cache=False)
             if missed := [index for index, block in enumerate(blocks) if block not in others]:
                 raise ModelError(f"the model never runs block {missed[0]} of {len(blocks)}; use effort='fast'")
             kept, device = states.pop()
@@ -326,7 +328,7 @@ def _mean(block: nn.Module, name: str, total: Tensor | None, passes: tuple[int, 
     if runs and not count:
         raise ModelError(f"{name_in_model}: its inputs on the calibration are empty")
     moments = ranks.sum(no_moments(block.get_submodule(name)) if total is None else total)
-    if not count or not bool(moments.isfinite().all()):
+    if not count or not all_finite(moments):
         problem = "its inputs on the calibration text are NaN or infinite; load the model in float32"
         raise ModelError(f"{name_in_model}: {problem}")
     return moments.div_(count)

@@ -19,6 +19,7 @@ from potq.data.tokens import require_own_tokens
 from potq.errors import DataError, ModelError
 from potq.nn.convolution import convolve, is_convolution, rows
 from potq.nn.experts import stacks
+from potq.nn.parts import input_device
 from potq.nn.plan import Place, evaluation_mode, linear_weight, longest_text
 from potq.nn.refusals import require_causal
 from potq.nn.report import decibels
@@ -26,8 +27,10 @@ from potq.nn.stacked import holder_name, unstacked
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.blocks import layer_input, no_moments
 from potq.ptq.feed import Feed
+from potq.ptq.kept import Reader
 
 _TOKEN_DTYPES = (torch.int32, torch.int64)
+_ROWS = 1 << 14  # of a weight, in float32 at a time
 
 
 def check_batches(calibration: Iterable[Tensor], model: nn.Module) -> list[Tensor]:
@@ -141,13 +144,13 @@ def mean_squared_gradients(model: nn.Module, names: Sequence[str], batches: Sequ
 
 
 def output_snr(
-    model: nn.Module, quantized: dict[str, QuantizedWeight], feed: Sequence[Tensor] | Feed, ranks: Ranks = ALONE
+    model: nn.Module, quantized: dict[str, Reader], feed: Sequence[Tensor] | Feed, ranks: Ranks = ALONE
 ) -> dict[str, float]:
     """Signal-to-noise ratio (dB) of each layer's output on the text: full precision against quantized, same inputs.
 
     ``model`` is still in full precision; ``quantized`` maps names of its linears, convolutions, plain embeddings and stacks
-    of experts' matrices to their weights. A stack's output is that of all its experts. Of several processes each has a part
-    of the text, or none.
+    of experts' matrices to what gives their weights. A stack's output is that of all its experts. Of several processes each
+    has a part of the text, or none.
     Layers that the text never reaches are left out.
     """
     signal: dict[str, float] = {}
@@ -155,29 +158,19 @@ def output_snr(
     stacked = {name: stack for name, stack in stacks(model).items() if name in quantized}
 
     def hook(
-        part: tuple[str, QuantizedWeight], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        name: str, read: Reader, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> None:
-        name, packed = part
-        weight, exact = packed.dequantize(), linear_weight(module).float()
-        x = layer_input(args, kwargs).detach()
-        if isinstance(module, nn.Embedding):
-            clean, error = (nn.functional.embedding(x, w) for w in (exact, weight - exact))
-        elif is_convolution(module):
-            clean, error = (convolve(module, x.float(), w) for w in (exact, weight - exact))
-        else:
-            x = x.float()
-            clean, error = x @ exact.t(), x @ (weight - exact).t()
-        signal[name] = signal.get(name, 0.0) + float(clean.square().sum(dtype=torch.float64))
-        noise[name] = noise.get(name, 0.0) + float(error.square().sum(dtype=torch.float64))
+        for clean, error in _outputs(module, read(), layer_input(args, kwargs).detach()):
+            signal[name] = signal.get(name, 0.0) + float(clean.square().sum(dtype=torch.float64))
+            noise[name] = noise.get(name, 0.0) + float(error.square().sum(dtype=torch.float64))
 
-    parts = {name: (name, weight) for name, weight in quantized.items() if name not in stacked}
+    hooks = {name: partial(hook, name, read) for name, read in quantized.items() if name not in stacked}
     for name, stack in stacked.items():
-        experts, rows, _ = stack.shape
-        for number in range(experts):
-            weight = quantized[name].rows(slice(number * rows, (number + 1) * rows))
-            parts[f"{holder_name(name)}.{number}"] = name, weight
+        for number in range(stack.shape[0]):
+            read = partial(_expert, quantized[name], number, stack.shape[1])
+            hooks[f"{holder_name(name)}.{number}"] = partial(hook, name, read)
     with unstacked(stacked):
-        _run(model, {name: partial(hook, part) for name, part in parts.items()}, feed)
+        _run(model, hooks, feed)
     totals: dict[str, tuple[float, float]] = {}
     for energies in ranks.values({name: (signal[name], noise[name]) for name in signal}):
         for name, (clean, error) in energies.items():
@@ -186,12 +179,35 @@ def output_snr(
     return {name: decibels(clean, error) for name, (clean, error) in totals.items()}
 
 
+def _expert(read: Reader, number: int, rows: int) -> QuantizedWeight:
+    """One matrix, of ``rows`` rows, of a stack."""
+    return read().rows(slice(number * rows, (number + 1) * rows))
+
+
+def _outputs(module: nn.Module, quantized: QuantizedWeight, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """What ``module`` puts out for ``x``, and the quantized one's error, both float32; a head's, some rows at a time."""
+    weight = linear_weight(module)
+    if isinstance(module, nn.Embedding):
+        exact = weight[x.flatten()].float()
+        yield exact, quantized.rows(x.flatten()).dequantize() - exact
+        return
+    if is_convolution(module):
+        exact = weight.float()
+        yield convolve(module, x.float(), exact), convolve(module, x.float(), quantized.dequantize() - exact)
+        return
+    x = x.float()
+    for start in range(0, len(weight), _ROWS):
+        rows = slice(start, start + _ROWS)
+        exact = weight[rows].float()
+        yield x @ exact.t(), x @ (quantized.rows(rows).dequantize() - exact).t()
+
+
 def _run(model: nn.Module, hooks: dict[str, Any], feed: Sequence[Tensor] | Feed) -> None:
     with _hooked(model, hooks), evaluation_mode(model), torch.no_grad():
         if isinstance(feed, Feed):
             feed(model)
             return
-        device = next(model.parameters()).device
+        device = input_device(model)
         for batch in feed:
             model(batch.to(device))
 

@@ -10,18 +10,20 @@ from torch import Tensor, nn
 
 from potq.config import EFFORTS, Effort, PoTConfig
 from potq.nn.language import language_plan
+from potq.nn.parts import bring, parts_of
 from potq.nn.plan import WeightPlan, evaluation_mode, tensor_bytes, vocabulary
 from potq.nn.report import duration
 from potq.ptq.blocks import TOKENS, find_blocks, merge, record_calls, shared_inputs
 from potq.ptq.calibration import check_batches
 from potq.ptq.experts import MOMENT_BYTES, experts_apart
-from potq.ptq.quantize import REPORTED
-from potq.ptq.trial import rounding_seconds, try_block
+from potq.ptq.quantize import REPORTED, effort_in_parts
+from potq.ptq.trial import read_block, rounding_seconds, try_block
 
 _REPORT_PASSES = 3  # passes that output errors cost: one, and two products a layer
 _LEARNED = 16  # bytes a weight: value, gradient, Adam's two moments
 _ROUNDED = 16  # bytes a weight of the largest matrix, while it is quantized
 _LIBRARIES = 300_000_000  # bytes of torch and transformers themselves
+_READ = 5  # times that a model in parts is read: checks, fingerprint, a first batch, the work itself, errors of the weights
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def estimate(model: nn.Module, config: PoTConfig | Effort, batches: Sequence[Ten
     """
     batches = check_batches(batches, model) if batches else []
     effort = config if isinstance(config, Effort) else config.effort or EFFORTS["balanced"]
+    in_parts = parts_of(model) is not None
+    effort = effort_in_parts(effort)[0] if in_parts else effort
     config = PoTConfig("pot4") if isinstance(config, Effort) else config
     prefix, blocks = find_blocks(model)
     targets, tokens = language_plan(model, config)[1].targets, sum(batch.numel() for batch in batches)
@@ -65,9 +69,12 @@ def estimate(model: nn.Module, config: PoTConfig | Effort, batches: Sequence[Ten
     seconds = rounding_seconds(model, [target for target in targets if target not in calibrated], config)
     if calibrated:
         seconds += _calibrated_seconds(model, calibrated, effort, merge(batches), len(blocks)) / processes
+        seconds += _reading_seconds(model, batches) if in_parts else 0.0
     learned = 0
     if effort.scope != "none":
         learned = _LEARNED * (weights if effort.scope == "model" else weights // len(blocks))
+    if in_parts:
+        return Estimate(seconds, learned + _bytes_in_parts(model, groups, effort, tokens) + _moments_of_experts(calibrated))
     working = _working_bytes(model, groups, weights, effort, -(-tokens // processes)) + _moments_of_experts(calibrated)
     return Estimate(seconds, tensor_bytes(model) + learned + working)
 
@@ -103,6 +110,7 @@ def _groups(model: nn.Module, config: PoTConfig) -> list[_Layers]:
         return []
     with evaluation_mode(model), torch.no_grad():
         call = record_calls(model, [blocks[0]], [torch.zeros(1, 4, dtype=torch.long)])[0]
+        bring(model, f"{prefix}.0")
         with experts_apart(blocks[0], inside) as experts:
             found = shared_inputs(blocks[0], list(experts.apart), [call])
     shapes = {name: target.shape for name, target in experts.apart.items()}
@@ -121,6 +129,25 @@ def _working_bytes(model: nn.Module, groups: list[_Layers], weights: int, effort
         total += step * (4 * 3 * (vocabulary(model) or 0) + 4 * sum(map(_activations, groups)))
         total += 2 * 4 * weights  # the latent weights, and those they stand for
     return total
+
+
+def _reading_seconds(model: nn.Module, batches: Sequence[Tensor]) -> float:
+    """Of a model in parts: what reading it over and over takes, by the time that a block takes."""
+    prefix, blocks = find_blocks(model)
+    size, seconds = read_block(model, f"{prefix}.{len(blocks) - 1}")
+    passes = _READ + len(merge(batches[:REPORTED]))
+    return seconds * passes * tensor_bytes(model) / size
+
+
+def _bytes_in_parts(model: nn.Module, groups: list[_Layers], effort: Effort, tokens: int) -> int:
+    """A block and its quantized copy, a layer's matrices, hidden states; or embeddings and head, if they are larger."""
+    prefix, blocks = find_blocks(model)
+    block = max(map(tensor_bytes, blocks))
+    outside = sum(p.nbytes for name, p in model.named_parameters() if not name.startswith(f"{prefix}."))
+    widest = max((group.inputs for group in groups), default=0)
+    layer = max((group.inputs * max(group.outputs) for group in groups), default=0)
+    hidden = tokens * min((group.inputs for group in groups), default=0) * 4 * (2 if effort.scope == "block" else 1)
+    return _LIBRARIES + hidden + max(outside, 2 * block + 2 * 4 * widest**2 + 8 * 4 * layer)
 
 
 def _activations(group: _Layers) -> int:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from potq.nn.convolution import is_grouped
 from potq.nn.language import language_plan
 from potq.nn.packed import PackedModule
 from potq.nn.packed_model import as_packed_model
+from potq.nn.parts import Part, bring, parts_of, stored
 from potq.nn.plain import is_plain, note_config
 from potq.nn.plan import (
     Plan,
@@ -44,8 +46,10 @@ from potq.ptq.algorithms.rtn import rtn
 from potq.ptq.blocks import Chain, Keeper, find_blocks, merge
 from potq.ptq.chain import Blocks, agreed_lists, check_settings, find_lists, record_chain
 from potq.ptq.feed import Feed
+from potq.ptq.kept import Reader, block_part, in_folder, in_memory, weight_tensors
 from potq.ptq.sequential import SequentialCalibration, calibrated_layer, rounded_layer, rounded_only, substituted
 from potq.ptq.share import check_shared
+from potq.ptq.streaming import chain_in_parts
 from potq.resume import WorkFolder, fingerprint
 from potq.version import __version__
 
@@ -55,7 +59,8 @@ _UNUSED = "_potq_unused"
 Source = list[Tensor] | Feed
 """Token batches, or what runs any other module."""
 
-Done = dict[str, tuple[QuantizedWeight, ModuleReport]]
+Done = dict[str, tuple[Reader, ModuleReport]]
+"""What gives each packed weight, and its report."""
 
 
 def quantize(
@@ -133,33 +138,34 @@ def quantize(
     """
     require_config(config)
     config, todo = language_plan(model, config)
-    require_weights(model)
+    if (parts := parts_of(model)) is None:
+        require_weights(model)
     if isinstance(calibration, Iterable) and not isinstance(calibration, Tensor):
         calibration = list(calibration)
-    effort = chosen_effort(config, given=calibration is not None)
     fed = is_plain(model) or _is_fed(calibration)
-    if fed:
-        check_settings(config, effort, blocks, given=calibration is not None)
-    else:
-        require_calibration(config, given=calibration is not None)
-        if blocks is not None:
-            raise ConfigError("blocks= is for modules that run on inputs; those of a language model on text are found")
-        if effort.scope == "model":
-            require_causal(model, predicting=True)
+    effort, remarks = _settle_effort(model, config, calibration, blocks, fed=fed)
+    if parts is not None:
+        _check_in_parts(effort, work_folder, fed=fed, shared=group is not None)
     source = _check_source(model, calibration, fed=fed)
     config = config.model_copy(update={"effort": effort})
     ranks = Ranks(group)
     if ranks.size > 1:
         check_shared(ranks, model, config, source, [str(seed), repr(blocks)])
     for target in todo.targets:
+        bring(model, target.name)
         check_weight(matrix_of(model, target.name), target)
-    run = _Run(model, config, effort, todo, source, blocks, seed, cache_bytes, progress, ranks)
-    done = run.calibrated(work_folder) if effort.calibrated else run.rounded(todo.targets)
+    run = _Run(model, config, effort, todo, source, blocks, seed, cache_bytes, progress, ranks, remarks)
+    folder = run.folder(work_folder) if effort.calibrated else None
+    done = run.calibrated(folder) if effort.calibrated else run.rounded(todo.targets)
     if calibration is not None:
         some = source.first(REPORTED).share(ranks) if isinstance(source, Feed) else merge(ranks.share(source[:REPORTED]))
         _add_output_errors(model, todo, done, some, ranks)
+    if parts is not None:
+        parts.release()
     for target in todo.targets:
-        install(model, target, done[target.name][0])
+        install(model, target, done[target.name][0]())
+    if parts is not None and folder is not None:
+        parts.settle(partial(_rest, folder))
     entries = [done[target.name][1] for target in todo.targets]
     report = make_report(model, entries, todo.skipped)
     report.remarks += run.remarks
@@ -174,6 +180,29 @@ def _is_fed(calibration: Any) -> bool:
     return callable(calibration)
 
 
+def _settle_effort(
+    model: nn.Module, config: PoTConfig, calibration: Any, blocks: Blocks | None, *, fed: bool
+) -> tuple[Effort, list[str]]:
+    """The effort that this model and calibration allow, and remarks if it is not the config's.
+
+    Raises:
+        ConfigError, ModelError: as :func:`quantize`.
+    """
+    given, remarks = calibration is not None, list[str]()
+    effort = chosen_effort(config, given=given)
+    if parts_of(model) is not None:
+        effort, remarks = effort_in_parts(effort)
+    if fed:
+        check_settings(config, effort, blocks, given=given)
+        return effort, remarks
+    require_calibration(config, given=given)
+    if blocks is not None:
+        raise ConfigError("blocks= is for modules that run on inputs; those of a language model on text are found")
+    if effort.scope == "model":
+        require_causal(model, predicting=True)
+    return effort, remarks
+
+
 def _check_source(model: nn.Module, calibration: Any, *, fed: bool) -> Source:
     if calibration is None:
         return []
@@ -185,6 +214,28 @@ def chosen_effort(config: PoTConfig, *, given: bool) -> Effort:
     if config.effort is not None:
         return config.effort
     return EFFORTS["balanced" if given and config.scale_method == "mse" else "fast"]
+
+
+def _check_in_parts(effort: Effort, work_folder: str | os.PathLike[str] | None, *, fed: bool, shared: bool) -> None:
+    """Refuse to do without calibration by text, or without a work folder, for a model that is read in parts."""
+    if shared:
+        raise ConfigError("a model that is streamed is quantized by one process; leave the group out")
+    if fed:
+        raise ConfigError("a model that is streamed is calibrated by batches of token ids; load it without stream=True")
+    if not effort.calibrated:
+        raise ConfigError(
+            f"effort={effort.name!r} needs no stream=True: potq.load(folder, config) rounds weights while they are read"
+        )
+    if work_folder is None:
+        raise ConfigError("a model that is streamed needs a work_folder: finished blocks leave memory for it")
+
+
+def effort_in_parts(effort: Effort) -> tuple[Effort, list[str]]:
+    """What ``effort`` is for a model that is read in parts, and remarks on that."""
+    if effort.scope != "model":
+        return effort, []
+    remark = f"effort {effort.name!r} refines the whole model in memory; streamed, it was refined block by block"
+    return effort.model_copy(update={"scope": "block"}), [remark]
 
 
 @dataclass(frozen=True)
@@ -212,22 +263,31 @@ class _Run:
             if self.progress is not None:
                 self.progress(count, total, target.name)
             count += target.weights
+            bring(self.model, target.name)
             weight = matrix_of(self.model, target.name)
-            done[target.name] = quantize_weight(weight, target, self.config, importance.get(target.name))
+            quantized, entry = quantize_weight(weight, target, self.config, importance.get(target.name))
+            done[target.name] = in_memory(quantized), entry
         return done
 
-    def calibrated(self, work_folder: str | os.PathLike[str] | None) -> Done:
+    def calibrated(self, folder: WorkFolder | None) -> Done:
         """What is outside the blocks, and embeddings, to the nearest level; then the blocks by the steps of the effort."""
         if isinstance(self.source, Feed):
-            return self._in_chains(self.source, work_folder)
-        folder = self._folder(work_folder, self.source)
+            return self._in_chains(self.source, folder)
         inside, outside = self._divided((find_blocks(self.model)[0],))
         done = self.rounded(outside)
+        if folder is not None and parts_of(self.model) is not None:
+            return self._in_parts(inside, _moved(folder, outside, done), self.source, folder)
         return done | self._in_blocks(inside, done, self.source, None, folder, self.progress)
 
-    def _in_chains(self, feed: Feed, work_folder: str | os.PathLike[str] | None) -> Done:
+    def _in_parts(self, inside: list[WeightPlan], done: Done, batches: list[Tensor], folder: WorkFolder) -> Done:
+        """The blocks of a model that is read in parts; each leaves memory when it is done."""
+        with evaluation_mode(self.model), ExitStack() as stack:
+            chain, remarks = chain_in_parts(self.model, merge(batches), Keeper(self.cache_bytes, stack))
+            self.remarks.extend(remarks)
+            return done | self._in_blocks(inside, done, batches, chain, folder, self.progress)
+
+    def _in_chains(self, feed: Feed, folder: WorkFolder | None) -> Done:
         """One list of blocks after another: those of a decoder see what the quantized encoder puts out."""
-        folder = self._folder(work_folder, feed.tensors()) if work_folder is not None else None
         with evaluation_mode(self.model), ExitStack() as stack:
             keep, feed = Keeper(self.cache_bytes, stack), feed.share(self.ranks)
             lists, remarks = agreed_lists(find_lists(self.model, feed, self.todo, self.blocks), self.ranks)
@@ -240,7 +300,7 @@ class _Run:
                     chain = record_chain(self.model, feed, names, keep, first=sum(map(len, lists[:number])))
                     done |= self._in_blocks(inside, done, [], chain, folder, self._of_all)
                 if number + 1 < len(lists):
-                    before |= {target.name: done[target.name][0].dequantize() for target in inside}
+                    before |= {target.name: done[target.name][0]().dequantize() for target in inside}
         return done
 
     def _of_all(self, count: int, _: int, name: str) -> None:
@@ -270,7 +330,7 @@ class _Run:
             self.effort,
             batches,
             chain,
-            fixed={name: quantized for name, (quantized, _) in done.items()},
+            fixed={name: quantized() for name, (quantized, _) in done.items()},
             seed=self.seed,
             cache_bytes=self.cache_bytes,
             folder=folder,
@@ -280,9 +340,20 @@ class _Run:
         layers = calibrated.run()
         found: Done = {}
         for target in inside:
-            weight, layer = matrix_of(self.model, target.name), layers[target.name]
-            found[target.name] = layer.weight, describe_weight(weight, target, layer.weight, layer.algorithm)
+            bring(self.model, target.name)
+            weight, layer = matrix_of(self.model, target.name), layers.pop(target.name)
+            entry = describe_weight(weight, target, layer.weight, layer.algorithm)
+            found[target.name] = self._reader(target, layer.weight, chain, folder), entry
         return found
+
+    def _reader(
+        self, target: WeightPlan, quantized: QuantizedWeight, chain: Chain | None, folder: WorkFolder | None
+    ) -> Reader:
+        """What gives a weight that is done; of a model in parts, from its block's file."""
+        if chain is None or folder is None or parts_of(self.model) is None:
+            return in_memory(quantized)
+        index, name = next((i, n) for i, n in enumerate(chain.names) if target.name.startswith(f"{n}."))
+        return in_folder(folder, block_part(index), target.name.removeprefix(f"{name}."), target)
 
     def _outside(self, targets: Sequence[WeightPlan], feed: Feed) -> Done:
         """Layers outside the blocks, each by itself on what the module in full precision gives it."""
@@ -298,18 +369,44 @@ class _Run:
                 layer = rounded_layer(weight, target.scheme, reasons[target.name] or "no input reaches it")
             else:
                 layer = calibrated_layer(weight, hessian, target.scheme, self.effort)
-            done[target.name] = layer.weight, describe_weight(weight, target, layer.weight, layer.algorithm)
+            done[target.name] = in_memory(layer.weight), describe_weight(weight, target, layer.weight, layer.algorithm)
         return done
 
-    def _folder(self, path: str | os.PathLike[str] | None, inputs: Sequence[Tensor]) -> WorkFolder | None:
+    def folder(self, path: str | os.PathLike[str] | None) -> WorkFolder | None:
+        """The work folder of this run.
+
+        Raises:
+            ModelError: the model has no blocks, so that there is nothing to be kept.
+        """
+        if not isinstance(self.source, Feed):
+            find_blocks(self.model)
         if path is None:
             return None
+        inputs = self.source.tensors() if isinstance(self.source, Feed) else self.source
         kind = type(self.model).__qualname__ if is_plain(self.model) else repr(self.model.config)
         settings = [__version__, kind, self.config.model_dump_json(), str(self.seed)]
         settings += [repr(list(self.blocks))] if self.blocks is not None else []
         settings += [f"{self.ranks.size} processes"] if self.ranks.size > 1 else []  # other sums, other bits
-        mark = fingerprint(self.model, inputs, settings) if self.ranks.leads else ""
+        weights = stored(self.model) if parts_of(self.model) is not None else None
+        mark = fingerprint(self.model, inputs, settings, weights) if self.ranks.leads else ""
         return SharedFolder(Path(path), mark, self.ranks)
+
+
+def _moved(folder: WorkFolder, targets: Sequence[WeightPlan], done: Done) -> Done:
+    """``done``, but the weights of ``targets`` lie in ``folder``."""
+    tensors = {key: tensor for name, (weight, _) in done.items() for key, tensor in weight_tensors(name, weight()).items()}
+    folder.save("outside", tensors)
+    return {target.name: (in_folder(folder, "outside", target.name, target), done[target.name][1]) for target in targets}
+
+
+def _rest(folder: WorkFolder, part: Part, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is not quantized of a part, in a file that is mapped."""
+    name = f"rest-{part[0]}"
+    folder.save(name, tensors)
+    found = folder.load(name)
+    if found is None:
+        raise ModelError(f"{name} cannot be read from the work folder {folder.folder}; quantize again")
+    return found
 
 
 def quantize_weight(
@@ -430,6 +527,8 @@ def _importance(model: nn.Module, config: PoTConfig, targets: Sequence[WeightPla
     names = [each.name for each in targets if each.kind in kinds and not is_grouped(model.get_submodule(each.name))]
     if config.scale_method == "weighted" and names:
         return calib.input_mean_squares(model, names, source)
+    if config.scale_method == "fisher" and names and parts_of(model) is not None:
+        raise ConfigError(f"scale_method='fisher' for {names[0]} needs the whole model in memory; use 'weighted' or 'mse'")
     if config.scale_method == "fisher" and names and not isinstance(source, Feed):
         names += [target.name for target in targets if target.experts]
         found = calib.mean_squared_gradients(model, names, source)

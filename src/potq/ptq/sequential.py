@@ -18,6 +18,7 @@ from potq.config import Effort
 from potq.data.ranks import ALONE, Ranks
 from potq.nn.convolution import is_grouped
 from potq.nn.losses import divergence, output_loss
+from potq.nn.parts import bring, parts_of
 from potq.nn.plan import Place, WeightPlan, evaluation_mode, linear_weight, matrix_of
 from potq.nn.report import Progress
 from potq.numerics.scheme import QuantScheme
@@ -37,6 +38,7 @@ from potq.ptq.blocks import (
     text_chain,
 )
 from potq.ptq.experts import Moments, experts_apart, joined, together
+from potq.ptq.kept import block_part, stored_weight, weight_tensors
 from potq.ptq.share import Share
 from potq.resume import WorkFolder
 
@@ -112,6 +114,7 @@ class SequentialCalibration:
         total = count + sum(target.weights for target in self.targets if target.name.startswith(tuple(starts)))
         for index, (start, block) in enumerate(zip(starts, chain.blocks, strict=True)):
             inside = {t.name.removeprefix(start): t for t in self.targets if t.name.startswith(start)}
+            bring(self.model, start)
             if exact is not None:
                 exact.advance(block)
             done = self._load(chain.first + index, block, inside)
@@ -123,9 +126,10 @@ class SequentialCalibration:
             if index + 1 < len(starts):
                 with substituted(block, {name: layer.weight.dequantize() for name, layer in done.items()}):
                     seen.advance(block)
-            if self.effort.scope != "model":
-                for layer in done.values():
-                    layer.latent = None
+            if parts_of(self.model) is not None:
+                done = (
+                    self._load(chain.first + index, block, inside) or done
+                )  # mapped: the memory is free for the next block
             layers |= {start + name: layer for name, layer in done.items()}
             count += sum(target.weights for target in inside.values())
         return layers
@@ -138,17 +142,17 @@ class SequentialCalibration:
         return report
 
     def _load(self, index: int, block: nn.Module, inside: dict[str, WeightPlan]) -> dict[str, Layer] | None:
-        found = self.folder.load(f"block-{index:04}") if self.folder is not None else None
+        found = self.folder.load(block_part(index)) if self.folder is not None else None
         if found is None:
             return None
         layers = {}
         for name, target in inside.items():
             device = Place.of(block, name).parameter.device
-            keys = [key for key in ("packed", "scale", "row_scale", "latent") if f"{name}.{key}" in found]
-            stored = {key: found[f"{name}.{key}"].to(device) for key in keys}
             label = bytes(found[f"{name}.algorithm"].tolist()).decode()
-            latent = stored.pop("latent", None)
-            weight = QuantizedWeight(shape=target.shape, scheme=target.scheme, **stored)
+            stored = {
+                key: found[key].to(device) for key in found if key.startswith(f"{name}.") and not key.endswith(".algorithm")
+            }
+            weight, latent = stored_weight(stored, name, target), stored.get(f"{name}.latent")
             rounding = None if latent is None else SchemeRounding(weight.scheme, weight.row_scale, device)
             layers[name] = Layer(weight, label, rounding, latent)
         return layers
@@ -158,11 +162,11 @@ class SequentialCalibration:
             return
         tensors: dict[str, Tensor] = {}
         for name, layer in layers.items():
-            tensors |= {f"{name}.{key}": tensor for key, tensor in layer.weight.tensors().items()}
+            tensors |= weight_tensors(name, layer.weight)
             tensors[f"{name}.algorithm"] = torch.tensor(list(layer.algorithm.encode()), dtype=torch.uint8)
-            if self.effort.scope == "model" and layer.latent is not None:
+            if layer.latent is not None:
                 tensors[f"{name}.latent"] = layer.latent
-        self.folder.save(f"block-{index:04}", tensors)
+        self.folder.save(block_part(index), tensors)
 
     def _refine_model(self, layers: dict[str, Layer], share: Share) -> None:
         """Learn the layers' codes and scales together, to predict what the full-precision model predicts."""
@@ -221,18 +225,19 @@ class SequentialCalibration:
         """Layer group by layer group, each seeing the effect of those before it; then the block as a whole, if asked."""
         found: Found = {}
         layers: dict[str, Layer] = {}
+        packed: dict[str, Layer] = {}
         groups = together(shared_inputs(block, list(inside), seen, self.ranks))
         moments = Moments(block, groups, seen, prefix, self.ranks)
         unread = set(inside) - {name for group in groups for name in group}
         with substituted(block, {}) as substitute:
             for name in sorted(unread):
-                reason = "no input reaches it" if self.chain is not None else "no text reaches it"
+                reason = "no text reaches it" if self.batches else "no input reaches it"
                 layers[name] = rounded_layer(linear_weight(block.get_submodule(name)), inside[name].scheme, reason)
                 substitute(name, layers[name].weight.dequantize())
             for group in groups:
                 hessian: Tensor | None = None
                 for name in group:
-                    report(sum(inside[done].weights for done in {**found, **layers}), name)
+                    report(sum(inside[done].weights for done in {**found, **layers, **packed}), name)
                     module, scheme = block.get_submodule(name), inside[name].scheme
                     weight = linear_weight(module).detach().float()
                     if reason := rounded_only(module, scheme):
@@ -240,11 +245,20 @@ class SequentialCalibration:
                         substitute(name, layers[name].weight.dequantize())
                         continue
                     hessian = moments(name) if hessian is None else hessian
-                    found[name] = self._quantize_layer(weight, scheme, hessian)
-                    substitute(name, found[name][0].values)
+                    result = self._quantize_layer(weight, scheme, hessian)
+                    substitute(name, result[0].values)
+                    if refinement is None:
+                        packed[name] = self._packed(*result)
+                    else:
+                        found[name] = result
             if refinement is not None:
                 found = refine_block(block, found, seen, refinement, self.effort)
-        return layers | {n: Layer(rounding.pack(r), label, rounding, r.latent) for n, (r, rounding, label) in found.items()}
+        return layers | packed | {name: self._packed(*result) for name, result in found.items()}
+
+    def _packed(self, rounded: Rounded, rounding: SchemeRounding, label: str) -> Layer:
+        """A layer that is done, but for a refinement of the whole model, which starts from its latent weights."""
+        latent = rounded.latent if self.effort.scope == "model" else None
+        return Layer(rounding.pack(rounded), label, rounding, latent)
 
     def _quantize_layer(self, weight: Tensor, scheme: QuantScheme, hessian: Tensor) -> tuple[Rounded, SchemeRounding, str]:
         """A layer's weight ``(out, in)``: given the second moments no row depends on another, so processes share them."""
@@ -394,11 +408,11 @@ def substituted(block: nn.Module, values: dict[str, Tensor]) -> Iterator[Callabl
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter of the model itself gets a gradient."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]  # parts come and go
+    for name in trained:
+        model.get_parameter(name).requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        for name in trained:
+            model.get_parameter(name).requires_grad_(True)

@@ -101,8 +101,8 @@ def check_shared(
         {
             "potq's version": __version__,
             "torch's version": torch.__version__,
-            "the config": content_hash({}, [config.model_dump_json(), *settings]),
-            "the model": content_hash(starts, [type(model).__qualname__, *shapes]),
-            "the calibration": content_hash(dict(enumerate(tensors)), []),
+            "the config": content_hash([], [config.model_dump_json(), *settings]),
+            "the model": content_hash(starts.items(), [type(model).__qualname__, *shapes]),
+            "the calibration": content_hash(enumerate(tensors), []),
         }
     )

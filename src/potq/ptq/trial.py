@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from potq.config import Effort, PoTConfig
 from potq.nn.losses import divergence
+from potq.nn.parts import bring
 from potq.nn.plan import WeightPlan, evaluation_mode, linear_weight, matrix_of
 from potq.numerics.scheme import QuantScheme
 from potq.ptq.algorithms.gptq import fit_groups
@@ -64,6 +65,7 @@ def try_block(model: nn.Module, targets: Sequence[WeightPlan], effort: Effort, b
         if inside:
             with evaluation_mode(model), frozen(model):
                 call = record_calls(model, [block], [batch])[0]
+                bring(model, start)
                 with experts_apart(block, inside) as experts:
                     return _try(model, block, start, experts.apart, effort, call)
     return Trial(0)
@@ -102,12 +104,23 @@ def rounding_seconds(model: nn.Module, targets: Sequence[WeightPlan], config: Po
     for target in targets:
         if target.scheme not in rates:
             rows = max(1, min(target.shape[0], _SLICE // target.shape[1]))
+            bring(model, target.name)
             weight = matrix_of(model, target.name)[:rows]
             part = replace(target, shape=(rows, target.shape[1]), experts=0)
             seconds = _seconds(partial(quantize_weight, weight, part, config))
             rates[target.scheme] = seconds / weight.numel()
         total += rates[target.scheme] * target.weights
     return total
+
+
+def read_block(model: nn.Module, name: str) -> tuple[int, float]:
+    """Bytes of block ``name`` of a model in parts, and the seconds that reading it takes once."""
+    began = time.perf_counter()
+    bring(model, name)
+    tensors = list(model.get_submodule(name).parameters())
+    for tensor in tensors:
+        tensor.detach().amax()
+    return sum(tensor.nbytes for tensor in tensors), time.perf_counter() - began
 
 
 @torch.no_grad()

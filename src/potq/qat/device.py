@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from accelerate import PartialState
 from torch import nn
 
+from potq.checkpoint.memory import memory_available
 from potq.errors import ConfigError
 from potq.nn.plan import tensor_bytes, vocabulary
 from potq.qat.recipe import Precision, TrainRecipe
@@ -95,4 +95,4 @@ def _bytes_on(device: torch.device, module: nn.Module) -> int:
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes share it
+    return memory_available() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes share it

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from potq.numerics.functional import group_index, spread, sum_groups
 from potq.ptq.algorithms.columns import Block, descend
-from potq.ptq.algorithms.gptq import without_dead_inputs
+from potq.ptq.algorithms.gptq import with_larger_diagonal, without_dead_inputs
 from potq.ptq.algorithms.rounding import Rounded, Rounding, rescale
 
 _SWEEPS = 2  # of coordinate descent a round
@@ -24,8 +24,7 @@ def refine_layer(
 ) -> Rounded:
     """Improve ``rounded``, a quantized form of ``weight`` ``(out, in)``, for inputs of second moments ``hessian``."""
     hessian = without_dead_inputs(hessian)
-    identity = torch.eye(len(hessian), device=hessian.device)
-    hessian = hessian + identity * (damping * hessian.diagonal().mean())
+    hessian = with_larger_diagonal(hessian, damping * hessian.diagonal().mean())
     for _ in range(rounds):
         rounded = _refit_scales(weight, hessian, rounded, rounding)
         values = rounded.values.contiguous()

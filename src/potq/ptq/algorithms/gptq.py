@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from potq.errors import PotqError
-from potq.numerics.functional import group_index
+from potq.numerics.functional import all_finite, group_index
 from potq.ptq.algorithms.columns import Block, compensate
 from potq.ptq.algorithms.rounding import Rounded, Rounding
 
@@ -39,7 +39,7 @@ def gptq(weight: Tensor, hessian: Tensor, rounding: Rounding, *, ordered: bool =
     order = torch.arange(columns, device=weight.device)
     if ordered:
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    factor = inverse_factor(hessian[order][:, order], damping)
+    factor = inverse_factor(hessian, damping, order)
     group = group_index(columns, size, weight.device)[order]
     latent, values = weight[:, order].contiguous(), torch.empty_like(weight)
     scale, shift = fit_groups(weight, hessian.diagonal(), rounding) if ordered else (weight.new_empty(len(weight), 0), None)
@@ -68,29 +68,57 @@ def fit_groups(weight: Tensor, importance: Tensor, rounding: Rounding) -> tuple[
 
 
 def without_dead_inputs(hessian: Tensor) -> Tensor:
-    """``hessian`` with a mean diagonal where an input is always zero: such columns are rounded to nearest."""
+    """``hessian`` with a mean diagonal where an input is always zero: such columns are rounded to nearest.
+
+    It is ``hessian`` itself if no input is: a wide layer's takes most of a gigabyte.
+    """
     diagonal = hessian.diagonal()
     dead = diagonal == 0
+    if not bool(dead.any()):
+        return hessian
     mean = diagonal[~dead].mean() if bool((~dead).any()) else diagonal.new_ones(())
-    return hessian + torch.diag(dead * mean)
+    return with_larger_diagonal(hessian, dead * mean)
 
 
-def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+def with_larger_diagonal(hessian: Tensor, more: Tensor) -> Tensor:
+    """A copy with ``more``, a number or one for each column, added to the diagonal."""
+    hessian = hessian.clone()
+    hessian.diagonal().add_(more)
+    return hessian
+
+
+def inverse_factor(hessian: Tensor, damping: float, order: Tensor | None = None) -> Tensor:
     """Upper Cholesky factor ``U`` of the inverse, ``H^-1 = U^T U``; the damping grows tenfold until there is one.
+
+    Beside ``hessian`` and the result there is one matrix of that size in memory.
+
+    Args:
+        order: that the columns and rows are to have.
 
     Raises:
         NotFactorableError: none up to 1 suffices.
     """
-    mean, identity = hessian.diagonal().mean(), torch.eye(len(hessian), device=hessian.device)
     while damping < 10:
-        lower, failed = torch.linalg.cholesky_ex(hessian + identity * (min(damping, 1.0) * mean))
+        damped = hessian.clone() if order is None else _reordered(hessian, order)
+        damped.diagonal().add_(min(damping, 1.0) * damped.diagonal().mean())
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        del damped
         if not failed:
-            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed and bool(factor.isfinite().all()):
+            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower, out=lower), upper=True)
+            del lower
+            if not failed and all_finite(factor):
                 found: Tensor = factor
                 return found
         damping *= 10
     raise NotFactorableError("the second moments of its inputs are not positive definite, even damped")
+
+
+def _reordered(hessian: Tensor, order: Tensor) -> Tensor:
+    """``hessian[order][:, order]``."""
+    result = hessian.index_select(0, order)
+    for rows in result.split(_BLOCK):
+        rows.copy_(rows.index_select(1, order))
+    return result
 
 
 def _append(scale: Tensor, shift: Tensor | None, more: Tensor, shifts: Tensor | None) -> tuple[Tensor, Tensor | None]:
