@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from potq.nn.plan import is_tied
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 260}
+DEEP = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "deep", reason="make check-deep")
 CONFIG = potq.PoTConfig("pot4", group_size=32, effort="gptq")
 
 
@@ -90,9 +92,19 @@ def small_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("potq.ptq.blocks.TOKENS", 32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("effort", ["balanced", "potptq"])
-@pytest.mark.parametrize("kind", ["llama", "tied"])
+@pytest.mark.parametrize(
+    ("kind", "effort", "dtype"),
+    [
+        ("llama", "balanced", torch.float32),
+        ("llama", "potptq", torch.bfloat16),
+        ("tied", "balanced", torch.bfloat16),
+        ("tied", "potptq", torch.float32),
+        pytest.param("llama", "balanced", torch.bfloat16, marks=DEEP),
+        pytest.param("llama", "potptq", torch.float32, marks=DEEP),
+        pytest.param("tied", "balanced", torch.float32, marks=DEEP),
+        pytest.param("tied", "potptq", torch.bfloat16, marks=DEEP),
+    ],
+)
 def test_every_effort_that_streams_gives_the_same_bytes(kind: str, effort: str, dtype: torch.dtype, tmp_path: Path) -> None:
     source, config = _folder(_made(kind), tmp_path / "model", dtype), CONFIG.model_copy(update={"effort": None})
     config = potq.PoTConfig(**{**config.model_dump(), "effort": effort})

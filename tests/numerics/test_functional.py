@@ -481,3 +481,11 @@ def test_a_row_scale_moves_the_levels_and_a_zero_one_makes_a_zero_row(name: str)
     restored = dequantize(codes, scale, scheme, row_scale)
     assert torch.equal(restored, dequantize(codes, scale, scheme) * row_scale.float())
     assert not restored[1].any()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_an_entry_that_is_not_finite_is_seen(value: float) -> None:
+    tensor = torch.arange(12.0).view(3, 4)
+    assert functional.all_finite(tensor)
+    tensor[2, 1] = value
+    assert not functional.all_finite(tensor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import potq
 from potq.config import EFFORTS, Effort
 from potq.errors import ModelError
-from potq.nn.plan import plan
+from potq.nn.plan import plan, tensor_bytes
 from potq.ptq import estimate as module
 from potq.ptq.estimate import Estimate, estimate
 from potq.ptq.trial import Trial, rounding_seconds, try_block
@@ -148,3 +149,30 @@ def test_a_model_without_blocks() -> None:
 )
 def test_in_words(seconds: float, size: int, words: str) -> None:
     assert str(Estimate(seconds, size)) == words
+
+
+@pytest.mark.usefixtures("pieces")
+def test_a_model_in_parts_is_read_again_and_again(
+    tiny_model: LlamaForCausalLM, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, batches = potq.load(tiny_folder, stream=True), text(32)
+    block = tensor_bytes(tiny_model.model.layers[0])
+    monkeypatch.setattr(module, "read_block", lambda model, name: (block, 1e8))
+    passes = 5 + 1  # of all; 8 of the windows, one batch, for output errors
+    expected = estimate(tiny_model, EFFORTS["balanced"], batches).seconds + passes * 1e8 * tensor_bytes(tiny_model) / block
+    assert estimate(parts, EFFORTS["balanced"], batches).seconds == pytest.approx(expected)
+    by_blocks = EFFORTS["best"].model_copy(update={"scope": "block"})
+    assert estimate(parts, EFFORTS["best"], batches) == estimate(parts, by_blocks, batches)
+    assert all(parameter.is_meta for parameter in parts.model.layers[1].parameters())
+
+
+def test_what_a_model_in_parts_takes_grows_with_a_block(tmp_path: Path) -> None:
+    found = []
+    for layers in (1, 4):
+        shape = {"hidden_size": 64, "intermediate_size": 512, "num_attention_heads": 4, "vocab_size": 260}
+        made = LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=layers))
+        made.save_pretrained(tmp_path / str(layers))
+        found.append(estimate(potq.load(tmp_path / str(layers), stream=True), EFFORTS["balanced"], text(2)).bytes)
+    assert found[0] == found[1]
+    tiny = tensor_bytes(made.model.layers[0])
+    assert found[0] > 300_000_000 + 2 * tiny

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -247,7 +248,7 @@ def test_more_memory_than_there_is_is_refused(make: Make, monkeypatch: pytest.Mo
     recipe = make()
     needed = TrainingRun.load(recipe).memory
     held = 2 * tensor_bytes(potq.load(recipe.model, dtype="float32"))  # model and teacher are there already
-    tell: Any = lambda free: monkeypatch.setattr(device.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))  # noqa: E731
+    tell: Any = lambda free: monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))  # noqa: E731
     tell(needed - held)
     assert TrainingRun.load(recipe).memory == needed
     tell(needed // 1000)
@@ -262,7 +263,7 @@ def test_more_memory_than_there_is_is_refused(make: Make, monkeypatch: pytest.Mo
 
 def test_processes_share_the_memory_of_a_machine(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = TrainingRun.load(make()).memory
-    monkeypatch.setattr(device.psutil, "virtual_memory", lambda: SimpleNamespace(available=needed))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=needed))
     TrainingRun.load(make())
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     with pytest.raises(ConfigError, match="use a smaller"):

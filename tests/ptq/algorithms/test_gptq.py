@@ -139,6 +139,12 @@ def test_the_factor_is_that_of_the_damped_inverse() -> None:
     assert torch.equal(factor, factor.triu())
 
 
+def test_columns_in_another_order() -> None:
+    hessian, order = _hessian(), torch.randperm(150, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(inverse_factor(hessian, 0.01, order), inverse_factor(hessian[order][:, order], 0.01))
+    assert torch.equal(hessian, _hessian())
+
+
 @pytest.mark.parametrize("least", [-0.05, -0.5])
 def test_damping_grows_until_it_suffices(least: float) -> None:
     hessian = torch.diag(torch.tensor([least, 1.0, 1.0, 1.0]))
@@ -151,6 +157,9 @@ def test_damping_grows_until_it_suffices(least: float) -> None:
 def test_dead_inputs_get_the_mean_moment_of_the_others() -> None:
     hessian = torch.tensor([[2.0, 0, 1], [0, 0, 0], [1, 0, 4]])
     assert without_dead_inputs(hessian).tolist() == [[2, 0, 1], [0, 3, 0], [1, 0, 4]]
+    assert hessian[1, 1] == 0
+    alive = hessian + torch.eye(3)
+    assert without_dead_inputs(alive) is alive
 
 
 @pytest.mark.parametrize("group_size", [32, 64, "row"])
