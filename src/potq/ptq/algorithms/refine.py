@@ -190,7 +190,7 @@ def _restore(folder: WorkFolder | None, weights: Sequence[LearnedWeight], optimi
     for index, weight in enumerate(weights):
         for name, parameter in weight.named_parameters():
             parameter.data.copy_(tensors[f"{index}.{name}"])
-            state = {key: tensors.get(f"{index}.{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            if all(value is not None for value in state.values()):
-                optimizer.state[parameter] = state
+            keys = {key: f"{index}.{name}.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            if all(key in tensors for key in keys.values()):
+                optimizer.state[parameter] = {own: tensors[key].to(parameter.device) for own, key in keys.items()}
     return int(tensors["step"])
