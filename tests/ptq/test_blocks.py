@@ -255,6 +255,16 @@ def test_second_moments_in_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(found, exact, rtol=0.05, atol=0.02 * float(exact.diagonal().mean()))
 
 
+def test_a_layer_that_loses_its_tokens_has_no_moments() -> None:
+    """Routing changes when attention is quantized: an expert that the text reached may get none of it any more."""
+    block, states = _first("llama")
+    mlp = block.mlp
+    mlp.forward = lambda hidden: mlp.down_proj(mlp.gate_proj(hidden))
+    found = second_moments(block, "mlp.up_proj", states)
+    assert torch.equal(found, torch.zeros(32, 32))
+    assert second_moments(block, "mlp.down_proj", states).any()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_inputs_that_are_not_finite_are_named(bad: float) -> None:
     block, states = _first("llama")

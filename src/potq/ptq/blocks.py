@@ -289,7 +289,7 @@ def _shared_inputs(block: nn.Module, names: Sequence[str], call: Call) -> list[l
 
 def second_moments(block: nn.Module, name: str, calls: HiddenStates, prefix: str = "", ranks: Ranks = ALONE) -> Tensor:
     """Mean of ``x^T x`` over the tokens (of a convolution, the patches) that enter layer ``name`` of ``block``: float32
-    ``(in, in)``. The tokens are those of all processes.
+    ``(in, in)``. The tokens are those of all processes. Without any they are zero.
 
     Raises:
         ModelError: its inputs are NaN or infinite; names it, with the ``prefix`` that the block's layers have in the model.
@@ -328,7 +328,9 @@ def _mean(block: nn.Module, name: str, total: Tensor | None, passes: tuple[int, 
     if runs and not count:
         raise ModelError(f"{name_in_model}: its inputs on the calibration are empty")
     moments = ranks.sum(no_moments(block.get_submodule(name)) if total is None else total)
-    if not count or not all_finite(moments):
+    if not runs:  # an expert whose tokens go elsewhere since the layers before it are quantized
+        return moments
+    if not all_finite(moments):
         problem = "its inputs on the calibration text are NaN or infinite; load the model in float32"
         raise ModelError(f"{name_in_model}: {problem}")
     return moments.div_(count)
