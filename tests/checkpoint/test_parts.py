@@ -14,7 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -51,6 +53,13 @@ MODELS: dict[str, Callable[[], Any]] = {
     ),
     "experts merged from many tensors": lambda: MixtralForCausalLM(
         MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4, sliding_window=None)
+    ),
+    "towers": lambda: Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            text_config={**SIZES, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8},
+            vision_config={**SIZES, "image_size": 28, "patch_size": 14},
+            mm_tokens_per_image=4,
+        )
     ),
     "linears outside the blocks": lambda: OPTForCausalLM(
         OPTConfig(

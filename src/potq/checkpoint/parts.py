@@ -70,6 +70,7 @@ def _load(kind: Any, name: str, dtype: Any, unwanted: list[str]) -> nn.Module:
         kind.__init__(self, *args, **kwargs)
         for each in unwanted:
             self.set_submodule(each, nn.Module())
+            self.get_submodule(each.rpartition(".")[0])._is_hf_initialized = True  # SigLIP's reads its children's weights
         empty = tuple(f"{each}." for each in unwanted)
         ties = self.all_tied_weights_keys.items()
         self.all_tied_weights_keys = {
