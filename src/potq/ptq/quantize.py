@@ -91,7 +91,8 @@ def quantize(
             lists of alike modules, or else the module as a whole, whose inputs are then kept in memory; the report says so.
         seed: of the order of batches in refinement. The global generator is neither read nor set.
         work_folder: where a calibrated run leaves its finished blocks: called again after a kill, with the same model, text
-            and config, it goes on from there to the same result. Delete it when the model is saved.
+            and config, it goes on from there to the same result. Delete it when the model is saved. A model that was loaded
+            with ``stream=True`` needs one: its packed weights stay in these files until then.
         cache_bytes: hidden states of the calibration text are kept in memory up to this size, beyond it in temporary files.
         progress: called before each matrix: weights done, weights in all, its name. A whole model's refinement counts steps.
         group: processes of torch.distributed that share a calibrated run. All of them call this with the same model, config

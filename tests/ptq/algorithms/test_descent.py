@@ -12,7 +12,7 @@ from potq import native
 from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.ptq.algorithms import descent
 from potq.ptq.algorithms.descent import output_error, refine_layer
-from potq.ptq.algorithms.gptq import gptq, without_dead_inputs
+from potq.ptq.algorithms.gptq import fit_groups, gptq, without_dead_inputs
 from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
 from potq.ptq.algorithms.rtn import rtn
 
@@ -152,3 +152,21 @@ def test_with_and_without_the_compiled_library(monkeypatch: pytest.MonkeyPatch) 
     in_torch = refine_layer(weight, hessian, start, rounding, rounds=2)
     assert torch.equal(compiled.values, in_torch.values)
     assert torch.equal(compiled.scale, in_torch.scale)
+
+
+def test_many_groups_are_solved_alike_on_two_threads() -> None:
+    """MKL's decomposition under torch's threads fails from 129 unknowns on, with an error or with wrong numbers."""
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = torch.randn(24, 160 * 8, generator=generator), torch.randn(200, 160 * 8, generator=generator)
+    hessian = inputs.t() @ inputs / 200
+    rounding = SchemeRounding(QuantScheme("apot4", group_size=8))
+    rounded = round_to_nearest(weight, *fit_groups(weight, torch.ones(160 * 8), rounding), rounding)
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(descent._least_squares(weight, hessian, rounded.values, rounded.scale, rounding))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)

@@ -7,6 +7,9 @@ and a code changes only for the better, so the error never grows. (CDQuant, 2406
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -87,6 +90,18 @@ def _least_squares(weight: Tensor, hessian: Tensor, values: Tensor, scale: Tenso
     system = system + torch.diag_embed(empty.float())
     ridge = 1e-6 * system.diagonal(dim1=1, dim2=2).mean(1)
     system = system + ridge[:, None, None] * torch.eye(groups, device=weight.device)
-    solved, failed = torch.linalg.solve_ex(system, target)
+    with _one_thread():
+        solved, failed = torch.linalg.solve_ex(system, target)
     usable = solved.isfinite() & ~empty & (failed == 0)[:, None]
     return torch.where(usable, solved, scale)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch solves several systems at once, and MKL then gets those of more than 128 unknowns wrong: see the test."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
