@@ -117,7 +117,9 @@ def joined(weights: Sequence[QuantizedWeight], labels: Sequence[str]) -> tuple[Q
     for number, label in enumerate(labels):
         of.setdefault(label, []).append(number)
     usual = min(of, key=lambda label: (label.endswith(")"), -len(of[label])))
-    rest = "; ".join(f"experts {ranges(numbers)}: {label}" for label, numbers in of.items() if label != usual)
+    rest = "; ".join(
+        f"expert{'s' * (len(numbers) > 1)} {ranges(numbers)}: {label}" for label, numbers in of.items() if label != usual
+    )
     return QuantizedWeight.joined(weights), f"{usual} ({rest})" if rest else usual
 
 
