@@ -223,6 +223,20 @@ def test_inputs_by_name_and_callables_calibrate_experts() -> None:
     assert all(torch.equal(states[1][key], states[2][key]) for key in states[1])
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "llama4"])
+def test_a_model_that_is_read_in_parts_gives_the_same(family: str, tmp_path: Path) -> None:
+    """A block is in memory at a time, with its experts alone; tensors and reports are equal."""
+    config = CONFIG.model_copy(update={"effort": EFFORTS["balanced"]})
+    ids = [tokens(4), tokens(3, 17)]
+    moe(family).save_pretrained(tmp_path / "full")
+    whole, parts = potq.load(tmp_path / "full"), potq.load(tmp_path / "full", stream=True)
+    report = potq.quantize(whole, config, ids)
+    assert potq.quantize(parts, config, ids, work_folder=tmp_path / "work").modules == report.modules
+    state, found = whole.state_dict(), parts.state_dict()
+    assert state.keys() == found.keys()
+    assert all(torch.equal(state[key], found[key]) for key in state)
+
+
 # ---- taking apart, putting together
 
 

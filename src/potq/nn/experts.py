@@ -102,7 +102,7 @@ def routers(model: nn.Module) -> list[str]:
 def _places_of_experts(model: nn.Module) -> Iterator[tuple[str, int]]:
     """Modules in which there are experts, with their number: stacks, or lists that are called so."""
     for name, stack in stacks(model).items():
-        parent = name.rsplit(".", 2)[0]
+        parent = name.rpartition(".")[0].rpartition(".")[0]
         yield parent, stack.shape[0]
         if parent.endswith(".experts"):
             yield parent.removesuffix(".experts"), stack.shape[0]

@@ -48,6 +48,10 @@ class Parts:
             owner[key] = tensor.requires_grad_(owner[key].requires_grad)
         self._here = part
 
+    def bring_first(self) -> None:
+        """What embeds tokens, or the first block."""
+        self.bring(self._parts[0][0])
+
     def release(self) -> None:
         """Read nothing on demand any more; what was there is put away."""
         self._put_away()
@@ -134,5 +138,12 @@ def stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where the inputs of ``model`` are to be. What is read in parts is read into the CPU's memory."""
-    return torch.device("cpu") if parts_of(model) is not None else next(model.parameters()).device
+    """Where the inputs of ``model`` are to be, asked right before it runs.
+
+    What is read in parts is read into the CPU's memory. The first part is there then: Llama 4 moves its inputs to where its
+    embedding is.
+    """
+    if (parts := parts_of(model)) is None:
+        return next(model.parameters()).device
+    parts.bring_first()
+    return torch.device("cpu")

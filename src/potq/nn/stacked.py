@@ -116,10 +116,10 @@ def _is_batch(input: Any, stack: LazyStack) -> bool:
 
 
 class _Views:
-    """Linears over a packed stack, and the buffers that they are of. A copy of a module starts with none."""
+    """A packed stack with its linears, and the buffers that they are of. A copy of a module starts with none."""
 
-    def __init__(self, of: tuple[object, ...] = (), matrices: Sequence[LazyMatrix] = ()) -> None:
-        self.of, self.matrices = of, matrices
+    def __init__(self, of: tuple[object, ...] = (), stack: LazyStack | None = None) -> None:
+        self.of, self.stack = of, stack
 
     def __reduce__(self) -> tuple[type[_Views], tuple[()]]:
         return _Views, ()
@@ -159,15 +159,15 @@ class PoTStack(PackedModule):
         return self
 
     def _lazy(self, name: str) -> LazyTensor:
-        return LazyStack.of(self.matrices(), self._dequantized, name)
-
-    def matrices(self) -> Sequence[LazyMatrix]:
-        """Each expert's matrix. Linears are kept, and what kernels made of them, while the buffers are what they were."""
+        """Linears are kept, and what kernels made of them, while the buffers are what they were."""
         of = (*self._buffers.values(), self.compute_dtype, self.activations)
         kept = self._views
-        if len(kept.of) != len(of) or any(a is not b for a, b in zip(kept.of, of, strict=True)):
-            kept = self._views = _Views(of, [self._matrix(number) for number in range(self.experts)])
-        return kept.matrices
+        if kept.stack is None or len(kept.of) != len(of) or any(a is not b for a, b in zip(kept.of, of, strict=True)):
+            matrices = [self._matrix(number) for number in range(self.experts)]
+            stack = LazyStack.of(matrices, self._dequantized, name)
+            self._views = _Views(of, stack)
+            return stack
+        return kept.stack
 
     def _matrix(self, number: int) -> LazyMatrix:
         rows, columns = self.matrix_shape

@@ -23,9 +23,9 @@ from potq.nn.parts import input_device
 from potq.nn.plan import Place, evaluation_mode, linear_weight, longest_text
 from potq.nn.refusals import require_causal
 from potq.nn.report import decibels
-from potq.nn.stacked import holder_name, unstacked
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.blocks import layer_input, no_moments
+from potq.ptq.experts import watched
 from potq.ptq.feed import Feed
 from potq.ptq.kept import Reader
 
@@ -155,7 +155,7 @@ def output_snr(
     """
     signal: dict[str, float] = {}
     noise: dict[str, float] = {}
-    stacked = {name: stack for name, stack in stacks(model).items() if name in quantized}
+    stacked = {name: stack.shape[1] for name, stack in stacks(model).items() if name in quantized}  # rows of an expert
 
     def hook(
         name: str, read: Reader, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
@@ -164,13 +164,11 @@ def output_snr(
             signal[name] = signal.get(name, 0.0) + float(clean.square().sum(dtype=torch.float64))
             noise[name] = noise.get(name, 0.0) + float(error.square().sum(dtype=torch.float64))
 
-    hooks = {name: partial(hook, name, read) for name, read in quantized.items() if name not in stacked}
-    for name, stack in stacked.items():
-        for number in range(stack.shape[0]):
-            read = partial(_expert, quantized[name], number, stack.shape[1])
-            hooks[f"{holder_name(name)}.{number}"] = partial(hook, name, read)
-    with unstacked(stacked):
-        _run(model, hooks, feed)
+    def of_expert(name: str, number: int) -> Any:
+        return partial(hook, name, partial(_expert, quantized[name], number, stacked[name]))
+
+    with watched(model, stacked, of_expert):
+        _run(model, {name: partial(hook, name, read) for name, read in quantized.items() if name not in stacked}, feed)
     totals: dict[str, tuple[float, float]] = {}
     for energies in ranks.values({name: (signal[name], noise[name]) for name in signal}):
         for name, (clean, error) in energies.items():
@@ -207,9 +205,8 @@ def _run(model: nn.Module, hooks: dict[str, Any], feed: Sequence[Tensor] | Feed)
         if isinstance(feed, Feed):
             feed(model)
             return
-        device = input_device(model)
         for batch in feed:
-            model(batch.to(device))
+            model(batch.to(input_device(model)))
 
 
 @contextmanager

@@ -6,14 +6,16 @@ as any such layer is. Afterwards the matrices are one weight again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
 from potq.data.ranks import ALONE, Ranks
 from potq.nn.experts import PREFIX
+from potq.nn.parts import bring
 from potq.nn.plan import WeightPlan, find_stack, linear_weight
 from potq.nn.stacked import holder_name, unstacked
 from potq.numerics.tensor import QuantizedWeight
@@ -53,6 +55,37 @@ def experts_apart(block: nn.Module, inside: dict[str, WeightPlan]) -> Iterator[E
                 found.apart[each] = WeightPlan(f"{target.holder}.{number}", "linear", shape, target.scheme)
     with unstacked({name: find_stack(block, name) for name in found.stacks}):
         yield found
+
+
+@contextmanager
+def watched(model: nn.Module, names: Iterable[str], hook: Callable[[str, int], Callable[..., None]]) -> Iterator[None]:
+    """While what has the stacks ``names`` runs, each expert is a linear, with the forward hook ``hook(name, number)``.
+
+    Not before: of a model that is read in parts the stacks are in memory only then.
+    """
+    places: dict[str, list[str]] = {}
+    for name in names:
+        places.setdefault(name.rpartition(".")[0].rpartition(".")[0], []).append(name)
+    with ExitStack() as handles:
+        for place, inside in places.items():
+            module, here = model.get_submodule(place), handles.enter_context(ExitStack())
+            begin = partial(_take_apart, model, inside, hook, here)
+            handles.callback(module.register_forward_pre_hook(lambda *_, begin=begin: begin()).remove)
+            end = module.register_forward_hook(lambda *_, here=here: here.close(), always_call=True)
+            handles.callback(end.remove)
+        yield
+
+
+def _take_apart(
+    model: nn.Module, names: Sequence[str], hook: Callable[[str, int], Callable[..., None]], here: ExitStack
+) -> None:
+    """Stacks of one place, until ``here`` is closed; the linears are gone then, and their hooks with them."""
+    for name in names:
+        bring(model, name)
+    here.enter_context(unstacked({name: find_stack(model, name) for name in names}))
+    for name in names:
+        for number, linear in enumerate(model.get_submodule(holder_name(name)).children()):
+            linear.register_forward_hook(hook(name, number), with_kwargs=True)
 
 
 class Moments:
@@ -117,7 +150,9 @@ def joined(weights: Sequence[QuantizedWeight], labels: Sequence[str]) -> tuple[Q
     for number, label in enumerate(labels):
         of.setdefault(label, []).append(number)
     usual = min(of, key=lambda label: (label.endswith(")"), -len(of[label])))
-    rest = "; ".join(f"experts {ranges(numbers)}: {label}" for label, numbers in of.items() if label != usual)
+    rest = "; ".join(
+        f"expert{'s' * (len(numbers) > 1)} {ranges(numbers)}: {label}" for label, numbers in of.items() if label != usual
+    )
     return QuantizedWeight.joined(weights), f"{usual} ({rest})" if rest else usual
 
 
