@@ -34,8 +34,8 @@ PROTOCOL = {
     "scheme": f"{SCHEME}, embedding and head int8, effort balanced",
     "calibration": f"windows of {WINDOW} bytes of tiny Shakespeare (ranks: tokens)",
     "windows": WINDOWS,
-    "memory": "potq quantize --stream from the shell, looked at five times a second: all that is resident, mapped files included",
-    "time": "--stream, two blocks with embedding and head; the estimate as the command says it, the time from loading to saving",
+    "memory": "potq quantize --stream from the shell, five looks a second: all that is resident, mapped files included",
+    "time": "--stream, two blocks, embedding and head; the estimate as the command says it, the time from loading to saving",
     "ranks": "SmolLM2-135M, whole commands: one process of one thread, then two under torchrun of one thread each",
     "experts": "a Mixtral block of 8 experts of 1024 x 3584, two to a token; the same tokens and weights on either side",
     "threads": {MEMORY: THREADS, TIME: THREADS, RANKS: 1, EXPERTS: THREADS},
@@ -70,9 +70,8 @@ class Bench:
     def ranks(self) -> Iterator[Row]:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "potq"]
         for number in range(self.rounds):
-            words = self._words(self.model, RANKS)
-            one = self._watched([*potq(), *words], 1).seconds
-            two = self._watched([*launcher, *words], 1).seconds
+            one = self._watched([*potq(), *self._words(self.model, RANKS)], 1).seconds
+            two = self._watched([*launcher, *self._words(self.model, RANKS)], 1).seconds
             yield {"part": RANKS, "round": number, "one": one, "two": two, "speedup": one / two}
 
     def experts(self) -> Iterator[Row]:
