@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 import potq
+from plain_helpers import net_inputs
 from potq.config import Effort
 from potq.ptq.allocation import allocate
-from ranks_helpers import EFFORTS, windows
+from ranks_helpers import EFFORTS, module, windows
 
 SOURCE = Path(potq.__file__).parent
 NAMED = {("blocks.py", "mixed_precision")}  # asks what the CPU can do, for there bfloat16 may be slow
@@ -59,6 +60,16 @@ def test_everything_is_made_where_the_model_is(
     found = _run(model, config)
     assert found.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_plain_module_too(request: pytest.FixtureRequest) -> None:
+    inputs = net_inputs(5, 1)
+    expected = module(calibration=inputs)
+    request.getfixturevalue("elsewhere")
+    found = module(calibration=inputs)
+    assert all(torch.equal(tensor, expected["tensors"][name]) for name, tensor in found["tensors"].items())
+    assert found["entries"] == expected["entries"]
 
 
 @pytest.mark.usefixtures("one_thread")
