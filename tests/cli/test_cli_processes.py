@@ -97,7 +97,7 @@ class Pair:
     def told(self, rank: int) -> str:
         """What a process that ends with an error says last."""
         found = self.processes[rank].communicate(timeout=100)[1]
-        assert self.processes[rank].returncode == 1, found
+        assert self.processes[rank].returncode, found  # 1, or what gloo makes of it as Python ends
         return found[found.index("error") :]
 
 

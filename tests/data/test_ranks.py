@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exchanged")
     together = multiprocessing.spawn(ranks_helpers.exchange, (folder,), nprocs=2, join=False)
     first, _ = together.processes
-    first.join(60)  # it ends by itself, whatever became of the other
+    first.join(120)  # it ends by itself, whatever became of the other
     assert first.exitcode == 0
     with pytest.raises(ProcessExitedException, match="process 1 terminated with signal SIGKILL"):
         together.join()
