@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from potq.errors import ModelError
 from potq.nn.classes import predicts_next
-from potq.nn.parts import parts_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +32,8 @@ def require_weights(model: nn.Module) -> None:
     Raises:
         ModelError: names the first one.
     """
+    from potq.nn.parts import parts_of  # which imports torch
+
     if parts_of(model) is not None:
         raise ModelError(
             "the model was loaded with stream=True, one block in memory at a time; that serves calibrated quantization by "
