@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -114,6 +116,21 @@ def test_settled_it_is_an_ordinary_model(made: tuple[Net, Net, list[Part]]) -> N
     del read[:]
     model(torch.arange(5))
     assert read == []
+
+
+def test_what_is_around_a_part_finds_it_in_memory(made: tuple[Net, Net, list[Part]]) -> None:
+    model, parts, seen = made[0], parts_of(made[0]), list[tuple[str, bool]]()
+    assert parts is not None
+
+    @contextmanager
+    def around(name: str) -> Iterator[None]:
+        seen.append((name, any(tensor.is_meta for tensor in model.get_submodule(name).parameters())))
+        yield
+
+    with parts.running(around):
+        model(torch.arange(5))
+    model(torch.arange(5))
+    assert seen == [("embedding", False), ("blocks.0", False), ("blocks.1", False), ("head", False)]
 
 
 def test_inputs_go_where_weights_are_read_to(made: tuple[Net, Net, list[Part]]) -> None:

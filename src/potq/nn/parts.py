@@ -7,6 +7,7 @@ Everything else (norms, tables of frequencies) is in memory all the time. Nothin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any
 
@@ -33,6 +34,7 @@ class Parts:
         """
         self._model, self._parts, self._fetch = model, list(parts), fetch
         self._here: Part | None = None
+        self._around: Callable[[str], AbstractContextManager[object]] = nullcontext
         for name in self._names():
             module = model.get_submodule(name)
             module.forward = self._on_demand(name, module.forward)
@@ -47,6 +49,15 @@ class Parts:
         for (_, owner, key), tensor in self._read(part):
             owner[key] = tensor.requires_grad_(owner[key].requires_grad)
         self._here = part
+
+    @contextmanager
+    def running(self, around: Callable[[str], AbstractContextManager[object]]) -> Iterator[None]:
+        """Until the end, every module of a part runs within what ``around`` makes for its name."""
+        self._around = around
+        try:
+            yield
+        finally:
+            self._around = nullcontext
 
     def release(self) -> None:
         """Read nothing on demand any more; what was there is put away."""
@@ -97,7 +108,8 @@ class Parts:
         @wraps(forward)
         def run(*args: Any, **kwargs: Any) -> Any:
             self.bring(name)
-            return forward(*args, **kwargs)
+            with self._around(name):
+                return forward(*args, **kwargs)
 
         return run
 

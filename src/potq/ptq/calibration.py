@@ -18,8 +18,8 @@ from potq.data.ranks import ALONE, Ranks
 from potq.data.tokens import require_own_tokens
 from potq.errors import DataError, ModelError
 from potq.nn.convolution import convolve, is_convolution, rows
-from potq.nn.experts import stacks
-from potq.nn.parts import input_device
+from potq.nn.experts import Stack, stacks
+from potq.nn.parts import input_device, parts_of
 from potq.nn.plan import Place, evaluation_mode, linear_weight, longest_text
 from potq.nn.refusals import require_causal
 from potq.nn.report import decibels
@@ -165,11 +165,12 @@ def output_snr(
             noise[name] = noise.get(name, 0.0) + float(error.square().sum(dtype=torch.float64))
 
     hooks = {name: partial(hook, name, read) for name, read in quantized.items() if name not in stacked}
-    for name, stack in stacked.items():
-        for number in range(stack.shape[0]):
-            read = partial(_expert, quantized[name], number, stack.shape[1])
-            hooks[f"{holder_name(name)}.{number}"] = partial(hook, name, read)
-    with unstacked(stacked):
+    of_experts = {
+        f"{holder_name(name)}.{number}": partial(hook, name, partial(_expert, quantized[name], number, stack.shape[1]))
+        for name, stack in stacked.items()
+        for number in range(stack.shape[0])
+    }
+    with _experts_hooked(model, stacked, of_experts):
         _run(model, hooks, feed)
     totals: dict[str, tuple[float, float]] = {}
     for energies in ranks.values({name: (signal[name], noise[name]) for name in signal}):
@@ -177,6 +178,24 @@ def output_snr(
             before = totals.get(name, (0.0, 0.0))
             totals[name] = before[0] + clean, before[1] + error
     return {name: decibels(clean, error) for name, (clean, error) in totals.items()}
+
+
+@contextmanager
+def _experts_hooked(model: nn.Module, stacked: dict[str, Stack], hooks: dict[str, Any]) -> Iterator[None]:
+    """A linear with a hook for each expert in place of every stack; of a model in parts, while the stack's part runs."""
+    if (parts := parts_of(model)) is None:
+        with unstacked(stacked), _hooked(model, hooks):
+            yield
+        return
+
+    @contextmanager
+    def around(part: str) -> Iterator[None]:
+        inside = {name: stack for name, stack in stacked.items() if name.startswith(f"{part}.")}
+        with unstacked(inside), _hooked(model, {name: each for name, each in hooks.items() if name.startswith(f"{part}.")}):
+            yield
+
+    with parts.running(around):
+        yield
 
 
 def _expert(read: Reader, number: int, rows: int) -> QuantizedWeight:
