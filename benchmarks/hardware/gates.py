@@ -32,7 +32,7 @@ from potq.data.tokens import tokenize
 from potq.hardware.gates import tools
 from potq.hardware.gates.measure import sources_of, toggles_of
 from potq.hardware.gates.stream import inputs_of, layer_stream
-from potq.hardware.gates.synthesis import FAMILIES, blocks, gates
+from potq.hardware.gates.synthesis import FAMILIES, area, blocks, gates
 from potq.hardware.gates.toggles import toggles
 from potq.hardware.rtl.design import design_of
 from potq.numerics.scheme import QuantScheme
@@ -113,10 +113,10 @@ def full_precision(data: Path) -> Iterator[Row]:
 
 def newer_yosys(unit: Unit) -> Iterator[Row]:
     """Areas alone, by the yosys of PyPI."""
-    design, command = unit.design(), (sys.executable, "-m", "benchmarks.hardware.yowasp")
+    design, command = unit.design(), (sys.executable, str(Path(__file__).with_name("yowasp.py")))
     for kind in ("mac", "dot"):
-        found = gates(sources_of(design, kind), f"{design.name}_{kind}", yosys=command)
-        yield {"what": f"{kind}, newer yosys", "scheme": unit.scheme, "structure": unit.structure, "area": found.area}
+        found = area(sources_of(design, kind), f"{design.name}_{kind}", command)
+        yield {"what": f"{kind}, newer yosys", "scheme": unit.scheme, "structure": unit.structure, "area": found}
 
 
 def measurements(data: Path) -> Iterator[tuple[Row, Iterator[Row]]]:

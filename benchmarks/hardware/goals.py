@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.common.goals import Goal, Row, at_most
+from benchmarks.common.goals import Goal, Row, at_least, at_most
 from benchmarks.common.results import Benchmark
 
 AREAS = (
@@ -53,13 +53,31 @@ def gates(rows: Sequence[Row]) -> list[Goal]:
             at_most(f"toggles on {layer}: pot3 / int3", 0.7, toggle_ratio(rows, "pot3", "int3", layer))
             for layer in ("SmolLM2", "TinyStories")
         ),
+        at_least("a co-processor's tokens a second for its area, no worse perplexity: PoT / int4", 1.15, None),
         at_most("area of a scaling unit, pot4's sums: E8M0 / float16", 0.3, scale_ratio(rows, "pot4")),
     ]
 
 
 def frontier(rows: Sequence[Row]) -> list[Goal]:
-    """Of the whole, a table that shows what is worth building, there is no goal."""
-    return []
+    return [
+        at_least(f"{model}: area of int4 / the smallest PoT variant of no worse perplexity, int8 activations", 1.15, found)
+        for model, found in ((model, advantage(rows, model)) for model in ("SmolLM2", "TinyStories"))
+    ]
+
+
+def advantage(rows: Sequence[Row], model: str) -> float | None:
+    """Area of int4 in groups of 64 over that of the smallest PoT variant that is as good; 0 where none is."""
+    points = [row for row in rows if row["model"] == model and row.get("activation_bits") == 8]
+    int4 = next((row for row in points if row["scheme"] == "int4-g64"), None)
+    if int4 is None:
+        return None
+    good = [row for row in points if "pot" in row["scheme"] and row["perplexity"] <= int4["perplexity"]]
+    return round(_area(int4) / min(map(_area, good)), 4) if good else 0.0
+
+
+def _area(row: Row) -> float:
+    """Of a dot product, for each lane, with its share of a scaling unit."""
+    return float(row["circuit"]["dot"] + row["circuit"]["scaling"])
 
 
 GATES = Benchmark("hardware_gates", gates)

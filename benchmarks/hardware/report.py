@@ -83,7 +83,10 @@ def fpga(rows: Sequence[Row]) -> str:
 
 def frontier(rows: Sequence[Row], model: str) -> str:
     """The points of one model that are on some frontier, the best perplexity first."""
-    full, *points = [row for row in rows if row["model"] == model]
+    every = [row for row in rows if row["model"] == model]
+    if not every:
+        return f"{model} is not measured yet."
+    full, *points = every
     lines = [["full precision", "", f"{full['perplexity']:.2f}", "", "", "", ""]]
     for row in sorted(points, key=lambda row: float(row["perplexity"])):
         if row["best"]:
@@ -102,4 +105,5 @@ def document() -> dict[str, str]:
     rows, points = content["rows"], FRONTIER.read()["rows"]
     found = {"areas": areas(rows), "structures": structures(rows), "ratios": ratios(rows), "scaling": scaling(rows)}
     frontiers = {f"frontier {model}": frontier(points, model) for model in WINDOWS}
-    return {**found, "fpga": fpga(rows), **frontiers, "goals gates": goals_table(content["goals"])}
+    goals = goals_table([*content["goals"], *FRONTIER.read()["goals"]])
+    return {**found, "fpga": fpga(rows), **frontiers, "goals gates": goals}

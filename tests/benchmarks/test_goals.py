@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.common.goals import Goal, at_least, at_most, under, verdict
 from benchmarks.decode.goals import SPEED
+from benchmarks.hardware.goals import FRONTIER, GATES
 from benchmarks.kernels.goals import CPU
 from benchmarks.ptq.goals import SMOLLM2, STORIES, table
 from benchmarks.ptq.settings import FULL
@@ -73,3 +74,26 @@ def test_a_ratio_is_of_the_rounds_that_have_both() -> None:
 def test_verdicts() -> None:
     goals = [at_least("a", 2, 2), at_most("a", 2, 2), under("a", 2, 2), at_least("a", 2, 1), at_most("a", 2, None)]
     assert [verdict(goal) for goal in goals] == ["met", "met", "missed", "missed", "not measured"]
+
+
+def _gates(what: str, **areas: float) -> list[dict[str, Any]]:
+    return [{"what": what, "scheme": name.split("_")[0], "structure": name, "area": area} for name, area in areas.items()]
+
+
+def test_circuits_are_compared_with_the_smallest_of_their_peers() -> None:
+    rows = _gates("dot", mxpot_shift=50.0, int4_booth=100.0, int4_wallace=80.0)
+    goal = _named(GATES.goals(rows, ""), "16-lane dot product: mxpot / int4")[0]
+    assert (goal["measured"], verdict(goal)) == (0.625, "missed")
+    assert verdict(_named(GATES.goals(rows, ""), "multiply-accumulate: pot4 / int8")[0]) == "not measured"
+
+
+def test_a_variant_that_is_worse_than_int4_does_not_count() -> None:
+    def row(scheme: str, perplexity: float, area: float) -> dict[str, Any]:
+        point = {"model": "SmolLM2", "scheme": scheme, "activation_bits": 8, "perplexity": perplexity}
+        return {**point, "circuit": {"dot": area, "scaling": 10.0}}
+
+    rows = [row("int4-g64", 20.0, 110.0), row("pot3-g64", 30.0, 50.0), row("int3-g64", 19.0, 40.0)]
+    goal = _named(FRONTIER.goals(rows, ""), "SmolLM2")[0]
+    assert goal["measured"] == 0.0
+    goal = _named(FRONTIER.goals([*rows, row("apot4-g64", 20.0, 70.0)], ""), "SmolLM2")[0]
+    assert (goal["measured"], verdict(goal)) == (1.5, "met")

@@ -72,8 +72,18 @@ def plot(base: Row, points: Sequence[Point], path: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 5), layout="constrained")
-    for axes, cost in zip(figure.subplots(1, 3, sharey=True), COSTS, strict=True):
-        axes.axhline(base.perplexity, color="black", linestyle="--", linewidth=1)
+    paint(figure.subplots(1, 3, sharey=True), base.perplexity, points)
+    figure.suptitle(title, fontsize=9)
+    try:
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot write the plot {path} ({error})") from None
+
+
+def paint(every_axes: Sequence[Any], full_precision: float, points: Sequence[Point]) -> None:
+    """Draw the frontiers of the three costs on three of matplotlib's axes."""
+    for axes, cost in zip(every_axes, COSTS, strict=True):
+        axes.axhline(full_precision, color="black", linestyle="--", linewidth=1)
         line = sorted((point.cost(cost), point.perplexity) for point in points if cost in point.best)
         axes.step(*zip(*line, strict=True), where="post", linewidth=1, color="tab:blue")
         for point in points:
@@ -83,11 +93,6 @@ def plot(base: Row, points: Sequence[Point], path: Path, title: str) -> None:
             axes.annotate(label, at, xytext=(5, 3), textcoords="offset points", fontsize=7)
         axes.set(xlabel=_AXES[cost], yscale="log")
         axes.margins(x=0.15)
-    figure.suptitle(title, fontsize=9)
-    figure.axes[0].set_ylabel("perplexity")
-    figure.axes[0].yaxis.set_major_formatter("{x:g}")
-    figure.axes[0].yaxis.set_minor_formatter("{x:g}")
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot write the plot {path} ({error})") from None
+    every_axes[0].set_ylabel("perplexity")
+    every_axes[0].yaxis.set_major_formatter("{x:g}")
+    every_axes[0].yaxis.set_minor_formatter("{x:g}")

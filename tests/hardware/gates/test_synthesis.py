@@ -47,6 +47,7 @@ def test_toggles_are_counted_and_the_netlist_is_checked(pot3: tuple[Design, Gate
 
 
 @measured
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["ice40", "xc7"])
 def test_look_up_tables_and_multiplier_blocks(family: str) -> None:
     design = design_of(QuantScheme("int8"), structure="multiply")

@@ -45,31 +45,46 @@ class Blocks:
     dsps: int
 
 
-def gates(verilog: str, top: str, *, yosys: Sequence[str] = ("yosys",)) -> Gates:
-    """Map ``top`` of SystemVerilog to the standard cells, flat; ``yosys`` is the command that does.
+def gates(verilog: str, top: str) -> Gates:
+    """Map ``top`` of SystemVerilog to the standard cells, flat.
 
     Raises:
         MissingDependencyError: yosys, OpenSTA or the cells are not here, or fail.
     """
-    tools.require("sta", cells=True)
+    tools.require("yosys", "sta", cells=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        (folder / "in.sv").write_text(verilog, encoding="utf-8")
-        cells = tools.CELLS
-        script = [
-            "read_verilog -sv in.sv",
-            f"synth -flatten -top {top}",
-            f"dfflibmap -liberty {cells}",
-            f"abc -liberty {cells} -script {MAPPING}",
-            "opt_clean",
-            f"tee -o stat.txt stat -liberty {cells}",
-            "write_json netlist.json",
-            "write_verilog -noattr -noexpr netlist.v",
-        ]
-        tools.call([*yosys, "-q", "-p", "; ".join(script)], folder)
-        area = _found(r"Chip area.*: ([\d.]+)", (folder / "stat.txt").read_text(encoding="utf-8"))
+        found = _mapped(verilog, top, folder, ("yosys",))
         netlist = json.loads((folder / "netlist.json").read_text(encoding="utf-8"))["modules"][top]
-        return Gates(area, _delay(folder, top), netlist)
+        return Gates(found, _delay(folder, top), netlist)
+
+
+def area(verilog: str, top: str, yosys: Sequence[str] = ("yosys",)) -> float:
+    """The area of ``top`` alone, mapped by any yosys: ``yosys`` is the command.
+
+    Raises:
+        MissingDependencyError: yosys or the cells are not here, or fail.
+    """
+    tools.require(cells=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        return _mapped(verilog, top, Path(temporary), yosys)
+
+
+def _mapped(verilog: str, top: str, folder: Path, yosys: Sequence[str]) -> float:
+    """The area; the netlist is written to ``folder``."""
+    (folder / "in.sv").write_text(verilog, encoding="utf-8")
+    script = [
+        "read_verilog -sv in.sv",
+        f"synth -flatten -top {top}",
+        f"dfflibmap -liberty {tools.CELLS}",
+        f"abc -liberty {tools.CELLS} -script {MAPPING}",
+        "opt_clean",
+        f"tee -o stat.txt stat -liberty {tools.CELLS}",
+        "write_json netlist.json",
+        "write_verilog -noattr -noexpr netlist.v",
+    ]
+    tools.call([*yosys, "-q", "-p", "; ".join(script)], folder)
+    return _found(r"Chip area.*: ([\d.]+)", (folder / "stat.txt").read_text(encoding="utf-8"))
 
 
 def blocks(verilog: str, top: str, family: Family, *, dsp: bool = False) -> Blocks:

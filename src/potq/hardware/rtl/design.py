@@ -73,9 +73,14 @@ class Design:
     @property
     def total_bits(self) -> int:
         """Of the sum of scaled groups: each is the sum times an 11-bit mantissa, shifted to the right."""
-        low, high = (self.group * end * ((1 << MANTISSA_BITS) - 1) for end in product_range(self.grid, self.activation_bits))
+        low, high = (self.group * end * self.largest_mantissa for end in product_range(self.grid, self.activation_bits))
         least, most = (min(low, -high), max(high, -low)) if self.signed_scale else (low, high)
         return signed_bits(self.groups * least, self.groups * most)
+
+    @property
+    def largest_mantissa(self) -> int:
+        """Of a float16 scale all 11 bits; a power of two has the hidden one alone."""
+        return (1 << MANTISSA_BITS) - 1 if self.scale_dtype == "float16" else 1 << (MANTISSA_BITS - 1)
 
     @property
     def start(self) -> int:

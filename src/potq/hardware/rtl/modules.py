@@ -82,8 +82,8 @@ def dot(design: Design) -> str:
 def scale(design: Design) -> str:
     """``NAME_scale``: a group's sum, scaled, added to a row's total."""
     width, total = design.sum_bits, design.total_bits
-    scaled = width + MANTISSA_BITS
     is_float = design.scale_dtype == "float16"
+    scaled = width + MANTISSA_BITS - (not is_float)
     ports = [
         *_STEERING,
         f"input  logic [{width - 1}:0] sum",
@@ -100,7 +100,7 @@ def scale(design: Design) -> str:
         body += [*lines, f"wire signed [{scaled - 1}:0] scaled = {scaled}'d{constant % (1 << scaled)}", *added]
         body[-1] += ";"
     else:
-        body.append(f"wire signed [{scaled - 1}:0] scaled = {{sum[{width - 1}], sum, {MANTISSA_BITS - 1}'b0}};")
+        body.append(f"wire signed [{scaled - 1}:0] scaled = {{sum, {MANTISSA_BITS - 1}'b0}};")
     body += [
         f"wire signed [{scaled - 1}:0] shifted = scaled >>> shift;",
         *_register(f"total <= (first ? {total}'d0 : total) + {total}'(shifted);"),

@@ -91,8 +91,8 @@ def scale_vectors(design: Design, rows: int, seed: int = 0) -> Vectors:
 def _scaled_rows(design: Design, rows: int, chosen: random.Random) -> Iterator[list[tuple[int, int, int, int]]]:
     """Sum, mantissa, whether it is negative, and shift of every group."""
     low, high = (design.group * end for end in product_range(design.grid, design.activation_bits))
-    power = 1 << (MANTISSA_BITS - 1)
-    least, most = (0, 2 * power - 1) if design.scale_dtype == "float16" else (power, power)
+    most = design.largest_mantissa
+    least = 0 if design.scale_dtype == "float16" else most
     signs = range(1 + design.signed_scale)
     for end in (high, low):
         for negative in signs:
