@@ -66,6 +66,7 @@ def line(row: Row, notes: Notes) -> list[str]:
 
 def _failed(row: Row, found: dict[str, Any], notes: Notes) -> str:
     ((how, said),) = found.items()
+    said = re.sub(r"^\S+ (?=is a stack of experts)", "it ", said)
     said = re.sub(rf"'?\b{re.escape(row['name'])}\b'?", "this", said)
     said = re.sub(rf"\b{re.escape(row.get('class') or row['name'])}\b", "this model", said)
     words = {"refused": "no", "wrong": "**wrong**", "raw": "**error**"}
@@ -79,11 +80,14 @@ def _balanced(row: Row, notes: Notes) -> str:
         return _failed(row, found, notes)
     weights = {label: count for label, count in found["done"]["weights"].items() if label != "embedding or head"}
     rounded = {label: count for label, count in weights.items() if label.startswith("rtn")}
+    experts = [label for label in weights if "(experts" in label]
+    few = f", some experts {notes.mark('rounded to nearest: experts that no text reaches')}" if experts else ""
     if not rounded:
-        return "yes"
+        return f"yes{few}"
     share = sum(rounded.values()) / sum(weights.values())
-    marks = " ".join(notes.mark(f"rounded to nearest: {label.partition('(')[2].rstrip(')') or label}") for label in rounded)
-    return f"yes, but {_percent(share)} {marks}"
+    reasons = (label.partition("(")[2].rstrip(")") or "it is outside the blocks" for label in rounded)
+    marks = " ".join(notes.mark(f"rounded to nearest: {reason}") for reason in reasons)
+    return f"yes, but {_percent(share)} {marks}{few}"
 
 
 def _runs_on(row: Row, notes: Notes) -> str:
@@ -98,6 +102,7 @@ def _left(skipped: Sequence[tuple[str, str, float]]) -> str:
     shares: dict[str, float] = {}
     for _, reason, share in skipped:
         kind = re.sub(r" with a \S+ weight is not supported$", "", reason).partition(";")[0]
+        kind = kind.replace("it chooses experts", "routers")
         shares[kind] = shares.get(kind, 0.0) + share
     return ", ".join(f"{kind} {_percent(share)}" for kind, share in shares.items() if share >= _SHOWN)
 

@@ -30,7 +30,7 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_
 _DROPOUTS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop", "mask_time_prob")
 
 SMALL: Mapping[str, Any] = {
-    "vocab_size": VOCABULARY,
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
     **dict.fromkeys(_WIDTHS, WIDTH),
     **dict.fromkeys(_INNER, 2 * WIDTH),
     **dict.fromkeys(_EXPERT_INNER, WIDTH),
