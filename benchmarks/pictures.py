@@ -11,6 +11,8 @@ from benchmarks.decode import plot as decode
 from benchmarks.decode.goals import SPEED
 from benchmarks.gpu import plot as gpu
 from benchmarks.gpu.goals import KERNELS
+from benchmarks.hardware import core_plot
+from benchmarks.hardware.core_goals import CORES
 from benchmarks.kernels import plot as kernels
 from benchmarks.kernels.goals import CPU
 from benchmarks.ptq import plot as ptq
@@ -28,6 +30,7 @@ DRAWN = {
     CPU: kernels.draw,
     SPEED: decode.draw,
     KERNELS: gpu.draw,
+    CORES: core_plot.draw,
 }
 """One picture a results file, beside it."""
 

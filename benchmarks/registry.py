@@ -7,6 +7,7 @@ from benchmarks.decode import goals as decode
 from benchmarks.export import goals as export
 from benchmarks.first_hour import goals as first_hour
 from benchmarks.gpu import goals as gpu
+from benchmarks.hardware import core_goals as cores
 from benchmarks.kernels import goals as kernels
 from benchmarks.models import goals as models
 from benchmarks.papers import goals as papers
@@ -22,6 +23,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *decode.BENCHMARKS,
     *export.BENCHMARKS,
     *gpu.BENCHMARKS,
+    *cores.BENCHMARKS,
     *first_hour.BENCHMARKS,
     *models.BENCHMARKS,
     *scale.BENCHMARKS,

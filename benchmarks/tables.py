@@ -19,6 +19,7 @@ from benchmarks.common.results import kind_of, read, save
 from benchmarks.decode import report as decode
 from benchmarks.export import report as export
 from benchmarks.gpu import report as gpu
+from benchmarks.hardware import core_report as cores
 from benchmarks.kernels import report as kernels
 from benchmarks.models import report as models
 from benchmarks.ptq import report as ptq
@@ -34,6 +35,7 @@ DOCUMENTS: Mapping[str, Callable[[], dict[str, str]]] = {
     "docs/engine.md": decode.document,
     "docs/export.md": export.document,
     "docs/gpu.md": gpu.document,
+    "docs/hardware.md": cores.document,
     "docs/models.md": lambda: models.document() | scale.document(),
 }
 GOALS = "docs/goals.md"
