@@ -8,9 +8,9 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export TQDM_DISABLE ?= 1
 
-CXX_FILES := $(sort $(shell find csrc benchmarks/peers src/potq/hardware/c tests/hardware examples/firmware -name '*.cpp' -o -name '*.[ch]'))
+CXX_FILES := $(sort $(shell find csrc benchmarks/peers src/potq/hardware/c tests/hardware firmware -name '*.cpp' -o -name '*.[ch]'))
 SHELL_FILES := .ci/run $(shell find csrc tools -name '*.sh')
-LIBRARY_FILES := csrc/CMakeLists.txt $(filter-out csrc/tests/% benchmarks/% src/% tests/% examples/%,$(CXX_FILES))
+LIBRARY_FILES := csrc/CMakeLists.txt $(filter-out csrc/tests/% benchmarks/% src/% tests/% firmware/%,$(CXX_FILES))
 TOOLS := PATH="$(abspath $(BIN)):$$PATH"
 # a process a core, four at most: some tests take gigabytes. Neighbours share fixtures, so each process begins with a stretch
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
@@ -22,7 +22,7 @@ CROSS := aarch64-linux-gnu-g++
 FUZZ_SECONDS ?= 600
 FUZZ_CXX ?= $(notdir $(firstword $(wildcard /usr/bin/clang++ /usr/bin/clang++-*)))
 
-.PHONY: demo test selftest lint format docs prose bench gates bench-smoke tables tables-check pictures check-deep fuzz potq-run firmware firmware-test wheel clean
+.PHONY: demo test selftest lint format docs prose bench gates bench-smoke tables tables-check pictures check-deep fuzz potq-run firmware firmware-test hardware wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py --scheme $(SCHEME) --setup-times $(VENV)/.demo
@@ -118,12 +118,17 @@ check-deep: wheel
 	$(CHECK_KERNELS)
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -q
 
-# a model of POTQ_DATA as firmware of a board, run in its emulator (see examples/firmware/README.md for boards and packages)
+# a model of POTQ_DATA as firmware of a board, run in its emulator (see firmware/README.md for boards and packages)
 BOARD ?= cortex-m3
 firmware: $(VENV)/.ready
 	@test -n "$(POTQ_DATA)" || { echo 'Set POTQ_DATA to the folder that has tinystories-656k.' >&2; exit 1; }
 	$(BIN)/python -m potq quantize "$(POTQ_DATA)/tinystories-656k" build/firmware/stories --scheme pot3 --force
-	$(BIN)/python examples/firmware/build.py build/firmware/stories $(BOARD) build/firmware/$(BOARD) --run
+	$(BIN)/python -m firmware.build build/firmware/stories $(BOARD) build/firmware/$(BOARD) --run
+
+# the figures of docs/hardware.md that are simulated or computed; wants what benchmarks/README.md says
+hardware: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.hardware.cores --work build/bench/cores
+	$(BIN)/python -m benchmarks.hardware.integer_model
 
 # every board tells the integer model's story, token for token, simulated cores too
 firmware-test: $(VENV)/.ready

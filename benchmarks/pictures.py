@@ -13,6 +13,8 @@ from benchmarks.gpu import plot as gpu
 from benchmarks.gpu.goals import KERNELS
 from benchmarks.hardware import plot as hardware
 from benchmarks.hardware.goals import FRONTIER
+from benchmarks.hardware import core_plot
+from benchmarks.hardware.core_goals import CORES
 from benchmarks.kernels import plot as kernels
 from benchmarks.kernels.goals import CPU
 from benchmarks.ptq import plot as ptq
@@ -31,6 +33,7 @@ DRAWN = {
     SPEED: decode.draw,
     KERNELS: gpu.draw,
     FRONTIER: hardware.draw,
+    CORES: core_plot.draw,
 }
 """One picture a results file, beside it."""
 

@@ -20,6 +20,7 @@ from benchmarks.decode import report as decode
 from benchmarks.export import report as export
 from benchmarks.gpu import report as gpu
 from benchmarks.hardware import report as hardware
+from benchmarks.hardware import core_report as cores
 from benchmarks.kernels import report as kernels
 from benchmarks.models import report as models
 from benchmarks.ptq import report as ptq
@@ -36,6 +37,7 @@ DOCUMENTS: Mapping[str, Callable[[], dict[str, str]]] = {
     "docs/export.md": export.document,
     "docs/gpu.md": gpu.document,
     "docs/gates.md": hardware.document,
+    "docs/hardware.md": cores.document,
     "docs/models.md": lambda: models.document() | scale.document(),
 }
 GOALS = "docs/goals.md"

@@ -11,7 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 import potq
-from examples.firmware.build import BOARDS, Board, build, run
+from firmware.build import BOARDS, Board, build, run
 from potq.export.c import CExport
 from potq.hardware import IntegerModel
 

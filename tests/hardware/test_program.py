@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import potq
 from potq.errors import ExportError
-from potq.hardware import IntegerModel, kernels, program
+from potq.hardware import IntegerModel, kernels
 from potq.hardware.fixed_point import LIMIT
 from potq.hardware.kernels import COSTS, FORMS, Form, Saving, choose
 from potq.hardware.matrix import IntegerMatrix
@@ -51,28 +51,27 @@ def vocabulary(byte_tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     return Vocabulary.from_tokenizer(byte_tokenizer)
 
 
-@pytest.fixture
-def every_form(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Matrices take turns with the forms that take them, whatever those cost; how often each was taken."""
-    used = dict.fromkeys(FORMS, 0)
+class EveryForm:
+    """Matrices take turns with the forms that take them, whatever those cost; ``used`` says how often each was taken."""
 
-    def take(matrix: IntegerMatrix, core: str, *, strict: bool, saving: Saving) -> Form:
-        fitting = [form for form in FORMS.values() if form.takes(matrix) and not (strict and form.multiplies)]
-        form = min(fitting, key=lambda form: used[form.name])
-        used[form.name] += 1
+    def __init__(self, *, strict: bool) -> None:
+        self.strict = strict
+        self.used = dict.fromkeys(FORMS, 0)
+
+    def __call__(self, matrix: IntegerMatrix) -> Form:
+        fitting = [form for form in FORMS.values() if form.takes(matrix) and not (self.strict and form.multiplies)]
+        form = min(fitting, key=lambda form: self.used[form.name])
+        self.used[form.name] += 1
         return form
-
-    monkeypatch.setattr(program, "choose", take)
-    return used
 
 
 @pytest.mark.parametrize(("kind", "strict"), [("four bits", False), ("three bits", True), ("two bits", True)])
 def test_every_kernel_gives_the_integer_models_logits(
-    kind: str, strict: bool, tmp_path: Path, vocabulary: Vocabulary, every_form: dict[str, int]
+    kind: str, strict: bool, tmp_path: Path, vocabulary: Vocabulary
 ) -> None:
-    model = IntegerModel.from_packed(mixed_model(SCHEMES[kind]), context=16)
-    built = Built(written(tmp_path, build_program(model, vocabulary, ends=[0], strict=strict)))
-    assert sum(count > 0 for count in every_form.values()) >= 4
+    model, forms = IntegerModel.from_packed(mixed_model(SCHEMES[kind]), context=16), EveryForm(strict=strict)
+    built = Built(written(tmp_path, build_program(model, vocabulary, ends=[0], strict=strict, forms=forms)))
+    assert sum(count > 0 for count in forms.used.values()) >= 4
     assert built.logits(TOKENS) == model.logits(TOKENS).tolist()
     block, extremes = model.blocks[0], np.random.default_rng(3)
     matrices = [block.attention.query, block.attention.key, block.attention.value, block.attention.output]
@@ -134,11 +133,11 @@ def test_memory_is_what_a_compiler_makes_of_it(tmp_path: Path, vocabulary: Vocab
 
 
 @pytest.mark.parametrize("kind", SCHEMES)
-def test_clang_warns_of_nothing(kind: str, tmp_path: Path, vocabulary: Vocabulary, every_form: dict[str, int]) -> None:
-    model = IntegerModel.from_packed(mixed_model(SCHEMES[kind]), context=16)
-    folder = written(tmp_path, build_program(model, vocabulary, ends=[0]))
+def test_clang_warns_of_nothing(kind: str, tmp_path: Path, vocabulary: Vocabulary) -> None:
+    model, forms = IntegerModel.from_packed(mixed_model(SCHEMES[kind]), context=16), EveryForm(strict=False)
+    folder = written(tmp_path, build_program(model, vocabulary, ends=[0], forms=forms))
     subprocess.run([require("clang"), *WARNINGS, "-fsyntax-only", *sorted(folder.glob("*.c"))], check=True)
-    assert sum(every_form.values()) == 15
+    assert sum(forms.used.values()) == 15
 
 
 def test_slower_kernels_where_memory_is_short(vocabulary: Vocabulary) -> None:
@@ -146,7 +145,7 @@ def test_slower_kernels_where_memory_is_short(vocabulary: Vocabulary) -> None:
     fast = build_program(model, vocabulary, ends=[0], core="rv32i")
     dense = build_program(model, vocabulary, ends=[0], core="rv32i", flash=fast.memory.flash - 1)
     small = build_program(model, vocabulary, ends=[0], core="rv32i", ram=dense.memory.ram + STACK - 1)
-    assert set(fast.kernels) == {"pairs", "table", "planes"}  # a table of pairs is too much for few rows
+    assert set(fast.kernels) == {"pairs", "planes"}
     assert set(dense.kernels) == {"table", "planes"}
     assert set(small.kernels) == {"shift", "add_bytes"}
     with pytest.raises(ExportError, match=rf"takes {small.memory.flash:,} bytes of flash, and there are 1,000"):

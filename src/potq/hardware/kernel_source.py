@@ -46,7 +46,9 @@ def _definition(name: str, form: Form, matrix: IntegerMatrix) -> str:
     if form.name == "planes":
         found = affine(levels, bits)
         assert found is not None
-        return _combine(name, (*found[1], found[0])) + f"POTQ_PLANES_OF({name}, {bits}, {name}_combine)\n"
+        return (
+            _combine(name, (*found[1], found[0])) + f"POTQ_PLANES_OF({name}, {bits}, {int(found[0] != 0)}, {name}_combine)\n"
+        )
     arguments = f"{name}, {bits}" if form.name == "multiply" else name
     return f"POTQ_{form.name.upper()}({arguments})\n"
 

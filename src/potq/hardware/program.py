@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
 
@@ -17,12 +18,13 @@ from potq.hardware.model import IntegerModel
 from potq.hardware.tables import POWERS
 from potq.hardware.vocabulary import NONE, Vocabulary
 
+Forms = Callable[[IntegerMatrix], Form | None]
 CODE = 12 << 10
 """Bytes of instructions, at most: a build for Cortex-M3 or RV32IM has some 8 KB (``tests/hardware`` compiles them)."""
 STACK = 1 << 10
 """Bytes of stack, at most."""
 _LAST = 2**32 - 1  # ends a list
-_POINTERS = 44  # bytes of a matrix's description on a 32-bit core
+_POINTERS = 52  # bytes of a matrix's description on a 32-bit core
 _NORM = 12
 
 
@@ -65,6 +67,7 @@ def build_program(
     strict: bool = False,
     flash: int | None = None,
     ram: int | None = None,
+    forms: Forms | None = None,
 ) -> Program:
     """The C program of ``model``.
 
@@ -75,13 +78,14 @@ def build_program(
         strict: no multiplication in products with packed weights, of their scales either.
         flash: bytes of constants and instructions that there are.
         ram: bytes of static variables and stack that there are. Slower kernels are taken where the fastest need more memory.
+        forms: chooses another kernel for a matrix, if it returns one; for measurements.
 
     Raises:
         ExportError: a matrix that no kernel takes, or memory that is not enough, with both numbers.
     """
     strict = strict or not MULTIPLIES[core]
     for saving in Saving:  # from the fastest kernels to the smallest
-        program = _Builder(model, vocabulary, ends, core, strict, saving).build()
+        program = _Builder(model, vocabulary, ends, core, strict, saving, forms).build()
         memory = program.memory
         if (flash is None or memory.flash <= flash) and (ram is None or memory.ram + memory.stack <= ram):
             return program
@@ -104,6 +108,7 @@ class _Builder:
     core: Core
     strict: bool
     saving: Saving
+    forced: Forms | None
     arrays: Arrays = field(default_factory=lambda: Arrays("weights.h"))
     source: KernelSource = field(default_factory=KernelSource)
     forms: dict[str, int] = field(default_factory=dict)
@@ -179,7 +184,8 @@ class _Builder:
 
     def _describe(self, number: int, linear: IntegerLinear) -> str:
         matrix = linear.matrix
-        form = choose(matrix, self.core, strict=self.strict, saving=self.saving)
+        form = self.forced(matrix) if self.forced is not None else None
+        form = form or choose(matrix, self.core, strict=self.strict, saving=self.saving)
         if form.entries is not None:
             self.entries = max(self.entries, form.entries(matrix.bits) * matrix.shape[1])
         self.forms[form.name] = self.forms.get(form.name, 0) + 1
@@ -192,10 +198,15 @@ class _Builder:
             self.arrays.add(f"levels_{number}", "int16_t", levels) if levels else "NULL",
             *self._scales(number, matrix),
             bias,
-            *map(str, (*matrix.shape, matrix.group, matrix.exponent, matrix.dropped, _unit(matrix))),
-            *map(str, (form.width(matrix.bits), matrix.bits, form.layout_of(matrix.bits))),
+            *map(str, (*matrix.shape, matrix.group, matrix.shifts.shape[1], *self._strides(matrix, form))),
+            *map(str, (matrix.exponent, matrix.dropped, _unit(matrix), matrix.bits, form.layout_of(matrix.bits))),
         ]
         return "{" + ", ".join(fields) + "}"
+
+    def _strides(self, matrix: IntegerMatrix, form: Form) -> tuple[int, int]:
+        """Bytes of the codes of a group and of a row."""
+        width = form.width(matrix.bits)
+        return min(matrix.group, matrix.shape[1]) * width // 8, matrix.shape[1] * width // 8
 
     def _kernel(self, form: Form, matrix: IntegerMatrix) -> str:
         known = len(self.source.names)
@@ -270,7 +281,7 @@ class _Builder:
         cache = 2 * size["LAYERS"] * size["CONTEXT"] * (kv_width + attention.kv_heads)
         vectors = 4 * (4 * size["HIDDEN"] + 2 * width + 2 * kv_width + gated * size["INTERMEDIATE"])
         texts = 4 * size["VOCABULARY"] + (4 + 2 + 8) * size["CONTEXT"]  # logits; scores, prompt, symbols of a word
-        return cache + vectors + texts + size["MOST_COLUMNS"] + size["MOST_GROUPS"] + 2 * size["TABLE_ENTRIES"] + 16
+        return cache + vectors + texts + size["MOST_COLUMNS"] * 9 // 8 + size["MOST_GROUPS"] + 2 * size["TABLE_ENTRIES"] + 16
 
 
 def _unit(matrix: IntegerMatrix) -> int:

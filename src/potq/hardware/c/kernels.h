@@ -97,33 +97,45 @@
   POTQ_WALK##BITS(name##_sum, const int16_t* levels = matrix->levels;, POTQ_TIMES##BITS, POTQ_STAY, POTQ_NOTHING) \
       const potq_kernel name = {name##_sum, 0};
 
+/* Bits of a word as an offset in bytes: those of MASK, after a shift to the right (or left where POSITION is negative). One
+   shift and one mask, where a code and an index would take a second shift. */
+#define POTQ_BITS(word, POSITION, MASK) (((POSITION) < 0 ? (word) << (-(POSITION) & 31) : (word) >> ((POSITION) & 31)) & (MASK))
+
 /* buckets: a sum of inputs for every code; COMBINE weighs them with their levels */
-#define POTQ_ADD4(i) b[POTQ_CODE4(i)] += POTQ_INPUT(i);
-#define POTQ_ADD3(i) b[POTQ_CODE3(i)] += POTQ_INPUT(i);
-#define POTQ_ADD2(i) b[POTQ_CODE2(i)] += POTQ_INPUT(i);
-#define POTQ_BUCKETS(name, BITS, COMBINE)                                                                 \
-  POTQ_WALK##BITS(name##_sum, uint32_t b[1 << BITS] = {0};, POTQ_ADD##BITS, POTQ_STAY, sum = COMBINE(b);) \
-      const potq_kernel name = {name##_sum, 0};
+#define POTQ_EMPTY(i) b[i] = 0; /* an initializer may become a call of memset */
+#define POTQ_CLEAR4 POTQ_SIXTEEN
+#define POTQ_CLEAR3 POTQ_EIGHT
+#define POTQ_CLEAR2(BODY) BODY(0) BODY(1) BODY(2) BODY(3)
+#define POTQ_BUCKET(offset, i) *(uint32_t*)(void*)((char*)b + (offset)) += POTQ_INPUT(i);
+#define POTQ_ADD4(i) POTQ_BUCKET(POTQ_BITS(w, 4 * (i) - 2, 60), i)
+#define POTQ_ADD3(i) POTQ_BUCKET(POTQ_BITS(w, 2 * (i) - 2, 12) | POTQ_BITS(h, (i) - 4, 16), i)
+#define POTQ_ADD2(i) POTQ_BUCKET(POTQ_BITS(w, 2 * (i) - 2, 12), i)
+#define POTQ_BUCKETS(name, BITS, COMBINE)                                                                     \
+  POTQ_WALK##BITS(name##_sum, uint32_t b[1 << BITS]; POTQ_CLEAR##BITS(POTQ_EMPTY), POTQ_ADD##BITS, POTQ_STAY, \
+                                                     sum = COMBINE(b);) const potq_kernel name = {name##_sum, 0};
 
 extern int16_t potq_table[]; /* of the inputs that are loaded, in all kernels below */
 
 /* table: the products of every input with every level. FILL(t, v) writes those of v */
-#define POTQ_LOOK4(i) sum += (uint32_t)(int32_t)t[16 * (i) + POTQ_CODE4(i)];
-#define POTQ_LOOK3(i) sum += (uint32_t)(int32_t)t[8 * (i) + POTQ_CODE3(i)];
-#define POTQ_LOOK2(i) sum += (uint32_t)(int32_t)t[4 * (i) + POTQ_CODE2(i)];
+#define POTQ_ENTRY(offset) sum += (uint32_t)(int32_t)*(const int16_t*)(const void*)((const char*)t + (offset));
+#define POTQ_LOOK4(i) POTQ_ENTRY(32 * (i) + POTQ_BITS(w, 4 * (i) - 1, 30))
+#define POTQ_LOOK3(i) POTQ_ENTRY(16 * (i) + (POTQ_BITS(w, 2 * (i) - 1, 6) | POTQ_BITS(h, (i) - 3, 8)))
+#define POTQ_LOOK2(i) POTQ_ENTRY(8 * (i) + POTQ_BITS(w, 2 * (i) - 1, 6))
 #define POTQ_STEP4(n) t += 16 * (n);
 #define POTQ_STEP3(n) t += 8 * (n);
 #define POTQ_STEP2(n) t += 4 * (n);
-#define POTQ_TABLE(name, BITS, FILL)                                                                                 \
-  static void name##_prepare(const potq_matrix* matrix) {                                                            \
-    uint32_t i;                                                                                                      \
-    for (i = 0; i < matrix->columns; i++) FILL(potq_table + ((size_t)i << BITS), (uint32_t)(int32_t)potq_inputs[i]); \
-  }                                                                                                                  \
-  POTQ_WALK##BITS(name##_sum, const int16_t* t = potq_table + ((size_t)first << BITS);                               \
+#define POTQ_TABLE(name, BITS, FILL)                                                                  \
+  static void name##_prepare(const potq_matrix* matrix) {                                             \
+    int16_t* t = potq_table;                                                                          \
+    uint32_t i;                                                                                       \
+    for (i = 0; i < matrix->columns; i++, t += 1 << BITS) FILL(t, (uint32_t)(int32_t)potq_inputs[i]); \
+  }                                                                                                   \
+  POTQ_WALK##BITS(name##_sum, const int16_t* t = potq_table + ((size_t)first << BITS);                \
                   , POTQ_LOOK##BITS, POTQ_STEP##BITS, POTQ_NOTHING) const potq_kernel name = {name##_sum, name##_prepare};
 
 /* pairs: two codes of 3 bits a byte, and a table of the 64 sums of two products */
 #define POTQ_LOOK_PAIR(i) sum += (uint32_t)(int32_t)t[64 * (i) + codes[i]];
+#define POTQ_PAIR(i) s[i] = (int16_t)(v + one[i]);
 #define POTQ_PAIRS_OF(name, FILL)                                              \
   static void name##_prepare(const potq_matrix* matrix) {                      \
     int16_t* t = potq_table;                                                   \
@@ -133,7 +145,11 @@ extern int16_t potq_table[]; /* of the inputs that are loaded, in all kernels be
     for (i = 0; i < matrix->columns; i += 2, t += 64) {                        \
       FILL(one, (uint32_t)(int32_t)potq_inputs[i]);                            \
       FILL(other, (uint32_t)(int32_t)potq_inputs[i + 1]);                      \
-      for (j = 0; j < 64; j++) t[j] = (int16_t)(one[j & 7] + other[j >> 3]);   \
+      for (j = 0; j < 8; j++) {                                                \
+        int32_t v = other[j];                                                  \
+        int16_t* s = t + 8 * j;                                                \
+        POTQ_EIGHT(POTQ_PAIR)                                                  \
+      }                                                                        \
     }                                                                          \
   }                                                                            \
   POTQ_BEGIN(name##_sum) const int16_t* t = potq_table + ((size_t)first << 5); \
@@ -146,26 +162,33 @@ extern int16_t potq_table[]; /* of the inputs that are loaded, in all kernels be
   const potq_kernel name = {name##_sum, name##_prepare};
 
 /* planes: bits of eight codes a byte, and a table of the 256 sums that eight inputs have. COMBINE weighs the planes; a[BITS]
-   is the sum of all inputs */
+   is the sum of all inputs, WITH_SUM says whether it matters */
 void potq_prepare_planes(const potq_matrix* matrix);
-#define POTQ_PLANES_OF(name, BITS, COMBINE)                                                                                \
-  POTQ_BEGIN(name##_sum) const int16_t* t = potq_table + ((size_t)first << 5);                                             \
-  uint32_t a[BITS + 1] = {0};                                                                                              \
-  uint32_t i, j;                                                                                                           \
-  (void)p;                                                                                                                 \
-  count >>= 3;                                                                                                             \
-  for (j = 0; j < BITS; j++) {                                                                                             \
-    const int16_t* s = t;                                                                                                  \
-    for (i = 0; i < count; i += 4, s += 1024, codes += 4) {                                                                \
-      sum = (uint32_t)(int32_t)s[codes[0]] + (uint32_t)(int32_t)s[256 + codes[1]] + (uint32_t)(int32_t)s[512 + codes[2]] + \
-            (uint32_t)(int32_t)s[768 + codes[3]];                                                                          \
-      a[j] += sum;                                                                                                         \
-    }                                                                                                                      \
-  }                                                                                                                        \
-  for (i = 0; i < count; i++) a[BITS] += (uint32_t)(int32_t)t[256 * i + 255];                                              \
-  sum = COMBINE(a);                                                                                                        \
-  return (int32_t)sum;                                                                                                     \
-  }                                                                                                                        \
+extern int32_t potq_sums[]; /* of 32 inputs each */
+#define POTQ_PLANE(i) (uint32_t)(int32_t)s[256 * (i) + codes[i]]
+#define POTQ_FOUR_PLANES (POTQ_PLANE(0) + POTQ_PLANE(1) + POTQ_PLANE(2) + POTQ_PLANE(3))
+#define POTQ_EIGHT_PLANES (POTQ_FOUR_PLANES + POTQ_PLANE(4) + POTQ_PLANE(5) + POTQ_PLANE(6) + POTQ_PLANE(7))
+#define POTQ_PLANES_OF(name, BITS, WITH_SUM, COMBINE)                                  \
+  POTQ_BEGIN(name##_sum) uint32_t a[BITS + 1];                                         \
+  uint32_t i, j;                                                                       \
+  (void)p;                                                                             \
+  for (j = 0; j < BITS; j++) {                                                         \
+    const int16_t* s = potq_table + ((size_t)first << 5);                              \
+    sum = 0;                                                                           \
+    for (i = count; i >= 64; i -= 64, s += 2048, codes += 8) sum += POTQ_EIGHT_PLANES; \
+    if (i) {                                                                           \
+      sum += POTQ_FOUR_PLANES;                                                         \
+      codes += 4;                                                                      \
+    }                                                                                  \
+    a[j] = sum;                                                                        \
+  }                                                                                    \
+  a[BITS] = 0;                                                                         \
+  if (WITH_SUM) {                                                                      \
+    for (i = 0; i < count >> 5; i++) a[BITS] += (uint32_t)potq_sums[(first >> 5) + i]; \
+  }                                                                                    \
+  sum = COMBINE(a);                                                                    \
+  return (int32_t)sum;                                                                 \
+  }                                                                                    \
   const potq_kernel name = {name##_sum, potq_prepare_planes};
 
 /* levels a byte: by multiplication, or by shifts and adds */

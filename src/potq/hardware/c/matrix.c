@@ -60,17 +60,20 @@ static int32_t scaled_sum(const potq_matrix* matrix, int32_t sum, uint32_t index
 }
 
 void potq_multiply(const potq_matrix* matrix, int32_t* results) {
-  const uint8_t* codes = (const uint8_t*)matrix->codes;
+  const uint8_t* row_codes = (const uint8_t*)matrix->codes;
+  uint32_t last = width_of(matrix, (matrix->groups - 1) * matrix->group); /* columns of the last group */
   uint32_t index = 0;
   uint32_t row;
-  for (row = 0; row < matrix->rows; row++) {
+  for (row = 0; row < matrix->rows; row++, row_codes += matrix->row_bytes) {
+    const uint8_t* codes = row_codes;
     int32_t total = 0;
-    uint32_t first;
-    uint32_t group = 0;
-    for (first = 0; first < matrix->columns; first += matrix->group, group++) {
-      uint32_t count = width_of(matrix, first);
-      total += scaled_sum(matrix, matrix->kernel->sum(matrix, codes, first, count), index++, finer[group]);
-      codes += (count >> 3) * matrix->width;
+    uint32_t first = 0;
+    uint32_t group;
+    for (group = 1; group <= matrix->groups; group++) { /* no product here: a core may have no multiplier */
+      uint32_t count = group < matrix->groups ? matrix->group : last;
+      total += scaled_sum(matrix, matrix->kernel->sum(matrix, codes, first, count), index++, finer[group - 1]);
+      first += count;
+      codes += matrix->group_bytes;
     }
     results[row] = potq_scaled(total, matrix->exponent + coarsest);
     if (matrix->bias != NULL) results[row] = potq_saturated((int64_t)results[row] + matrix->bias[row]);
@@ -103,9 +106,8 @@ static int32_t level_at(const potq_matrix* matrix, const uint8_t* codes, uint32_
 }
 
 void potq_row(const potq_matrix* matrix, uint32_t row, int32_t* values) {
-  uint32_t groups = (matrix->columns + matrix->group - 1) / matrix->group;
-  const uint8_t* codes = (const uint8_t*)matrix->codes + (size_t)row * (matrix->columns >> 3) * matrix->width;
-  uint32_t index = row * groups;
+  const uint8_t* codes = (const uint8_t*)matrix->codes + (size_t)row * matrix->row_bytes;
+  uint32_t index = row * matrix->groups;
   uint32_t first;
   uint32_t column;
   for (first = 0; first < matrix->columns; first += matrix->group, index++) {
@@ -125,6 +127,6 @@ void potq_row(const potq_matrix* matrix, uint32_t row, int32_t* values) {
       values[first + column] =
           potq_scaled(sign ? -value : value, matrix->exponent + POTQ_FRACTION - matrix->dropped - (int)shift);
     }
-    codes += (count >> 3) * matrix->width;
+    codes += matrix->group_bytes;
   }
 }

@@ -32,10 +32,12 @@ typedef struct potq_matrix {
   uint32_t rows;
   uint32_t columns;
   uint32_t group;
+  uint32_t groups;      /* in a row */
+  uint32_t group_bytes; /* of codes; the last group of a row may have less */
+  uint32_t row_bytes;
   int16_t exponent;
   uint8_t dropped; /* low bits of a sum that 32 bits have no room for */
   uint8_t unit;    /* where scales are powers of two: what sums are shifted left by */
-  uint8_t width;   /* bits that a weight takes */
   uint8_t bits;    /* of a code */
   uint8_t layout;
 } potq_matrix;

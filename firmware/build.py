@@ -1,6 +1,6 @@
 """Build firmware that tells a story, and run it in an emulator.
 
-    python examples/firmware/build.py MODEL BOARD OUTPUT [--prompt TEXT] [--tokens N] [--run]
+    python -m firmware.build MODEL BOARD OUTPUT [--prompt TEXT] [--tokens N] [--run]
 
 MODEL is a packed checkpoint. Boards: cortex-m3, cortex-m4 (QEMU's mps2-an385, mps2-an386), riscv32 (QEMU's virt), picorv32
 and picorv32-mul (simulated by Verilator; the core's Verilog is in PyPI's pythondata-cpu-picorv32, or where PICORV32 says).

@@ -1,0 +1,182 @@
+"""Cycles of kernels on simulated cores, true to the cycle.
+
+``python -m benchmarks.hardware.cores [--work DIR] [--data DIR]``. PicoRV32 with memory that answers at once. A matrix has
+128x128 weights in groups of 64, 8-bit inputs, power-of-two scales. Cycles of a weight are those of the product, and of the
+table that is made of the inputs, over 16384. Every product's results are compared with the integer model's. The baselines:
+int8 by multiplication (by the compiler's library where there is no multiplier), int8 by a good loop of shifts and sums, int4
+by every kernel, floats by the compiler's library.
+
+``--data`` (or POTQ_DATA) has tinystories-656k: then a whole token of it is measured on PicoRV32 without multiplier, the
+first of a text, from its embedding to its logits, at pot3 and at int8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import potq
+from benchmarks.common.goals import Row, print_goals
+from benchmarks.hardware.core_goals import BARREL, CORES, MULTIPLIER, SEQUENTIAL, SHAPE, TOKEN
+from firmware.build import BOARDS, Board, build, run
+from potq.hardware import IntegerModel
+from potq.hardware.fixed_point import Integers
+from potq.hardware.kernels import FORMS, Form
+from potq.hardware.matrix import IntegerMatrix
+from potq.hardware.program import Program, build_program
+from potq.hardware.vocabulary import NONE, Vocabulary
+
+SIDE = 128
+PARTS = ("q", "k", "v", "o", "gate", "up", "down")
+CASES = (
+    *(("int8", kernel) for kernel in ("multiply_bytes", "add_bytes", "planes")),
+    *(("int4", kernel) for kernel in ("buckets", "table", "planes", "multiply")),
+    *(("pot4", kernel) for kernel in ("shift", "buckets", "table", "multiply")),
+    *(("apot4", kernel) for kernel in ("buckets", "table")),
+    *(("pot3", kernel) for kernel in ("shift", "buckets", "table", "pairs")),
+    *(("int3", kernel) for kernel in ("buckets", "table", "pairs", "planes")),
+    *(("pot2", kernel) for kernel in ("shift", "buckets", "table", "planes")),
+    *(("int2", kernel) for kernel in ("buckets", "planes")),
+    ("pot4 float16", "shift"),
+)
+"""Scheme and kernel, seven to a layer."""
+PICO = BOARDS["picorv32"]
+CORES_BY_NAME: Mapping[str, Board] = {
+    BARREL: PICO,
+    "PicoRV32 rv32i, serial shifter": replace(PICO, parameters=()),
+    SEQUENTIAL: replace(BOARDS["picorv32-mul"], parameters=("-GBARREL=1", "-GMULTIPLIER=1")),
+    MULTIPLIER: BOARDS["picorv32-mul"],
+}
+PROTOCOL = {
+    "matrix": f"{SHAPE}, groups of 64, 8-bit inputs, power-of-two scales unless the scheme says float16",
+    "cycles": "product and table of inputs; rounding of the inputs is not counted",
+    "compiler": "riscv64-unknown-elf-gcc -O2",
+    "memory": "answers at once",
+}
+TOKENS = {"pot3": ("pot3", None), "loop": ("int8", "add_bytes"), "library": ("int8", "multiply_bytes")}
+"""Scheme, and the kernel of every matrix where it is not the cheapest."""
+_NO_TEXT = Vocabulary([b""], {}, {}, [NONE] * 256, NONE, False, [], True, 0)
+
+
+def scheme_of(name: str) -> str:
+    """With scales that are powers of two, unless the name says otherwise."""
+    plain = name.removesuffix(" float16")
+    return plain if plain != name else f"{plain}:scale_dtype=e8m0"
+
+
+def matrices() -> IntegerModel:
+    """A model of random weights whose layers hold the cases one after the other; what is left over is the last once more."""
+    layers = -(-len(CASES) // len(PARTS))
+    fields = {"hidden_size": SIDE, "intermediate_size": SIDE, "num_attention_heads": 4, "vocab_size": 32}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**fields, num_hidden_layers=layers, max_position_embeddings=8)).eval()
+    names = [rf"layers\.{layer}\..*\.{part}_proj" for layer in range(layers) for part in PARTS]
+    schemes = [scheme_of(scheme) for scheme, _ in CASES]
+    schemes += schemes[-1:] * (len(names) - len(schemes))
+    potq.quantize(model, potq.PoTConfig("pot4", targets=dict(zip(names, schemes, strict=True)), embedding="int8"))
+    return IntegerModel.from_packed(model)
+
+
+def in_order(model: IntegerModel) -> list[IntegerMatrix]:
+    """The matrices of all blocks, as ``cycles.c`` goes through them."""
+    found = []
+    for block in model.blocks:
+        attention, mlp = block.attention, block.mlp
+        parts = (attention.query, attention.key, attention.value, attention.output, mlp.gate, mlp.up, mlp.down)
+        found += [part.matrix for part in parts if part is not None]
+    return found
+
+
+def checksum(matrix: IntegerMatrix) -> int:
+    """Of the results for the inputs of ``cycles.c``."""
+    state, inputs = 1, []
+    for _ in range(SIDE):
+        state = (state * 1664525 + 1013904223) % 2**32
+        inputs.append((state >> 14) - (1 << 17))
+    return _checksum(matrix.product(np.array(inputs, np.int64)))
+
+
+def _checksum(results: Integers) -> int:
+    total = 0
+    for result in results.tolist():
+        total = (total * 31 + result) % 2**32
+    return total
+
+
+def _written(program: Program, work: Path) -> Path:
+    folder = work / "program"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in program.files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def kernels_of(core: str, board: Board, work: Path) -> Iterator[Row]:
+    """A row a case, and one of floats."""
+    model = matrices()
+    ordered = in_order(model)
+    forms: dict[int, Form] = {id(matrix): FORMS[kernel] for matrix, (_, kernel) in zip(ordered, CASES, strict=False)}
+    program = build_program(
+        model, _NO_TEXT, ends=[], core=board.core, forms=lambda matrix: forms.get(id(matrix)) if matrix.bits else None
+    )
+    elf = build(_written(program, work), board, work, main=Path(__file__).with_name("cycles.c"))
+    lines = run(elf, board).splitlines()
+    for (scheme, kernel), matrix, line in zip(CASES, ordered, lines, strict=False):
+        cycles, found = (int(word, 16) for word in line.split())
+        if found != checksum(matrix):
+            raise SystemExit(f"{core}: {scheme} by {kernel} does not give what the integer model gives")
+        row = {"core": core, "shape": SHAPE, "scheme": scheme, "kernel": kernel}
+        yield row | {"cycles_per_weight": round(cycles / SIDE**2, 2)}
+    row = {"core": core, "shape": f"a product of {SIDE}", "scheme": "float32", "kernel": "library"}
+    yield row | {"cycles_per_weight": round(int(lines[-1], 16) / SIDE, 2)}
+
+
+def token(kernel: str, source: str, work: Path) -> Row:
+    """A row of the whole model's first token."""
+    scheme, forced = TOKENS[kernel]
+    packed = potq.load(source, potq.PoTConfig(scheme, embedding="int8"))
+    model = IntegerModel.from_packed(packed, context=8)
+    form = FORMS[forced] if forced else None
+    program = build_program(model, _NO_TEXT, ends=[], core=PICO.core, forms=lambda matrix: form)
+    elf = build(_written(program, work), PICO, work, main=Path(__file__).with_name("token.c"))
+    cycles, found = (int(word, 16) for word in run(elf, PICO).split())
+    if found != _checksum(model.logits([1])[0]):
+        raise SystemExit(f"a token by {kernel} does not give what the integer model gives")
+    return {"core": BARREL, "shape": TOKEN, "scheme": scheme, "kernel": kernel, "cycles": cycles}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="keeps programs and simulators")
+    parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder with tinystories-656k")
+    options = parser.parse_args()
+    rows = CORES.load(PROTOCOL)
+    with tempfile.TemporaryDirectory() as temporary:
+        for core, board in CORES_BY_NAME.items():
+            if any(row["core"] == core and row["shape"] == SHAPE for row in rows):
+                continue
+            folder = (options.work or Path(temporary)) / core.replace(" ", "-").replace(",", "")
+            for row in kernels_of(core, board, folder):
+                rows.append(row)
+                print(row, flush=True)
+            CORES.write(PROTOCOL, rows)
+        measured = [row["kernel"] for row in rows if row["shape"] == TOKEN]
+        for kernel in TOKENS if options.data else ():
+            if kernel not in measured:
+                folder = (options.work or Path(temporary)) / f"token-{kernel}"
+                rows.append(token(kernel, str(options.data / "tinystories-656k"), folder))
+                print(rows[-1], flush=True)
+                CORES.write(PROTOCOL, rows)
+    print_goals(CORES.judge(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A model that tells a story on emulated boards."""
