@@ -11,10 +11,10 @@ from benchmarks.decode import plot as decode
 from benchmarks.decode.goals import SPEED
 from benchmarks.gpu import plot as gpu
 from benchmarks.gpu.goals import KERNELS
-from benchmarks.hardware import plot as hardware
-from benchmarks.hardware.goals import FRONTIER
 from benchmarks.hardware import core_plot
+from benchmarks.hardware import plot as hardware
 from benchmarks.hardware.core_goals import CORES
+from benchmarks.hardware.goals import FRONTIER
 from benchmarks.kernels import plot as kernels
 from benchmarks.kernels.goals import CPU
 from benchmarks.ptq import plot as ptq

@@ -7,8 +7,8 @@ from benchmarks.decode import goals as decode
 from benchmarks.export import goals as export
 from benchmarks.first_hour import goals as first_hour
 from benchmarks.gpu import goals as gpu
-from benchmarks.hardware import goals as hardware
 from benchmarks.hardware import core_goals as cores
+from benchmarks.hardware import goals as hardware
 from benchmarks.kernels import goals as kernels
 from benchmarks.models import goals as models
 from benchmarks.papers import goals as papers

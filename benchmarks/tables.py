@@ -19,8 +19,8 @@ from benchmarks.common.results import kind_of, read, save
 from benchmarks.decode import report as decode
 from benchmarks.export import report as export
 from benchmarks.gpu import report as gpu
-from benchmarks.hardware import report as hardware
 from benchmarks.hardware import core_report as cores
+from benchmarks.hardware import report as hardware
 from benchmarks.kernels import report as kernels
 from benchmarks.models import report as models
 from benchmarks.ptq import report as ptq
