@@ -27,10 +27,10 @@ def _paint(figure: Any, kernels: Sequence[Row], cores: Sequence[str]) -> None:
     for axes, core in zip(panels, cores, strict=True):
         fastest: dict[str, float] = {}
         for row in kernels:
-            if row["core"] == core:
+            if row["core"] == core and " " not in row["scheme"]:  # scales are powers of two, alike for all
                 found = fastest.get(row["scheme"], row["cycles_per_weight"])
                 fastest[row["scheme"]] = min(found, row["cycles_per_weight"])
-        colours = [COLOURS[name.rstrip("0123456789 float")] for name in fastest]
+        colours = [COLOURS[name.rstrip("0123456789")] for name in fastest]
         axes.bar(list(fastest), list(fastest.values()), color=colours)
         axes.set_title(core, fontsize=8)
         axes.tick_params(axis="x", rotation=60)
