@@ -17,7 +17,8 @@ import potq
 from potq.config import EFFORTS
 from potq.errors import ConfigError, ModelError
 from potq.nn.losses import divergence
-from potq.nn.plan import WeightPlan, packed_modules
+from potq.nn.packed_model import packed_modules
+from potq.nn.plan import WeightPlan
 from potq.nn.report import ModuleReport
 from potq.ptq.algorithms import refine
 from potq.ptq.algorithms.rtn import rtn

@@ -286,7 +286,7 @@ def _check_stream(where: Source, config: PoTConfig | None, device: object) -> No
 
 
 def _read_report(file: Path, model: PreTrainedModel) -> QuantReport:
-    from potq.nn.plan import weight_count
+    from potq.nn.properties import weight_count
 
     try:
         report = QuantReport.from_json(file.read_text(encoding="utf-8"))

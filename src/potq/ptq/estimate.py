@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from potq.config import EFFORTS, Effort, PoTConfig
 from potq.nn.language import language_plan
 from potq.nn.parts import bring, parts_of
-from potq.nn.plan import WeightPlan, evaluation_mode, tensor_bytes, vocabulary
+from potq.nn.plan import WeightPlan
+from potq.nn.properties import evaluation_mode, tensor_bytes, vocabulary
 from potq.nn.report import duration
 from potq.ptq.blocks import TOKENS, find_blocks, merge, record_calls, shared_inputs
 from potq.ptq.calibration import check_batches

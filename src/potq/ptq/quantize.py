@@ -19,25 +19,18 @@ from potq.config import EFFORTS, Effort, PoTConfig, require_config
 from potq.data.ranks import Ranks, SharedFolder
 from potq.errors import ConfigError, ModelError
 from potq.nn.convolution import is_grouped
+from potq.nn.install import install
 from potq.nn.language import language_plan
 from potq.nn.packed import PackedModule
-from potq.nn.packed_model import as_packed_model
+from potq.nn.packed_model import as_packed_model, packed_modules
 from potq.nn.parts import Part, bring, parts_of, stored
 from potq.nn.plain import is_plain, note_config
-from potq.nn.plan import (
-    Plan,
-    WeightPlan,
-    evaluation_mode,
-    install,
-    is_tied,
-    matrix_of,
-    packed_modules,
-    tensor_bytes,
-    weight_count,
-)
+from potq.nn.plan import Plan, WeightPlan
+from potq.nn.properties import evaluation_mode, is_tied, tensor_bytes, weight_count
 from potq.nn.refusals import require_causal, require_weights
 from potq.nn.report import ModuleReport, Progress, QuantReport, SkippedModule, UnusedTensor, decibels
 from potq.nn.stacked import PoTStack
+from potq.nn.weights import matrix_of
 from potq.numerics.scale_search import CANDIDATES, is_exact, scale_multipliers
 from potq.numerics.scheme import WEIGHTED_METHODS, QuantScheme, ScaleMethod
 from potq.numerics.tensor import QuantizedWeight

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from potq.config import Effort, PoTConfig
 from potq.nn.losses import divergence
 from potq.nn.parts import bring
-from potq.nn.plan import WeightPlan, evaluation_mode, linear_weight, matrix_of
+from potq.nn.plan import WeightPlan
+from potq.nn.properties import evaluation_mode
+from potq.nn.weights import linear_weight, matrix_of
 from potq.numerics.scheme import QuantScheme
 from potq.ptq.algorithms.gptq import fit_groups
 from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
