@@ -30,10 +30,12 @@ from potq.nn.language import language_plan
 from potq.nn.packed import PackedModule
 from potq.nn.packed_model import as_packed_model, packed_modules
 from potq.nn.plan import Plan, WeightPlan, narrowed, plan
+from potq.nn.record import attach, make_report
 from potq.nn.report import ModuleReport, Progress
 from potq.nn.weights import Place
 from potq.numerics.tensor import QuantizedWeight
-from potq.ptq.quantize import attach, make_report, quantize_weight, require_calibration
+from potq.ptq.effort import require_calibration
+from potq.ptq.weight import quantize_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -28,7 +28,7 @@ from potq.nn.weights import matrix_of, quantizable_weights
 from potq.numerics.scheme import QuantScheme
 from potq.ptq import calibration as calib
 from potq.ptq.algorithms.rtn import rtn
-from potq.ptq.quantize import check_weight
+from potq.ptq.weight import check_weight
 
 if TYPE_CHECKING:
     from rich.table import Table

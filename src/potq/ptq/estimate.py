@@ -16,8 +16,9 @@ from potq.nn.properties import evaluation_mode, tensor_bytes, vocabulary
 from potq.nn.report import duration
 from potq.ptq.blocks import TOKENS, find_blocks, merge, record_calls, shared_inputs
 from potq.ptq.calibration import check_batches
+from potq.ptq.effort import effort_in_parts
 from potq.ptq.experts import MOMENT_BYTES, experts_apart
-from potq.ptq.quantize import REPORTED, effort_in_parts
+from potq.ptq.run import REPORTED
 from potq.ptq.trial import read_block, rounding_seconds, try_block
 
 _REPORT_PASSES = 3  # passes that output errors cost: one, and two products a layer
