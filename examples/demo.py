@@ -25,7 +25,7 @@ from potq.data.tokens import tokenize
 from potq.errors import EngineError
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import Explanation, explain
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 
 if TYPE_CHECKING:
     from torch import Tensor

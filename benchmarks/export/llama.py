@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers.llama_cpp import Context, server
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 
 CONTEXT = 1024
 

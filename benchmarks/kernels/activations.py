@@ -29,7 +29,7 @@ from benchmarks.ptq.rtn_table import Setting, read_tokens, settings
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import explain, set_activations
 from potq.kernels.activations import in_units, is_fine
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 
 TEXTS = {"SmolLM2-135M": "WikiText-2 test", "TinyStories-656K": "TinyStories"}
 SCHEMES = ("apot4", "pot4", "mxfp4")

@@ -43,7 +43,7 @@ from potq.evaluate.continuations import NEW_TOKENS, PROMPT_TOKENS, Prompts, cont
 from potq.evaluate.encoder import Encoder, load_encoder
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import set_activations
-from potq.nn.plan import evaluation_mode
+from potq.nn.properties import evaluation_mode
 
 HUB = "Salesforce/wikitext:wikitext-2-raw-v1"
 CALIBRATION = 64  # windows

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from potq.config import PoTConfig
 from potq.kernels import set_activations
-from potq.nn.plan import evaluation_mode
+from potq.nn.properties import evaluation_mode
 from potq.qat.preparation import convert, prepare, refresh_scales
 from potq.qat.settings import QATSettings
 

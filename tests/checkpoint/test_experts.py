@@ -22,7 +22,7 @@ from potq.export.compressed_tensors import export_compressed_tensors
 from potq.export.gguf.write import export_gguf
 from potq.export.output import refuse_experts
 from potq.kernels import set_activations
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.nn.stacked import PoTStack
 
 CONFIG = potq.PoTConfig("apot4", group_size=16)

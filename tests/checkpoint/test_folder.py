@@ -26,8 +26,9 @@ from potq.checkpoint.files import read_json, weight_files
 from potq.checkpoint.folder import REPORT_FILE, read_headers
 from potq.errors import CheckpointError, ModelError
 from potq.files import check_destination
-from potq.nn.plan import Place, packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.nn.report import QuantReport
+from potq.nn.weights import Place
 from potq.numerics.features import FEATURES
 
 GOLDEN = Path(__file__).parents[1] / "golden"

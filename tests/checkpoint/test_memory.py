@@ -13,7 +13,7 @@ from potq.checkpoint import memory
 from potq.checkpoint.memory import memory_available, memory_needed
 from potq.config import EFFORTS
 from potq.errors import CheckpointError
-from potq.nn.plan import tensor_bytes, weight_count
+from potq.nn.properties import tensor_bytes, weight_count
 
 
 def test_what_is_needed_follows_from_dtype_and_effort(tiny_folder: Path) -> None:

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 import potq
 from potq.errors import CheckpointError, ConfigError, ModelError
 from potq.nn.packed import PackedModule
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.numerics.scheme import QuantScheme
 
 

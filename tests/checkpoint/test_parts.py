@@ -31,7 +31,7 @@ from transformers import (
 import potq
 from potq.errors import CheckpointError, ConfigError, ModelError
 from potq.nn.parts import parts_of
-from potq.nn.plan import is_tied
+from potq.nn.properties import is_tied
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -26,7 +26,8 @@ import potq
 from potq.errors import CheckpointError, ModelError
 from potq.kernels import set_activations
 from potq.nn.packed import PackedModule
-from potq.nn.plan import as_matrix, packed_modules
+from potq.nn.packed_model import packed_modules
+from potq.nn.weights import as_matrix
 
 VOCABULARY = 97  # odd on purpose
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

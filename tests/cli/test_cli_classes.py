@@ -21,7 +21,7 @@ from cli_helpers import invoke, refused, succeed
 from potq.checkpoint.loading import find_tokenizer
 from potq.errors import CheckpointError, ConfigError, DataError, ExportError, ModelError
 from potq.nn.packed import PackedModule
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 
 ANSWERING = ["T5ForConditionalGeneration", "BartForConditionalGeneration"]
 OTHERS = [name for name in CONFIGS if name not in MULTIMODAL]

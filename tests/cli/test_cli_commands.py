@@ -19,7 +19,7 @@ from potq.data.tokens import tokenize
 from potq.errors import CheckpointError, ConfigError, DataError, MissingDependencyError, ModelError, PotqError
 from potq.evaluate.perplexity import Perplexity, perplexity
 from potq.kernels import explain, set_activations
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 
 compiled = pytest.mark.skipif(native.missing() is not None, reason=native.missing() or "")
 

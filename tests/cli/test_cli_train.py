@@ -14,7 +14,7 @@ import yaml
 import potq
 from cli_helpers import invoke, refused, succeed
 from potq.errors import CheckpointError, ConfigError, DataError
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.nn.report import QuantReport
 from potq.qat import run as module
 from potq.qat.objective import Objective

@@ -12,7 +12,7 @@ import torch
 from potq import QuantScheme
 from potq.errors import MissingDependencyError
 from potq.evaluate.usage import level_usage, plot_usage
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.numerics.tensor import QuantizedWeight
 
 

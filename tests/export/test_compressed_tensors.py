@@ -23,7 +23,7 @@ from potq.config import PoTConfig
 from potq.errors import CheckpointError, ExportError
 from potq.export.compressed_tensors import export_compressed_tensors
 from potq.kernels import set_activations
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.numerics.scheme import QuantScheme
 
 from .models import tiny

@@ -23,7 +23,7 @@ import potq
 from potq.config import PoTConfig
 from potq.errors import CheckpointError, ConfigError, ExportError, MissingDependencyError
 from potq.kernels import set_activations
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.numerics.scheme import QuantScheme
 
 from .models import tiny

@@ -14,7 +14,7 @@ from potq.errors import ModelError
 from potq.nn import convolution
 from potq.nn.convolution import convolve, patches, rows
 from potq.nn.packed import PackedModule, PoTConv1d, PoTConv2d
-from potq.nn.plan import as_matrix, as_weight
+from potq.nn.weights import as_matrix, as_weight
 
 SETTINGS: list[tuple[type[nn.Module], dict[str, Any]]] = [
     (nn.Conv1d, {"kernel_size": 3}),

@@ -10,7 +10,8 @@ from moe_helpers import FAMILIES, moe
 from potq.config import PoTConfig
 from potq.nn.experts import as_stack, routers, stacks
 from potq.nn.language import language_plan
-from potq.nn.plan import Place, plan
+from potq.nn.plan import plan
+from potq.nn.weights import Place
 
 
 def pair(up: tuple[int, ...], down: tuple[int, ...]) -> nn.Module:

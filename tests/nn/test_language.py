@@ -25,7 +25,8 @@ from transformers import (
 import potq
 from potq.config import PoTConfig
 from potq.nn.language import language_plan
-from potq.nn.plan import packed_modules, quantizable_modules
+from potq.nn.packed_model import packed_modules
+from potq.nn.weights import quantizable_modules
 from potq.ptq.quantize import quantize
 
 TEXT = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -9,8 +9,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
+from potq.nn.install import install
 from potq.nn.packed import PoTEmbedding, PoTLinear
-from potq.nn.plan import install, linear_weight, packed_modules, plan, tensor_bytes
+from potq.nn.packed_model import packed_modules
+from potq.nn.plan import plan
+from potq.nn.properties import tensor_bytes
+from potq.nn.weights import linear_weight
 from potq.numerics.scheme import PRESETS
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.quantize import quantize

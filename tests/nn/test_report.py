@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 import potq
+from potq.nn.record import describe
 from potq.nn.report import ModuleReport, QuantReport, SkippedModule, UnusedTensor, decibels
-from potq.ptq.quantize import describe
 
 
 def entry(name: str, **fields: Any) -> ModuleReport:

@@ -17,8 +17,9 @@ from potq.kernels import set_activations
 from potq.nn.experts import Stack, stacks
 from potq.nn.lazy import LazyTensor
 from potq.nn.packed import PoTLinear
-from potq.nn.plan import matrix_of, packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.nn.stacked import PoTStack, holder_name, pack_stack, stack_name, unpack_stack, unstacked
+from potq.nn.weights import matrix_of
 from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.ptq.algorithms.rtn import rtn
 

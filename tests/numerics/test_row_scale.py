@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import potq
 from potq.cli.app import app
 from potq.errors import ConfigError, ModelError
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.numerics import row_scale
 from potq.numerics.functional import dequantize, quantize
 from potq.numerics.row_scale import choose_row_scale

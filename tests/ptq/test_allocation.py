@@ -20,7 +20,7 @@ import potq
 from moe_helpers import moe, tokens
 from potq import PoTConfig, QuantScheme
 from potq.errors import ConfigError, DataError, ModelError
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.ptq.algorithms.rtn import rtn
 from potq.ptq.allocation import LayerOptions, Option, allocate, choose, measure, within_budget
 from potq.ptq.calibration import mean_squared_gradients

@@ -13,7 +13,7 @@ import class_models
 import potq
 from potq.config import PoTConfig
 from potq.errors import ConfigError, DataError
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 
 NAMES = ["BertForMaskedLM", "T5ForConditionalGeneration", "WhisperForConditionalGeneration", "ViTForImageClassification"]
 

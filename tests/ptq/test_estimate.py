@@ -14,7 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import potq
 from potq.config import EFFORTS, Effort
 from potq.errors import ModelError
-from potq.nn.plan import plan, tensor_bytes
+from potq.nn.plan import plan
+from potq.nn.properties import tensor_bytes
 from potq.ptq import estimate as module
 from potq.ptq.estimate import Estimate, estimate
 from potq.ptq.trial import Trial, rounding_seconds, try_block

@@ -18,7 +18,7 @@ from potq.config import EFFORTS, PoTConfig
 from potq.kernels import set_activations
 from potq.nn.experts import stacks
 from potq.nn.language import language_plan
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.nn.report import ModuleReport, QuantReport
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.gptq import gptq

@@ -17,11 +17,13 @@ import potq
 from potq.config import EFFORTS
 from potq.errors import ConfigError, ModelError
 from potq.nn.losses import divergence
-from potq.nn.plan import WeightPlan, packed_modules
+from potq.nn.packed_model import packed_modules
+from potq.nn.plan import WeightPlan
+from potq.nn.record import describe
 from potq.nn.report import ModuleReport
 from potq.ptq.algorithms import refine
 from potq.ptq.algorithms.rtn import rtn
-from potq.ptq.quantize import check_weight, describe, quantize_weight
+from potq.ptq.weight import check_weight, quantize_weight
 
 
 def test_every_weight_is_what_the_algorithm_makes_of_it(tiny_model: LlamaForCausalLM) -> None:

@@ -16,7 +16,9 @@ import potq
 from potq.config import EFFORTS, Effort
 from potq.errors import ModelError
 from potq.nn.losses import divergence
-from potq.nn.plan import linear_weight, packed_modules, plan
+from potq.nn.packed_model import packed_modules
+from potq.nn.plan import plan
+from potq.nn.weights import linear_weight
 from potq.ptq import experts
 from potq.ptq import sequential as walk
 from potq.ptq.algorithms import refine

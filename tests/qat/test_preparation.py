@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 import potq
 from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.numerics.functional import codebook
 from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.qat import QATSettings, convert, prepare, refresh_scales

@@ -14,7 +14,7 @@ import torch
 import potq
 from potq.config import PoTConfig
 from potq.errors import CheckpointError, ConfigError, DataError, MissingDependencyError, ModelError
-from potq.nn.plan import tensor_bytes
+from potq.nn.properties import tensor_bytes
 from potq.qat import device, prepare
 from potq.qat import run as module
 from potq.qat.device import estimate_bytes

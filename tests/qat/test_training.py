@@ -18,7 +18,7 @@ import potq
 from potq.checkpoint.files import read_json
 from potq.errors import ModelError
 from potq.nn.losses import next_token_loss
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.qat import prepare
 from potq.qat import text as text_module
 from potq.qat.objective import Objective

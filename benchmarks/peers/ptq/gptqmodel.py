@@ -31,7 +31,7 @@ from benchmarks.peers.ptq.peer import (
     replace,
     require_whole_groups,
 )
-from potq.nn.plan import evaluation_mode
+from potq.nn.properties import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

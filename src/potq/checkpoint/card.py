@@ -18,7 +18,8 @@ from uuid import uuid4
 from torch import nn
 
 from potq.nn.classes import answers, predicts_next, reads
-from potq.nn.plan import packed_modules, tensor_bytes
+from potq.nn.packed_model import packed_modules
+from potq.nn.properties import tensor_bytes
 from potq.version import __version__
 
 CARD_FILE = "README.md"

@@ -30,8 +30,11 @@ from potq.checkpoint.card import packed_card, write_card
 from potq.checkpoint.files import check_shard_size
 from potq.errors import CheckpointError, ModelError, listed
 from potq.files import check_destination, disk_errors, flush, replacing
+from potq.nn.install import meta_model
+from potq.nn.packed_model import packed_modules
 from potq.nn.plain import is_plain, packed_config
-from potq.nn.plan import WeightPlan, meta_model, packed_modules, plan, tensor_bytes
+from potq.nn.plan import WeightPlan, plan
+from potq.nn.properties import tensor_bytes
 from potq.nn.refusals import require_no_adapter, require_weights
 from potq.numerics.tensor import storage
 

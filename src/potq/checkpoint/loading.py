@@ -238,7 +238,7 @@ def _from_pretrained(
     from potq.checkpoint.experts import odd_expert
     from potq.checkpoint.transformers import loading
     from potq.checkpoint.unused import hub_headers, unused_tensors
-    from potq.ptq.quantize import note_unused
+    from potq.nn.record import note_unused
 
     options: dict[str, Any] = {"quantization_config": config} if config is not None else {}
     options |= {"device_map": {"": "meta"}} if stream else {}
@@ -286,7 +286,7 @@ def _check_stream(where: Source, config: PoTConfig | None, device: object) -> No
 
 
 def _read_report(file: Path, model: PreTrainedModel) -> QuantReport:
-    from potq.nn.plan import weight_count
+    from potq.nn.properties import weight_count
 
     try:
         report = QuantReport.from_json(file.read_text(encoding="utf-8"))

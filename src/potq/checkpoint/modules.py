@@ -27,11 +27,14 @@ from potq.checkpoint.loading import check_device
 from potq.config import PoTConfig, coerce_scheme
 from potq.errors import CheckpointError, ConfigError, ModelError, listed
 from potq.files import check_destination, disk_errors, flush, replacing
-from potq.nn.packed_model import as_packed_model
+from potq.nn.install import install
+from potq.nn.packed_model import as_packed_model, packed_modules
 from potq.nn.plain import is_plain, note_config, packed_config
-from potq.nn.plan import WeightPlan, install, linear_weight, packed_modules, quantizable_modules, tensor_bytes
+from potq.nn.plan import WeightPlan
+from potq.nn.properties import tensor_bytes
 from potq.nn.refusals import require_no_adapter, require_shapes, require_weights
 from potq.nn.report import QuantReport
+from potq.nn.weights import linear_weight, quantizable_modules
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight, storage
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from potq.checkpoint.folder import require_all
 from potq.nn.parts import Part, Parts
-from potq.nn.plan import quantizable_modules
+from potq.nn.weights import quantizable_modules
 from potq.ptq.blocks import find_blocks
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from potq.checkpoint.loading import class_at, loading_errors
 from potq.checkpoint.source import Source, resolve
 from potq.config import PoTConfig
+from potq.nn.install import install
 from potq.nn.language import language_plan
-from potq.nn.plan import install
+from potq.nn.record import describe
 from potq.nn.remarks import remarks
 from potq.nn.report import ModuleReport, PlannedReport
 from potq.numerics.tensor import QuantizedWeight
-from potq.ptq.quantize import describe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -25,13 +25,17 @@ from potq.checkpoint.architecture import headless
 from potq.checkpoint.folder import StoredTensor, check_headers, check_reloadable, read_headers, require_all
 from potq.config import PoTConfig
 from potq.errors import CheckpointError, ModelError, PotqError
+from potq.nn.install import install, unpack
 from potq.nn.language import language_plan
 from potq.nn.packed import PackedModule
-from potq.nn.packed_model import as_packed_model
-from potq.nn.plan import Place, Plan, WeightPlan, install, narrowed, packed_modules, plan, unpack
+from potq.nn.packed_model import as_packed_model, packed_modules
+from potq.nn.plan import Plan, WeightPlan, narrowed, plan
+from potq.nn.record import attach, make_report
 from potq.nn.report import ModuleReport, Progress
+from potq.nn.weights import Place
 from potq.numerics.tensor import QuantizedWeight
-from potq.ptq.quantize import attach, make_report, quantize_weight, require_calibration
+from potq.ptq.effort import require_calibration
+from potq.ptq.weight import quantize_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from potq.checkpoint.files import weight_files
 from potq.checkpoint.folder import StoredTensor, read_headers
 from potq.errors import CheckpointError
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.nn.report import UnusedTensor
 
 if TYPE_CHECKING:

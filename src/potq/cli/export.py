@@ -175,7 +175,7 @@ def _write(
     from potq.export.compressed_tensors import export_compressed_tensors
     from potq.export.gguf.write import export_gguf
     from potq.export.onnx.write import export_onnx
-    from potq.nn.plan import packed_modules
+    from potq.nn.packed_model import packed_modules
 
     check_language_model(model, "potq export")
     with console.status(f"loading {model}"):

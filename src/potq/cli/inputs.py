@@ -27,7 +27,7 @@ def check_class(kind: type, settings: QuantizeRecipe, text: CalibrationRecipe) -
     from potq.data.text import SELF, check_text
     from potq.nn.classes import predicts_next, reads
     from potq.ptq.chain import check_settings
-    from potq.ptq.quantize import chosen_effort
+    from potq.ptq.effort import chosen_effort
 
     if predicts_next(kind):
         if text.text != SELF and not is_causal_name(kind.__name__):  # of others it was looked at before

@@ -68,8 +68,8 @@ def _inspect_packed(model: str, plot: Path | None, form: console.ReportForm) -> 
     from potq.checkpoint.loading import load
     from potq.evaluate.usage import level_usage, plot_usage
     from potq.kernels.explain import kernel_lines, use_kernels
-    from potq.nn.plan import packed_modules
-    from potq.ptq.quantize import describe
+    from potq.nn.packed_model import packed_modules
+    from potq.nn.record import describe
 
     with console.status(f"loading {model}"):
         loaded = load(model)

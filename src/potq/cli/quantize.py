@@ -169,7 +169,7 @@ def _quantize(
     from potq.checkpoint.folder import save
     from potq.checkpoint.loading import class_at, load, rounded_types
     from potq.checkpoint.processors import processor_files
-    from potq.ptq.quantize import chosen_effort
+    from potq.ptq.effort import chosen_effort
 
     config, work = settings.config(), target.with_name(f".{target.name}.work")
     kind = class_at(settings.model, settings.model_class)

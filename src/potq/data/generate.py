@@ -19,7 +19,7 @@ from potq.data.ranks import ALONE, Ranks
 from potq.data.tokens import choose_window
 from potq.errors import DataError, ModelError
 from potq.nn.parts import parts_of
-from potq.nn.plan import evaluation_mode
+from potq.nn.properties import evaluation_mode
 from potq.nn.refusals import require_causal, require_weights
 from potq.nn.report import Progress
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from potq.errors import DataError
-from potq.nn.plan import longest_text, vocabulary
+from potq.nn.properties import longest_text, vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

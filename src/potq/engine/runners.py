@@ -197,7 +197,7 @@ class ModulesRunner:
         from potq.checkpoint.loading import class_at, load, load_tokenizer
         from potq.kernels.explain import kernel_lines, use_kernels
         from potq.nn.classes import answers, predicts_next
-        from potq.nn.plan import longest_text
+        from potq.nn.properties import longest_text
 
         self.why_not_engine = why_not_engine
         kind = class_at(model)

@@ -17,7 +17,7 @@ from torch import Tensor
 from potq.errors import DataError, ModelError
 from potq.evaluate.continuations import BATCH, Prompts, continuations
 from potq.evaluate.encoder import Encoder
-from potq.nn.plan import vocabulary
+from potq.nn.properties import vocabulary
 from potq.nn.report import Progress
 
 if TYPE_CHECKING:

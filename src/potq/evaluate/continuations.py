@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from potq.data.tokens import require_own_tokens
 from potq.errors import DataError
-from potq.nn.plan import evaluation_mode
+from potq.nn.properties import evaluation_mode
 from potq.nn.report import Progress
 
 if TYPE_CHECKING:

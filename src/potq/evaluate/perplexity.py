@@ -16,7 +16,7 @@ from torch import Tensor
 
 from potq.data.tokens import choose_window, require_own_tokens
 from potq.errors import DataError, ModelError
-from potq.nn.plan import evaluation_mode
+from potq.nn.properties import evaluation_mode
 from potq.nn.refusals import require_causal
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from potq.hardware.kernels import Core
 from potq.hardware.model import IntegerModel
 from potq.hardware.program import Program, build_program
 from potq.hardware.vocabulary import Vocabulary
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -22,7 +22,8 @@ from potq.export.output import check_on_cpu, folder_bytes, refuse_experts
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import COMPRESSED_TENSORS, check_schemes
 from potq.files import check_destination, disk_errors, flush, replacing
-from potq.nn.plan import meta_model, packed_modules
+from potq.nn.install import meta_model
+from potq.nn.packed_model import packed_modules
 from potq.numerics.tensor import QuantizedWeight
 
 if TYPE_CHECKING:

@@ -51,7 +51,7 @@ def refuse_experts(model: nn.Module, format: str) -> None:
     Raises:
         ExportError: names the first of them.
     """
-    from potq.nn.plan import packed_modules
+    from potq.nn.packed_model import packed_modules
     from potq.nn.stacked import PoTStack
 
     if found := [name for name, module in packed_modules(model).items() if isinstance(module, PoTStack)]:

@@ -15,7 +15,9 @@ from torch import nn
 
 from potq.config import PoTConfig, matches
 from potq.nn.experts import routers
-from potq.nn.plan import Plan, embeddings, plan, quantizable_weights
+from potq.nn.plan import Plan, plan
+from potq.nn.properties import embeddings
+from potq.nn.weights import quantizable_weights
 
 _OUTSIDE = "outside the language model; a pattern in targets asks for it"
 _ROUTER = "it chooses experts; a pattern in targets asks for it"

@@ -1,4 +1,4 @@
-"""What the class of a packed model knows beyond the float model's: it stands for that, under its name."""
+"""A packed model: its packed modules, and what its class, which stands for the float model's, knows beyond that."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from potq.nn.lazy import no_training
 from potq.nn.packed import PackedModule, unpack_module
 from potq.nn.plain import forget_config
 from potq.nn.refusals import require_no_adapter, require_weights
+from potq.nn.stacked import PoTStack, stack_name
 
 _FLOAT_CLASS = "_potq_float_class"
 
@@ -87,3 +88,12 @@ def dequantize(model: nn.Module) -> nn.Module:
 
 def _first_packed(model: nn.Module) -> PackedModule:
     return next(module for module in model.modules() if isinstance(module, PackedModule))
+
+
+def packed_modules(model: nn.Module) -> dict[str, PackedModule]:
+    """Every packed module by the name of its weight's plan, tied ones included."""
+    return {
+        stack_name(name) if isinstance(module, PoTStack) else name: module
+        for name, module in model.named_modules()
+        if isinstance(module, PackedModule)
+    }

@@ -11,7 +11,8 @@ from torch import nn
 from potq.errors import listed
 from potq.kernels import reference
 from potq.kernels.registry import choose
-from potq.nn.plan import WeightPlan, packed_modules
+from potq.nn.packed_model import packed_modules
+from potq.nn.plan import WeightPlan
 
 
 def remarks(targets: Iterable[WeightPlan], dtype: torch.dtype) -> list[str]:

@@ -296,7 +296,7 @@ def unstacked(stacks: dict[str, Stack]) -> Iterator[None]:
     """A linear for each expert in place of each stack, to be called, watched and given other weights one by one.
 
     Args:
-        stacks: by name. The linears of ``a.b.key`` are called ``a.b.stacked_key.0`` and so on (:func:`expert_name`).
+        stacks: by name. The linears of ``a.b.key`` are called ``a.b.stacked_key.0`` and so on (:func:`holder_name`).
     """
     modules = dict.fromkeys(stack.module for stack in stacks.values())
     before = [(module, type(module), module._parameters) for module in modules]

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from potq.config import PoTConfig, check_candidates, matches
 from potq.errors import ConfigError
 from potq.nn.language import language_plan
-from potq.nn.plan import WeightPlan, matrix_of, quantizable_weights
+from potq.nn.plan import WeightPlan
 from potq.nn.refusals import require_weights
 from potq.nn.report import Progress
+from potq.nn.weights import matrix_of, quantizable_weights
 from potq.numerics.scheme import QuantScheme
 from potq.ptq import calibration as calib
 from potq.ptq.algorithms.rtn import rtn
-from potq.ptq.quantize import check_weight
+from potq.ptq.weight import check_weight
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -22,7 +22,7 @@ from potq.errors import ModelError
 from potq.nn.convolution import reading, rows
 from potq.nn.language import language_prefixes
 from potq.nn.parts import input_device
-from potq.nn.plan import linear_weight
+from potq.nn.weights import linear_weight
 from potq.numerics.functional import all_finite
 
 TOKENS = 1024  # at a time through a block, and in a step of refinement: windows of equal length are put together

@@ -20,9 +20,10 @@ from potq.errors import DataError, ModelError
 from potq.nn.convolution import convolve, is_convolution, rows
 from potq.nn.experts import stacks
 from potq.nn.parts import input_device
-from potq.nn.plan import Place, evaluation_mode, linear_weight, longest_text
+from potq.nn.properties import evaluation_mode, longest_text
 from potq.nn.refusals import require_causal
 from potq.nn.report import decibels
+from potq.nn.weights import Place, linear_weight
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.blocks import layer_input, no_moments
 from potq.ptq.experts import watched

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from potq.config import Effort, PoTConfig
 from potq.data.ranks import Ranks
 from potq.errors import ConfigError, ModelError, listed
-from potq.nn.plan import Place, Plan
+from potq.nn.plan import Plan
+from potq.nn.weights import Place
 from potq.ptq.blocks import Call, Chain, without_cache
 from potq.ptq.feed import Feed
 

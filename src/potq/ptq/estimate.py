@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from potq.config import EFFORTS, Effort, PoTConfig
 from potq.nn.language import language_plan
 from potq.nn.parts import bring, parts_of
-from potq.nn.plan import WeightPlan, evaluation_mode, tensor_bytes, vocabulary
+from potq.nn.plan import WeightPlan
+from potq.nn.properties import evaluation_mode, tensor_bytes, vocabulary
 from potq.nn.report import duration
 from potq.ptq.blocks import TOKENS, find_blocks, merge, record_calls, shared_inputs
 from potq.ptq.calibration import check_batches
+from potq.ptq.effort import effort_in_parts
 from potq.ptq.experts import MOMENT_BYTES, experts_apart
-from potq.ptq.quantize import REPORTED, effort_in_parts
+from potq.ptq.run import REPORTED
 from potq.ptq.trial import read_block, rounding_seconds, try_block
 
 _REPORT_PASSES = 3  # passes that output errors cost: one, and two products a layer

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from potq.data.ranks import ALONE, Ranks
 from potq.nn.experts import PREFIX
 from potq.nn.parts import bring
-from potq.nn.plan import WeightPlan, find_stack, linear_weight
+from potq.nn.plan import WeightPlan
 from potq.nn.stacked import holder_name, unstacked
+from potq.nn.weights import find_stack, linear_weight
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.blocks import HiddenStates, all_second_moments
 

@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from potq.errors import ModelError
+from potq.nn.parts import Part
 from potq.nn.plan import WeightPlan
 from potq.numerics.tensor import QuantizedWeight
 from potq.resume import WorkFolder
@@ -47,3 +48,13 @@ def stored_weight(found: dict[str, Tensor], name: str, target: WeightPlan) -> Qu
 def weight_tensors(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
     """The inverse of :func:`stored_weight`."""
     return {f"{name}.{key}": tensor for key, tensor in weight.tensors().items()}
+
+
+def keep_rest(folder: WorkFolder, part: Part, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is not quantized of a part, in a file that is mapped."""
+    name = f"rest-{part[0]}"
+    folder.save(name, tensors)
+    found = folder.load(name)
+    if found is None:
+        raise ModelError(f"{name} cannot be read from the work folder {folder.folder}; quantize again")
+    return found

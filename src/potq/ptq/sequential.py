@@ -19,8 +19,10 @@ from potq.data.ranks import ALONE, Ranks
 from potq.nn.convolution import is_grouped
 from potq.nn.losses import divergence, output_loss
 from potq.nn.parts import bring, parts_of
-from potq.nn.plan import Place, WeightPlan, evaluation_mode, linear_weight, matrix_of
+from potq.nn.plan import WeightPlan
+from potq.nn.properties import evaluation_mode
 from potq.nn.report import Progress
+from potq.nn.weights import Place, linear_weight, matrix_of
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.descent import refine_layer

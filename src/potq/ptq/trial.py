@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from potq.config import Effort, PoTConfig
 from potq.nn.losses import divergence
 from potq.nn.parts import bring
-from potq.nn.plan import WeightPlan, evaluation_mode, linear_weight, matrix_of
+from potq.nn.plan import WeightPlan
+from potq.nn.properties import evaluation_mode
+from potq.nn.weights import linear_weight, matrix_of
 from potq.numerics.scheme import QuantScheme
 from potq.ptq.algorithms.gptq import fit_groups
 from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
 from potq.ptq.blocks import Call, HiddenStates, all_second_moments, find_blocks, mixed_precision, record_calls, shared_inputs
 from potq.ptq.experts import Moments, experts_apart, passes, together
-from potq.ptq.quantize import quantize_weight
 from potq.ptq.sequential import Found, Refinement, frozen, quantize_layer, refine_block
 from potq.ptq.share import Share
+from potq.ptq.weight import quantize_weight
 
 _ROWS = (16, 128)  # of a layer, which its time is extrapolated from
 _SLICE = 1 << 17  # weights of a matrix that is rounded to nearest

@@ -11,7 +11,7 @@ from torch import nn
 
 from potq.checkpoint.memory import memory_available
 from potq.errors import ConfigError
-from potq.nn.plan import tensor_bytes, vocabulary
+from potq.nn.properties import tensor_bytes, vocabulary
 from potq.qat.recipe import Precision, TrainRecipe
 
 _PARAMETER = 16  # bytes: value, gradient, Adam's two moments

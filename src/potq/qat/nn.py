@@ -21,7 +21,7 @@ from torch.nn.functional import embedding
 from potq.nn.convolution import convolve
 from potq.nn.lazy import LazyTensor
 from potq.nn.packed import ScaledModule
-from potq.nn.plan import as_matrix, as_weight
+from potq.nn.weights import as_matrix, as_weight
 from potq.numerics.fake_quantize import fake_quantize
 from potq.numerics.functional import decode_scale, encode_scale
 from potq.numerics.scheme import QuantScheme, ScaleMethod

@@ -9,16 +9,20 @@ from torch import Tensor, nn
 
 from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
+from potq.nn.install import install
 from potq.nn.language import language_plan
 from potq.nn.packed import PackedModule
+from potq.nn.packed_model import packed_modules
 from potq.nn.plain import packed_config
-from potq.nn.plan import Plan, WeightPlan, as_weight, install, linear_weight, packed_modules
+from potq.nn.plan import Plan, WeightPlan
+from potq.nn.record import attach, make_report
 from potq.nn.refusals import require_no_adapter, require_weights
 from potq.nn.report import QuantReport
 from potq.nn.stacked import PoTStack
+from potq.nn.weights import as_weight, linear_weight
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.rtn import choose_scales
-from potq.ptq.quantize import attach, check_weight, describe_weight, make_report
+from potq.ptq.weight import check_weight, describe_weight
 from potq.qat.checks import require_no_text
 from potq.qat.nn import QATModule, qat_class
 from potq.qat.settings import QATSettings

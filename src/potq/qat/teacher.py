@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from potq.data.tokens import choose_window, require_own_tokens
 from potq.errors import CheckpointError, ConfigError, DataError, ModelError
 from potq.nn.losses import TopK
-from potq.nn.plan import evaluation_mode, vocabulary
+from potq.nn.properties import evaluation_mode, vocabulary
 from potq.nn.report import Progress
 from potq.qat.text import Meter
 from potq.resume import WorkFolder, fingerprint

@@ -16,7 +16,8 @@ from potq.export.floats import exact_floats
 from potq.export.gguf.families import Family, interleaved
 from potq.export.gguf.types import GGML_TYPES, block_bytes
 from potq.export.targets import GGUF
-from potq.nn.plan import as_matrix, packed_modules
+from potq.nn.packed_model import packed_modules
+from potq.nn.weights import as_matrix
 from potq.numerics.tensor import QuantizedWeight
 
 if TYPE_CHECKING:

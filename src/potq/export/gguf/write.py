@@ -18,7 +18,7 @@ from potq.export.gguf.vocabulary import add_vocabulary
 from potq.export.output import check_file, check_on_cpu, refuse_experts, replacing_file
 from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import GGUF, check_schemes
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.numerics.tensor import QuantizedWeight
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from potq.export.blocks import BlockType, misfit
 from potq.export.onnx.types import DOMAIN, gather_attributes, matmul_attributes, operands
 from potq.export.targets import ONNX
 from potq.nn.packed import PackedModule, PoTEmbedding, PoTLinear
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 
 
 class NBitsModule(PackedModule):

@@ -25,7 +25,8 @@ from potq.export.report import ExportedTensor, ExportReport
 from potq.export.targets import ONNX, check_schemes
 from potq.files import check_destination, disk_errors, flush, replacing
 from potq.kernels import set_activations
-from potq.nn.plan import packed_modules, tensor_bytes
+from potq.nn.packed_model import packed_modules
+from potq.nn.properties import tensor_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -20,7 +20,7 @@ from potq.hardware.gates.synthesis import Gates, gates
 from potq.hardware.rtl.design import Design, design_of
 from potq.hardware.rtl.product import contenders
 from potq.nn.language import language_plan
-from potq.nn.plan import packed_modules
+from potq.nn.packed_model import packed_modules
 from potq.nn.report import Progress
 from potq.numerics.scheme import QuantScheme
 

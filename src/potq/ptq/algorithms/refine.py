@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from potq.config import Effort
 from potq.errors import ModelError
-from potq.nn.plan import as_weight
+from potq.nn.weights import as_weight
 from potq.ptq.algorithms.learned import LearnedWeight
 from potq.ptq.share import Share
 from potq.resume import WorkFolder
