@@ -75,6 +75,12 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ("generate MODEL --prompt-file none.txt", "cannot read the prompt none.txt"),
     ("generate no-such-hub-name the", "no-such-hub-name is not here, and the hub cannot be reached"),
     ("generate OUT the", "OUT"),
+    ("hardware rtl --scheme pot33 -o OUT", "unknown preset 'pot33'; the presets are"),
+    ("hardware rtl --scheme pot4:group_size=row -o OUT", "the accumulator's width follows from the group"),
+    ("hardware rtl --scheme pot4 --lanes 5 -o OUT", "5 lanes do not divide a group of 64"),
+    ("hardware rtl --scheme pot4 -o PACKED", "is not an empty folder"),
+    ("hardware report MODEL --text TEXT --activation-bits 8,x", "invalid --activation-bits 8,x"),
+    ("hardware report MODEL --text TEXT --schemes pot33", "unknown preset 'pot33'"),
     ("eval MODEL", "MissingParameter: Missing parameter: text"),
     ("compare MODEL --schemes pot3", "MissingParameter: Missing parameter: text"),
     ("eval ./none --text pydoc", GONE),
@@ -109,7 +115,7 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
 ]
 
 
-@pytest.mark.parametrize("command", ["quantize", "train", "generate", "eval", "compare", "inspect", "export"])
+@pytest.mark.parametrize("command", ["quantize", "train", "generate", "eval", "compare", "inspect", "export", "hardware"])
 def test_mistakes_are_told_before_torch_is_loaded(
     command: str, tiny_folder: Path, packed_folder: Path, tmp_path: Path
 ) -> None:
