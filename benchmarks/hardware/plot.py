@@ -12,6 +12,9 @@ from benchmarks.hardware.frontier import WINDOWS
 from potq.hardware.gates.frontier import Circuit, Point
 from potq.hardware.report import paint
 
+BROKEN = 20
+"""Times full precision's perplexity: from there on a model is broken, and is not drawn."""
+
 
 def draw(rows: Sequence[Row], path: Path) -> str:
     """Draw to ``path``; says where, or why not."""
@@ -22,7 +25,8 @@ def _paint(figure: Any, rows: Sequence[Row]) -> None:
     models = [model for model in WINDOWS if any(row["model"] == model for row in rows)]
     for axes, model in zip(figure.subplots(len(models), 3, sharey="row", squeeze=False), models, strict=True):
         full, *others = [row for row in rows if row["model"] == model]
-        paint(axes, full["perplexity"], [point_of(row) for row in others])
+        useful = [row for row in others if row["perplexity"] < BROKEN * full["perplexity"]]
+        paint(axes, full["perplexity"], [point_of(row) for row in useful])
         axes[1].set_title(model)
 
 
