@@ -108,8 +108,8 @@ FORMS = {
 """Every form, by name."""
 
 # Cycles a weight by bits, without the table of inputs. PicoRV32 (rv32i: barrel shifter, no multiplier; rv32im: fast
-# multiplier): benchmarks/hardware/cores.py. SERV and Ibex: simulations of a prototype of the same forms. Cortex-M and generic:
-# instructions counted by hand, one a cycle.
+# multiplier): benchmarks/hardware/cores.py. SERV and Ibex: simulations of a prototype of the same forms. Cortex-M and
+# generic: instructions counted by hand, one a cycle.
 _Costs = dict[str, dict[int, float]]
 _PICO: _Costs = {
     "shift": {4: 32.7, 3: 28.8, 2: 30.6},
