@@ -77,6 +77,9 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.qat.nanogpt
 	$(BIN)/python -m benchmarks.qat.smollm2 --work build/bench/qat
 	$(BIN)/python -m benchmarks.first_hour.measure
+	$(BIN)/python -m benchmarks.models.table
+	$(BIN)/python -m benchmarks.models.mixtral --work build/bench/mixtral
+	for part in experts ranks time memory; do $(BIN)/python -m benchmarks.scale.measure $$part --work build/bench/scale; done
 	$(BIN)/python -m benchmarks.decode.speed --work build/bench/decode
 	$(BIN)/python -m benchmarks.decode.blocks_8b --work build/bench/decode
 	$(BIN)/python -m benchmarks.decode.agreement

@@ -1,4 +1,4 @@
-"""Every architecture that can be made tiny, tried: ``python -m benchmarks.models.table`` (ten minutes).
+"""Every architecture that can be made tiny, tried: ``python -m benchmarks.models.table`` (a few minutes).
 
 Random weights, float32, ``pot4`` with ``int8`` embeddings. A row is tried in a process of its own, so that a crash is a row
 like others. Rows are kept as they come; a killed run goes on. ``--again`` tries named ones once more, or all of them.
