@@ -19,8 +19,7 @@ from potq.nn.losses import divergence
 from potq.nn.packed_model import packed_modules
 from potq.nn.plan import plan
 from potq.nn.weights import linear_weight
-from potq.ptq import experts
-from potq.ptq import sequential as walk
+from potq.ptq import experts, refinement
 from potq.ptq.algorithms import refine
 from potq.ptq.algorithms.descent import output_error
 from potq.ptq.algorithms.gptq import gptq
@@ -28,7 +27,8 @@ from potq.ptq.algorithms.learned import LearnedWeight
 from potq.ptq.algorithms.rounding import SchemeRounding
 from potq.ptq.algorithms.rtn import rtn
 from potq.ptq.blocks import HiddenStates, all_second_moments, find_blocks, record_calls, second_moments
-from potq.ptq.sequential import Layer, SequentialCalibration
+from potq.ptq.layer import Layer
+from potq.ptq.sequential import SequentialCalibration
 from potq.resume import WorkFolder
 
 SCHEMES = ["pot4", "pot3", "pot2", "int3", "nf4", "apot4", "mxfp4"]
@@ -220,7 +220,7 @@ def test_refinement_reckons_with_the_quantized_head(
         loss(0).backward()
         found["gradient"], found["start"] = weights[-1].latent.grad.clone(), weights[-1].latent.detach().clone()
 
-    monkeypatch.setattr(walk, "fit", fit)
+    monkeypatch.setattr(refinement, "fit", fit)
     layers = run(tiny_model, EFFORT, batches, fixed={"model.embed_tokens": fixed})
     with torch.no_grad():
         teacher = tiny_model(potq.ptq.blocks.merge(batches)[0]).logits

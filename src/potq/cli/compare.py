@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from potq.cli import console
-from potq.cli.quantize import announce, calibration_batches, note_remarks
+from potq.cli.inputs import calibration_batches
+from potq.cli.notes import announce, note_remarks
 from potq.cli.recipe import CalibrationRecipe, parse_schemes
 from potq.config import EFFORTS, Effort, PoTConfig, effort_by_name
 from potq.data.text import SELF

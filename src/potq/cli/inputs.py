@@ -1,4 +1,4 @@
-"""Calibration of models that are no causal language models: what their class reads."""
+"""What ``potq`` calibrates with: token batches, or what the class of another model reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from potq.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from torch.distributed import ProcessGroup
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _WANTED = {"text": "a text file or a dataset", "images": "a folder of images", "audio": "a folder of .wav files"}
 
@@ -60,3 +61,26 @@ def calibration_inputs(
     what = {"text": "windows", "images": "images", "audio": "recordings"}[reads(type(model)) or "text"]
     console.note(f"calibration: {len(inputs)} {what}{wanted}, {recipe.text}")
     return inputs
+
+
+def calibration_batches(
+    recipe: CalibrationRecipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    seed: int,
+    group: ProcessGroup | None = None,
+) -> list[Tensor]:
+    """The recipe's batches; says on stderr how many there are, for a text may be short."""
+    from potq.data.calibration_text import load_calibration
+
+    window, windows = recipe.window, recipe.windows
+    seed = recipe.seed if recipe.seed is not None else seed
+    with console.progress_bar("calibration text") as update:
+        tell = console.Forecast("calibration text", update)
+        batches = load_calibration(
+            recipe.text, model, tokenizer, window=window, windows=windows, seed=seed, progress=tell, group=group
+        )
+    wanted = f" ({windows} asked for)" if len(batches) < windows else ""
+    console.note(f"calibration: {len(batches)} windows{wanted} of {batches[0].shape[1]} tokens, {recipe.text}")
+    return batches

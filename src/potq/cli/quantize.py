@@ -5,28 +5,27 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from potq.cli import console, processes
-from potq.cli.inputs import calibration_inputs, check_class
+from potq.cli.checks import checked
+from potq.cli.inputs import calibration_batches, calibration_inputs, check_class
+from potq.cli.notes import announce, note_remarks
 from potq.cli.recipe import CalibrationRecipe, QuantizeRecipe, build
-from potq.cli.stream import check_stream, streams
-from potq.errors import CheckpointError, ConfigError, PotqError
+from potq.cli.stream import streams
+from potq.cli.unfinished import UnfinishedBlocks
+from potq.errors import ConfigError
 from potq.version import __version__
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from torch.distributed import ProcessGroup
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from potq.config import PoTConfig
-    from potq.nn.plan import WeightPlan
     from potq.nn.report import QuantReport
     from potq.ptq.allocation import Allocation
 
@@ -148,7 +147,7 @@ def quantize(
 
 def _run(settings: QuantizeRecipe, form: console.ReportForm) -> None:
     text = settings.calibration_text()
-    target = _checked(settings, text)
+    target = checked(settings, text)
     console.quiet_libraries()
     if processes.number():
         console.only_errors()
@@ -220,46 +219,6 @@ def _inputs(
     if predicts_next(type(model)):
         return calibration_batches(text, model, tokenizer, seed=settings.seed, group=group)
     return calibration_inputs(settings, text, model)
-
-
-def _checked(settings: QuantizeRecipe, text: CalibrationRecipe | None) -> Path:
-    """The output's folder, after a look at all that can be wrong before torch is loaded."""
-    _check_processes(settings, text)
-    from potq.checkpoint.architecture import class_name, is_causal_name
-    from potq.checkpoint.files import check_dtype, check_shard_size, check_source, read_config
-    from potq.config import check_candidates
-    from potq.data.text import SELF, check_text
-    from potq.files import check_destination
-
-    check_shard_size(settings.max_shard_size)
-    check_dtype(settings.dtype)
-    check_stream(settings, text)
-    if settings.allocates:
-        check_candidates(settings.schemes)
-    target = settings.output
-    if not processes.number():  # the others write nothing, and may be on another machine
-        target = check_destination(settings.output, force=settings.force, sources=[settings.model])
-    where = check_source(settings.model, quantizing=True)
-    if text is not None and text.text != SELF and is_causal_name(settings.model_class or class_name(read_config(where))):
-        check_text(text.text, learned=True)  # what others read shows with their class
-    return target
-
-
-def _check_processes(settings: QuantizeRecipe, text: CalibrationRecipe | None) -> None:
-    """Refuse what several processes would not share, and a wish for them where there is one."""
-    count = processes.count()
-    if count == 1 and settings.timeout is not None:
-        raise ConfigError("timeout is for several processes, and this is one; start them with torchrun, or leave it out")
-    if count > 1 and text is None:
-        raise ConfigError(
-            f"{count} processes share a calibrated run, and rounding to nearest is none; run potq in one process, or use "
-            "--effort balanced"
-        )
-    if count > 1 and settings.allocates:
-        what = "budget" if settings.budget is not None else "candidates"
-        raise ConfigError(
-            f"{what}: {count} processes do not share the choice of schemes; run potq in one, or give quantization.targets"
-        )
 
 
 def _require_same(settings: QuantizeRecipe, group: ProcessGroup | None) -> None:
@@ -349,7 +308,7 @@ def _calibrated(
         if not processes.number():
             announce(model, config, inputs, count=processes.count())
         total = len(find_blocks(model)[1])
-    blocks = _Blocks(work, total)
+    blocks = UnfinishedBlocks(work, total)
     with blocks.kept(), console.progress_bar("quantizing") as update:
 
         def progress(done: int, total: int, name: str) -> None:
@@ -359,85 +318,9 @@ def _calibrated(
         quantize(model, config, inputs, seed=seed, work_folder=work, progress=progress, group=group)
 
 
-class _Blocks:
-    """What a killed run left in its work folder, told to the user."""
-
-    def __init__(self, folder: Path, total: int | None) -> None:
-        self._folder, self._total, self._noticed = folder, total, False
-
-    @property
-    def _done(self) -> str:
-        """How many blocks, in words; empty if none."""
-        done = len(list(self._folder.glob("block-*.safetensors")))
-        of_all = f" of {self._total}" if self._total is not None else ""
-        return f"{done}{of_all} blocks" if done else ""
-
-    def notice(self) -> None:
-        """Say once that work goes on. An unusable folder is cleared before the first weight."""
-        if not self._noticed:
-            self._noticed = True
-            if self._done:
-                console.note(f"resuming: {self._done} done")
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Say what an interrupted run leaves behind; a folder that cannot be written is potq's own error."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            if self._done:
-                console.note(f"{self._done} are kept in {self._folder}; the same command goes on from there")
-            raise
-        except PotqError:
-            raise
-        except OSError as error:
-            raise CheckpointError(f"cannot keep unfinished work in {self._folder} ({error.strerror or error})") from error
-
-
 def _allocated(settings: QuantizeRecipe, config: PoTConfig, model: PreTrainedModel, batches: list[Tensor]) -> Allocation:
     from potq.ptq.allocation import choose, measure
 
     with console.progress_bar("measuring sensitivity") as update:
         layers = measure(model, config, settings.schemes, batches, progress=update)
     return choose(config, layers, budget=settings.budget)
-
-
-def note_remarks(targets: Iterable[WeightPlan], dtype: torch.dtype) -> None:
-    """Say on stderr what is allowed and hardly meant."""
-    from potq.nn.remarks import remarks
-
-    for line in remarks(targets, dtype):
-        console.note(line)
-
-
-def announce(
-    model: PreTrainedModel, config: PoTConfig, batches: list[Tensor], what: str = "quantizing", *, count: int = 1
-) -> None:
-    """Say on stderr what calibrated work will take, shared by ``count`` processes."""
-    from potq.ptq.estimate import estimate
-
-    several = f", shared by {count} processes" if count > 1 else ""
-    console.note(f"{what}: {estimate(model, config, batches, processes=count)}{several}")
-
-
-def calibration_batches(
-    recipe: CalibrationRecipe,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    *,
-    seed: int,
-    group: ProcessGroup | None = None,
-) -> list[Tensor]:
-    """The recipe's batches; says on stderr how many there are, for a text may be short."""
-    from potq.data.calibration_text import load_calibration
-
-    window, windows = recipe.window, recipe.windows
-    seed = recipe.seed if recipe.seed is not None else seed
-    with console.progress_bar("calibration text") as update:
-        tell = console.Forecast("calibration text", update)
-        batches = load_calibration(
-            recipe.text, model, tokenizer, window=window, windows=windows, seed=seed, progress=tell, group=group
-        )
-    wanted = f" ({windows} asked for)" if len(batches) < windows else ""
-    console.note(f"calibration: {len(batches)} windows{wanted} of {batches[0].shape[1]} tokens, {recipe.text}")
-    return batches

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from potq.cli import console
-from potq.cli.quantize import note_remarks
+from potq.cli.notes import note_remarks
 from potq.cli.recipe import build
 
 if TYPE_CHECKING:

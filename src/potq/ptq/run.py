@@ -26,8 +26,10 @@ from potq.ptq.blocks import Chain, Keeper, find_blocks, merge
 from potq.ptq.chain import Blocks, agreed_lists, find_lists, record_chain
 from potq.ptq.feed import Feed
 from potq.ptq.kept import Reader, block_part, in_folder, in_memory, weight_tensors
-from potq.ptq.sequential import SequentialCalibration, calibrated_layer, rounded_layer, rounded_only, substituted
+from potq.ptq.layer import calibrated_layer, rounded_layer, rounded_only
+from potq.ptq.sequential import SequentialCalibration
 from potq.ptq.streaming import chain_in_parts
+from potq.ptq.substitute import substituted
 from potq.ptq.weight import describe_weight, quantize_weight
 from potq.resume import WorkFolder, fingerprint
 from potq.version import __version__

@@ -6,8 +6,8 @@ computed. Whatever happens, nothing has to be undone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from potq.config import Effort
 from potq.data.ranks import ALONE, Ranks
-from potq.nn.convolution import is_grouped
-from potq.nn.losses import divergence, output_loss
 from potq.nn.parts import bring, parts_of
 from potq.nn.plan import WeightPlan
 from potq.nn.properties import evaluation_mode
@@ -25,37 +23,15 @@ from potq.nn.report import Progress
 from potq.nn.weights import Place, linear_weight, matrix_of
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
-from potq.ptq.algorithms.descent import refine_layer
-from potq.ptq.algorithms.gptq import NotFactorableError, fit_groups, gptq
-from potq.ptq.algorithms.learned import LearnedWeight
-from potq.ptq.algorithms.refine import Learning, fit
-from potq.ptq.algorithms.rounding import Rounded, SchemeRounding, round_to_nearest
-from potq.ptq.algorithms.rtn import rtn
-from potq.ptq.blocks import (
-    Chain,
-    HiddenStates,
-    Keeper,
-    mixed_precision,
-    shared_inputs,
-    text_chain,
-)
+from potq.ptq.algorithms.rounding import Rounded, SchemeRounding
+from potq.ptq.blocks import Chain, HiddenStates, Keeper, shared_inputs, text_chain
 from potq.ptq.experts import Moments, experts_apart, joined, together
 from potq.ptq.kept import block_part, stored_weight, weight_tensors
+from potq.ptq.layer import Found, Layer, quantize_layer, rounded_layer, rounded_only
+from potq.ptq.refinement import Refinement, refine_block, refine_model
 from potq.ptq.share import Share
+from potq.ptq.substitute import frozen, substituted
 from potq.resume import WorkFolder
-
-Found = dict[str, tuple[Rounded, SchemeRounding, str]]
-"""Layers of a block by name: what was found for each, how it is stored, and what was done."""
-
-
-@dataclass
-class Layer:
-    """A layer that was quantized: its packed weight, what was done, and what further refinement starts from, if any."""
-
-    weight: QuantizedWeight
-    algorithm: str
-    rounding: SchemeRounding | None = None
-    latent: Tensor | None = None
 
 
 @dataclass
@@ -102,7 +78,9 @@ class SequentialCalibration:
         with evaluation_mode(self.model), frozen(self.model), ExitStack() as stack:
             layers = self._blocks(share, stack)
             if self.effort.scope == "model" and layers:
-                self._refine_model(layers, share)
+                refine_model(
+                    self.model, layers, self.fixed, share, self.effort, self.seed, progress=self.progress, folder=self.folder
+                )
         return layers
 
     def _blocks(self, share: Share, stack: ExitStack) -> dict[str, Layer]:
@@ -129,9 +107,7 @@ class SequentialCalibration:
                 with substituted(block, {name: layer.weight.dequantize() for name, layer in done.items()}):
                     seen.advance(block)
             if parts_of(self.model) is not None:
-                done = (
-                    self._load(chain.first + index, block, inside) or done
-                )  # mapped: the memory is free for the next block
+                done = self._load(chain.first + index, block, inside) or done  # mapped: memory is free for the next block
             layers |= {start + name: layer for name, layer in done.items()}
             count += sum(target.weights for target in inside.values())
         return layers
@@ -170,38 +146,6 @@ class SequentialCalibration:
                 tensors[f"{name}.latent"] = layer.latent
         self.folder.save(block_part(index), tensors)
 
-    def _refine_model(self, layers: dict[str, Layer], share: Share) -> None:
-        """Learn the layers' codes and scales together, to predict what the full-precision model predicts."""
-        weights: dict[nn.Module, LearnedWeight] = {}
-        for name, layer in layers.items():
-            if layer.rounding is not None:
-                rounded = layer.rounding.unpack(layer.weight)
-                if layer.latent is not None:
-                    rounded, layer.latent = replace(rounded, latent=layer.latent), None
-                weights[self.model.get_submodule(name)] = LearnedWeight(rounded, layer.rounding, codes=self.effort.codes)
-        final = {name: layer.weight for name, layer in layers.items() if layer.rounding is None}
-        exchange = _Exchange(self.model, self.fixed | final)
-        learning = Learning(weights)
-
-        def loss(index: int) -> Tensor:
-            batch = share.batches[index].to(next(self.model.parameters()).device)
-            with torch.no_grad(), learning.paused(), exchange.swapped(), mixed_precision(batch.device):
-                teacher = self.model(batch, use_cache=False).logits
-            with mixed_precision(batch.device):
-                logits = self.model(batch, use_cache=False).logits
-            return divergence(logits, teacher)
-
-        def report(step: int, steps: int, value: float) -> None:
-            if self.progress is not None:
-                self.progress(step, steps, f"refining: divergence {value:.4f}")
-
-        with exchange.swapped(), learning:  # until the last backward pass, which may read the weights
-            fit(list(weights.values()), loss, share, self.effort, self.seed, report, self.folder)
-        for name, layer in layers.items():
-            if layer.rounding is not None:
-                layer.weight = layer.rounding.pack(weights[self.model.get_submodule(name)].rounded())
-                layer.algorithm += _learned(layer.rounding, "model", self.effort)
-
     def _quantize_experts_too(
         self, block: nn.Module, prefix: str, inside: dict[str, WeightPlan], *rest: Any
     ) -> dict[str, Layer]:
@@ -227,35 +171,35 @@ class SequentialCalibration:
         """Layer group by layer group, each seeing the effect of those before it; then the block as a whole, if asked."""
         found: Found = {}
         layers: dict[str, Layer] = {}
-        packed: dict[str, Layer] = {}
         groups = together(shared_inputs(block, list(inside), seen, self.ranks))
         moments = Moments(block, groups, seen, prefix, self.ranks)
-        unread = set(inside) - {name for group in groups for name in group}
         with substituted(block, {}) as substitute:
-            for name in sorted(unread):
-                reason = "no text reaches it" if self.batches else "no input reaches it"
-                layers[name] = rounded_layer(linear_weight(block.get_submodule(name)), inside[name].scheme, reason)
+
+            def round_only(name: str, reason: str) -> None:
+                weight = linear_weight(block.get_submodule(name))
+                layers[name] = rounded_layer(weight, inside[name].scheme, reason)
                 substitute(name, layers[name].weight.dequantize())
+
+            for name in sorted(set(inside) - {name for group in groups for name in group}):
+                round_only(name, "no text reaches it" if self.batches else "no input reaches it")
             for group in groups:
                 hessian: Tensor | None = None
                 for name in group:
-                    report(sum(inside[done].weights for done in {**found, **layers, **packed}), name)
+                    report(sum(inside[done].weights for done in {*found, *layers}), name)
                     module, scheme = block.get_submodule(name), inside[name].scheme
-                    weight = linear_weight(module).detach().float()
                     if reason := rounded_only(module, scheme):
-                        layers[name] = rounded_layer(weight, scheme, reason)
-                        substitute(name, layers[name].weight.dequantize())
+                        round_only(name, reason)
                         continue
                     hessian = moments(name) if hessian is None else hessian
-                    result = self._quantize_layer(weight, scheme, hessian)
+                    result = self._quantize_layer(linear_weight(module).detach().float(), scheme, hessian)
                     substitute(name, result[0].values)
                     if refinement is None:
-                        packed[name] = self._packed(*result)
+                        layers[name] = self._packed(*result)
                     else:
                         found[name] = result
             if refinement is not None:
                 found = refine_block(block, found, seen, refinement, self.effort)
-        return layers | packed | {name: self._packed(*result) for name, result in found.items()}
+        return layers | {name: self._packed(*result) for name, result in found.items()}
 
     def _packed(self, rounded: Rounded, rounding: SchemeRounding, label: str) -> Layer:
         """A layer that is done, but for a refinement of the whole model, which starts from its latent weights."""
@@ -278,143 +222,3 @@ class SequentialCalibration:
         if self.effort.scope != "none":
             rounded = replace(rounded, latent=self.ranks.whole(latent, len(weight)))
         return rounded, rounding, label
-
-
-def rounded_only(module: nn.Module, scheme: QuantScheme) -> str:
-    """Why calibration does nothing for a layer that is reached, if so."""
-    if scheme.group_size == "tensor":
-        return "one scale for all rows"
-    return "a convolution in groups" if is_grouped(module) else ""
-
-
-def rounded_layer(weight: Tensor, scheme: QuantScheme, reason: str) -> Layer:
-    """A layer that calibration does nothing for."""
-    return Layer(rtn(weight.detach().float(), scheme), f"rtn/mse ({reason})")
-
-
-def calibrated_layer(weight: Tensor, hessian: Tensor, scheme: QuantScheme, effort: Effort) -> Layer:
-    """A layer's weight ``(out, in)``, by itself."""
-    weight = weight.detach().float()
-    rounding = SchemeRounding.of(weight, scheme, hessian.diagonal())
-    rounded, rounding, label = quantize_layer(weight, hessian, rounding, effort)
-    return Layer(rounding.pack(rounded), label)
-
-
-def quantize_layer(
-    weight: Tensor, hessian: Tensor, rounding: SchemeRounding, effort: Effort
-) -> tuple[Rounded, SchemeRounding, str]:
-    """A layer's weight ``(out, in)`` by the steps of ``effort`` that look at it alone; what was done, in a word."""
-    diagonal = hessian.diagonal()
-    if not bool(diagonal.any()):  # experts whose inputs are multiplied with zero where they are not to compute
-        rounded = round_to_nearest(weight, *fit_groups(weight, torch.ones_like(diagonal), rounding), rounding)
-        return rounded, rounding, "rtn/mse (its inputs are zero)"
-    label = effort.model_copy(update={"scope": "none"}).steps
-    try:
-        if effort.compensate:
-            rounded = gptq(weight, hessian, rounding, ordered=effort.ordered, damping=effort.damping)
-        else:
-            rounded = round_to_nearest(weight, *fit_groups(weight, torch.ones_like(diagonal), rounding), rounding)
-    except NotFactorableError as error:
-        rounded = round_to_nearest(weight, *fit_groups(weight, diagonal, rounding), rounding)
-        return rounded, rounding, f"rtn/weighted ({error})"
-    if effort.rounds:
-        rounded = refine_layer(weight, hessian, rounded, rounding, rounds=effort.rounds, damping=effort.damping)
-    return rounded, rounding, label
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """What a block is refined by: its inputs as the full-precision model has them, and the batches in a seed's order."""
-
-    exact: HiddenStates
-    share: Share
-    seed: int
-
-
-def refine_block(
-    block: nn.Module,
-    found: Found,
-    seen: HiddenStates,
-    refinement: Refinement,
-    effort: Effort,
-    progress: Callable[[int, int, float], None] | None = None,
-) -> Found:
-    """Learn the block's codes and scales to put out what the full-precision block puts out after full-precision ones."""
-    weights = {name: LearnedWeight(rounded, rounding, codes=effort.codes) for name, (rounded, rounding, _) in found.items()}
-
-    def loss(index: int) -> Tensor:
-        call = seen.calls[index]
-        with call.precision():
-            output = call(block)
-        return output_loss(output, refinement.exact.calls[index].hidden.to(output.device))
-
-    with Learning({block.get_submodule(name): weight for name, weight in weights.items()}):
-        fit(list(weights.values()), loss, refinement.share, effort, refinement.seed, progress)
-    return {
-        name: (weights[name].rounded(), rounding, label + _learned(rounding, "block", effort))
-        for name, (_, rounding, label) in found.items()
-    }
-
-
-def _learned(rounding: SchemeRounding, scope: str, effort: Effort) -> str:
-    """What a refinement adds to a layer's label; scales that are powers of two are not learned."""
-    if effort.codes:
-        return f"+{scope}"
-    return f"+{scope}-scales" if rounding.fine else ""
-
-
-class _Exchange:
-    """Weights that are not refined in two states: the model's own, and as they will be when quantized."""
-
-    def __init__(self, model: nn.Module, fixed: dict[str, QuantizedWeight]) -> None:
-        self._parameters: list[Tensor] = []
-        self._others: list[Tensor] = []
-        for name, quantized in fixed.items():
-            place = Place.of(model, name)
-            self._parameters.append(place.parameter)
-            self._others.append(place.stored(quantized.dequantize()))
-
-    @contextmanager
-    def swapped(self) -> Iterator[None]:
-        """The other state: the quantized one, and within that the model's own again."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for index, parameter in enumerate(self._parameters):
-            parameter.data, self._others[index] = self._others[index], parameter.data
-
-
-@contextmanager
-def substituted(block: nn.Module, values: dict[str, Tensor]) -> Iterator[Callable[[str, Tensor], None]]:
-    """``values`` (and more by the function that is yielded) in place of the weights of ``block``'s layers, until the end."""
-    kept: list[tuple[Tensor, Tensor]] = []
-
-    def substitute(name: str, matrix: Tensor) -> None:
-        place = Place.of(block, name)
-        kept.append((place.parameter, place.parameter.data))
-        place.parameter.data = place.stored(matrix)
-
-    try:
-        for name, matrix in values.items():
-            substitute(name, matrix)
-        yield substitute
-    finally:
-        for parameter, data in reversed(kept):
-            parameter.data = data
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter of the model itself gets a gradient."""
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]  # parts come and go
-    for name in trained:
-        model.get_parameter(name).requires_grad_(False)
-    try:
-        yield
-    finally:
-        for name in trained:
-            model.get_parameter(name).requires_grad_(True)

@@ -21,8 +21,10 @@ from potq.ptq.algorithms.gptq import fit_groups
 from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
 from potq.ptq.blocks import Call, HiddenStates, all_second_moments, find_blocks, mixed_precision, record_calls, shared_inputs
 from potq.ptq.experts import Moments, experts_apart, passes, together
-from potq.ptq.sequential import Found, Refinement, frozen, quantize_layer, refine_block
+from potq.ptq.layer import Found, quantize_layer
+from potq.ptq.refinement import Refinement, refine_block
 from potq.ptq.share import Share
+from potq.ptq.substitute import frozen
 from potq.ptq.weight import quantize_weight
 
 _ROWS = (16, 128)  # of a layer, which its time is extrapolated from
