@@ -236,7 +236,7 @@ def test_second_moments_are_those_of_all_tokens() -> None:
             call(block)
     handle.remove()
     x = torch.cat(inputs).double()
-    found = second_moments(block, "mlp.down_proj", states)
+    found = second_moments(block, ["mlp.down_proj"], states)[0]
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), x.t() @ x / 31, rtol=1e-4, atol=1e-8)
     assert not any(module._forward_pre_hooks for module in block.modules())
@@ -245,10 +245,10 @@ def test_second_moments_are_those_of_all_tokens() -> None:
 def test_second_moments_in_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products in bfloat16, sums in float32."""
     block, states = _first("llama")
-    exact = second_moments(block, "mlp.down_proj", states)
+    exact = second_moments(block, ["mlp.down_proj"], states)[0]
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     block, states = _first("llama")
-    found = second_moments(block, "mlp.down_proj", states)
+    found = second_moments(block, ["mlp.down_proj"], states)[0]
     states.advance(block)
     assert found.dtype == states.calls[0].hidden.dtype == torch.float32
     assert not torch.equal(found, exact)
@@ -260,9 +260,9 @@ def test_a_layer_that_loses_its_tokens_has_no_moments() -> None:
     block, states = _first("llama")
     mlp = block.mlp
     mlp.forward = lambda hidden: mlp.down_proj(mlp.gate_proj(hidden))
-    found = second_moments(block, "mlp.up_proj", states)
+    found = second_moments(block, ["mlp.up_proj"], states)[0]
     assert torch.equal(found, torch.zeros(32, 32))
-    assert second_moments(block, "mlp.down_proj", states).any()
+    assert second_moments(block, ["mlp.down_proj"], states)[0].any()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -270,7 +270,7 @@ def test_inputs_that_are_not_finite_are_named(bad: float) -> None:
     block, states = _first("llama")
     states.calls[1].hidden[0, 3, 5] = bad
     with pytest.raises(ModelError, match=r"^model\.layers\.0\.mlp\.up_proj: its inputs .* NaN or infinite; load"):
-        second_moments(block, "mlp.up_proj", states, "model.layers.0.")
+        second_moments(block, ["mlp.up_proj"], states, "model.layers.0.")[0]
 
 
 def test_windows_of_one_length_are_put_together() -> None:

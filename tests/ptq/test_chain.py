@@ -196,7 +196,7 @@ def test_a_layer_that_runs_twice_is_calibrated_on_both_inputs() -> None:
     assert shared_inputs(model, ["layer", "beside"], states) == [["layer"], ["beside"]]
     with torch.no_grad():
         rows = torch.cat([row for input in inputs for row in (input, model.layer(input))])
-    torch.testing.assert_close(second_moments(model, "layer", states), rows.t() @ rows / len(rows))
+    torch.testing.assert_close(second_moments(model, ["layer"], states)[0], rows.t() @ rows / len(rows))
 
 
 def test_layers_that_read_one_tensor_in_two_ways_have_their_own_moments() -> None:
@@ -212,7 +212,7 @@ def test_layers_that_read_one_tensor_in_two_ways_have_their_own_moments() -> Non
     model, inputs = Ways(), [torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0))]
     states, _ = _states(model, inputs)
     assert shared_inputs(model, ["short", "long", "alike"], states) == [["short", "alike"], ["long"]]
-    assert second_moments(model, "long", states).shape == (12, 12)
+    assert second_moments(model, ["long"], states)[0].shape == (12, 12)
 
 
 def test_an_embedding_before_the_blocks() -> None:

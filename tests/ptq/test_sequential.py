@@ -26,7 +26,7 @@ from potq.ptq.algorithms.gptq import gptq
 from potq.ptq.algorithms.learned import LearnedWeight
 from potq.ptq.algorithms.rounding import SchemeRounding
 from potq.ptq.algorithms.rtn import rtn
-from potq.ptq.blocks import HiddenStates, all_second_moments, find_blocks, record_calls, second_moments
+from potq.ptq.blocks import HiddenStates, find_blocks, record_calls, second_moments
 from potq.ptq.layer import Layer
 from potq.ptq.sequential import SequentialCalibration
 from potq.resume import WorkFolder
@@ -95,7 +95,7 @@ def test_the_first_layers_are_gptqs_on_the_inputs_of_the_model(name: str, tiny_m
     layers = run(tiny_model, EFFORTS["gptq"], batches, name)
     blocks = find_blocks(tiny_model)[1]
     states = HiddenStates(record_calls(tiny_model, list(blocks), potq.ptq.blocks.merge(batches)))
-    hessian = second_moments(blocks[0], "self_attn.q_proj", states)
+    hessian = second_moments(blocks[0], ["self_attn.q_proj"], states)[0]
     for layer in ("q_proj", "k_proj", "v_proj"):
         found = layers[f"model.layers.0.self_attn.{layer}"]
         rounding = SchemeRounding(found.weight.scheme)
@@ -133,7 +133,7 @@ def test_later_layers_see_the_inputs_that_the_quantized_ones_make(
 def test_descent_lowers_every_layers_error(tiny_model: Any, batches: list[Tensor]) -> None:
     blocks = find_blocks(tiny_model)[1]
     states = HiddenStates(record_calls(tiny_model, list(blocks), batches))
-    hessian = second_moments(blocks[0], "self_attn.q_proj", states)
+    hessian = second_moments(blocks[0], ["self_attn.q_proj"], states)[0]
     weight = blocks[0].self_attn.q_proj.weight.detach()
     errors = []
     for effort in (EFFORTS["fast"], EFFORTS["gptq"], EFFORTS["balanced"]):
@@ -170,12 +170,12 @@ def test_a_hessian_that_cannot_be_factored_is_reported(
     tiny_model: Any, batches: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def moments(block: nn.Module, names: list[str], *rest: Any) -> list[Tensor]:
-        found = all_second_moments(block, names, *rest)
+        found = second_moments(block, names, *rest)
         if names == ["mlp.down_proj"]:  # no damping makes that positive definite
             found[0] += 1000 * found[0].diagonal().mean() * (1 - torch.eye(len(found[0])))
         return found
 
-    monkeypatch.setattr(experts, "all_second_moments", moments)
+    monkeypatch.setattr(experts, "second_moments", moments)
     for name, layer in run(tiny_model, EFFORTS["balanced"], batches).items():
         if name.endswith("down_proj"):
             assert layer.algorithm.startswith("rtn/weighted (the second moments of its inputs are not positive definite")

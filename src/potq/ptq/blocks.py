@@ -287,21 +287,19 @@ def _shared_inputs(block: nn.Module, names: Sequence[str], call: Call) -> list[l
     return found
 
 
-def second_moments(block: nn.Module, name: str, calls: HiddenStates, prefix: str = "", ranks: Ranks = ALONE) -> Tensor:
-    """Mean of ``x^T x`` over the tokens (of a convolution, the patches) that enter layer ``name`` of ``block``: float32
-    ``(in, in)``. The tokens are those of all processes. Without any they are zero.
-
-    Raises:
-        ModelError: its inputs are NaN or infinite; names it, with the ``prefix`` that the block's layers have in the model.
-    """
-    return all_second_moments(block, [name], calls, prefix, ranks)[0]
-
-
 @torch.no_grad()
-def all_second_moments(
+def second_moments(
     block: nn.Module, names: Sequence[str], calls: HiddenStates, prefix: str = "", ranks: Ranks = ALONE
 ) -> list[Tensor]:
-    """:func:`second_moments` of several layers, all of them in memory, by one pass over the text."""
+    """Means of ``x^T x`` over the tokens (of a convolution, the patches) that enter layers of ``block``, by one pass.
+
+    Float32 ``(in, in)`` for each of ``names``, all of them in memory. The tokens are those of all processes. Without any
+    they are zero.
+
+    Raises:
+        ModelError: inputs that are NaN, infinite or empty; names the layer, with the ``prefix`` that the block's layers have
+            in the model.
+    """
     total: dict[str, Tensor] = {}
     count, runs = Counter[str](), Counter[str]()
 

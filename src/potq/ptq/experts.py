@@ -20,7 +20,7 @@ from potq.nn.plan import WeightPlan
 from potq.nn.stacked import holder_name, unstacked
 from potq.nn.weights import find_stack, linear_weight
 from potq.numerics.tensor import QuantizedWeight
-from potq.ptq.blocks import HiddenStates, all_second_moments
+from potq.ptq.blocks import HiddenStates, second_moments
 
 MOMENT_BYTES = 1 << 30  # of second moments of experts, taken in one pass
 
@@ -107,7 +107,7 @@ class Moments:
         """
         if name not in self._ready:
             names = self._passes.get(name, [name])
-            found = all_second_moments(self._block, names, self._seen, self._prefix, self._ranks)
+            found = second_moments(self._block, names, self._seen, self._prefix, self._ranks)
             self._ready = dict(zip(names, found, strict=True))
         return self._ready.pop(name)
 

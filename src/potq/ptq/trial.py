@@ -19,7 +19,7 @@ from potq.nn.weights import linear_weight, matrix_of
 from potq.numerics.scheme import QuantScheme
 from potq.ptq.algorithms.gptq import fit_groups
 from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
-from potq.ptq.blocks import Call, HiddenStates, all_second_moments, find_blocks, mixed_precision, record_calls, shared_inputs
+from potq.ptq.blocks import Call, HiddenStates, find_blocks, mixed_precision, record_calls, second_moments, shared_inputs
 from potq.ptq.experts import Moments, experts_apart, passes, together
 from potq.ptq.layer import Found, quantize_layer
 from potq.ptq.refinement import Refinement, refine_block
@@ -80,7 +80,7 @@ def _try(
 ) -> Trial:
     seen = HiddenStates([call])
     groups = together(shared_inputs(block, list(inside), seen))
-    moments = sum(_seconds(partial(all_second_moments, block, names, seen, prefix)) for names in passes(block, groups))
+    moments = sum(_seconds(partial(second_moments, block, names, seen, prefix)) for names in passes(block, groups))
     take, layers = Moments(block, groups, seen, prefix), 0.0
     for group in groups:
         hessian = take(group[0])
