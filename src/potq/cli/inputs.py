@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from potq.cli import console
 from potq.cli.recipe import CalibrationRecipe, QuantizeRecipe
@@ -57,9 +57,8 @@ def calibration_inputs(
     seed = recipe.seed if recipe.seed is not None else settings.seed
     with console.status(f"reading {recipe.text}"):
         inputs = load_inputs(recipe.text, model, processor, window=recipe.window, count=recipe.windows, seed=seed)
-    wanted = f" ({recipe.windows} asked for)" if len(inputs) < recipe.windows else ""
     what = {"text": "windows", "images": "images", "audio": "recordings"}[reads(type(model)) or "text"]
-    console.note(f"calibration: {len(inputs)} {what}{wanted}, {recipe.text}")
+    console.note(f"calibration: {len(inputs)} {what}{_short(recipe, inputs)}, {recipe.text}")
     return inputs
 
 
@@ -74,13 +73,25 @@ def calibration_batches(
     """The recipe's batches; says on stderr how many there are, for a text may be short."""
     from potq.data.calibration_text import load_calibration
 
-    window, windows = recipe.window, recipe.windows
     seed = recipe.seed if recipe.seed is not None else seed
     with console.progress_bar("calibration text") as update:
         tell = console.Forecast("calibration text", update)
         batches = load_calibration(
-            recipe.text, model, tokenizer, window=window, windows=windows, seed=seed, progress=tell, group=group
+            recipe.text,
+            model,
+            tokenizer,
+            window=recipe.window,
+            windows=recipe.windows,
+            seed=seed,
+            progress=tell,
+            group=group,
         )
-    wanted = f" ({windows} asked for)" if len(batches) < windows else ""
-    console.note(f"calibration: {len(batches)} windows{wanted} of {batches[0].shape[1]} tokens, {recipe.text}")
+    console.note(
+        f"calibration: {len(batches)} windows{_short(recipe, batches)} of {batches[0].shape[1]} tokens, {recipe.text}"
+    )
     return batches
+
+
+def _short(recipe: CalibrationRecipe, found: list[Any]) -> str:
+    """How many were asked for, where fewer are there."""
+    return f" ({recipe.windows} asked for)" if len(found) < recipe.windows else ""

@@ -57,12 +57,12 @@ def streams(settings: QuantizeRecipe, text: CalibrationRecipe, effort: Effort, k
         return False
     if settings.device is not None or processes.count() > 1:
         return False
-    folder, gguf_file = resolve(settings.model).folder, resolve(settings.model).gguf_file
-    if settings.stream is not None or not effort.calibrated or folder is None or gguf_file is not None:
+    where = resolve(settings.model)
+    if settings.stream is not None or not effort.calibrated or where.folder is None or where.gguf_file is not None:
         return _told(settings.stream or False, effort)
     from potq.checkpoint.memory import memory_available, memory_needed
 
-    needed, available = memory_needed(folder, effort, settings.dtype), memory_available()
+    needed, available = memory_needed(where.folder, effort, settings.dtype), memory_available()
     if needed <= available:
         return False
     sizes = (
