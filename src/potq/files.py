@@ -101,7 +101,7 @@ def recover(target: Path) -> None:
 def disk_errors(target: Path, needed: int) -> Iterator[None]:
     """Turn a full disk into an error that names the folder and both sizes, if possible before anything is written."""
     free = shutil.disk_usage(next(parent for parent in target.parents if parent.exists())).free
-    full = f"no room for {target}: it needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; nothing was changed"
+    full = f"no room for {target}: it needs about {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; nothing was changed"
     if free < needed:
         raise CheckpointError(full)
     try:

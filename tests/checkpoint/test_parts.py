@@ -277,3 +277,10 @@ def test_a_gguf_file_is_read_as_a_whole(tiny_folder: Path, tmp_path: Path) -> No
     shutil.copy(tiny_folder / "config.json", tmp_path / "model.gguf")  # nothing reads it
     with pytest.raises(ConfigError, match="GGUF file, which is read as a whole"):
         potq.load(tmp_path / "model.gguf", stream=True)
+
+
+def test_a_model_in_parts_is_not_saved_as_it_is(tmp_path: Path) -> None:
+    _llama().save_pretrained(tmp_path / "full")
+    with pytest.raises(ModelError, match="copy its folder"):
+        potq.load(tmp_path / "full", stream=True).save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again").exists()

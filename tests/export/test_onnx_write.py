@@ -17,7 +17,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 import potq
 from potq.config import PoTConfig
@@ -316,3 +324,16 @@ def test_a_full_disk_leaves_nothing(
     with pytest.raises(CheckpointError, match="no room for"):
         export_onnx(small(), tmp_path / "out", byte_tokenizer)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_multimodal_model_the_language_model_is_written(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tower = CLIPVisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    text = tiny("llama-biased", num_hidden_layers=1).config
+    model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=tower, image_token_index=259)).eval()
+    potq.quantize(model, PoTConfig("pot3"))
+    export_onnx(
+        model, tmp_path / "onnx", byte_tokenizer, allow_8bit=True
+    )  # its logits are compared before the folder has its name
+    assert (tmp_path / "onnx" / "model.onnx").is_file()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from potq.errors import ModelError
 from potq.nn.parts import Part, Parts, bring, input_device, parts_of, stored
 
 
@@ -111,6 +114,8 @@ def test_settled_it_is_an_ordinary_model(made: tuple[Net, Net, list[Part]]) -> N
     assert model.head.weight is model.embedding.weight
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert parts_of(model) is None
+    assert model.double().norm.weight.dtype == copy.deepcopy(model).norm.weight.dtype == torch.float64
+    model.float()
     del read[:]
     model(torch.arange(5))
     assert read == []
@@ -120,3 +125,11 @@ def test_inputs_go_where_weights_are_read_to(made: tuple[Net, Net, list[Part]]) 
     model, whole, _ = made
     assert input_device(model) == input_device(whole) == torch.device("cpu")
     assert input_device(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+
+
+@pytest.mark.parametrize("change", [nn.Module.half, lambda model: model.to(torch.bfloat16), copy.deepcopy])
+def test_what_would_be_lost_is_refused(made: tuple[Net, Net, list[Part]], change: Callable[[nn.Module], Any]) -> None:
+    model, whole, _ = made
+    with pytest.raises(ModelError, match="stream=True"):
+        change(model)
+    assert torch.equal(model(torch.arange(5)), whole(torch.arange(5)))

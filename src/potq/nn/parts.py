@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from potq.errors import ModelError
+
 _ATTRIBUTE = "_potq_parts"
+_STREAMED = "the model was loaded with stream=True, and has one part of it in memory"
+_REFUSED = {
+    "_apply": f"{_STREAMED}: to move or cast it would not last; name a dtype when it is loaded: potq.load(folder, "
+    "stream=True, dtype='bfloat16')",
+    "save_pretrained": f"{_STREAMED}: it cannot be saved before it is quantized; copy its folder",
+}
+"""Methods that would lose something, until the model is an ordinary one. ``to``, ``half`` and their like call ``_apply``."""
 
 Part = tuple[str, ...]
 """Names of modules that are read together."""
@@ -37,6 +46,11 @@ class Parts:
             module = model.get_submodule(name)
             module.forward = self._on_demand(name, module.forward)
         model.__dict__[_ATTRIBUTE] = self
+        model.__dict__ |= {method: _refusing(message) for method, message in _REFUSED.items()}
+
+    def __deepcopy__(self, memo: Any) -> Parts:
+        """Refused: modules of the copy would read the original's parts."""
+        raise ModelError(f"{_STREAMED}: it cannot be copied; load it a second time")
 
     def bring(self, name: str) -> None:
         """Have the part with the module or the tensor called ``name`` in memory, and no other."""
@@ -73,7 +87,8 @@ class Parts:
                 name = names[id(tensor)]
                 made.setdefault(name, _as(owner[key], kept[name]))
                 owner[key] = made[name]
-        del self._model.__dict__[_ATTRIBUTE]
+        for name in (_ATTRIBUTE, *_REFUSED):
+            del self._model.__dict__[name]
 
     def _read(self, part: Part) -> Iterator[tuple[Slot, Tensor]]:
         """Every tensor of ``part`` that the model has a place for."""
@@ -107,6 +122,13 @@ class Parts:
 
     def _names(self) -> Iterator[str]:
         return (name for part in self._parts for name in part)
+
+
+def _refusing(message: str) -> Callable[..., Any]:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise ModelError(message)
+
+    return refuse
 
 
 def _as(like: Tensor, tensor: Tensor) -> Tensor:

@@ -78,8 +78,9 @@ def probe(model: Any) -> Probe:
         ExportError: it keeps no keys and values of all tokens.
     """
     generator = torch.Generator().manual_seed(0)
-    length = min(_PROBE, getattr(model.config, "max_position_embeddings", _PROBE))
-    started = Probe(torch.randint(model.config.vocab_size, (1, length), generator=generator), torch.empty(0), [])
+    text = model.config.get_text_config()  # of a multimodal model, the language model's
+    length = min(_PROBE, getattr(text, "max_position_embeddings", _PROBE))
+    started = Probe(torch.randint(text.vocab_size, (1, length), generator=generator), torch.empty(0), [])
     refused = f"models of type {model.config.model_type!r} cannot be exported to onnx: "
     try:
         logits, cache = Decoder(model)(**started.inputs(0, length, []))
