@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,11 @@ from potq.hardware.gates.synthesis import Gates, gates
 from potq.hardware.gates.toggles import toggles
 
 wanted = tools.missing("yosys", "sta", cells=True)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(wanted is not None, reason=wanted or "")]
+deep = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
+pytestmark = [
+    pytest.mark.skipif(not deep, reason="takes minutes: make check-deep"),
+    pytest.mark.skipif(wanted is not None, reason=wanted or ""),
+]
 COUNT = 4000
 TIES = np.array([1, -1, 1 + 2**-10, -1 - 2**-10, 0.5, 2, -2, 2**-14, 0], np.float16)
 

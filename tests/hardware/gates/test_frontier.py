@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from potq.numerics.scheme import QuantScheme
 
 wanted = tools.missing("yosys", "sta", cells=True)
 measured = pytest.mark.skipif(wanted is not None, reason=wanted or "")
+deep = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "deep", reason="takes minutes: make check-deep")
 SCHEMES = [QuantScheme("pot3", group_size=32), QuantScheme("int3", group_size=32)]
 
 
@@ -93,7 +95,7 @@ def test_perplexities_are_kept_and_those_of_rounded_models(
 
 
 @measured
-@pytest.mark.slow
+@deep
 def test_a_frontier_with_real_circuits(tiny_model: LlamaForCausalLM, tokens: torch.Tensor, tmp_path: Path) -> None:
     base, points = frontier(tiny_model, Protocol(tokens.flatten(), window=24), SCHEMES)
     pot3, int3 = (found.circuit for found in points)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from potq.errors import MissingDependencyError, ModelError
@@ -13,6 +15,7 @@ from potq.numerics.scheme import QuantScheme
 
 wanted = tools.missing("yosys", "sta", cells=True)
 measured = pytest.mark.skipif(wanted is not None, reason=wanted or "")
+deep = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "deep", reason="takes minutes: make check-deep")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def test_toggles_are_counted_and_the_netlist_is_checked(pot3: tuple[Design, Gate
 
 
 @measured
-@pytest.mark.slow
+@deep
 @pytest.mark.parametrize("family", ["ice40", "xc7"])
 def test_look_up_tables_and_multiplier_blocks(family: str) -> None:
     design = design_of(QuantScheme("int8"), structure="multiply")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from potq.hardware.rtl.write import write
 from potq.numerics.scheme import PRESETS, QuantScheme
 
 verilator = pytest.mark.skipif(tools.missing("verilator") is not None, reason=tools.missing("verilator") or "")
+deep = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "deep", reason="takes minutes: make check-deep")
 NUMBERED = [name for name, scheme in PRESETS.items() if isinstance(scheme.group_size, int)]
 
 
@@ -75,7 +77,7 @@ def test_verilator_computes_what_python_does() -> None:
 
 
 @verilator
-@pytest.mark.slow
+@deep
 @pytest.mark.usefixtures("few_groups")
 def test_a_wrong_shift_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = product.build
@@ -94,7 +96,7 @@ EVERY = [(name, structure) for name in NUMBERED for structure in possible(PRESET
 
 
 @verilator
-@pytest.mark.slow
+@deep
 @pytest.mark.parametrize(("preset", "structure"), EVERY, ids=[f"{name}-{structure}" for name, structure in EVERY])
 def test_every_preset_in_every_structure(preset: str, structure: Structure) -> None:
     found = simulate.simulate(design_of(QuantScheme(preset), structure=structure))
@@ -103,7 +105,7 @@ def test_every_preset_in_every_structure(preset: str, structure: Structure) -> N
 
 
 @verilator
-@pytest.mark.slow
+@deep
 @pytest.mark.parametrize("options", [{"activation_bits": 4}, {"lanes": 1}, {"chained": True}], ids=str)
 @pytest.mark.parametrize("preset", ["pot3", "apot4", "int4"])
 def test_other_sizes(preset: str, options: dict[str, int]) -> None:
