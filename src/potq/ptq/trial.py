@@ -27,7 +27,8 @@ from potq.ptq.share import Share
 from potq.ptq.substitute import frozen
 from potq.ptq.weight import quantize_weight
 
-_ROWS = (16, 128)  # of a layer, which its time is extrapolated from
+_ROWS = (16, 128)  # of a layer, which its time is extrapolated from; the second is a part of a tall one
+_PART = 8
 _SLICE = 1 << 17  # weights of a matrix that is rounded to nearest
 _SHORT = 0.05  # seconds; shorter pieces are timed again, warm
 _STEPS = 3
@@ -140,7 +141,8 @@ def _layer_rate(weight: Tensor, scheme: QuantScheme, hessian: Tensor, effort: Ef
         part = weight[:rows]
         return _seconds(lambda: quantize_layer(part, hessian, SchemeRounding.of(part, scheme, hessian.diagonal()), effort))
 
-    few, many = (min(rows, len(weight)) for rows in _ROWS)
+    # a wide layer's factor takes a minute, and what disturbs that would count for every row: the more rows, the less it does
+    few, many = (min(rows, len(weight)) for rows in (_ROWS[0], max(_ROWS[1], len(weight) // _PART)))
     whole = seconds(many)
     row = max(0.0, (whole - seconds(few)) / (many - few)) if many > few else whole / many
     return lambda rows: whole + (rows - many) * row
