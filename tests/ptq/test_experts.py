@@ -69,14 +69,20 @@ def test_calibration_is_better_than_rounding(family: str) -> None:
     assert errors["balanced"] < 0.8 * errors["fast"]
 
 
+def routed(model: Any, block: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """What the experts of ``block`` get, once: hidden states, and the experts that the router chose for each."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    with block.experts.register_forward_pre_hook(lambda module, args: seen.append((args[0], args[1]))), torch.no_grad():
+        model(ids)
+    (found,) = seen
+    return found
+
+
 def test_an_expert_is_fit_to_its_own_tokens() -> None:
     """What GPTQ makes of the second moments of the tokens that the router sends to it, taken by hand."""
     model, ids = moe("qwen3_moe", num_hidden_layers=1), tokens(4)
     block = model.model.layers[0].mlp
-    seen: list[tuple[Tensor, Tensor]] = []
-    with block.experts.register_forward_pre_hook(lambda module, args: seen.append((args[0], args[1]))), torch.no_grad():
-        model(ids)
-    ((hidden, chosen),) = seen
+    hidden, chosen = routed(model, block, ids)
     weights = [matrix.clone() for matrix in block.experts.gate_up_proj.detach()]
     # nothing before the experts is rounded, so that they see what they see in full precision
     ignored = CONFIG.model_copy(update={"ignore": ("q_proj", "k_proj", "v_proj", "o_proj"), "effort": EFFORTS["gptq"]})
@@ -276,10 +282,7 @@ def test_the_report_has_the_error_of_experts_outputs() -> None:
     """Of all experts of a layer together, on the tokens that each gets."""
     model, ids = moe("qwen3_moe", num_hidden_layers=1), tokens(2)
     block = model.model.layers[0].mlp
-    seen: list[tuple[Tensor, Tensor]] = []
-    with block.experts.register_forward_pre_hook(lambda module, args: seen.append((args[0], args[1]))), torch.no_grad():
-        model(ids)
-    ((hidden, chosen),) = seen
+    hidden, chosen = routed(model, block, ids)
     exact = block.experts.gate_up_proj.detach().clone()
     report = quantized(model, "balanced", ids)
     rounded = block.experts.gate_up_proj + 0

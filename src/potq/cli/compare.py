@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from potq.cli import console
 from potq.cli.inputs import calibration_batches
+from potq.cli.measured import check_measured, show_measured
 from potq.cli.notes import announce, note_remarks
 from potq.cli.recipe import CalibrationRecipe, parse_schemes
 from potq.config import EFFORTS, Effort, PoTConfig, effort_by_name
@@ -100,37 +101,24 @@ def compare(
     title = f"{model} on {text}: {protocol_line}"
     source = {"text": calibration, "windows": max(row.calibration_windows for row in rows)} if needed else None
     settings = {"model": model, "text": text, "embedding": embedding, "calibration": source, "seed": seed}
-    _show(rows, title, settings, as_json=as_json, as_markdown=as_markdown)
+    show_measured(
+        title,
+        lambda: {**settings, "rows": comparison.to_dict(rows)},
+        lambda: comparison.markdown(rows),
+        lambda: comparison.table(rows),
+        as_json=as_json,
+        as_markdown=as_markdown,
+    )
     if plot is not None:
         comparison.plot(rows, plot, f"{Path(model).name} on {Path(text).name}\n{protocol_line}")
         console.stderr.print(f"wrote {plot}", highlight=False)
 
 
-def _show(rows: list[Row], title: str, settings: dict[str, Any], *, as_json: bool, as_markdown: bool) -> None:
-    from potq.evaluate import compare as comparison
-
-    if as_json:
-        console.emit_json({**settings, "rows": comparison.to_dict(rows)})
-    elif as_markdown:
-        print(f"{title}\n\n{comparison.markdown(rows)}")
-    else:
-        out = console.stdout()
-        out.print(title, highlight=False, soft_wrap=True)
-        out.print(comparison.table(rows))
-
-
 def _checked(model: str, dtype: str, resume: Path | None, plot: Path | None, text: str, calibration: str) -> str:
     """The text, after a look at all that can be wrong before torch is loaded."""
-    from potq.checkpoint.files import check_dtype, check_source
     from potq.data.text import check_text, read_text
-    from potq.evaluate.outputs import check_plot, check_rows_file
 
-    check_dtype(dtype)
-    if plot is not None:
-        check_plot(plot)
-    if resume is not None:
-        check_rows_file(resume)
-    check_source(model, quantizing=True)
+    check_measured(model, dtype, resume, plot)
     if calibration != SELF:
         check_text(calibration, learned=True)
     return read_text(text)

@@ -9,11 +9,9 @@ from typing import Annotated
 import typer
 
 from potq.cli import console
+from potq.cli.measured import check_measured, show_measured
 from potq.cli.recipe import parse_schemes
 from potq.errors import ConfigError
-from potq.hardware.rtl.design import design_of
-from potq.hardware.rtl.product import STRUCTURES
-from potq.hardware.rtl.write import check_folder, description, write
 from potq.numerics.scheme import QuantScheme
 
 hardware = typer.Typer(help="Circuits for a scheme's products.", no_args_is_help=True)
@@ -45,6 +43,10 @@ def rtl(
 
     potq hardware rtl --scheme pot3s -o rtl
     """
+    from potq.hardware.rtl.design import design_of  # no other command needs the generator
+    from potq.hardware.rtl.product import STRUCTURES
+    from potq.hardware.rtl.write import check_folder, description, write
+
     check_folder(output)
     chosen = next((name for name in STRUCTURES if name == structure), None)
     design = design_of(QuantScheme(scheme), structure=chosen, activation_bits=activation_bits, lanes=lanes)
@@ -111,14 +113,14 @@ def report(
     base, points = frontier(loaded, protocol, found, activation_bits=bits, layer=layer, kept=kept, progress=progress)
     protocol_line = f"{len(base.window_nll)} windows of {base.window} tokens; full precision {base.perplexity:.2f}"
     title = f"{model} on {text}: {protocol_line}"
-    if as_json:
-        console.emit_json({"model": model, "text": text, **shown.to_dict(base, points)})
-    elif as_markdown:
-        print(f"{title}\n\n{shown.markdown(points)}")
-    else:
-        out = console.stdout()
-        out.print(title, highlight=False, soft_wrap=True)
-        out.print(shown.table(points))
+    show_measured(
+        title,
+        lambda: {"model": model, "text": text, **shown.to_dict(base, points)},
+        lambda: shown.markdown(points),
+        lambda: shown.table(points),
+        as_json=as_json,
+        as_markdown=as_markdown,
+    )
     if plot is not None:
         shown.plot(base, points, plot, title)
         console.stderr.print(f"wrote {plot}", highlight=False)
@@ -133,16 +135,9 @@ def _bits(text: str) -> tuple[int, ...]:
 
 def _checked(model: str, dtype: str, resume: Path | None, plot: Path | None, text: str) -> str:
     """The text, after a look at all that can be wrong before torch is loaded."""
-    from potq.checkpoint.files import check_dtype, check_source
     from potq.data.text import read_text
-    from potq.evaluate.outputs import check_plot, check_rows_file
     from potq.hardware.gates import tools
 
     tools.require("yosys", "sta", cells=True)
-    check_dtype(dtype)
-    if plot is not None:
-        check_plot(plot)
-    if resume is not None:
-        check_rows_file(resume)
-    check_source(model, quantizing=True)
+    check_measured(model, dtype, resume, plot)
     return read_text(text)
