@@ -239,6 +239,13 @@ void read_end_ids(const Reader& reader, Config* config) {
 
 }  // namespace
 
+void Config::check_ids(const int32_t* ids, int count) const {
+  for (int i = 0; i < count; i++) {
+    if (ids[i] < 0 || ids[i] >= vocabulary)
+      fail("token %d (number %d) is outside the vocabulary of %d; the tokenizer is another model's", ids[i], i, vocabulary);
+  }
+}
+
 void refuse_adapter(const std::string& folder) {
   const std::string file = folder + "/adapter_config.json";
   if (!exists(file)) return;

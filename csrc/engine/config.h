@@ -45,6 +45,7 @@ struct Config {
 
   int query_size() const { return heads * head_size; }
   int kv_size() const { return kv_heads * head_size; }
+  void check_ids(const int32_t* ids, int count) const;  // throws an Error if one is outside the vocabulary
 };
 
 // Throws an Error if the folder holds an adapter (LoRA), alone or beside its base: transformers would apply it, the engine

@@ -1,103 +1,15 @@
-// The C interface: checks of arguments, and the border that no exception crosses.
+// The C interface of the engine and its tokenizers.
 #include "engine.h"
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <string>
 #include <thread>
 
-#include "error.h"
-#include "forward.h"
-#include "sampler.h"
+#include "handle.h"
 #include "tokenizer.h"
 
 using namespace potq::engine;
-
-struct potq_engine {
-  potq_engine(const char* folder, const potq_engine_options& options, int32_t isa)
-      : pool(options.threads),
-        model(load_model(folder, pool)),
-        isa(isa),
-        forward(model, pool, context_of(options), isa, options.arithmetic),
-        logits(size_t(model.config.vocabulary)) {
-    sequence.reserve(size_t(forward.context()) + 1);
-  }
-
-  int context_of(const potq_engine_options& options) const {
-    const int own = model.config.positions;
-    if (options.context > own) fail("a context of %d tokens was asked for, the model knows %d", options.context, own);
-    return options.context ? options.context : own;
-  }
-
-  // Throws if the ids cannot stand behind `used` tokens.
-  void check(const int32_t* ids, int32_t count, int32_t used) const {
-    if (count < 1) fail("there are no tokens to append; a prompt has at least one");
-    if (count > forward.context() - used)
-      fail("%d tokens do not fit the context of %d, of which %d are used; shorten the prompt or open with a larger context",
-           count, forward.context(), used);
-    for (int32_t i = 0; i < count; i++) {
-      if (ids[i] < 0 || ids[i] >= model.config.vocabulary)
-        fail("token %d (number %d) is outside the vocabulary of %d; the tokenizer is another model's", ids[i], i,
-             model.config.vocabulary);
-    }
-  }
-
-  void truncate(int32_t length) {
-    sampler.reset();
-    forward.forget(length);
-    sequence.resize(size_t(length));
-  }
-
-  void append(const int32_t* ids, int32_t count, float* to, bool all) {
-    check(ids, count, forward.length());
-    truncate(forward.length());
-    sequence.insert(sequence.end(), ids, ids + count);
-    for (int32_t first = 0; first < count; first += Forward::kChunk) {
-      const int32_t rows = std::min(Forward::kChunk, count - first);
-      const bool wanted = to && (all || first + rows == count);
-      forward.run(ids + first, rows, wanted ? to + (all ? size_t(first) * size_t(model.config.vocabulary) : 0) : nullptr, all);
-    }
-  }
-
-  int32_t start(const int32_t* prompt, int32_t count, const potq_sampling& sampling, std::vector<int32_t> ends) {
-    check(prompt, count, 0);
-    auto made = std::make_unique<Sampler>(sampling, model.config.vocabulary);
-    for (int32_t i = 0; i < count; i++) made->seen(prompt[i]);
-    const int32_t most = std::min(forward.length(), count - 1);
-    const int32_t kept = int32_t(std::mismatch(prompt, prompt + most, sequence.begin()).first - prompt);
-    truncate(kept);
-    sequence.insert(sequence.end(), prompt + kept, prompt + count);
-    sampler = std::move(made), text_ends = std::move(ends);
-    return kept;
-  }
-
-  int32_t next(int32_t* token) {
-    std::unique_ptr<Sampler> current = std::move(sampler);  // put back if the text goes on
-    if (!current) fail("no text is under way; begin one");
-    const int32_t length = forward.length(), pending = int32_t(sequence.size()) - length;
-    if (length == forward.context()) return POTQ_END_CONTEXT;
-    const int32_t rows = std::min(Forward::kChunk, pending);
-    forward.run(sequence.data() + length, rows, rows == pending ? logits.data() : nullptr, false);
-    if (rows == pending) {
-      *token = current->choose(logits.data());
-      if (std::find(text_ends.begin(), text_ends.end(), *token) != text_ends.end()) return POTQ_END_TOKEN;
-      current->seen(*token);
-      sequence.push_back(*token);
-    }
-    sampler = std::move(current);
-    return rows == pending ? POTQ_STEP_TOKEN : POTQ_STEP_PROMPT;
-  }
-
-  Pool pool;
-  Model model;
-  int32_t isa;
-  Forward forward;
-  std::vector<float> logits;
-  std::vector<int32_t> sequence;     // the tokens in the cache, and behind them those that the next step reads
-  std::unique_ptr<Sampler> sampler;  // while a text is under way
-  std::vector<int32_t> text_ends;    // tokens that end it
-};
 
 struct potq_tokenizer {
   explicit potq_tokenizer(const char* file) : tokenizer(file) {}
@@ -105,25 +17,6 @@ struct potq_tokenizer {
 };
 
 namespace {
-
-void say(char* message, size_t size, const char* text) {
-  if (!message || !size) return;
-  std::strncpy(message, text, size - 1);
-  message[size - 1] = 0;
-}
-
-// Runs `action`; its error becomes the message and `otherwise` the result.
-template <class Result, class Action>
-Result guarded(char* message, size_t size, Result otherwise, Action action) {
-  try {
-    return action();
-  } catch (const std::bad_alloc&) {
-    say(message, size, "no memory");
-  } catch (const std::exception& error) {
-    say(message, size, error.what());
-  }
-  return otherwise;
-}
 
 int32_t best_isa() {
   int32_t best = 0;
@@ -171,10 +64,10 @@ int32_t potq_engine_append(potq_engine* engine, const int32_t* ids, int32_t coun
   });
 }
 
-int32_t potq_engine_length(const potq_engine* engine) { return engine->forward.length(); }
+int32_t potq_engine_length(const potq_engine* engine) { return engine->sequence.length(); }
 
 int32_t potq_engine_truncate(potq_engine* engine, int32_t length) {
-  if (length < 0 || length > engine->forward.length()) return 1;
+  if (length < 0 || length > engine->sequence.length()) return 1;
   engine->truncate(length);
   return 0;
 }

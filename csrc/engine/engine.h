@@ -1,4 +1,5 @@
-/* The decode engine: a potq folder to tokens, in C. One sequence at a time; an engine belongs to one caller at a time.
+/* The decode engine: a potq folder to tokens, in C. An engine has one sequence, a scheduler on it many. Each belongs to one
+ * caller at a time.
  *
  * Functions that can fail take `message` (of `size` bytes, or NULL) for the reason, which names file, tensor or argument, what
  * was expected, what was found, and what to do.
@@ -73,6 +74,74 @@ typedef int32_t (*potq_on_token)(void* user, int32_t token);
 POTQ_API int32_t potq_engine_generate(potq_engine* engine, const int32_t* prompt, int32_t count, int32_t most,
                                       const potq_sampling* sampling, potq_on_token on_token, void* user, char* message,
                                       size_t size);
+
+/* Many texts at once, on an engine's model. A scheduler belongs to one caller at a time, which may be none of the engine's; the
+ * engine is closed after it. */
+typedef struct potq_scheduler potq_scheduler;
+
+typedef struct {
+  int32_t slots;       /* texts that run at once, 1..64; others wait */
+  int32_t chunk;       /* tokens of prompts in a step in which texts go on, 1..128 */
+  int64_t cache_bytes; /* for keys and values; 0: all slots' contexts, within a quarter of the machine's memory */
+} potq_scheduler_options;
+
+typedef struct {
+  const int32_t* prompt;
+  const int32_t* ends; /* tokens that end the text; NULL: those of the folder's */
+  int32_t count, end_count;
+  int32_t most;     /* new tokens, at most; fewer where the context ends */
+  int32_t logprobs; /* likeliest tokens beside each token; 0: no logprobs */
+  int32_t echo;     /* logprobs of the prompt, too */
+  potq_sampling sampling;
+} potq_request;
+
+typedef struct {
+  int32_t token;
+  float logprob; /* natural logarithm, of the model's own probability */
+} potq_logprob;
+
+enum potq_finish {
+  POTQ_FINISH_NONE = 0,      /* the text goes on */
+  POTQ_FINISH_STOP = 1,      /* a token ended it */
+  POTQ_FINISH_LENGTH = 2,    /* it has as many tokens as were asked for, or the context is full */
+  POTQ_FINISH_CANCELLED = 3, /* potq_scheduler_cancel */
+  POTQ_FINISH_ERROR = 4      /* of this text alone; see message */
+};
+
+typedef struct {
+  int64_t request;
+  int32_t token;   /* the new one, -1: none */
+  int32_t finish;  /* potq_finish */
+  int32_t entries; /* a token has so many logprobs: its own, and those of the likeliest */
+  int32_t prompt_entries;
+  const potq_logprob* logprobs; /* of the token; or NULL */
+  const potq_logprob*
+      prompt_logprobs; /* with the first event of a text with echo: of every token of the prompt but the first */
+  const char* message;
+} potq_event;
+
+typedef struct {
+  int32_t running, waiting;
+  int64_t pages_used, pages_total, cache_bytes; /* a page holds 64 positions */
+  int64_t shared_tokens;                        /* of prompts, that were not computed since another text began alike */
+} potq_scheduler_statistics;
+
+/* NULL on error. */
+POTQ_API potq_scheduler* potq_scheduler_open(potq_engine* engine, const potq_scheduler_options* options, char* message,
+                                             size_t size);
+POTQ_API void potq_scheduler_close(potq_scheduler* scheduler);
+/* The number of the text, 1 and up; or -1 with a message. */
+POTQ_API int64_t potq_scheduler_submit(potq_scheduler* scheduler, const potq_request* request, char* message, size_t size);
+/* What the next token of a text may be, until it is said anew: token i where bit i % 8 of byte i / 8 is set. NULL: any. Returns
+ * 0, or 1 with a message. Numbers of texts that ended are ignored, here and in cancel. */
+POTQ_API int32_t potq_scheduler_allow(potq_scheduler* scheduler, int64_t request, const uint8_t* bits, size_t bytes,
+                                      char* message, size_t size);
+/* Ends a text and frees what it has of the cache. */
+POTQ_API void potq_scheduler_cancel(potq_scheduler* scheduler, int64_t request);
+/* One pass. Returns how many events it brought, or -1 with a message. They stay until the next step. */
+POTQ_API int32_t potq_scheduler_step(potq_scheduler* scheduler, char* message, size_t size);
+POTQ_API void potq_scheduler_event(const potq_scheduler* scheduler, int32_t index, potq_event* event);
+POTQ_API void potq_scheduler_describe(const potq_scheduler* scheduler, potq_scheduler_statistics* statistics);
 
 /* BPE from a tokenizer.json, byte-level or with byte fallback. A tokenizer may be used by many threads. */
 typedef struct potq_tokenizer potq_tokenizer;

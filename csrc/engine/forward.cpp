@@ -10,11 +10,12 @@
 // heads and rotate them at once (1 to 2 % for 70 lines); and rows of weights taken as threads come free, which costs 5 to 15 %,
 // also where other programs have the cores.
 //
-// Many tokens: rows of activations are divided for everything but the products, in which threads take panels to prepare and
-// then blocks of weights as they come. A few rows, with the heads of a group, attend together.
+// Many tokens, of one sequence or of several: rows of activations are divided for everything but the products, in which threads
+// take panels to prepare and then blocks of weights as they come. A few rows of a sequence, with the heads of a group, attend
+// together.
 //
-// Every number is computed by one thread in one order, whatever the number of threads and of tokens at a time: logits are the
-// same bits.
+// Every number is computed by one thread in one order, whatever the number of threads and of tokens at a time, and whose they
+// are: logits are the same bits.
 #include "forward.h"
 
 #include <algorithm>
@@ -32,20 +33,19 @@ Forward::Forward(const Model& model, Pool& pool, int context, int32_t isa, int32
       pool_(pool),
       lanes_(lanes(isa)),
       context_(context),
-      room_(int64_t(context) + (kKeyBlock - context % kKeyBlock) % kKeyBlock),
       isa_(isa),
       arithmetic_(arithmetic),
       tile_rows_(std::max(1, lanes_.tile / (c_.heads / c_.kv_heads))),
       own_(size_t(pool.threads())) {
   size_t bytes = 0;
   lay_out(nullptr, &bytes);
-  memory_ = Memory(bytes, "the key-value cache and the activations (pass a smaller context)", false);
+  memory_ = Memory(bytes, "the activations (pass a smaller context)", false);
   lay_out(memory_.data(), &bytes);
 }
 
 void Forward::lay_out(uint8_t* memory, size_t* bytes) {
   Parts parts(memory);
-  const size_t rows = size_t(std::min(kChunk, context_)), hidden = size_t(c_.hidden), inner = size_t(c_.intermediate);
+  const size_t rows = kRows, hidden = size_t(c_.hidden), inner = size_t(c_.intermediate);
   const size_t q = size_t(c_.query_size()), kv = size_t(c_.kv_size());
   size_t one = 0, many = 0;  // bytes of panels
   const auto measure = [&](const Matrix& matrix) {
@@ -64,7 +64,7 @@ void Forward::lay_out(uint8_t* memory, size_t* bytes) {
   for (Own& own : own_) {
     own.x = parts.take<float>(hidden);
     own.h = parts.take<float>(hidden);
-    own.scores = parts.take<float>(size_t(tile_rows_) * size_t(c_.heads / c_.kv_heads) * (size_t(room_) + kKeyBlock));
+    own.scores = parts.take<float>(size_t(tile_rows_) * size_t(c_.heads / c_.kv_heads) * (size_t(context_) + 3 * kKeyBlock));
     own.panels = parts.take<uint8_t>(one);
   }
   x_ = parts.take<float>(rows * hidden);
@@ -82,26 +82,31 @@ void Forward::lay_out(uint8_t* memory, size_t* bytes) {
   up_ = parts.take<float>(rows * inner);
   rotation_ = parts.take<float>(rows * size_t(c_.head_size));
   panels_ = parts.take<uint8_t>(many);
-  const size_t cache = size_t(c_.layers) * kv;
-  size_t numbers;
-  if (__builtin_mul_overflow(cache, size_t(room_), &numbers)) numbers = SIZE_MAX;
-  keys_ = parts.take<uint16_t>(numbers);
-  values_ = parts.take<uint16_t>(std::min(numbers, SIZE_MAX - kKeyBlock) + kKeyBlock);  // see Lanes::mix
   *bytes = parts.used();
 }
 
-void Forward::run(const int32_t* ids, int count, float* logits, bool all) {
-  ids_ = ids, m_ = count, logits_ = logits, all_ = all;
-  for (int row = 0; row < count && c_.rotary; row++) {
+void Forward::run(const std::vector<Span>& spans, const Cache& cache, float* logits) {
+  cache_ = &cache, logits_ = logits;
+  rows_.clear(), tiles_.clear(), wanted_.clear();
+  for (const Span& span : spans) {
+    const int first = int(rows_.size());
+    for (int i = 0; i < span.count; i++) {
+      if (i >= span.count - span.wanted) wanted_.push_back(first + i);
+      rows_.push_back({span.ids[i], span.sequence->length() + i, span.sequence->pages()});
+    }
+    for (int i = 0; i < span.count; i += tile_rows_)
+      tiles_.push_back({first + i, first + std::min(i + tile_rows_, span.count)});
+  }
+  m_ = int(rows_.size());
+  for (int row = 0; row < m_ && c_.rotary; row++) {
     float *cosine = rotation_ + size_t(row) * size_t(c_.head_size), *sine = cosine + c_.head_size / 2;
     for (const float frequency : c_.inverse_frequencies) {
-      const float angle = float(length_ + row) * frequency;
+      const float angle = float(rows_[size_t(row)].position) * frequency;
       *cosine++ = std::cos(angle);
       *sine++ = std::sin(angle);
     }
   }
   pool_.run([](void* self, int thread) { static_cast<Forward*>(self)->work(thread); }, this);
-  length_ += count;
 }
 
 Forward::Rows Forward::share_of(int thread, int count) const {
@@ -124,14 +129,14 @@ void Forward::work(int thread) {
   for (int row = rows.first; row < rows.last; row++) embed(row, x + size_t(row) * size_t(c_.hidden), own.h);
   float* pending = nullptr;  // what is still to be added to x
   for (int index = 0; index < c_.layers; index++) layer(thread, index, x, h, pending);
-  if (logits_) finish(thread, x, h, pending);
+  if (!wanted_.empty()) finish(thread, x, h, pending);
 }
 
 // `free`: room for a row.
 void Forward::embed(int row, float* x, float* free) const {
-  read_row(model_.embedding, ids_[row], x);
+  read_row(model_.embedding, rows_[size_t(row)].id, x);
   if (model_.positions.empty()) return;
-  read_row(model_.positions[0], length_ + row, free);
+  read_row(model_.positions[0], rows_[size_t(row)].position, free);
   lanes_.add(free, x, c_.hidden);
 }
 
@@ -198,116 +203,6 @@ void Forward::activate(float* gate, const float* up, int count) const {
   if (up) lanes_.multiply(up, gate, count);
 }
 
-// ---- attention ----
-
-// Number i of a head goes with number i + head_size / 2.
-void Forward::rotate(int row, float* head) const {
-  const int half = c_.head_size / 2;
-  float *low = head, *high = head + half;
-  const float *cosine = rotation_ + size_t(row) * size_t(c_.head_size), *sine = cosine + half;
-  for (int i = 0; i < half; i++) {
-    const float a = low[i], b = high[i];
-    low[i] = a * cosine[i] - b * sine[i];
-    high[i] = b * cosine[i] + a * sine[i];
-  }
-}
-
-void Forward::place_key_value(int layer, int row, int kv_head) {
-  float* k = key(row, kv_head);
-  const std::vector<float>& weight = model_.layers[size_t(layer)].k_norm;
-  if (!weight.empty()) lanes_.rms_norm(k, weight.data(), c_.epsilon, k, c_.head_size);
-  if (c_.rotary) rotate(row, k);
-  const int position = length_ + row;
-  uint16_t halves[kMaxHead], *block = cached(keys_, layer, kv_head, position - position % kKeyBlock) + position % kKeyBlock;
-  lanes_.to_half(k, halves, c_.head_size);
-  for (int i = 0; i < c_.head_size; i++) block[i * kKeyBlock] = halves[i];
-  lanes_.to_half(value(row, kv_head), cached(values_, layer, kv_head, length_ + row), c_.head_size);
-}
-
-void Forward::rotate_query(int layer, int row, int head) {
-  const std::vector<float>& weight = model_.layers[size_t(layer)].q_norm;
-  float* q = query(row, head);
-  if (!weight.empty()) lanes_.rms_norm(q, weight.data(), c_.epsilon, q, c_.head_size);
-  if (c_.rotary) rotate(row, q);
-}
-
-void Forward::attend(int thread, int layer) {
-  const Layer& weights = model_.layers[size_t(layer)];
-  const int group = c_.heads / c_.kv_heads;
-  if (m_ == 1) {  // threads divide the heads, first to place them, then to look back
-    const Rows all = share_of(thread, c_.kv_heads + c_.heads), mine = share_of(thread, c_.heads);
-    for (int head = all.first; head < all.last; head++) {
-      if (head < c_.kv_heads)
-        place_key_value(layer, 0, head);
-      else
-        rotate_query(layer, 0, head - c_.kv_heads);
-    }
-    pool_.barrier(ahead(thread, weights.o));
-    for (int head = mine.first, next; head < mine.last; head = next) {
-      next = std::min(mine.last, (head / group + 1) * group);  // those that share a key-value head
-      attend_heads(thread, layer, 0, 1, head, next - head);
-    }
-    return pool_.barrier(ahead(thread, weights.o));
-  }
-  const Rows rows = rows_of(thread);
-  for (int row = rows.first; row < rows.last; row++) {
-    for (int head = 0; head < c_.kv_heads; head++) place_key_value(layer, row, head);
-    for (int head = 0; head < c_.heads; head++) rotate_query(layer, row, head);
-  }
-  pool_.barrier();
-  const int tiles = (m_ + tile_rows_ - 1) / tile_rows_, tasks = tiles * c_.kv_heads;
-  for (int task = pool_.take(1); task < tasks; task = pool_.take(1)) {
-    const int row = task % tiles * tile_rows_;
-    attend_heads(thread, layer, row, std::min(tile_rows_, m_ - row), task / tiles * group, group);
-  }
-  pool_.barrier();
-}
-
-// The positions that a row sees: its own and those before it, within the window.
-Forward::Rows Forward::seen(int layer, int row) const {
-  const int window = c_.window[size_t(layer)], end = length_ + row + 1;
-  return {window ? std::max(0, end - window) : 0, end};
-}
-
-// `count` query heads that share a key-value head, of `rows` rows, look at every position before them.
-void Forward::attend_heads(int thread, int layer, int row, int rows, int head, int count) {
-  const int size = c_.head_size, kv_head = head / (c_.heads / c_.kv_heads);
-  const int first = seen(layer, row).first, start = first - first % kKeyBlock;
-  const int blocks = (seen(layer, row + rows - 1).last - start + kKeyBlock - 1) / kKeyBlock;
-  const size_t stride = size_t(blocks | 1) * kKeyBlock;  // odd: rows at powers of two would share few places of a cache
-  const float scale = c_.scaled_attention ? 1.0f / std::sqrt(float(size)) : 1.0f;
-  float* scores = own_[size_t(thread)].scores;
-  const HeadRows<const float> q = {query(row, head), q_stride_, rows, count};
-  lanes_.score(q, cached(keys_, layer, kv_head, start), size, blocks, scale, scores, stride);
-  for (int h = 0; h < rows * count; h++) {
-    const Rows own = seen(layer, row + h / count);
-    lanes_.softmax(scores + size_t(h) * stride + (own.first - start), own.last - own.first);
-  }
-  mix(layer, row, rows, head, count, scores, stride, start);
-}
-
-// Sums over what each row sees, in order (weights begin at position `start`): what stands before the part that all rows see,
-// that part together, what stands behind.
-void Forward::mix(int layer, int row, int rows, int head, int count, const float* weights, size_t stride, int start) {
-  const int size = c_.head_size, kv_head = head / (c_.heads / c_.kv_heads);
-  const size_t to = size_t(c_.query_size());
-  float* out = attention_ + size_t(row) * to + size_t(head) * size_t(size);
-  const auto add = [&](int from, int until, int first, int taken) {
-    if (from >= until) return;
-    const HeadRows<float> heads = {out + size_t(first) * to, to, taken, count};
-    lanes_.mix(weights + size_t(first * count) * stride + (from - start), stride, cached(values_, layer, kv_head, from), size,
-               until - from, heads);
-  };
-  const int from = seen(layer, row + rows - 1).first, until = std::max(from, seen(layer, row).last);
-  for (int i = 0; i < rows; i++) {
-    const Rows own = seen(layer, row + i);
-    std::fill_n(out + size_t(i) * to, count * size, 0.0f);
-    add(own.first, std::min(from, own.last), i, 1);
-  }
-  add(from, seen(layer, row).last, 0, rows);
-  for (int i = 0; i < rows; i++) add(until, seen(layer, row + i).last, i, 1);
-}
-
 // ---- products ----
 
 // `next`: the first matrix that comes after these.
@@ -361,26 +256,28 @@ void Forward::spread(const Inputs& inputs, const Output* outputs, int count) {
   }
 }
 
-// Norm and head, of the last row or of all.
+// Norm and head, of the rows whose logits are wanted.
 void Forward::finish(int thread, float* x, float* h, float* pending) {
   const Own& own = own_[size_t(thread)];
   const Output output = {&model_.head(), logits_};
-  if (all_ && m_ > 1) {
-    const Rows rows = rows_of(thread);
-    for (int row = rows.first; row < rows.last; row++) {
-      const size_t at = size_t(row) * size_t(c_.hidden);
-      lanes_.add(pending + at, x + at, c_.hidden);
-      norm(model_.final_norm, x + at, h + at);
-    }
+  const int count = int(wanted_.size());
+  if (count > 1) {
+    const Rows mine = share_of(thread, count);
+    for (int i = mine.first; i < mine.last; i++)  // of x it reads what another wrote before the last barrier
+      norm_row(wanted_[size_t(i)], pending, x, h + size_t(i) * size_t(c_.hidden), own.x);
     pool_.barrier();
-    return spread(Inputs{h, m_, isa_, arithmetic_}, &output, 1);
+    return spread(Inputs{h, count, isa_, arithmetic_}, &output, 1);
   }
-  const size_t at = size_t(m_ - 1) * size_t(c_.hidden);
-  // every thread for itself: of x it reads what another wrote before the last barrier
-  if (m_ > 1) std::copy(x + at, x + at + size_t(c_.hidden), own.x);
-  lanes_.add(pending + at, own.x, c_.hidden);
-  norm(model_.final_norm, own.x, own.h);
+  norm_row(wanted_[0], pending, x, own.h, own.x);  // every thread for itself
   share(thread, Inputs{own.h, 1, isa_, arithmetic_}, &output, 1);
+}
+
+// `free`: room for a row, or the row itself.
+void Forward::norm_row(int row, const float* pending, const float* x, float* h, float* free) const {
+  const size_t at = size_t(row) * size_t(c_.hidden);
+  if (x + at != free) std::copy(x + at, x + at + size_t(c_.hidden), free);
+  lanes_.add(pending + at, free, c_.hidden);
+  norm(model_.final_norm, free, h);
 }
 
 }  // namespace engine

@@ -1,8 +1,10 @@
-// The forward pass over a model, with its key-value cache. See forward.cpp.
+// The forward pass over a model, of tokens of several sequences at a time. See forward.cpp.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
+#include "cache.h"
 #include "lanes.h"
 #include "model.h"
 #include "pool.h"
@@ -10,19 +12,27 @@
 namespace potq {
 namespace engine {
 
+// Tokens that come next in a sequence, which has room for them.
+struct Span {
+  const int32_t* ids;  // in range
+  int count, wanted;   // tokens, and of how many of them, the last ones, logits are wanted
+  const Sequence* sequence;
+};
+
 class Forward {
  public:
-  static constexpr int kChunk = 128;  // tokens that go through the layers together
+  static constexpr int kChunk = 128;             // tokens of prompts that go through the layers together
+  static constexpr int kSlots = 64;              // sequences beside them, each with its next token
+  static constexpr int kRows = kChunk + kSlots;  // of activations
 
+  // `context`: tokens of the longest sequence.
   Forward(const Model& model, Pool& pool, int context, int32_t isa, int32_t arithmetic);
 
   int context() const { return context_; }
-  int length() const { return length_; }  // tokens in the cache
-  void forget(int length) { length_ = length; }
 
-  // Appends up to kChunk tokens, whose ids are in range and for which there is room. logits: of the last token (vocabulary
-  // numbers), or of all (count x vocabulary), or null.
-  void run(const int32_t* ids, int count, float* logits, bool all);
+  // Computes the tokens of all spans, at most kRows together, each behind its sequence, whose length stays what it is. logits:
+  // vocabulary numbers for every token that they are wanted of, in order.
+  void run(const std::vector<Span>& spans, const Cache& cache, float* logits);
 
  private:
   struct Own {  // of a thread
@@ -36,6 +46,11 @@ class Forward {
   struct Rows {
     int first, last;
   };
+  struct Row {
+    int32_t id;
+    int position;
+    const int32_t* pages;  // of its sequence
+  };
 
   void lay_out(uint8_t* memory, size_t* bytes);
   void work(int thread);
@@ -44,7 +59,10 @@ class Forward {
   Rows seen(int layer, int row) const;
   void attend_heads(int thread, int layer, int row, int rows, int head, int count);
   void mix(int layer, int row, int rows, int head, int count, const float* weights, size_t stride, int start);
+  template <class Part>
+  void in_pages(int row, int from, int until, const Part& part) const;
   void finish(int thread, float* x, float* h, float* pending);
+  void norm_row(int row, const float* pending, const float* x, float* h, float* free) const;
   void embed(int row, float* x, float* free) const;
   void norm(const Norm& norm, const float* x, float* y) const;
   void rotate(int row, float* head) const;
@@ -61,26 +79,21 @@ class Forward {
   float* query(int row, int head) const { return q_ + size_t(row) * q_stride_ + size_t(head) * size_t(c_.head_size); }
   float* key(int row, int head) const { return k_ + size_t(row) * kv_stride_ + size_t(head) * size_t(c_.head_size); }
   float* value(int row, int head) const { return v_ + size_t(row) * kv_stride_ + size_t(head) * size_t(c_.head_size); }
-  uint16_t* cached(uint16_t* cache, int layer, int kv_head, int position) const {
-    const size_t head = size_t(layer) * size_t(c_.kv_heads) + size_t(kv_head);
-    return cache + (head * size_t(room_) + size_t(position)) * size_t(c_.head_size);
-  }
-
   const Model& model_;
   const Config& c_;
   Pool& pool_;
   const Lanes& lanes_;
   const int context_;
-  const int64_t room_;  // context, in whole blocks of keys
   const int32_t isa_, arithmetic_;
-  const int tile_rows_;  // rows of a prompt that attend together
-  int length_ = 0;
+  const int tile_rows_;  // rows of a sequence that attend together
 
   // the run's
-  const int32_t* ids_ = nullptr;
+  const Cache* cache_ = nullptr;
+  std::vector<Row> rows_;
+  std::vector<Rows> tiles_;  // rows that attend together
+  std::vector<int> wanted_;  // rows with logits
   float* logits_ = nullptr;
   int m_ = 0;
-  bool all_ = false;
 
   Memory memory_;
   std::vector<Own> own_;
@@ -88,8 +101,6 @@ class Forward {
         *gate_ = nullptr, *up_ = nullptr, *rotation_ = nullptr;
   size_t q_stride_ = 0, kv_stride_ = 0;
   uint8_t* panels_ = nullptr;
-  uint16_t *keys_ = nullptr, *values_ = nullptr;  // float16: layer, key-value head, position, head_size; keys are
-                                                  // interleaved in blocks of 16: number of the head, position
 };
 
 }  // namespace engine

@@ -21,6 +21,7 @@
 #include "../engine/file.h"
 #include "../engine/pool.h"
 #include "lanes_check.h"
+#include "scheduler_check.h"
 #include "scratch.h"
 #include "tiny_model.h"
 #include "tiny_tokenizer.h"
@@ -233,4 +234,5 @@ int main(int count, char** arguments) {
   if (!check_attention() || !check_products()) return 1;
   check_prompts();
   check_models();
+  if (!check_scheduler()) return 1;
 }

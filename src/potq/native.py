@@ -104,6 +104,61 @@ class EngineSampling(ctypes.Structure):
     ]
 
 
+class SchedulerOptions(ctypes.Structure):
+    """``potq_scheduler_options`` of ``csrc/engine/engine.h``."""
+
+    _fields_ = [("slots", c_int32), ("chunk", c_int32), ("cache_bytes", c_int64)]
+
+
+class Request(ctypes.Structure):
+    """``potq_request`` of ``csrc/engine/engine.h``."""
+
+    _fields_ = [
+        ("prompt", c_void_p),
+        ("ends", POINTER(c_int32)),
+        ("count", c_int32),
+        ("end_count", c_int32),
+        ("most", c_int32),
+        ("logprobs", c_int32),
+        ("echo", c_int32),
+        ("sampling", EngineSampling),
+    ]
+
+
+class Logprob(ctypes.Structure):
+    """``potq_logprob`` of ``csrc/engine/engine.h``."""
+
+    _fields_ = [("token", c_int32), ("logprob", c_float)]
+
+
+class Event(ctypes.Structure):
+    """``potq_event`` of ``csrc/engine/engine.h``."""
+
+    _fields_ = [
+        ("request", c_int64),
+        ("token", c_int32),
+        ("finish", c_int32),
+        ("entries", c_int32),
+        ("prompt_entries", c_int32),
+        ("logprobs", POINTER(Logprob)),
+        ("prompt_logprobs", POINTER(Logprob)),
+        ("message", c_char_p),
+    ]
+
+
+class SchedulerFacts(ctypes.Structure):
+    """``potq_scheduler_statistics`` of ``csrc/engine/engine.h``."""
+
+    _fields_ = [
+        ("running", c_int32),
+        ("waiting", c_int32),
+        ("pages_used", c_int64),
+        ("pages_total", c_int64),
+        ("cache_bytes", c_int64),
+        ("shared_tokens", c_int64),
+    ]
+
+
 _FORMAT = POINTER(Format)
 _MESSAGE = [c_char_p, c_size_t]
 _SIGNATURES = {
@@ -137,6 +192,14 @@ _SIGNATURES = {
     "potq_engine_truncate": (c_int32, [c_void_p, c_int32]),
     "potq_engine_start": (c_int32, [c_void_p, c_void_p, c_int32, POINTER(EngineSampling), c_void_p, c_int32] + _MESSAGE),
     "potq_engine_next": (c_int32, [c_void_p, POINTER(c_int32)] + _MESSAGE),
+    "potq_scheduler_open": (c_void_p, [c_void_p, POINTER(SchedulerOptions)] + _MESSAGE),
+    "potq_scheduler_close": (None, [c_void_p]),
+    "potq_scheduler_submit": (c_int64, [c_void_p, POINTER(Request)] + _MESSAGE),
+    "potq_scheduler_allow": (c_int32, [c_void_p, c_int64, c_char_p, c_size_t] + _MESSAGE),
+    "potq_scheduler_cancel": (None, [c_void_p, c_int64]),
+    "potq_scheduler_step": (c_int32, [c_void_p] + _MESSAGE),
+    "potq_scheduler_event": (None, [c_void_p, c_int32, POINTER(Event)]),
+    "potq_scheduler_describe": (None, [c_void_p, POINTER(SchedulerFacts)]),
 }
 
 

@@ -294,7 +294,7 @@ def in_another_thread(action: Any) -> Any:
 
 def test_two_threads_at_once_are_refused(engine: Engine) -> None:
     uses: list[Any] = [lambda: engine.generate([1]), lambda: engine.logits([1]), engine.reset, engine.close]
-    with engine._mine():  # as while it computes
+    with engine.in_use():  # as while it computes
         for use in uses:
             error = in_another_thread(use)
             assert isinstance(error, EngineError)

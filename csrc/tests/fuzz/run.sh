@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 seconds=$1 out=$PWD/build/fuzz corpus=$PWD/csrc/tests/fuzz/corpus
-targets=(folder model pattern text tokenizer)
+targets=(folder model pattern scheduler text tokenizer)
 mkdir -p "$out/findings"
 
 command -v "${CXX:=clang++}" >/dev/null || {

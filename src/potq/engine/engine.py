@@ -204,7 +204,7 @@ class Engine:
 
     def reset(self) -> None:
         """Forget what was read, so that the next prompt is computed from its first token."""
-        with self._mine() as engine:
+        with self.in_use() as engine:
             self._text += 1
             self._library.potq_engine_truncate(engine, 0)
 
@@ -215,7 +215,7 @@ class Engine:
             EngineError: another thread is using it.
         """
         if self._closing.alive and self._process == os.getpid():
-            with self._mine():
+            with self.in_use():
                 self._closing()
 
     def __enter__(self) -> Self:
@@ -232,8 +232,12 @@ class Engine:
         raise EngineError(f"an engine cannot be pickled or copied; open {self.path} again")
 
     @contextmanager
-    def _mine(self) -> Iterator[int]:
-        """The C engine, which nobody else may use meanwhile."""
+    def in_use(self) -> Iterator[int]:
+        """The C engine, for :class:`potq.engine.scheduler.Scheduler`: nobody else may use it meanwhile.
+
+        Raises:
+            EngineError: another thread uses it, it is closed, or this process was forked since.
+        """
         if self._process != os.getpid():  # its threads stayed behind
             raise EngineError("the engine was opened before this process was forked; open it after")
         if not self._lock.acquire(blocking=False):
@@ -250,22 +254,14 @@ class Engine:
 
     def _start(self, ids: array[int], settings: Settings) -> int:
         """Begin a text; returns its number."""
-        sampling = native.EngineSampling(
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            min_p=settings.min_p,
-            repetition_penalty=settings.repetition_penalty,
-            top_k=settings.top_k,
-            seed=secrets.randbits(64) if settings.seed is None else settings.seed,
-        )
         ends = (
             None
             if settings.stop_token_ids is None
             else (ctypes.c_int32 * max(len(settings.stop_token_ids), 1))(*settings.stop_token_ids)
         )
-        with self._mine() as engine:
+        with self.in_use() as engine:
             kept = self._library.potq_engine_start(
-                engine, *ids.buffer_info(), sampling, ends, len(settings.stop_token_ids or ()), *self._reason
+                engine, *ids.buffer_info(), sampling_of(settings), ends, len(settings.stop_token_ids or ()), *self._reason
             )
             if kept < 0:
                 self._fail()
@@ -276,7 +272,7 @@ class Engine:
         """The next token, or the reason why the text ends."""
         token = ctypes.c_int32()
         while True:  # a long prompt takes several steps; in between, Ctrl-C is heard
-            with self._mine() as engine:
+            with self.in_use() as engine:
                 if text != self._text:
                     raise EngineError("this text was ended by a later use of the engine; finish one before the next")
                 step = self._library.potq_engine_next(engine, token, *self._reason)
@@ -293,7 +289,7 @@ class Engine:
 
         tokens = token_ids(ids)
         logits = torch.empty(len(tokens) if all else 1, self.vocabulary, dtype=torch.float32, device="cpu")
-        with self._mine() as engine:
+        with self.in_use() as engine:
             self._text += 1
             if self._library.potq_engine_truncate(engine, behind):
                 raise EngineError(f"the sequence has fewer than {behind} tokens")
@@ -321,14 +317,31 @@ def _folder(path: str | os.PathLike[str]) -> Path:
 def _options(threads: int | None, context: int | None, activations: Activations) -> native.EngineOptions:
     check_activations(activations)
     return native.EngineOptions(
-        threads=min(default_threads(), _MAX_THREADS) if threads is None else _whole("threads", threads, _MAX_THREADS),
-        context=0 if context is None else _whole("context", context, 2**31 - 1),
+        threads=min(default_threads(), _MAX_THREADS) if threads is None else whole("threads", threads, 1, _MAX_THREADS),
+        context=0 if context is None else whole("context", context, 1, 2**31 - 1),
         arithmetic=get_args(Activations).index(activations),
         isa=native.usable_isas()[native.isa()],
     )
 
 
-def _whole(name: str, value: int, most: int) -> int:
-    if not isinstance(value, int) or not 1 <= value <= most:
-        raise ConfigError(f"invalid {name} {value!r}; use an integer in 1..{most}")
+def sampling_of(settings: Settings) -> native.EngineSampling:
+    """The settings as the library takes them; without a seed, a random one."""
+    return native.EngineSampling(
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+        top_k=settings.top_k,
+        seed=secrets.randbits(64) if settings.seed is None else settings.seed,
+    )
+
+
+def whole(name: str, value: int, least: int, most: int) -> int:
+    """``value``, a setting called ``name``.
+
+    Raises:
+        ConfigError: it is not an integer, or out of range.
+    """
+    if not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f"invalid {name} {value!r}; use an integer in {least}..{most}")
     return value

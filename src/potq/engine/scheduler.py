@@ -1,26 +1,27 @@
-"""Many texts at once on one engine."""
+"""Many texts at once on one engine (``csrc/engine/scheduler.h``)."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections import deque
+import ctypes
+import os
+import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeAlias
 
-import numpy as np
-
-from potq.engine.engine import Engine
+from potq import native
+from potq.engine.engine import Engine, sampling_of, whole
 from potq.engine.generation import Settings, token_ids
-from potq.errors import ConfigError, EngineError, PotqError
+from potq.errors import EngineError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Finish: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 Mask: TypeAlias = "Callable[[Sequence[int]], bytes | NDArray[Any] | None]"
+
+_FINISHES: tuple[Finish | None, ...] = (None, "stop", "length", "cancelled", "error")  # potq_finish
+_MOST = 2**31 - 1
 
 
 class TokenLogprobs(NamedTuple):
@@ -81,28 +82,34 @@ class Statistics:
 
 @dataclass
 class _Text:
-    request: int
-    prompt: list[int]
-    most: int
-    sampling: Settings
-    ends: frozenset[int]
-    logprobs: int
+    """What Python keeps of a text."""
+
     echo: bool
     mask: Mask | None
-    made: list[int] = field(default_factory=list)
-    random: Any = None
+    made: list[int]
 
 
 class Scheduler:
     """Texts that are generated together, on the engine's model.
 
-    Texts come and go at any token. One thread calls it; while it lives, the engine is its own.
+    Texts come and go at any token. A text is the same, to the bit, whatever others there are. What a prompt begins with is
+    not computed again if another text, running or ended, began so: keys and values lie in pages of 64 tokens, which texts
+    share. One thread calls it. The engine stays open as long; its own texts and the scheduler's do not disturb each other.
 
     Args:
         engine: an open engine.
-        slots: texts that are computed at once; others wait.
+        slots: texts that are computed at once, 1 to 64; others wait.
+        cache_bytes: the most memory for keys and values; what all slots can use by default, or a quarter of the machine's
+            memory where that is less.
+        chunk: tokens of prompts in a step in which other texts go on, 1 to 128. Fewer let texts flow, more read prompts
+            sooner.
+
+    Attributes:
         cache_bytes: the most memory for keys and values.
-        chunk: tokens of prompts in a step in which other texts go on.
+
+    Raises:
+        ConfigError: a number that cannot be.
+        EngineError: no memory.
 
     Example:
         >>> import potq
@@ -119,12 +126,22 @@ class Scheduler:
     """
 
     def __init__(self, engine: Engine, *, slots: int = 16, cache_bytes: int | None = None, chunk: int = 32) -> None:
-        if slots < 1 or chunk < 1:
-            raise ConfigError(f"invalid slots or chunk ({slots}, {chunk}); both are at least 1")
-        self._engine = engine
-        self._texts: deque[_Text] = deque()
-        self._cancelled: list[int] = []
-        self._next = 1
+        options = native.SchedulerOptions(
+            slots=whole("slots", slots, 1, 64),
+            chunk=whole("chunk", chunk, 1, 128),
+            cache_bytes=0 if cache_bytes is None else whole("cache_bytes", cache_bytes, 1, 2**63 - 1),
+        )
+        self._engine, self._library = engine, native.library()
+        self._message = ctypes.create_string_buffer(2048)
+        self._reason = self._message, len(self._message)
+        with engine.in_use() as handle:
+            self._handle = self._library.potq_scheduler_open(handle, options, *self._reason)
+        if not self._handle:
+            self._fail()
+        self._closing = weakref.finalize(self, _close, self._library, self._handle, os.getpid())
+        self._texts: dict[int, _Text] = {}
+        self._failed: list[Event] = []  # by their masks, between two steps
+        self.cache_bytes: int = self._facts().cache_bytes
 
     def submit(
         self,
@@ -141,7 +158,7 @@ class Scheduler:
 
         Args:
             tokens: the prompt.
-            max_new: new tokens, at most; fewer where the context ends.
+            max_new: new tokens, at most; fewer where the context ends. 0 reads the prompt alone.
             sampling: how tokens are drawn (its ``max_new_tokens`` and stops play no part); greedily by default.
             stop_tokens: tokens that end the text before them; None: the model's own.
             logprobs: how many of the likeliest tokens each token's :class:`TokenLogprobs` lists; 0: none are made.
@@ -150,96 +167,114 @@ class Scheduler:
                 (token i is bit ``i % 8`` of byte ``i // 8``), or None for all.
 
         Raises:
+            ConfigError: a number that cannot be.
+            DataError: invalid ids.
             EngineError: a request that can never be served: an empty prompt, ids outside the vocabulary, more than the
                 context or the cache holds.
         """
-        prompt = list(token_ids(tokens))
+        prompt = token_ids(tokens)
+        address, count = prompt.buffer_info()
         sampling = sampling or Settings()
-        if not 0 < len(prompt) <= self._engine.context:
-            raise EngineError(f"a prompt of {len(prompt)} tokens; the context has room for 1 to {self._engine.context}")
-        if any(not 0 <= token < self._engine.vocabulary for token in prompt):
-            raise EngineError(f"the prompt has tokens outside the vocabulary of {self._engine.vocabulary}")
-        ends = _end_tokens(self._engine._folder) if stop_tokens is None else stop_tokens
-        most = min(max_new, self._engine.context - len(prompt) + 1)
-        text = _Text(self._next, prompt, most, sampling, frozenset(ends), logprobs, echo, mask)
-        text.random = np.random.default_rng(sampling.seed)
-        self._texts.append(text)
-        self._next += 1
-        return text.request
+        ends = None if stop_tokens is None else token_ids(stop_tokens)
+        request = native.Request(
+            prompt=address,
+            count=count,
+            ends=None if ends is None else (ctypes.c_int32 * max(len(ends), 1))(*ends),
+            end_count=len(ends or ()),
+            most=whole("max_new", max_new, 0, _MOST),
+            logprobs=whole("logprobs", logprobs, 0, _MOST),
+            echo=echo,
+            sampling=sampling_of(sampling),
+        )
+        with self._engine.in_use():
+            number: int = self._library.potq_scheduler_submit(self._handle, request, *self._reason)
+        if number < 0:
+            self._fail()
+        self._texts[number] = _Text(echo and logprobs > 0, mask, [])
+        self._allow(number)
+        return number
 
     def step(self) -> list[Event]:
         """One forward pass: the next tokens of running texts, and a part of a prompt. Returns what it brought."""
-        events = [Event(request, finish="cancelled") for request in self._cancelled]
-        self._cancelled.clear()
-        if self._texts:
-            text = self._texts[0]
-            try:
-                event = self._advance(text)
-            except PotqError as error:
-                event = Event(text.request, finish="error", message=str(error))
-            if event.finish:
-                self._texts.remove(text)
-            events.append(event)
+        with self._engine.in_use():
+            count = self._library.potq_scheduler_step(self._handle, *self._reason)
+        if count < 0:
+            self._fail()
+        events, self._failed = self._failed, []
+        found = native.Event()
+        for index in range(count):
+            self._library.potq_scheduler_event(self._handle, index, found)
+            if found.request in self._texts:
+                events.append(self._event(found))
         return events
 
     def cancel(self, request: int) -> None:
-        """End a text; the next step says so. Ids of texts that ended are ignored."""
-        for text in self._texts:
-            if text.request == request:
-                self._texts.remove(text)
-                self._cancelled.append(request)
-                return
+        """End a text; its room is free at once, and the next step says so. Ids of texts that ended are ignored."""
+        if request in self._texts:
+            with self._engine.in_use():
+                self._library.potq_scheduler_cancel(self._handle, request)
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
-        return not self._texts and not self._cancelled
+        """Whether there is nothing to do, nor to say."""
+        return not self._texts and not self._failed
 
     @property
     def statistics(self) -> Statistics:
         """How it stands."""
-        running = min(1, len(self._texts))
-        return Statistics(running, len(self._texts) - running, 0, 0, 0)
+        facts = self._facts()
+        return Statistics(facts.running, facts.waiting, facts.pages_used, facts.pages_total, facts.shared_tokens)
 
-    def _advance(self, text: _Text) -> Event:
-        behind = len(text.prompt) + len(text.made) - 1 if text.made else 0
-        fed = text.made[-1:] or text.prompt
-        logits = self._engine._append(fed, behind=behind).numpy()
+    def _facts(self) -> native.SchedulerFacts:
+        facts = native.SchedulerFacts()
+        self._library.potq_scheduler_describe(self._handle, facts)
+        return facts
+
+    def _event(self, found: native.Event) -> Event:
+        text = self._texts[found.request]
+        token = None if found.token < 0 else found.token
+        finish = _FINISHES[found.finish]
         prompt_logprobs = None
-        if not text.made and text.echo and text.logprobs:
-            rows = zip(logits, text.prompt[1:], strict=False)
-            prompt_logprobs = (None, *(_logprobs(row, token, text.logprobs) for row, token in rows))
-        if text.most < 1:
-            return Event(text.request, prompt_logprobs=prompt_logprobs, finish="length")
-        token = self._choose(text, logits[-1])
-        if token in text.ends:
-            return Event(text.request, prompt_logprobs=prompt_logprobs, finish="stop")
-        logprobs = _logprobs(logits[-1], token, text.logprobs) if text.logprobs else None
-        text.made.append(token)
-        finish: Finish | None = "length" if len(text.made) == text.most else None
-        return Event(text.request, token, logprobs, prompt_logprobs, finish)
+        if text.echo:
+            prompt_logprobs = (None, *_logprobs(found.prompt_logprobs, found.prompt_entries, found.entries))
+            text.echo = False
+        logprobs = None
+        if found.logprobs:
+            (logprobs,) = _logprobs(found.logprobs, found.entries, found.entries)
+        if token is not None:
+            text.made.append(token)
+        if finish is not None:
+            del self._texts[found.request]
+        elif text.mask is not None:
+            self._allow(found.request)
+        message = found.message.decode(errors="replace") if finish == "error" else None
+        return Event(found.request, token, logprobs, prompt_logprobs, finish, message)
 
-    def _choose(self, text: _Text, row: NDArray[np.float32]) -> int:
-        scores = row.astype(np.float64)
-        if text.mask is not None and (bits := text.mask(text.made)) is not None:
-            allowed = np.unpackbits(np.frombuffer(bytes(bits), np.uint8), bitorder="little")[: len(scores)]
-            scores[allowed == 0] = -math.inf
-        if text.sampling.temperature == 0:
-            return int(scores.argmax())
-        weights = np.exp((scores - scores.max()) / text.sampling.temperature)
-        return int(text.random.choice(len(weights), p=weights / weights.sum()))
+    def _allow(self, request: int) -> None:
+        """Ask a text's mask what may come next. One that fails ends its text, and no other."""
+        text = self._texts[request]
+        if text.mask is None:
+            return
+        try:
+            allowed = text.mask(text.made)
+            bits = None if allowed is None else bytes(allowed)
+            if self._library.potq_scheduler_allow(self._handle, request, bits, len(bits or b""), *self._reason):
+                self._fail()
+        except Exception as error:  # whatever a caller's function raises
+            self._library.potq_scheduler_cancel(self._handle, request)
+            del self._texts[request]
+            self._failed.append(Event(request, finish="error", message=f"the mask failed: {error}"))
+
+    def _fail(self) -> NoReturn:
+        raise EngineError(self._message.value.decode(errors="replace"))
 
 
-def _end_tokens(folder: Path) -> list[int]:
-    ids = None
-    for name in ("config.json", "generation_config.json"):
-        if (file := folder / name).exists():
-            ids = json.loads(file.read_text()).get("eos_token_id", ids)
-    return [ids] if isinstance(ids, int) else ids or []
+def _close(library: ctypes.CDLL, handle: int, process: int) -> None:
+    if process == os.getpid():
+        library.potq_scheduler_close(handle)
 
 
-def _logprobs(row: NDArray[np.float32], token: int, count: int) -> TokenLogprobs:
-    scores = row.astype(np.float64) - row.max()
-    scores -= math.log(np.exp(scores).sum())
-    top = np.argsort(-scores, kind="stable")[:count]
-    return TokenLogprobs(token, float(scores[token]), tuple((int(i), float(scores[i])) for i in top))
+def _logprobs(numbers: Any, count: int, each: int) -> list[TokenLogprobs]:
+    """``count`` numbers from C, ``each`` for a token: itself, then the likeliest."""
+    pairs = [(number.token, number.logprob) for number in numbers[:count]]
+    return [TokenLogprobs(*pairs[i], tuple(pairs[i + 1 : i + each])) for i in range(0, count, each)]
