@@ -16,6 +16,7 @@ from potq.cli.generate import generate
 from potq.cli.hardware import hardware
 from potq.cli.inspect import inspect
 from potq.cli.quantize import quantize
+from potq.cli.serve import serve
 from potq.cli.train import train
 from potq.errors import PotqError
 from potq.version import __version__
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command("quantize")(quantize)
 app.command("train")(train)
 app.command("generate")(generate)
+app.command("serve")(serve)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect)
 app.command("compare")(compare)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack, cast, get_args, overload
 
 from potq import native
+from potq.checkpoint.files import read_json
 from potq.checkpoint.source import resolve
 from potq.config import Activations, check_activations
 from potq.engine.generation import (
@@ -118,6 +119,14 @@ class Engine:
         from potq.checkpoint.loading import load_tokenizer
 
         return load_tokenizer(self.path)
+
+    @cached_property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Tokens that end a text: those of generation_config.json, else of config.json."""
+        files = [self._folder / name for name in ("generation_config.json", "config.json")]
+        found = [read_json(file).get("eos_token_id") for file in files if file.is_file()]
+        ids = next((ids for ids in found if ids is not None), ())
+        return (ids,) if isinstance(ids, int) else tuple(ids)
 
     @cached_property
     def _file_tokenizer(self) -> TextTokenizer | None:

@@ -100,8 +100,11 @@ def encode(tokenizer: TextTokenizer, text: str) -> list[int]:
     return ids
 
 
-def encode_chat(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> list[int]:
+def encode_chat(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping[str, Any]], **told: Any) -> list[int]:
     """Token ids of a chat as its template writes it, up to where the model's turn begins.
+
+    Args:
+        told: what else the template is told, such as ``tools``.
 
     Raises:
         DataError: no (or a failing) chat template.
@@ -109,7 +112,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> list[int]:
     if not tokenizer.chat_template:
         raise DataError("the tokenizer has no chat template; give the prompt as a text")
     try:
-        encoded = tokenizer.apply_chat_template(list(chat), add_generation_prompt=True, return_dict=True)
+        encoded = tokenizer.apply_chat_template(list(chat), add_generation_prompt=True, return_dict=True, **told)
     except Exception as error:  # whatever a template raises
         raise DataError(f"the chat template refuses this chat ({error})") from error
     ids: list[int] = encoded["input_ids"]

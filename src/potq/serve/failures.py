@@ -1,0 +1,82 @@
+"""Errors as clients of the OpenAI API read them: a status, and ``{"error": {"message", "type", "param", "code"}}``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from potq.errors import PotqError
+from potq.serve.requests import ChatRequest, CompletionRequest
+from potq.validation import meant
+
+_RETRY_SECONDS = 1
+_KEYS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields})
+_KINDS = {401: "authentication_error", 404: "not_found_error", 408: "timeout_error", 429: "rate_limit_error"}
+
+
+class RequestError(PotqError):
+    """A request that is refused.
+
+    Args:
+        message: what is wrong, and what to do.
+        status: of HTTP.
+        param: the field of the request.
+    """
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param = status, param
+
+
+def error_body(message: str, status: int, param: str | None = None) -> dict[str, Any]:
+    """The body of an error."""
+    kind = "server_error" if status >= 500 else _KINDS.get(status, "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+
+
+def error_response(message: str, status: int, param: str | None = None) -> JSONResponse:
+    """An error as the answer to a request."""
+    again = {"retry-after": str(_RETRY_SECONDS)} if status in (429, 503) else {}
+    return JSONResponse(error_body(message, status, param), status_code=status, headers=again)
+
+
+def status_of(error: PotqError) -> int:
+    """The status that says whose mistake it is."""
+    return error.status if isinstance(error, RequestError) else 400
+
+
+async def on_potq_error(_: Request, error: Exception) -> JSONResponse:
+    """A mistake that potq found in a request."""
+    if not isinstance(error, PotqError):
+        raise error
+    return error_response(str(error), status_of(error), getattr(error, "param", None))
+
+
+async def on_http_error(_: Request, error: Exception) -> JSONResponse:
+    """A path or method that does not exist, a body that cannot be read."""
+    if not isinstance(error, HTTPException):
+        raise error
+    return error_response(error.detail, error.status_code)
+
+
+async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+    """A body that is no JSON (400), or JSON with a field that cannot be (422, which names it)."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    first = max(error.errors(), key=lambda problem: len(problem["loc"]))  # of a union's, the kind that fits furthest
+    if first["type"] == "json_invalid":
+        return error_response(f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}", 400)
+    param = ".".join(str(part) for part in first["loc"][1:] if _names_a_place(part))
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        reason = f"unknown key{meant(first['loc'][-1], _KEYS)}"
+    return error_response(f"{param}: {reason}" if param else reason, 422, param or None)
+
+
+def _names_a_place(part: object) -> bool:
+    """Whether it is a field or an index, rather than one of a union's kinds."""
+    return isinstance(part, int) or (str(part).isidentifier() and part != "str")

@@ -1,0 +1,130 @@
+"""The HTTP server: how it listens, bears silent clients, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, ClassVar
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from potq.errors import ConfigError
+from potq.serve.app import create_app
+from potq.serve.service import Service
+from potq.serve.settings import ServerSettings
+
+_BACKLOG = 2048  # connections that wait to be accepted
+_LAST_WORDS = 5  # seconds for answers that are ready but not sent when the server ends
+
+
+def listen(settings: ServerSettings) -> socket.socket:
+    """A socket at the settings' address; before a model is loaded, so that an address in use is told at once.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        raise ConfigError(f"cannot listen at {where} ({error.strerror}); choose another host or port") from None
+
+
+class Server(uvicorn.Server):
+    """Serves until a signal; then new requests get 503, texts under way end, and it does. A second signal ends it now.
+
+    Args:
+        service: the model.
+        settings: how to serve it.
+        listening: what :func:`listen` made.
+        ready: called when it serves.
+    """
+
+    def __init__(
+        self, service: Service, settings: ServerSettings, listening: socket.socket, ready: Callable[[], None]
+    ) -> None:
+        self._service, self._drain = service, settings.drain
+        self._listening, self._ready = listening, ready
+        self._ends: float | None = None  # when it ends at the latest
+        config = uvicorn.Config(
+            create_app(service, settings),
+            http=_protocol(settings),
+            ws="none",
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=_LAST_WORDS,
+        )
+        super().__init__(config)
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until the end."""
+        super().run(sockets or [self._listening])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve."""
+        await super().startup(sockets)
+        self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came."""
+        if self._service.draining:
+            super().handle_exit(sig, frame)
+        self._service.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end; asked ten times a second."""
+        if self._service.draining:
+            self._ends = self._ends or time.monotonic() + self._drain
+            if not self._service.worker.open_texts or time.monotonic() > self._ends:
+                self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def _protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
+    """uvicorn's protocol, which has all the time in the world for clients that send nothing, without that time."""
+    most = min(settings.connections, _files() // 2)
+
+    class Impatient(HttpToolsProtocol):
+        silent: ClassVar[dict[HttpToolsProtocol, asyncio.TimerHandle]] = {}  # whose next request has not come, oldest first
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._wait()
+            if len(self.connections) > most:
+                next(iter(self.silent)).transport.close()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._heard()
+            super().connection_lost(exc)
+
+        def on_message_begin(self) -> None:
+            self._wait()
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self._heard()
+            super().on_headers_complete()
+
+        def _wait(self) -> None:
+            self._heard()
+            self.silent[self] = self.loop.call_later(settings.patience, self.transport.close)
+
+        def _heard(self) -> None:
+            if (timer := self.silent.pop(self, None)) is not None:
+                timer.cancel()
+
+    return Impatient
+
+
+def _files() -> int:
+    """How many files and connections the process may have, after it asked for all that it may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

@@ -1,0 +1,214 @@
+"""Bad requests, big ones, clients that vanish or say nothing: a clear error, and the others are served as ever."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server is not installed: pip install 'potq[serve]'")
+
+from potq.engine.scheduler import Scheduler
+from potq.errors import ConfigError
+from potq.serve.server import listen
+from potq.serve.settings import ServerSettings
+from serve_helpers import ASK, Live, live, wait_until
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "Field required"),
+        (b"{", "not JSON"),
+        (b'{"prompt": "a\xff"}', "parsing the body"),
+        (rb'{"prompt": "\ud800"}', "not valid Unicode"),
+        (b"[" * 100_000, "parsing the body"),
+        (b'{"prompt": ' + b"9" * 10_000 + b"}", "parsing the body"),
+    ],
+    ids=["empty", "cut", "no UTF-8", "half a pair", "deep", "huge number"],
+)
+def test_bodies_that_are_no_json(server: Live, body: bytes, said: str) -> None:
+    status, answer = server.post(TEXT, body)
+    assert status in (400, 422)
+    assert said in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "param", "said"),
+    [
+        (CHAT, {"max_token": 3}, "max_token", "did you mean 'max_tokens'"),
+        (CHAT, {"messages": []}, "messages", "at least 1"),
+        (CHAT, {"messages": [{"role": "user", "text": "a"}]}, "messages.0.text", "unknown key"),
+        (CHAT, {"temperature": -1}, "temperature", "greater than or equal to 0"),
+        (CHAT, {"temperature": float("nan")}, "temperature", "finite"),
+        (CHAT, {"stop": ["a"] * 5000}, "stop", "at most 16"),
+        (CHAT, {"stop": "a" * 500}, "stop.0", "at most 128"),
+        (CHAT, {"stop": [""]}, "stop.0", "at least 1"),
+        (CHAT, {"frequency_penalty": 0.5}, "frequency_penalty", "use repetition_penalty"),
+        (CHAT, {"logit_bias": {"5": 1}}, "logit_bias", "leave it out"),
+        (CHAT, {"n": 1000}, "n", "less than or equal to 128"),
+        (CHAT, {"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "match"),
+        (TEXT, {"suffix": "end"}, "suffix", "cannot fill in"),
+        (TEXT, {"best_of": 3}, "best_of", "use n"),
+        (TEXT, {"prompt": [-1]}, "prompt.0", "greater than or equal to 0"),
+    ],
+)
+def test_a_field_that_cannot_be_is_named(server: Live, path: str, change: dict[str, Any], param: str, said: str) -> None:
+    body = {"messages": ASK} if path == CHAT else {"prompt": "the"}
+    status, answer = server.post(path, {**body, **change})
+    assert status == 422
+    assert answer["error"]["param"] == param
+    assert said in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        (TEXT, {"prompt": ""}, "prompt is empty"),
+        (TEXT, {"prompt": [5000]}, "not in the vocabulary"),
+        (TEXT, {"prompt": [1] * 2000}, "room for"),
+        (TEXT, {"prompt": ["a"] * 100, "n": 2}, "may have 128 texts"),
+        (CHAT, {"messages": ASK, "top_logprobs": 2}, "wants logprobs"),
+        (CHAT, {"messages": ASK, "tool_choice": "required"}, "wants tools"),
+        (CHAT, {"messages": ASK, "response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}}, "not"),
+        (
+            CHAT,
+            {"messages": ASK, "response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": []}}}},
+            "Unsat",
+        ),
+        ("/detokenize", {"tokens": [70000]}, "not in the vocabulary"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_served(server: Live, path: str, body: dict[str, Any], said: str, stream: bool) -> None:
+    more = {"stream": True} if stream and path != "/detokenize" else {}
+    assert said in server.refused(400, path, {**body, **more})
+
+
+def test_another_model_or_path(server: Live) -> None:
+    assert "'tiny-pot4' is served" in server.refused(404, TEXT, {"model": "gpt-9", "prompt": "a"})
+    assert server.get("/v1/models/none")[0] == 404
+    assert server.get("/none")[0] == 404
+    assert server.get(TEXT)[0] == 405
+
+
+def test_a_schema_that_no_token_meets(server: Live) -> None:
+    """Found out on the way only: the text ends with an error, others do not."""
+    schema = {"type": "string", "allOf": [{"pattern": "^a+$"}, {"pattern": "^b+$"}]}
+    wanted = {"type": "json_schema", "json_schema": {"schema": schema}}
+    status, answer = server.post(CHAT, {"messages": ASK, "response_format": wanted, "max_tokens": 9})
+    assert status == 400
+    assert answer["error"]["message"]
+    assert server.post(TEXT, {"prompt": "the", "max_tokens": 2})[0] == 200
+
+
+def test_big_bodies(chat_folder: Path) -> None:
+    with live(chat_folder, body_bytes=10_000) as server:
+        assert "at most 10000 bytes" in server.refused(413, TEXT, b"x" * 10_001)
+        with _connected(server) as client:  # a length that is not told
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+            client.sendall(b"transfer-encoding: chunked\r\n\r\n")
+            client.sendall((b"800\r\n" + b"x" * 2048 + b"\r\n") * 8)
+            assert b"413" in client.recv(4096).split(b"\r\n")[0]
+        assert server.post(TEXT, {"prompt": "the", "max_tokens": 2})[0] == 200
+
+
+def test_a_queue_that_is_full(chat_folder: Path) -> None:
+    with live(chat_folder, waiting=2) as server:
+        assert "try again later" in server.refused(429, TEXT, {"prompt": "a", "n": 3})
+        assert server.post(TEXT, {"prompt": "a", "n": 2, "max_tokens": 2})[0] == 200
+
+
+def test_clients_that_vanish(server: Live) -> None:
+    before = server.post(TEXT, {"prompt": "the cat", "max_tokens": 8, "temperature": 0})
+    for stream in (True, False):
+        body = json.dumps({"prompt": "a", "n": 8, "max_tokens": 900, "stream": stream}).encode()
+        with _connected(server) as client:
+            client.sendall(_head(len(body)) + body)
+            wait_until(lambda: server.service.worker.open_texts == 8)
+            if stream:
+                assert client.recv(100)
+        wait_until(lambda: server.service.worker.open_texts == 0)
+    assert server.post(TEXT, {"prompt": "the cat", "max_tokens": 8, "temperature": 0})[1]["choices"] == before[1]["choices"]
+
+
+def test_clients_that_say_nothing(chat_folder: Path) -> None:
+    with live(chat_folder, patience=0.5, connections=64) as server:
+        silent = [_connected(server) for _ in range(200)]
+        slow = _connected(server)
+        slow.sendall(_head(1000) + b"{")
+        assert server.post(TEXT, {"prompt": "the", "max_tokens": 2})[0] == 200
+        assert b"408" in slow.recv(4096).split(b"\r\n")[0]
+        for client in [*silent, slow]:
+            client.settimeout(20)
+            with suppress(ConnectionResetError):
+                assert client is slow or client.recv(1) == b""
+            client.close()
+
+
+def test_an_engine_that_fails(chat_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with live(chat_folder) as server:
+        monkeypatch.setattr(Scheduler, "step", lambda _: 1 / 0)
+        status, answer = server.post(TEXT, {"prompt": "the"})
+        assert status >= 400
+        assert "the engine stopped (ZeroDivisionError" in answer["error"]["message"]
+        assert server.get("/health")[0] == 503
+        assert server.post(TEXT, {"prompt": "the"})[0] == 503
+
+
+def test_stopping(chat_folder: Path) -> None:
+    """Texts under way end; new ones are refused; then the server is gone."""
+    with live(chat_folder) as server, _connected(server) as client:
+        body = json.dumps({"prompt": "a", "max_tokens": 200, "stream": True, "temperature": 0}).encode()
+        client.sendall(_head(len(body)) + body)
+        assert client.recv(50)
+        server.server.handle_exit(15, None)
+        assert "shutting down" in server.refused(503, TEXT, {"prompt": "a"})
+        received = b""
+        while piece := client.recv(65536):
+            received += piece
+        assert b"data: [DONE]" in received
+    with pytest.raises(ConnectionRefusedError):
+        _connected(server)
+
+
+def test_an_address_in_use() -> None:
+    with (
+        listen(ServerSettings(port=0)) as taken,
+        pytest.raises(ConfigError, match="choose another host or port"),
+    ):
+        listen(ServerSettings(port=taken.getsockname()[1]))
+
+
+def test_batches_end_alone(chat_folder: Path) -> None:
+    """Of texts that stop at different places, each is as it is alone."""
+
+    async def together(server: Live, prompts: list[str]) -> list[Any]:
+        asks = ({"prompt": prompt, "max_tokens": 5 + 3 * i, "temperature": 0} for i, prompt in enumerate(prompts))
+        return await asyncio.gather(*(asyncio.to_thread(server.post, TEXT, ask) for ask in asks))
+
+    prompts = ["the cat", "a", "mat on", "the other", "cat", "sat", "then"]
+    with live(chat_folder, slots=3) as server:
+        found = [answer["choices"][0]["text"] for _, answer in asyncio.run(together(server, prompts))]
+        for i, prompt in enumerate(prompts):
+            alone = server.post(TEXT, {"prompt": prompt, "max_tokens": 5 + 3 * i, "temperature": 0})[1]
+            assert alone["choices"][0]["text"] == found[i]
+
+
+def _connected(server: Live) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def _head(length: int) -> bytes:
+    return (
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        + f"content-length: {length}\r\n\r\n".encode()
+    )
