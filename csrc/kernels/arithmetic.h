@@ -26,6 +26,12 @@ struct Integer {
       dot_wide(decoder, codes, panel, result);
   }
 
+  // Not inline: decoding once for a block's two sums is more than 16 registers can keep.
+  static POTQ_APART void dot_apart(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* panel,
+                                   typename V::Ints (*result)[M]) {
+    dot(decoder, codes, panel, result);
+  }
+
   static POTQ_INLINE void dot_wide(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* panel,
                                    typename V::Ints (*result)[M]) {
     const int32_t* starts = reinterpret_cast<const int32_t*>(panel) + M;
@@ -132,7 +138,10 @@ struct Integer {
                                    typename V::Ints (*sum)[M]) {
     if constexpr (M == 1) {
       typename V::Ints more[R][1];
-      dot(decoder, codes, fine, more);
+      if constexpr (V::kOneRowApart)
+        dot_apart(decoder, codes, fine, more);
+      else
+        dot(decoder, codes, fine, more);
       POTQ_UNROLL
       for (int r = 0; r < R; r++) sum[r][0] = V::add(V::times(sum[r][0], kFineSteps), more[r][0]);
     } else {

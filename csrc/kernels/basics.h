@@ -6,8 +6,10 @@
 
 #if defined(__GNUC__)
 #define POTQ_INLINE inline __attribute__((always_inline))
+#define POTQ_APART __attribute__((noinline))
 #else
 #define POTQ_INLINE inline
+#define POTQ_APART
 #endif
 #if defined(__GNUC__) && !defined(POTQ_SMALL)
 #define POTQ_UNROLL _Pragma("GCC unroll 16")

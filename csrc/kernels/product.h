@@ -84,6 +84,14 @@ POTQ_INLINE void fetch(const uint8_t* from, size_t bytes, const uint8_t* end) {
   for (size_t byte = 0; byte < bytes && from + byte + kPrefetch < end; byte += 64) V::prefetch(from + byte + kPrefetch);
 }
 
+// The same, if `bytes` are known: one question for all lines.
+template <class V, size_t Bytes>
+POTQ_INLINE void fetch_whole(const uint8_t* from, const uint8_t* end) {
+  if (from + kPrefetch >= end) return;
+  POTQ_UNROLL
+  for (size_t byte = 0; byte < Bytes; byte += 64) V::prefetch(from + byte + kPrefetch);
+}
+
 // What the columns [first, last) of blocks add to y, for some row blocks and one panel.
 struct Chunk {
   const potq_format* format;
@@ -96,14 +104,14 @@ struct Chunk {
   int first, last;
 };
 
-// R strips of rows, M activation rows.
-template <class V, int Bits, int M, int R, template <class, int, int, int> class Arithmetic>
+// R strips of rows, M activation rows; blocks of `Units` units, or (0) as the layout says.
+template <class V, int Bits, int M, int R, template <class, int, int, int> class Arithmetic, int Units = 0>
 void multiply_chunk(const Decoder<V, Bits>& decoder, const Chunk& chunk, typename V::Floats* sums) {
   constexpr bool kInteger = is_integer<V, Arithmetic>();
   constexpr int kBlocks = R * V::kLanes / kRows;
   const Layout& layout = *chunk.layout;
   const Panel shape(layout, kInteger ? POTQ_INT8 : POTQ_FLOAT, M);
-  const int units = layout.block / kUnit, scale_format = chunk.format->scale_format;
+  const int units = Units ? Units : layout.block / kUnit, scale_format = chunk.format->scale_format;
   const size_t thirds = size_t(units) * Decoder<V, Bits>::kUnitBytes;
   const float reference = float_of(uint32_t(127 - chunk.format->reference_log2) << 23);
   const uint8_t* scales = chunk.scales + size_t(chunk.first / layout.blocks_per_group) * layout.group_bytes;
@@ -120,8 +128,13 @@ void multiply_chunk(const Decoder<V, Bits>& decoder, const Chunk& chunk, typenam
       if (!kInteger) scale[r] = V::mul(scale[r], V::broadcast(&reference));
     }
     POTQ_UNROLL
-    for (int r = 0; r < kBlocks && Bits != kDecoded; r++)
-      fetch<V>(tiles + size_t(r) * layout.row_block_bytes, layout.block_bytes, chunk.end);
+    for (int r = 0; r < kBlocks && Bits != kDecoded; r++) {
+      const uint8_t* from = tiles + size_t(r) * layout.row_block_bytes;
+      if constexpr (Units > 0)
+        fetch_whole<V, size_t(Units * kUnit * kRows * Bits / 8)>(from, chunk.end);
+      else
+        fetch<V>(from, layout.block_bytes, chunk.end);
+    }
     const Codes codes{tiles, tiles + thirds, units, layout.row_block_bytes};
     const int fine_rows = kInteger ? chunk.panel[b] : 0;
     Arithmetic<V, Bits, M, R>::block(decoder, codes, values, values + (shape.fine - shape.blocks), fine_rows, scale, y);
@@ -132,11 +145,20 @@ void multiply_chunk(const Decoder<V, Bits>& decoder, const Chunk& chunk, typenam
   for (int i = 0; i < R * M; i++) sums[i] = y[i / M][i % M];
 }
 
+// One activation row and whole blocks, in a function of its own: 16 registers are enough for it alone.
+template <class V, int Bits, int R, template <class, int, int, int> class Arithmetic>
+POTQ_APART void multiply_one(const Decoder<V, Bits>& decoder, const Chunk& chunk, typename V::Floats* sums) {
+  multiply_chunk<V, Bits, 1, R, Arithmetic, kMaxBlock / kUnit>(decoder, chunk, sums);
+}
+
 // multiply_chunk for a number of activation rows that is known only now.
 template <class V, int Bits, int R, template <class, int, int, int> class Arithmetic, int M>
 void multiply_rows(int rows, const Decoder<V, Bits>& decoder, const Chunk& chunk, typename V::Floats* sums) {
   if constexpr (M > (Bits == kDecoded ? 2 : 1)) {
     if (rows < M) return multiply_rows<V, Bits, R, Arithmetic, M - 1>(rows, decoder, chunk, sums);
+  }
+  if constexpr (M == 1 && V::kOneRowApart && is_integer<V, Arithmetic>()) {
+    if (chunk.layout->block == kMaxBlock) return multiply_one<V, Bits, R, Arithmetic>(decoder, chunk, sums);
   }
   multiply_chunk<V, Bits, M, R, Arithmetic>(decoder, chunk, sums);
 }

@@ -9,7 +9,7 @@ namespace {
 
 struct Avx512Vnni {
   static constexpr int kLanes = 16, kPanelRows = 6, kFloatPanelRows = 4, kPairFrom = 4, kNarrowSteps = 1;
-  static constexpr bool kDecodesFirst = false, kPairsRows = false;
+  static constexpr bool kDecodesFirst = false, kPairsRows = false, kOneRowApart = false;
   using Bytes = __m512i;
   using Table = __m512i;
   using Ints = __m512i;

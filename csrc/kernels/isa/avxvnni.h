@@ -10,6 +10,7 @@ namespace {
 template <class Dot>
 struct AvxVnni : Avx2 {
   static constexpr int kPanelRows = 6;  // 12 sums, 2 vectors of levels and one of activations: 15 of 16 registers
+  static constexpr bool kOneRowApart = false;
   static int offset(const potq_format&) { return 128; }
   static POTQ_INLINE Ints dot(Ints sum, Bytes level, Bytes x) { return kept(Dot::dot(sum, level, x)); }
 };

@@ -12,7 +12,7 @@ namespace {
 template <class Dot>
 struct Neon {
   static constexpr int kLanes = 4, kPanelRows = 4, kFloatPanelRows = 2, kPairFrom = 99, kNarrowSteps = 1;
-  static constexpr bool kDecodesFirst = false, kPairsRows = false;
+  static constexpr bool kDecodesFirst = false, kPairsRows = false, kOneRowApart = false;
   using Bytes = uint8x16_t;
   using Table = uint8x16_t;
   using Ints = int32x4_t;

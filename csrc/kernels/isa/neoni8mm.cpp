@@ -6,7 +6,7 @@ namespace potq {
 namespace {
 
 struct NeonI8mm : Neon<DotProduct> {
-  static constexpr bool kDecodesFirst = true, kPairsRows = true;
+  static constexpr bool kDecodesFirst = true, kPairsRows = true, kOneRowApart = false;
 
   // Columns 0 to 3 and 4 to 7 of four rows become 8 columns of the first two rows and of the others.
   static POTQ_INLINE void pair(Bytes* levels) {

@@ -9,7 +9,7 @@ namespace {
 
 struct Scalar {
   static constexpr int kLanes = 16, kPanelRows = 2, kFloatPanelRows = 2, kPairFrom = 99, kNarrowSteps = 1;
-  static constexpr bool kDecodesFirst = false, kPairsRows = false;
+  static constexpr bool kDecodesFirst = false, kPairsRows = false, kOneRowApart = false;
   struct Bytes {
     uint8_t at[64];
   };
