@@ -10,8 +10,8 @@ from rich.table import Table
 from benchmarks.common.goals import Row
 from benchmarks.common.markdown import captioned, goals_table, table
 from benchmarks.common.results import Content
-from benchmarks.kernels.goals import ACTIVATIONS, ACTIVATIONS_COST, CALL, CPU, difference, find
-from benchmarks.kernels.rows import EVERY, Cell, Results
+from benchmarks.kernels.goals import ACTIVATIONS, ACTIVATIONS_COST, CALL, CPU, ROOFLINE, difference, find
+from benchmarks.kernels.rows import EVERY, Cell, Results, Roofline
 from benchmarks.peers.kernels.peer import Case
 
 TOO_FAST = 1.15  # of the read bandwidth: nothing that reads its weight from memory is
@@ -104,9 +104,36 @@ def call_table(content: Content) -> str:
     return table(headings, lines)
 
 
+def roofline_table(content: Content) -> str:
+    """Products in the cache as parts of the peak, those from memory as parts of what is read beside them."""
+    roof = Roofline(content["rows"])
+    lines = []
+    for name, m in roof.names:
+        cached, cold = roof.products["cache", m, name], roof.products["memory", m, name]
+        compute = f"{cached['gops']:.0f} ({roof.of_peak(name, m):.0%})"
+        memory = f"{cold['gbytes_per_s']:.1f} ({roof.of_bandwidth(name, m):.0%})"
+        lines.append([f"`{name}`, m = {m}", compute, f"{cached['gbytes_per_s']:.1f}", f"{cold['gops']:.0f}", memory])
+    compute, memory = f"in the caches: GOP/s (of the peak, {roof.peak:.0f})", "codes, GB/s (of what is read meanwhile)"
+    return table(("product", compute, "codes, GB/s", "from memory: GOP/s", memory), lines)
+
+
+def profile_table(content: Content) -> str:
+    """Where the engine's time goes, and what it would be with products at their roof."""
+    roof, lines, headings = Roofline(content["rows"]), [], ["share of the time"]
+    part = {"decode": roof.of_bandwidth("pot4", 1), "prefill": roof.of_peak("pot4", max(m for _, m in roof.names))}
+    for row in (row for row in content["rows"] if row["what"] == "profile"):
+        headings = ["share of the time", *row["shares"], "faster with products at their roof"]
+        products = row["shares"]["products"]
+        best = 1 / (1 - products + products * part[row["text"]])
+        lines.append([row["text"], *(f"{share:.0%}" for share in row["shares"].values()), f"{best:.2f}"])
+    return table(headings, lines)
+
+
 def document() -> dict[str, str]:
     """The tables of docs/kernels.md."""
     products = {f"m={m}": captioned(CPU, partial(product_table, m=m)) for m in (1, 4, 16, 128)}
     goals = captioned(CPU, lambda content: goals_table(content["goals"]))
     calls = captioned(CALL, call_table)
-    return {"activations": activations_table(ACTIVATIONS_COST.read()["rows"]), **products, "goals": goals, "call": calls}
+    why = {"roofline": captioned(ROOFLINE, roofline_table), "profile": captioned(ROOFLINE, profile_table)}
+    measured = {"activations": activations_table(ACTIVATIONS_COST.read()["rows"]), "call": calls}
+    return measured | products | why | {"goals": goals}

@@ -1,4 +1,4 @@
-"""The rows of ``kernels/cpu.py`` read: by shape and contestant, ratios within a round."""
+"""The rows of ``kernels/cpu.py`` and ``roofline.py`` read: by shape and contestant, ratios within a round."""
 
 from __future__ import annotations
 
@@ -57,3 +57,22 @@ def _rates(row: Row) -> list[float]:
     """GB/s of every round."""
     total = row["gbytes_per_s"] * row["microseconds"]
     return [total / microseconds for microseconds in row["rounds_us"]]
+
+
+class Roofline:
+    """Rows of ``kernels/roofline.py``: products by place, rows of activations and name."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        rows = list(rows)
+        self.peak: float = next(row["gops"] for row in rows if row["what"] == "int8 peak")
+        self.products = {(row["where"], row["m"], row["name"]): row for row in rows if row["what"] == "product"}
+        self.names = [(name, m) for where, m, name in self.products if where == "cache"]
+
+    def of_peak(self, name: str, m: int) -> float:
+        """Of a product whose weight stays in the caches."""
+        return float(self.products["cache", m, name]["gops"]) / self.peak
+
+    def of_bandwidth(self, name: str, m: int) -> float:
+        """Of a product whose weight comes from memory, beside bytes that are merely read."""
+        read = max(row["gbytes_per_s"] for (_, rows, who), row in self.products.items() if rows == m and "read" in who)
+        return float(self.products["memory", m, name]["gbytes_per_s"]) / float(read)
