@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def test_a_field_that_cannot_be_is_named(server: Live, path: str, change: dict[s
     [
         (TEXT, {"prompt": ""}, "prompt is empty"),
         (TEXT, {"prompt": [5000]}, "not in the vocabulary"),
-        (TEXT, {"prompt": [1] * 2000}, "room for"),
+        (TEXT, {"prompt": [1] * 2000}, "does not fit the context of 1024"),
         (TEXT, {"prompt": ["a"] * 100, "n": 2}, "may have 128 texts"),
         (CHAT, {"messages": ASK, "top_logprobs": 2}, "wants logprobs"),
         (CHAT, {"messages": ASK, "tool_choice": "required"}, "wants tools"),
@@ -126,13 +127,15 @@ def test_a_queue_that_is_full(chat_folder: Path) -> None:
         assert server.post(TEXT, {"prompt": "a", "n": 2, "max_tokens": 2})[0] == 200
 
 
-def test_clients_that_vanish(server: Live) -> None:
+def test_clients_that_vanish(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Scheduler.step
+    monkeypatch.setattr(Scheduler, "step", lambda self: time.sleep(0.1) or step(self))  # the whole would take minutes
     before = server.post(TEXT, {"prompt": "the cat", "max_tokens": 8, "temperature": 0})
     for stream in (True, False):
         body = json.dumps({"prompt": "a", "n": 8, "max_tokens": 900, "stream": stream}).encode()
         with _connected(server) as client:
             client.sendall(_head(len(body)) + body)
-            wait_until(lambda: server.service.worker.open_texts == 8)
+            wait_until(lambda: server.service.worker.open_texts > 0)
             if stream:
                 assert client.recv(100)
         wait_until(lambda: server.service.worker.open_texts == 0)

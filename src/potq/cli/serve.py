@@ -21,7 +21,7 @@ def serve(
     name: Annotated[
         str | None, typer.Option(help="The model's name for clients. Default: the folder's.", show_default=False)
     ] = None,
-    slots: Annotated[int, typer.Option(min=1, help="Texts that are computed at once.")] = 16,
+    slots: Annotated[int, typer.Option(min=1, max=64, help="Texts that are computed at once.")] = 16,
     waiting: Annotated[int, typer.Option(min=1, help="Texts under way or waiting, at most; more get 429.")] = 256,
     cache_mb: Annotated[
         int | None, typer.Option(min=1, help="Memory for keys and values, at most, in MB.", show_default=False)

@@ -34,7 +34,7 @@ class ServerSettings(Strict):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, lt=65536)] = 8000
-    slots: Positive = 16
+    slots: Annotated[int, Field(ge=1, le=64)] = 16
     waiting: Positive = 256
     cache_bytes: Positive | None = None
     api_keys: tuple[Annotated[str, Field(min_length=1)], ...] = ()
