@@ -82,6 +82,7 @@ bench: $(VENV)/.ready
 	for part in experts ranks time memory; do $(BIN)/python -m benchmarks.scale.measure $$part --work build/bench/scale; done
 	$(BIN)/python -m benchmarks.decode.speed --work build/bench/decode
 	$(BIN)/python -m benchmarks.decode.blocks_8b --work build/bench/decode
+	$(BIN)/python -m benchmarks.serve.measure --work build/bench/decode
 	$(BIN)/python -m benchmarks.decode.agreement
 	$(BIN)/python -m benchmarks.export.measure --work build/bench/export --speed 5
 

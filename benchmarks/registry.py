@@ -15,6 +15,7 @@ from benchmarks.papers import goals as papers
 from benchmarks.ptq import goals as ptq
 from benchmarks.qat import goals as qat
 from benchmarks.scale import goals as scale
+from benchmarks.serve import goals as serve
 
 BENCHMARKS: tuple[Benchmark, ...] = (
     *ptq.BENCHMARKS,
@@ -29,4 +30,5 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *first_hour.BENCHMARKS,
     *models.BENCHMARKS,
     *scale.BENCHMARKS,
+    *serve.BENCHMARKS,
 )
