@@ -60,6 +60,14 @@ class Contestant:
         yield self.address
         self._process.send_signal(signal.SIGSTOP)
 
+    def warm(self) -> None:
+        """Let it touch its weights: the first text of a process waits for memory."""
+        if self.address == "ready":
+            self.ask(["It was"])
+            return
+        with self.awake() as address:
+            total(address, ["It was"], TOKENS)
+
     def ask(self, prompts: list[str]) -> float:
         """Tokens per second of the engine alone."""
         assert self._process.stdin is not None
@@ -151,6 +159,7 @@ def measure(work: Path, rounds: int, shapes: Path | None) -> Iterator[Row]:
         def start(kind: str, model: Path) -> Contestant:
             contestant = Contestant(kind, model)
             stack.callback(contestant.end)
+            contestant.warm()
             return contestant
 
         server, engine = start("potq", ours), start("engine", ours)
