@@ -3,7 +3,8 @@
     python examples/engine.py
     python examples/engine.py path/to/model --prompt "Once upon a time"
 
-The engine is compiled code that reads the packed checkpoint itself. It knows GPT-2, Llama, Mistral, Qwen2 and Qwen3.
+The engine is compiled code that reads the packed checkpoint itself. It knows GPT-2, Llama, Mistral, Qwen2, Qwen3,
+SmolLM3, OLMo 2, Granite, Gemma 3 and Phi-3.
 """
 
 from __future__ import annotations

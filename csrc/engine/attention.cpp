@@ -7,11 +7,13 @@
 namespace potq {
 namespace engine {
 
-// Number i of a head goes with number i + head_size / 2.
-void Forward::rotate(int row, float* head) const {
-  const int half = c_.head_size / 2;
+// Number i of a head goes with number i + half, of the numbers that turn.
+void Forward::rotate(int layer, int row, float* head) const {
+  const int rotation = c_.rotation[size_t(layer)];
+  if (rotation < 0) return;
+  const int half = int(c_.frequencies[size_t(rotation)].size());
   float *low = head, *high = head + half;
-  const float *cosine = rotation_ + size_t(row) * size_t(c_.head_size), *sine = cosine + half;
+  const float *cosine = turns(rotation, row), *sine = cosine + half;
   for (int i = 0; i < half; i++) {
     const float a = low[i], b = high[i];
     low[i] = a * cosine[i] - b * sine[i];
@@ -19,11 +21,18 @@ void Forward::rotate(int row, float* head) const {
   }
 }
 
+// Norms of all query heads together, and of all keys.
+void Forward::norm_heads(int layer, int row) {
+  const Layer& weights = model_.layers[size_t(layer)];
+  lanes_.rms_norm(query(row, 0), weights.q_norm.data(), c_.epsilon, query(row, 0), c_.query_size());
+  lanes_.rms_norm(key(row, 0), weights.k_norm.data(), c_.epsilon, key(row, 0), c_.kv_size());
+}
+
 void Forward::place_key_value(int layer, int row, int kv_head) {
   float* k = key(row, kv_head);
   const std::vector<float>& weight = model_.layers[size_t(layer)].k_norm;
-  if (!weight.empty()) lanes_.rms_norm(k, weight.data(), c_.epsilon, k, c_.head_size);
-  if (c_.rotary) rotate(row, k);
+  if (!weight.empty() && !c_.whole_norms) lanes_.rms_norm(k, weight.data(), c_.epsilon, k, c_.head_size);
+  rotate(layer, row, k);
   const int position = rows_[size_t(row)].position, at = position % Cache::kPage;
   const int32_t page = rows_[size_t(row)].pages[position / Cache::kPage];
   uint16_t* keys = cache_->keys(page, layer, kv_head) + at / kKeyBlock * kKeyBlock * c_.head_size + at % kKeyBlock;
@@ -36,14 +45,18 @@ void Forward::place_key_value(int layer, int row, int kv_head) {
 void Forward::rotate_query(int layer, int row, int head) {
   const std::vector<float>& weight = model_.layers[size_t(layer)].q_norm;
   float* q = query(row, head);
-  if (!weight.empty()) lanes_.rms_norm(q, weight.data(), c_.epsilon, q, c_.head_size);
-  if (c_.rotary) rotate(row, q);
+  if (!weight.empty() && !c_.whole_norms) lanes_.rms_norm(q, weight.data(), c_.epsilon, q, c_.head_size);
+  rotate(layer, row, q);
 }
 
 void Forward::attend(int thread, int layer) {
   const Layer& weights = model_.layers[size_t(layer)];
   const int group = c_.heads / c_.kv_heads;
   if (m_ == 1) {  // threads divide the heads, first to place them, then to look back
+    if (c_.whole_norms) {
+      if (thread == 0) norm_heads(layer, 0);
+      pool_.barrier();
+    }
     const Rows all = share_of(thread, c_.kv_heads + c_.heads), mine = share_of(thread, c_.heads);
     for (int head = all.first; head < all.last; head++) {
       if (head < c_.kv_heads)
@@ -60,6 +73,7 @@ void Forward::attend(int thread, int layer) {
   }
   const Rows rows = rows_of(thread);
   for (int row = rows.first; row < rows.last; row++) {
+    if (c_.whole_norms) norm_heads(layer, row);
     for (int head = 0; head < c_.kv_heads; head++) place_key_value(layer, row, head);
     for (int head = 0; head < c_.heads; head++) rotate_query(layer, row, head);
   }
@@ -94,7 +108,7 @@ void Forward::attend_heads(int thread, int layer, int row, int rows, int head, i
   const int first = seen(layer, row).first, start = first - first % kKeyBlock, end = seen(layer, row + rows - 1).last;
   const int blocks = (end - start + kKeyBlock - 1) / kKeyBlock;
   const size_t stride = size_t(blocks | 1) * kKeyBlock;  // odd: rows at powers of two would share few places of a cache
-  const float scale = c_.scaled_attention ? 1.0f / std::sqrt(float(size)) : 1.0f;
+  const float scale = c_.attention_scale;
   float* scores = own_[size_t(thread)].scores;
   const HeadRows<const float> q = {query(row, head), q_stride_, rows, count};
   in_pages(row, start, end, [&](int32_t page, int at, int position, int positions) {

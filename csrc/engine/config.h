@@ -1,12 +1,13 @@
 // config.json: what a model is, in the terms of one block that serves every family.
 //
-//   x = embedding[id] (+ positions[i])
+//   x = embedding[id] (* scale) (+ positions[i])
 //   for each layer:   h = norm(x);  q, k, v = h Wq, h Wk, h Wv (or one fused product);  (norm of q and k heads)  (rotation)
-//                     x += attention(q, k, v) Wo
-//                     h = norm(x);  x += (act(h Wgate) * (h Wup)) Wdown, or act(h Wup) Wdown
+//                     x += norm(attention(q, k, v) Wo)
+//                     h = norm(x);  x += norm((act(h Wgate) * (h Wup)) Wdown), or act(h Wup) Wdown
 //   logits = norm(x) Whead
 //
-// A family is a row of kFamilies (config.cpp): names of tensors and the switches it always has.
+// Each of a layer's norms may be missing. A family is a row of kFamilies (families.cpp): names of tensors and the switches it
+// always has. Multipliers are folded into weights when those are loaded (load.cpp), but for the embedding's.
 #pragma once
 
 #include <cstdint>
@@ -27,20 +28,23 @@ enum class Activation : uint8_t { kSilu, kGeluTanh, kGelu, kRelu };
 // Names of a family's tensors; {}.weight and so on follow. Null: the family has no such tensor.
 struct Names {
   const char *embedding, *positions, *layer, *final_norm, *head;
-  const char *attention_norm, *q, *k, *v, *fused_qkv, *o, *q_norm, *k_norm;
-  const char *mlp_norm, *gate, *up, *down;
+  const char *attention_norm, *q, *k, *v, *fused_qkv, *o, *q_norm, *k_norm, *attention_post_norm;
+  const char *mlp_norm, *gate, *up, *fused_gate_up, *down, *mlp_post_norm;
 };
 
 struct Config {
   const Names* names = nullptr;
   std::string model_type;
   int layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_size = 0, intermediate = 0, vocabulary = 0, positions = 0;
-  bool rms = true, rotary = true, transposed = false;  // transposed: GPT-2's Conv1D keeps (in, out) where unquantized
-  bool qkv_bias = false, o_bias = false, mlp_bias = false, tied = false, scaled_attention = true;
-  float epsilon = 0;
+  bool rms = true, transposed = false;  // transposed: GPT-2's Conv1D keeps (in, out) where unquantized
+  bool qkv_bias = false, o_bias = false, mlp_bias = false, tied = false;
+  bool norm_plus_one = false;  // norms multiply by 1 + weight
+  bool whole_norms = false;    // q_norm and k_norm are of all heads together
+  float epsilon = 0, attention_scale = 1, embedding_scale = 1, residual_scale = 1, logits_scale = 1;
   Activation activation = Activation::kSilu;
-  std::vector<int> window;                 // by layer: positions that are seen, 0: all
-  std::vector<float> inverse_frequencies;  // rotary: head_size / 2
+  std::vector<int> window;                      // by layer: positions that are seen, 0: all
+  std::vector<std::vector<float>> frequencies;  // of rotations: angles a position, for half of the numbers that turn
+  std::vector<int> rotation;                    // by layer: which of them, -1: none
   std::vector<int32_t> end_ids;
 
   int query_size() const { return heads * head_size; }

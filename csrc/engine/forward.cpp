@@ -80,7 +80,7 @@ void Forward::lay_out(uint8_t* memory, size_t* bytes) {
   out_ = parts.take<float>(rows * hidden);
   gate_ = parts.take<float>(rows * inner);
   up_ = parts.take<float>(rows * inner);
-  rotation_ = parts.take<float>(rows * size_t(c_.head_size));
+  rotation_ = parts.take<float>(c_.frequencies.size() * rows * size_t(c_.head_size));
   panels_ = parts.take<uint8_t>(many);
   *bytes = parts.used();
 }
@@ -98,12 +98,14 @@ void Forward::run(const std::vector<Span>& spans, const Cache& cache, float* log
       tiles_.push_back({first + i, first + std::min(i + tile_rows_, span.count)});
   }
   m_ = int(rows_.size());
-  for (int row = 0; row < m_ && c_.rotary; row++) {
-    float *cosine = rotation_ + size_t(row) * size_t(c_.head_size), *sine = cosine + c_.head_size / 2;
-    for (const float frequency : c_.inverse_frequencies) {
-      const float angle = float(rows_[size_t(row)].position) * frequency;
-      *cosine++ = std::cos(angle);
-      *sine++ = std::sin(angle);
+  for (size_t i = 0; i < c_.frequencies.size(); i++) {
+    for (int row = 0; row < m_; row++) {
+      float *cosine = turns(int(i), row), *sine = cosine + c_.frequencies[i].size();
+      for (const float frequency : c_.frequencies[i]) {
+        const float angle = float(rows_[size_t(row)].position) * frequency;
+        *cosine++ = std::cos(angle);
+        *sine++ = std::sin(angle);
+      }
     }
   }
   pool_.run([](void* self, int thread) { static_cast<Forward*>(self)->work(thread); }, this);
@@ -135,13 +137,23 @@ void Forward::work(int thread) {
 // `free`: room for a row.
 void Forward::embed(int row, float* x, float* free) const {
   read_row(model_.embedding, rows_[size_t(row)].id, x);
+  for (int i = 0; i < c_.hidden && c_.embedding_scale != 1; i++) x[i] *= c_.embedding_scale;
   if (model_.positions.empty()) return;
   read_row(model_.positions[0], rows_[size_t(row)].position, free);
   lanes_.add(free, x, c_.hidden);
 }
 
+// x += what a part of the layer put out. `free`: room for a row.
+void Forward::add(const Norm& post, const float* out, float* x, float* free) const {
+  if (post.weight.empty()) return lanes_.add(out, x, c_.hidden);
+  norm(post, out, free);
+  lanes_.add(free, x, c_.hidden);
+}
+
 void Forward::norm(const Norm& norm, const float* x, float* y) const {
-  if (c_.rms)
+  if (norm.weight.empty())
+    std::copy(x, x + c_.hidden, y);
+  else if (c_.rms)
     lanes_.rms_norm(x, norm.weight.data(), c_.epsilon, y, c_.hidden);
   else
     lanes_.layer_norm(x, norm.weight.data(), norm.bias.data(), c_.epsilon, y, c_.hidden);
@@ -151,16 +163,16 @@ void Forward::layer(int thread, int index, float* x, float* h, float*& pending) 
   const Layer& layer = model_.layers[size_t(index)];
   const Rows rows = rows_of(thread);
   const size_t hidden = size_t(c_.hidden), inner = size_t(c_.intermediate);
-  const auto add_and_norm = [&](const Norm& weights) {
+  const auto add_and_norm = [&](const Norm& post, const Norm& weights) {
     for (int row = rows.first; row < rows.last; row++) {
       const size_t at = size_t(row) * hidden;
-      if (pending) lanes_.add(pending + at, x + at, c_.hidden);
+      if (pending) add(post, pending + at, x + at, h + at);
       norm(weights, x + at, h + at);
     }
     if (m_ > 1) pool_.barrier();
   };
 
-  add_and_norm(layer.attention_norm);
+  add_and_norm(index ? model_.layers[size_t(index) - 1].mlp_post_norm : layer.mlp_post_norm, layer.attention_norm);
   const bool fused = layer.qkv.size() == 1;
   const Output qkv[3] = {{&layer.qkv[0], q_}, {&layer.qkv[fused ? 0 : 1], k_}, {&layer.qkv[fused ? 0 : 2], v_}};
   products(thread, h, m_, qkv, fused ? 1 : 3, layer.o);
@@ -169,7 +181,7 @@ void Forward::layer(int thread, int index, float* x, float* h, float*& pending) 
   products(thread, attention_, m_, &o, 1, layer.up);
   pending = out_;
 
-  add_and_norm(layer.mlp_norm);
+  add_and_norm(layer.attention_post_norm, layer.mlp_norm);
   const bool gated = !layer.gate.empty();
   const Output gate_up[2] = {{&layer.up, up_}, {gated ? &layer.gate[0] : nullptr, gate_}};
   float* active = gated ? gate_ : up_;
@@ -276,7 +288,7 @@ void Forward::finish(int thread, float* x, float* h, float* pending) {
 void Forward::norm_row(int row, const float* pending, const float* x, float* h, float* free) const {
   const size_t at = size_t(row) * size_t(c_.hidden);
   if (x + at != free) std::copy(x + at, x + at + size_t(c_.hidden), free);
-  lanes_.add(pending + at, free, c_.hidden);
+  add(model_.layers.back().mlp_post_norm, pending + at, free, h);
   norm(model_.final_norm, free, h);
 }
 

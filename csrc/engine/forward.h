@@ -64,8 +64,10 @@ class Forward {
   void finish(int thread, float* x, float* h, float* pending);
   void norm_row(int row, const float* pending, const float* x, float* h, float* free) const;
   void embed(int row, float* x, float* free) const;
+  void add(const Norm& post, const float* out, float* x, float* free) const;
   void norm(const Norm& norm, const float* x, float* y) const;
-  void rotate(int row, float* head) const;
+  void norm_heads(int layer, int row);
+  void rotate(int layer, int row, float* head) const;
   void place_key_value(int layer, int row, int kv_head);
   void rotate_query(int layer, int row, int head);
   void activate(float* gate, const float* up, int count) const;
@@ -79,6 +81,10 @@ class Forward {
   float* query(int row, int head) const { return q_ + size_t(row) * q_stride_ + size_t(head) * size_t(c_.head_size); }
   float* key(int row, int head) const { return k_ + size_t(row) * kv_stride_ + size_t(head) * size_t(c_.head_size); }
   float* value(int row, int head) const { return v_ + size_t(row) * kv_stride_ + size_t(head) * size_t(c_.head_size); }
+  float* turns(int rotation, int row) const {  // cosines, then sines
+    return rotation_ + (size_t(rotation) * kRows + size_t(row)) * size_t(c_.head_size);
+  }
+
   const Model& model_;
   const Config& c_;
   Pool& pool_;

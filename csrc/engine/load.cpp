@@ -25,6 +25,7 @@ struct Source {
   const Tensor *codes = nullptr, *scale = nullptr;  // codes: of the weight itself where it is not quantized
   const Scheme* scheme = nullptr;
   bool transposed = false;
+  int first = 0, all = 0;  // the matrix is the rows from the first on, of all that the tensor has
   int64_t group = 0, groups = 0, row_bytes = 0;
   uint8_t* to = nullptr;
 };
@@ -65,7 +66,8 @@ class Loader {
     if (c.names->positions) describe(&add(model_.positions), c.names->positions, c.positions, c.hidden, false, true);
     model_.layers.resize(size_t(c.layers));
     for (int i = 0; i < c.layers; i++) describe_layer(i);
-    read_norm(&model_.final_norm, c.names->final_norm);
+    read_norm(&model_.final_norm, "", c.names->final_norm);
+    for (float& weight : model_.final_norm.weight) weight *= c.logits_scale;
     const bool own = !under_head && has(c.names->head);
     if (own) describe(&add(model_.own_head), c.names->head, c.vocabulary, c.hidden, false, true);
     if (!own && !c.tied)
@@ -90,7 +92,8 @@ class Loader {
   Tensor* find(const std::string& name) { return tensors_.find(file_name(name)); }
   bool has(const std::string& module) { return find(module + ".weight") || find(module + ".weight_packed"); }
 
-  Tensor& take(const std::string& name, const std::vector<int64_t>& shape, const char* dtypes) {
+  // `first`: of the rows that are taken. A part behind the first takes the same tensor again.
+  Tensor& take(const std::string& name, const std::vector<int64_t>& shape, const char* dtypes, int first = 0) {
     Tensor* tensor = find(name);
     if (!tensor)
       fail("%s: the weights have no %s, which config.json asks for; the folder is incomplete, or config.json another model's",
@@ -98,7 +101,7 @@ class Loader {
     if (tensor->shape != shape || !std::strstr(dtypes, tensor->dtype_name.c_str()))
       fail("%s: %s is %s %s, expected %s %s; config.json and the weights do not belong together", tensor->file->path().c_str(),
            name.c_str(), tensor->dtype_name.c_str(), shape_text(tensor->shape).c_str(), dtypes, shape_text(shape).c_str());
-    if (tensor->used) damaged(*tensor, name, "used twice");
+    if (tensor->used && !first) damaged(*tensor, name, "used twice");
     tensor->used = true;
     return *tensor;
   }
@@ -124,9 +127,26 @@ class Loader {
     return read_floats(tensor, name, size_t(count));
   }
 
-  void read_norm(Norm* norm, const std::string& module) {
-    norm->weight = read_vector(module + ".weight", model_.config.hidden);
-    if (!model_.config.rms) norm->bias = read_vector(module + ".bias", model_.config.hidden);
+  std::vector<float> read_norm_weight(const std::string& module, int64_t count) {
+    std::vector<float> weight = read_vector(module + ".weight", count);
+    for (float& value : weight) value += model_.config.norm_plus_one ? 1.0f : 0.0f;
+    return weight;
+  }
+
+  // `module` null: the family has none.
+  void read_norm(Norm* norm, const std::string& prefix, const char* module) {
+    if (!module) return;
+    norm->weight = read_norm_weight(prefix + module, model_.config.hidden);
+    if (!model_.config.rms) norm->bias = read_vector(prefix + module + ".bias", model_.config.hidden);
+  }
+
+  // What is added to the residual stream.
+  void scale_residual(Matrix* matrix) {
+    const float scale = model_.config.residual_scale;
+    if (scale == 1) return;
+    matrix->row_scale.resize(size_t(matrix->rows), 1.0f);
+    for (float& value : matrix->row_scale) value *= scale;
+    for (float& value : matrix->bias) value *= scale;
   }
 
   void describe_layer(int index) {
@@ -135,7 +155,7 @@ class Loader {
     Layer& layer = model_.layers[size_t(index)];
     const std::string prefix = names.layer + std::to_string(index) + ".";
     const int q = c.query_size(), kv = c.kv_size();
-    read_norm(&layer.attention_norm, prefix + names.attention_norm);
+    read_norm(&layer.attention_norm, prefix, names.attention_norm);
     if (names.fused_qkv) {
       describe(&add(layer.qkv), prefix + names.fused_qkv, q + 2 * kv, c.hidden, c.qkv_bias);
     } else {
@@ -143,33 +163,47 @@ class Loader {
       describe(&add(layer.qkv), prefix + names.k, kv, c.hidden, c.qkv_bias);
       describe(&add(layer.qkv), prefix + names.v, kv, c.hidden, c.qkv_bias);
     }
-    if (names.q_norm) layer.q_norm = read_vector(prefix + names.q_norm + ".weight", c.head_size);
-    if (names.k_norm) layer.k_norm = read_vector(prefix + names.k_norm + ".weight", c.head_size);
+    if (names.q_norm) layer.q_norm = read_norm_weight(prefix + names.q_norm, c.whole_norms ? q : c.head_size);
+    if (names.k_norm) layer.k_norm = read_norm_weight(prefix + names.k_norm, c.whole_norms ? kv : c.head_size);
     describe(&layer.o, prefix + names.o, c.hidden, q, c.o_bias);
-    read_norm(&layer.mlp_norm, prefix + names.mlp_norm);
-    if (names.gate) describe(&add(layer.gate), prefix + names.gate, c.intermediate, c.hidden, c.mlp_bias);
-    describe(&layer.up, prefix + names.up, c.intermediate, c.hidden, c.mlp_bias);
+    read_norm(&layer.attention_post_norm, prefix, names.attention_post_norm);
+    read_norm(&layer.mlp_norm, prefix, names.mlp_norm);
+    if (names.fused_gate_up) {  // halves of one tensor
+      describe_part(&add(layer.gate), prefix + names.fused_gate_up, 0, c.intermediate, 2 * c.intermediate, c.hidden);
+      describe_part(&layer.up, prefix + names.fused_gate_up, c.intermediate, c.intermediate, 2 * c.intermediate, c.hidden);
+    } else {
+      if (names.gate) describe(&add(layer.gate), prefix + names.gate, c.intermediate, c.hidden, c.mlp_bias);
+      describe(&layer.up, prefix + names.up, c.intermediate, c.hidden, c.mlp_bias);
+    }
     describe(&layer.down, prefix + names.down, c.hidden, c.intermediate, c.mlp_bias);
+    read_norm(&layer.mlp_post_norm, prefix, names.mlp_post_norm);
+    scale_residual(&layer.o), scale_residual(&layer.down);
   }
 
   void describe(Matrix* matrix, const std::string& name, int rows, int columns, bool bias, bool embedding = false) {
+    describe_part(matrix, name, 0, rows, rows, columns, embedding);
+    if (bias) matrix->bias = read_vector(name + ".bias", rows);
+  }
+
+  // `rows` rows, from the first on, of a tensor that has `all`.
+  void describe_part(Matrix* matrix, const std::string& name, int first, int rows, int all, int columns,
+                     bool embedding = false) {
     matrix->rows = rows, matrix->columns = columns;
     Source source;
-    source.matrix = matrix, source.name = name;
+    source.matrix = matrix, source.name = name, source.first = first, source.all = all;
     if (find(name + ".weight_packed"))
       describe_packed(&source, embedding);
     else
       describe_floats(&source, embedding);
-    if (bias) matrix->bias = read_vector(name + ".bias", rows);
     sources_.push_back(source);
   }
 
   void describe_floats(Source* source, bool embedding) {
     Matrix& m = *source->matrix;
     source->transposed = model_.config.transposed && !embedding;
-    std::vector<int64_t> shape{m.rows, m.columns};
+    std::vector<int64_t> shape{source->all, m.columns};
     if (source->transposed) std::swap(shape[0], shape[1]);
-    source->codes = &take(source->name + ".weight", shape, kFloats);
+    source->codes = &take(source->name + ".weight", shape, kFloats, source->first);
     m.type = source->codes->dtype == Dtype::kFloat32   ? Matrix::kFloat32
              : source->codes->dtype == Dtype::kFloat16 ? Matrix::kFloat16
                                                        : Matrix::kBFloat16;
@@ -187,17 +221,19 @@ class Loader {
     for (const int width : plane_widths(scheme->bits)) source->row_bytes += plane_bytes(m.columns, width);
     source->group = scheme->grouping == Scheme::kGroups ? std::min<int64_t>(scheme->group, m.columns) : m.columns;
     source->groups = (m.columns + source->group - 1) / source->group;
-    source->codes = &take(name + ".weight_packed", {m.rows, source->row_bytes}, "U8");
-    const int64_t scale_rows = scheme->grouping == Scheme::kTensor ? 1 : m.rows;
-    source->scale = &take(name + ".weight_scale", {scale_rows, source->groups}, scheme->e8m0 ? "U8" : "F16");
+    source->codes = &take(name + ".weight_packed", {source->all, source->row_bytes}, "U8", source->first);
+    const int64_t scale_rows = scheme->grouping == Scheme::kTensor ? 1 : source->all;
+    source->scale = &take(name + ".weight_scale", {scale_rows, source->groups}, scheme->e8m0 ? "U8" : "F16", source->first);
     if (scheme->row_scale) {
-      const Tensor& tensor = take(name + ".weight_row_scale", {m.rows, 1}, "F16");
-      m.row_scale = read_floats(tensor, name + ".weight_row_scale", size_t(m.rows));
+      const Tensor& tensor = take(name + ".weight_row_scale", {source->all, 1}, "F16", source->first);
+      m.row_scale = read_floats(tensor, name + ".weight_row_scale", size_t(source->all));
+      m.row_scale.erase(m.row_scale.begin(), m.row_scale.begin() + source->first);
+      m.row_scale.resize(size_t(m.rows));
       for (const float value : m.row_scale) {
         if (value < 0) damaged(tensor, name + ".weight_row_scale", "has a negative scale");
       }
     }
-    m.format = format_of(*source, int(scale_rows));
+    m.format = format_of(*source, scheme->grouping == Scheme::kTensor ? 1 : m.rows);
     const bool tables = scheme->bits <= 4 || (scheme->bits == 8 && scheme->twos_complement);
     // what the kernels do not know is dequantized
     m.type = tables && scheme->fits_int8() && !potq_unsupported(&m.format) ? Matrix::kPacked : Matrix::kFloat32;
@@ -293,10 +329,10 @@ class Loader {
     else if (source.transposed)
       fill_transposed(source, buffer);
     else
-      source.codes->file->read(
-          source.codes->offset + uint64_t(first) * uint64_t(source.matrix->columns) * value_bytes(*source.matrix),
-          source.to + size_t(first) * size_t(source.matrix->columns) * value_bytes(*source.matrix),
-          size_t(last - first) * size_t(source.matrix->columns) * value_bytes(*source.matrix));
+      source.codes->file->read(source.codes->offset + uint64_t(source.first + first) * uint64_t(source.matrix->columns) *
+                                                          value_bytes(*source.matrix),
+                               source.to + size_t(first) * size_t(source.matrix->columns) * value_bytes(*source.matrix),
+                               size_t(last - first) * size_t(source.matrix->columns) * value_bytes(*source.matrix));
   }
 
   static void fill_transposed(const Source& source, std::vector<uint8_t>* buffer) {
@@ -318,8 +354,9 @@ class Loader {
     const size_t scale_bytes = shared ? scale_row : rows * scale_row, scale_at = round_up(code_bytes, 64);
     buffer->resize(scale_at + scale_bytes);
     uint8_t *codes = buffer->data(), *scale = codes + scale_at;
-    source.codes->file->read(source.codes->offset + uint64_t(first) * uint64_t(source.row_bytes), codes, code_bytes);
-    source.scale->file->read(source.scale->offset + (shared ? 0 : uint64_t(first) * scale_row), scale, scale_bytes);
+    const uint64_t row = uint64_t(source.first + first);  // in the tensor
+    source.codes->file->read(source.codes->offset + row * uint64_t(source.row_bytes), codes, code_bytes);
+    source.scale->file->read(source.scale->offset + (shared ? 0 : row * scale_row), scale, scale_bytes);
     check_scales(source, scale, scale_bytes / scale_size, first);
     check_codes(source, codes, rows);
     if (m.type != Matrix::kPacked) return dequantize(source, codes, scale, shared, first, last);

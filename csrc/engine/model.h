@@ -13,11 +13,11 @@ namespace potq {
 namespace engine {
 
 struct Norm {
-  std::vector<float> weight, bias;  // bias: layer norm
+  std::vector<float> weight, bias;  // bias: layer norm; both empty: none
 };
 
 struct Layer {
-  Norm attention_norm, mlp_norm;
+  Norm attention_norm, attention_post_norm, mlp_norm, mlp_post_norm;
   std::vector<float> q_norm, k_norm;  // or empty
   std::vector<Matrix> qkv;            // q, k, v, or all in one
   Matrix o, up, down;

@@ -34,6 +34,19 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
+PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+GRANITE = {
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.3,
+    "logits_scaling": 5.0,
+}
+GEMMA3 = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 9,
+    "sliding_window": 20,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", HIDDEN),
@@ -56,6 +69,23 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-biased": ("Qwen3", {**HIDDEN, "head_dim": 16, "attention_bias": True}),
     "mistral": ("Mistral", {**HIDDEN, "sliding_window": None}),
     "mistral-window": ("Mistral", {**HIDDEN, "sliding_window": 17}),
+    "smollm3": ("SmolLM3", {**HIDDEN, "num_hidden_layers": 4}),
+    "smollm3-untied": (
+        "SmolLM3",
+        {**HIDDEN, "tie_word_embeddings": False, "no_rope_layers": [0, 1], "attention_bias": True, "mlp_bias": True},
+    ),
+    "smollm3-window": ("SmolLM3", {**HIDDEN, "no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 20}),
+    "olmo2": ("Olmo2", HIDDEN),
+    "olmo2-tied": ("Olmo2", {**HIDDEN, "tie_word_embeddings": True, "attention_bias": True}),
+    "granite": ("Granite", {**HIDDEN, **GRANITE}),
+    "granite-tied": (
+        "Granite",
+        {**HIDDEN, **GRANITE, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    ),
+    "gemma3": ("Gemma3Text", {**HIDDEN, **GEMMA3}),
+    "gemma3-untied": ("Gemma3Text", {**HIDDEN, **GEMMA3, "tie_word_embeddings": False, "attention_bias": True}),
+    "phi3": ("Phi3", HIDDEN),
+    "phi3-tied": ("Phi3", {**HIDDEN, "tie_word_embeddings": True, "sliding_window": 17, "rope_parameters": PARTIAL}),
     "gpt2": ("GPT2", GPT2),
     "gpt2-untied": ("GPT2", {**GPT2, "tie_word_embeddings": False, "n_inner": 100}),
     "gpt2-gelu": ("GPT2", {**GPT2, "activation_function": "gelu"}),

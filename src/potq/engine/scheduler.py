@@ -125,7 +125,7 @@ class Scheduler:
         2
     """
 
-    def __init__(self, engine: Engine, *, slots: int = 16, cache_bytes: int | None = None, chunk: int = 32) -> None:
+    def __init__(self, engine: Engine, *, slots: int = 16, cache_bytes: int | None = None, chunk: int = 16) -> None:
         options = native.SchedulerOptions(
             slots=whole("slots", slots, 1, 64),
             chunk=whole("chunk", chunk, 1, 128),
