@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from potq.numerics.fake_quantize import round_op
+from potq.numerics.fake_quantize import round_values
 from potq.numerics.functional import codebook, decode_scale, encode_scale, spread
 from potq.numerics.row_scale import choose_row_scale
 from potq.numerics.scale_search import choose_scale
@@ -126,7 +126,7 @@ class SchemeRounding:
 def round_to_nearest(weight: Tensor, scale: Tensor, shift: Tensor | None, rounding: Rounding) -> Rounded:
     """Every entry of ``weight`` by itself, under ``scale`` and ``shift`` ``(rows, groups)``."""
     group = rounding.group(weight.shape[1])
-    values = round_op(weight, scale, shift, rounding.levels, rounding.boundaries, group, torch.float32)
+    values = round_values(weight, scale, shift, rounding.levels, rounding.boundaries, group, torch.float32)
     return Rounded(values, scale, shift, weight)
 
 
