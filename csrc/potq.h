@@ -119,7 +119,7 @@ POTQ_API void potq_best_candidates(const float* levels, const float* boundaries,
                                    const float* scales, int32_t candidates, int64_t* best, int32_t threads);
 POTQ_API int32_t potq_has_openmp(void);
 
-/* A block of columns to be rounded one after another (fit/columns.cpp): `rows` rows of `columns` columns, the matrices of the
+/* Columns to be rounded one after another (fit/columns.cpp): `rows` rows of `columns` columns, the matrices of the
  * calls below row-major and contiguous. A column j belongs to group[j]; scale and shift (NULL: all 0) are rows x groups.
  * `levels` are ascending, in units of the scale; rounding changes at the n_levels - 1 `boundaries`. */
 typedef struct {
@@ -134,7 +134,8 @@ typedef struct {
  * triangular); `errors` are what the columns behind the block still have to take. */
 POTQ_API void potq_compensate(const potq_columns* block, float* weights, const float* factor, float* values, float* errors,
                               int32_t threads);
-/* Coordinate descent: every one of `values` becomes the best given all others; `gradient` follows, `changes` says by how much.
+/* A sweep of coordinate descent: every one of `values` becomes the best given all others; `gradient` follows, `changes` says by
+ * how much.
  */
 POTQ_API void potq_descend(const potq_columns* block, float* gradient, const float* hessian, float* values, float* changes,
                            int32_t threads);

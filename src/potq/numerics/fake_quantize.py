@@ -51,8 +51,7 @@ def fake_quantize(
     return result
 
 
-@torch.library.custom_op("potq::fake_quantize", mutates_args=())
-def round_op(
+def round_values(
     weight: Tensor,
     scale: Tensor,
     shift: Tensor | None,
@@ -82,6 +81,10 @@ def round_op(
         torch.get_num_threads(),
     )
     return values
+
+
+# known to torch.compile and to gradients; its first call takes seconds of imports
+round_op = torch.library.custom_op("potq::fake_quantize", round_values, mutates_args=())
 
 
 @round_op.register_fake

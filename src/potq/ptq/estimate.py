@@ -18,12 +18,14 @@ from potq.ptq.blocks import TOKENS, find_blocks, merge, record_calls, shared_inp
 from potq.ptq.calibration import check_batches
 from potq.ptq.effort import effort_in_parts
 from potq.ptq.experts import MOMENT_BYTES, experts_apart
+from potq.ptq.layer import WEIGHTS
 from potq.ptq.run import REPORTED
 from potq.ptq.trial import read_block, rounding_seconds, try_block
 
 _REPORT_PASSES = 3  # passes that output errors cost: one, and two products a layer
 _LEARNED = 16  # bytes a weight: value, gradient, Adam's two moments
 _ROUNDED = 16  # bytes a weight of the largest matrix, while it is quantized
+_COPIES = 16  # of the rows of a layer that are quantized at a time
 _LIBRARIES = 300_000_000  # bytes of torch and transformers themselves
 _READ = 5  # times that a model in parts is read: checks, fingerprint, a first batch, the work itself, errors of the weights
 
@@ -70,7 +72,7 @@ def estimate(model: nn.Module, config: PoTConfig | Effort, batches: Sequence[Ten
     calibrated = inside if effort.calibrated and batches else []
     seconds = rounding_seconds(model, [target for target in targets if target not in calibrated], config)
     if calibrated:
-        seconds += _calibrated_seconds(model, calibrated, effort, merge(batches), len(blocks)) / processes
+        seconds += _calibrated_seconds(model, calibrated, effort, merge(batches), len(blocks), processes)
         seconds += _reading_seconds(model, batches) if in_parts else 0.0
     learned = 0
     if effort.scope != "none":
@@ -82,7 +84,7 @@ def estimate(model: nn.Module, config: PoTConfig | Effort, batches: Sequence[Ten
 
 
 def _calibrated_seconds(
-    model: nn.Module, targets: Sequence[WeightPlan], effort: Effort, batches: list[Tensor], blocks: int
+    model: nn.Module, targets: Sequence[WeightPlan], effort: Effort, batches: list[Tensor], blocks: int, processes: int
 ) -> float:
     tried = try_block(model, targets, effort, batches[0])
     part = sum(target.weights for target in targets) / tried.weights  # blocks' worth of layers
@@ -95,7 +97,8 @@ def _calibrated_seconds(
     if effort.scope == "model":
         seconds += steps * (part * tried.step + blocks * tried.mixed + tried.head)
     reported = min(times, REPORTED * (batches[0].shape[1] / batches[0].numel()))
-    return seconds + _REPORT_PASSES * reported * blocks * tried.plain
+    seconds += _REPORT_PASSES * reported * blocks * tried.plain
+    return seconds / processes + part * tried.factors  # which each computes for itself
 
 
 def _moments_of_experts(targets: Sequence[WeightPlan]) -> int:
@@ -125,7 +128,7 @@ def _working_bytes(model: nn.Module, groups: list[_Layers], weights: int, effort
     tallest = max((max(group.outputs) for group in groups), default=0)
     hidden = tokens * min((group.inputs for group in groups), default=0) * 4 * (2 if effort.scope == "block" else 1)
     largest = max(parameter.numel() for parameter in model.parameters())
-    total = _LIBRARIES + _ROUNDED * largest + hidden + 4 * 4 * widest**2 + 8 * 4 * widest * tallest + weights * 5 // 8
+    total = _LIBRARIES + _ROUNDED * largest + hidden + _layer_bytes(widest, widest * tallest) + weights * 5 // 8
     if effort.scope == "model":
         step = min(tokens, TOKENS)
         total += step * (4 * 3 * (vocabulary(model) or 0) + 4 * sum(map(_activations, groups)))
@@ -149,7 +152,12 @@ def _bytes_in_parts(model: nn.Module, groups: list[_Layers], effort: Effort, tok
     widest = max((group.inputs for group in groups), default=0)
     layer = max((group.inputs * max(group.outputs) for group in groups), default=0)
     hidden = tokens * min((group.inputs for group in groups), default=0) * 4 * (2 if effort.scope == "block" else 1)
-    return _LIBRARIES + hidden + max(outside, 2 * block + 2 * 4 * widest**2 + 8 * 4 * layer)
+    return _LIBRARIES + hidden + max(outside, 2 * block + _layer_bytes(widest, layer))
+
+
+def _layer_bytes(widest: int, largest: int) -> int:
+    """Of the widest layer's second moments and their factor, the largest layer's values, before and after, and some rows."""
+    return 2 * 4 * widest**2 + 2 * 4 * largest + _COPIES * 4 * min(largest, WEIGHTS)
 
 
 def _activations(group: _Layers) -> int:

@@ -22,6 +22,7 @@ from potq.nn.report import ModuleReport, Progress
 from potq.nn.weights import matrix_of
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq import calibration as calib
+from potq.ptq.algorithms.hessian import Hessian
 from potq.ptq.blocks import Chain, Keeper, find_blocks, merge
 from potq.ptq.chain import Blocks, agreed_lists, find_lists, record_chain
 from potq.ptq.feed import Feed
@@ -169,11 +170,11 @@ class Run:
         able = [name for name, reason in reasons.items() if not reason]
         moments = calib.second_moments(self.model, able, feed, self.ranks) if able else {}
         for target in layers:
-            weight, hessian = matrix_of(self.model, target.name), moments.get(target.name)
-            if hessian is None:
+            weight, found = matrix_of(self.model, target.name), moments.pop(target.name, None)
+            if found is None:
                 layer = rounded_layer(weight, target.scheme, reasons[target.name] or "no input reaches it")
             else:
-                layer = calibrated_layer(weight, hessian, target.scheme, self.effort)
+                layer = calibrated_layer(weight, Hessian(found, self.effort.damping), target.scheme, self.effort)
             done[target.name] = in_memory(layer.weight), describe_weight(weight, target, layer.weight, layer.algorithm)
         return done
 

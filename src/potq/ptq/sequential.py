@@ -23,6 +23,7 @@ from potq.nn.report import Progress
 from potq.nn.weights import Place, linear_weight, matrix_of
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
+from potq.ptq.algorithms.hessian import Hessian
 from potq.ptq.algorithms.rounding import Rounded, SchemeRounding
 from potq.ptq.blocks import Chain, HiddenStates, Keeper, shared_inputs, text_chain
 from potq.ptq.experts import Moments, experts_apart, joined, together
@@ -183,15 +184,15 @@ class SequentialCalibration:
             for name in sorted(set(inside) - {name for group in groups for name in group}):
                 round_only(name, "no text reaches it" if self.batches else "no input reaches it")
             for group in groups:
-                hessian: Tensor | None = None
+                hessian: Hessian | None = None
                 for name in group:
                     report(sum(inside[done].weights for done in {*found, *layers}), name)
                     module, scheme = block.get_submodule(name), inside[name].scheme
                     if reason := rounded_only(module, scheme):
                         round_only(name, reason)
                         continue
-                    hessian = moments(name) if hessian is None else hessian
-                    result = self._quantize_layer(linear_weight(module).detach().float(), scheme, hessian)
+                    hessian = hessian or Hessian(moments(name), self.effort.damping)
+                    result = self._quantize_layer(linear_weight(module).detach(), scheme, hessian)
                     substitute(name, result[0].values)
                     if refinement is None:
                         layers[name] = self._packed(*result)
@@ -206,10 +207,10 @@ class SequentialCalibration:
         latent = rounded.latent if self.effort.scope == "model" else None
         return Layer(rounding.pack(rounded), label, rounding, latent)
 
-    def _quantize_layer(self, weight: Tensor, scheme: QuantScheme, hessian: Tensor) -> tuple[Rounded, SchemeRounding, str]:
+    def _quantize_layer(self, weight: Tensor, scheme: QuantScheme, hessian: Hessian) -> tuple[Rounded, SchemeRounding, str]:
         """A layer's weight ``(out, in)``: given the second moments no row depends on another, so processes share them."""
         part = weight[self.ranks.rows(len(weight))]
-        rounding = self.rounding(part, scheme, hessian.diagonal())
+        rounding = self.rounding(part, scheme, hessian.moments)
         rounded, rounding, label = quantize_layer(part, hessian, rounding, self.effort)
         if self.ranks.size == 1:
             return rounded, rounding, label

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +20,22 @@ from potq.nn.properties import evaluation_mode
 from potq.nn.weights import linear_weight, matrix_of
 from potq.numerics.scheme import QuantScheme
 from potq.ptq.algorithms.gptq import fit_groups
+from potq.ptq.algorithms.hessian import Hessian, NotFactorableError
 from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
-from potq.ptq.blocks import Call, HiddenStates, find_blocks, mixed_precision, record_calls, second_moments, shared_inputs
-from potq.ptq.experts import Moments, experts_apart, passes, together
-from potq.ptq.layer import Found, quantize_layer
+from potq.ptq.blocks import Call, HiddenStates, find_blocks, mixed_precision, record_calls, shared_inputs
+from potq.ptq.experts import Moments, experts_apart, together
+from potq.ptq.layer import Found, panels, quantize_layer
 from potq.ptq.refinement import Refinement, refine_block
 from potq.ptq.share import Share
 from potq.ptq.substitute import frozen
 from potq.ptq.weight import quantize_weight
 
-_ROWS = (16, 128)  # of a layer, which its time is extrapolated from; the second is a part of a tall one
-_PART = 8
+_ROWS = 256  # of a layer, which its time is extrapolated from
 _SLICE = 1 << 17  # weights of a matrix that is rounded to nearest
 _SHORT = 0.05  # seconds; shorter pieces are timed again, warm
 _STEPS = 3
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Trial:
         plain: a pass through the block as the model computes it.
         mixed: the same in mixed precision, where that is faster.
         moments: second moments of the inputs of all layers, with the passes that they take.
-        layers: quantizing all layers; this does not depend on the text.
+        factors: of the second moments; these and ``layers`` do not depend on the text.
+        layers: quantizing all layers.
         step: a step of refinement of the block.
         head: the model's logits, their divergence, and its gradients.
     """
@@ -52,6 +57,7 @@ class Trial:
     plain: float = 0.0
     mixed: float = 0.0
     moments: float = 0.0
+    factors: float = 0.0
     layers: float = 0.0
     step: float = 0.0
     head: float = 0.0
@@ -81,22 +87,25 @@ def _try(
 ) -> Trial:
     seen = HiddenStates([call])
     groups = together(shared_inputs(block, list(inside), seen))
-    moments = sum(_seconds(partial(second_moments, block, names, seen, prefix)) for names in passes(block, groups))
-    take, layers = Moments(block, groups, seen, prefix), 0.0
+    take, moments, factors, layers = Moments(block, groups, seen, prefix), 0.0, 0.0, 0.0
     for group in groups:
-        hessian = take(group[0])
-        rates: dict[QuantScheme, Callable[[int], float]] = {}
+        found, seconds = _timed(partial(take, group[0]))
+        moments += seconds
+        hessian = Hessian(found, effort.damping)
+        factors += _factor_seconds(hessian, effort)
+        rates: dict[QuantScheme, float] = {}
         for name in group:
             scheme = inside[name].scheme
             if scheme.group_size != "tensor":
-                weight = linear_weight(block.get_submodule(name)).detach().float()
-                rate = rates.get(scheme) or rates.setdefault(scheme, _layer_rate(weight, scheme, hessian, effort))
-                layers += rate(len(weight))
+                weight = linear_weight(block.get_submodule(name)).detach()
+                rate = rates.get(scheme) or rates.setdefault(scheme, _row_seconds(weight, scheme, hessian, effort))
+                layers += rate * len(weight)
     return Trial(
         weights=sum(target.weights for target in inside.values()),
         plain=_seconds(lambda: _pass(block, call, mixed=False)),
         mixed=_seconds(lambda: _pass(block, call, mixed=True)),
         moments=moments,
+        factors=factors,
         layers=layers,
         step=_step(block, inside, groups, effort, seen) if effort.scope != "none" else 0.0,
         head=_head(model, call) if effort.scope == "model" else 0.0,
@@ -134,18 +143,20 @@ def _pass(block: nn.Module, call: Call, *, mixed: bool) -> None:
         call(block)
 
 
-def _layer_rate(weight: Tensor, scheme: QuantScheme, hessian: Tensor, effort: Effort) -> Callable[[int], float]:
-    """Seconds for a number of rows: what every layer takes, and what a row adds."""
+def _factor_seconds(hessian: Hessian, effort: Effort) -> float:
+    """Of the inverse, once for all layers that read the same inputs."""
+    if not effort.compensate:
+        return 0.0
+    with suppress(NotFactorableError):
+        return _timed(partial(hessian.factor, ordered=effort.ordered))[1]
+    return 0.0
 
-    def seconds(rows: int) -> float:
-        part = weight[:rows]
-        return _seconds(lambda: quantize_layer(part, hessian, SchemeRounding.of(part, scheme, hessian.diagonal()), effort))
 
-    # a wide layer's factor takes a minute, and what disturbs that would count for every row: the more rows, the less it does
-    few, many = (min(rows, len(weight)) for rows in (_ROWS[0], max(_ROWS[1], len(weight) // _PART)))
-    whole = seconds(many)
-    row = max(0.0, (whole - seconds(few)) / (many - few)) if many > few else whole / many
-    return lambda rows: whole + (rows - many) * row
+def _row_seconds(weight: Tensor, scheme: QuantScheme, hessian: Hessian, effort: Effort) -> float:
+    """Of a layer that has its factor: as many rows as are quantized at a time, or fewer, take their part of the whole."""
+    part = weight[panels(weight, SchemeRounding(scheme))[0]][:_ROWS]
+    rounding = SchemeRounding.of(part, scheme, hessian.moments)
+    return _seconds(partial(quantize_layer, part, hessian, rounding, effort)) / len(part)
 
 
 def _step(
@@ -184,13 +195,13 @@ def _head(model: nn.Module, call: Call) -> float:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    elapsed = _once(work)
-    return elapsed if elapsed > _SHORT else _once(work)
+    elapsed = _timed(work)[1]
+    return elapsed if elapsed > _SHORT else _timed(work)[1]
 
 
-def _once(work: Callable[[], object]) -> float:
+def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:
     began = time.perf_counter()
-    work()
+    result = work()
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
-    return time.perf_counter() - began
+    return result, time.perf_counter() - began

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.ptq.algorithms.descent import output_error
-from potq.ptq.algorithms.gptq import NotFactorableError, fit_groups, gptq, inverse_factor, without_dead_inputs
+from potq.ptq.algorithms.gptq import fit_groups, gptq
+from potq.ptq.algorithms.hessian import Hessian, NotFactorableError
 from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
 from potq.ptq.algorithms.rtn import rtn
 
@@ -35,7 +36,7 @@ def _hessian(columns: int = 150, samples: int = 600, seed: int = 0) -> Tensor:
 def test_with_uncorrelated_inputs_it_is_rounding_to_nearest(name: str, group_size: Any, ordered: bool) -> None:
     scheme = QuantScheme(name, group_size=group_size)
     rounding = SchemeRounding(scheme)
-    found = gptq(_weight(), torch.eye(150), rounding, ordered=ordered)
+    found = gptq(_weight(), Hessian(torch.eye(150)), rounding, ordered=ordered)
     expected = rtn(_weight(), scheme)
     assert torch.equal(found.values, expected.dequantize())
     assert torch.equal(found.scale, rounding.decode(expected.scale))
@@ -49,7 +50,7 @@ def test_the_output_error_is_less_than_that_of_rounding_to_nearest(scheme: Quant
     rounding, better = SchemeRounding(scheme), 0
     for seed in range(8):
         weight, hessian = _weight(seed=seed), _hessian(seed=seed)
-        found = gptq(weight, hessian, rounding, ordered=ordered)
+        found = gptq(weight, Hessian(hessian.clone()), rounding, ordered=ordered)
         nearest = rtn(weight, scheme).dequantize()
         better += bool(output_error(weight, found.values, hessian).sum() < output_error(weight, nearest, hessian).sum())
     assert better == 8
@@ -61,7 +62,7 @@ def test_the_result_is_what_its_packed_form_says(name: str, ordered: bool) -> No
     scheme = QuantScheme("pot4", scale_dtype="e8m0", row_scale=True) if name == "row_scale" else PRESETS[name]
     weight, hessian = _weight(), _hessian()
     rounding = SchemeRounding.of(weight, scheme, hessian.diagonal())
-    found = gptq(weight, hessian, rounding, ordered=ordered)
+    found = gptq(weight, Hessian(hessian.clone()), rounding, ordered=ordered)
     packed = rounding.pack(found)
     packed.validate("weight")
     assert torch.equal(packed.dequantize(), found.values)
@@ -74,7 +75,7 @@ def test_blocks_are_a_matter_of_speed(group_size: Any, monkeypatch: pytest.Monke
     rounding, found = SchemeRounding(QuantScheme("pot3", group_size=group_size)), []
     for block in (16, 1000):
         monkeypatch.setattr("potq.ptq.algorithms.gptq._BLOCK", block)
-        found.append(gptq(_weight(), _hessian(), rounding, ordered=False).values)
+        found.append(gptq(_weight(), Hessian(_hessian()), rounding, ordered=False).values)
     assert (found[0] == found[1]).float().mean() > 0.99  # sums in another order may turn a tie
 
 
@@ -82,7 +83,7 @@ def test_columns_of_large_moments_are_taken_first() -> None:
     """The first column is rounded as it stands."""
     hessian = _hessian()
     first = int(hessian.diagonal().argmax())
-    found = gptq(_weight(), hessian, SchemeRounding(PRESETS["pot3"]), ordered=True)
+    found = gptq(_weight(), Hessian(hessian), SchemeRounding(PRESETS["pot3"]), ordered=True)
     assert torch.equal(found.latent[:, first], _weight()[:, first])
     assert not torch.equal(found.latent, _weight())
 
@@ -93,7 +94,7 @@ def test_columns_of_large_moments_are_taken_first() -> None:
 @pytest.mark.parametrize("ordered", [True, False])
 def test_fewer_samples_than_columns(ordered: bool) -> None:
     weight, hessian = _weight(), _hessian(samples=20)
-    found = gptq(weight, hessian, SchemeRounding(PRESETS["pot3"]), ordered=ordered)
+    found = gptq(weight, Hessian(hessian.clone()), SchemeRounding(PRESETS["pot3"]), ordered=ordered)
     nearest = rtn(weight, PRESETS["pot3"]).dequantize()
     assert output_error(weight, found.values, hessian).sum() < output_error(weight, nearest, hessian).sum()
 
@@ -104,7 +105,7 @@ def test_inputs_that_are_always_zero_are_rounded_to_nearest(ordered: bool) -> No
     hessian[dead] = 0.0
     hessian[:, dead] = 0.0
     rounding = SchemeRounding(PRESETS["pot3"])
-    found = gptq(_weight(), hessian, rounding, ordered=ordered)
+    found = gptq(_weight(), Hessian(hessian), rounding, ordered=ordered)
     nearest = round_to_nearest(_weight(), found.scale, None, rounding)
     assert torch.equal(found.values[:, dead], nearest.values[:, dead])
     assert torch.equal(found.latent[:, dead], _weight()[:, dead])
@@ -112,54 +113,27 @@ def test_inputs_that_are_always_zero_are_rounded_to_nearest(ordered: bool) -> No
 
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_layer_without_any_input_is_rounded_to_nearest(ordered: bool) -> None:
-    found = gptq(_weight(), torch.zeros(150, 150), SchemeRounding(PRESETS["pot4"]), ordered=ordered)
+    found = gptq(_weight(), Hessian(torch.zeros(150, 150)), SchemeRounding(PRESETS["pot4"]), ordered=ordered)
     assert torch.equal(found.values, rtn(_weight(), PRESETS["pot4"]).dequantize())
 
 
 def test_neither_weight_nor_hessian_is_changed() -> None:
-    weight, hessian = _weight(), _hessian()
+    weight, hessian = _weight(), Hessian(_hessian())
     gptq(weight, hessian, SchemeRounding(PRESETS["pot4"]))
     assert torch.equal(weight, _weight())
-    assert torch.equal(hessian, _hessian())
+    assert torch.equal(hessian.matrix, Hessian(_hessian()).matrix)
 
 
-@pytest.mark.parametrize("hessian", [-torch.eye(6), torch.eye(6) + 10 * (1 - torch.eye(6)), torch.full((6, 6), torch.nan)])
-def test_what_cannot_be_factored(hessian: Tensor) -> None:
-    with pytest.raises(NotFactorableError, match="not positive definite, even damped"):
-        inverse_factor(hessian, 0.01)
+def test_layers_that_read_the_same_share_a_factor() -> None:
+    shared, found = Hessian(_hessian()), []
+    for hessian in (shared, shared, Hessian(_hessian())):
+        found.append(gptq(_weight(), hessian, SchemeRounding(PRESETS["pot4"])).values)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_what_cannot_be_factored() -> None:
     with pytest.raises(NotFactorableError):
-        gptq(_weight(2, 6), hessian, SchemeRounding(PRESETS["pot4"]))
-
-
-def test_the_factor_is_that_of_the_damped_inverse() -> None:
-    hessian = _hessian(12).double().float()
-    factor = inverse_factor(hessian, 0.05)
-    damped = hessian.double() + torch.eye(12) * 0.05 * hessian.diagonal().mean()
-    torch.testing.assert_close((factor.t() @ factor).double(), torch.linalg.inv(damped), rtol=1e-3, atol=1e-5)
-    assert torch.equal(factor, factor.triu())
-
-
-def test_columns_in_another_order() -> None:
-    hessian, order = _hessian(), torch.randperm(150, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(inverse_factor(hessian, 0.01, order), inverse_factor(hessian[order][:, order], 0.01))
-    assert torch.equal(hessian, _hessian())
-
-
-@pytest.mark.parametrize("least", [-0.05, -0.5])
-def test_damping_grows_until_it_suffices(least: float) -> None:
-    hessian = torch.diag(torch.tensor([least, 1.0, 1.0, 1.0]))
-    factor = inverse_factor(hessian, 0.01)
-    damping = 0.1 if least > -0.07 else 1.0
-    expected = 1 / (hessian.diagonal() + damping * hessian.diagonal().mean())
-    torch.testing.assert_close((factor.t() @ factor).diagonal(), expected)
-
-
-def test_dead_inputs_get_the_mean_moment_of_the_others() -> None:
-    hessian = torch.tensor([[2.0, 0, 1], [0, 0, 0], [1, 0, 4]])
-    assert without_dead_inputs(hessian).tolist() == [[2, 0, 1], [0, 3, 0], [1, 0, 4]]
-    assert hessian[1, 1] == 0
-    alive = hessian + torch.eye(3)
-    assert without_dead_inputs(alive) is alive
+        gptq(_weight(2, 6), Hessian(-torch.eye(6)), SchemeRounding(PRESETS["pot4"]))
 
 
 @pytest.mark.parametrize("group_size", [32, 64, "row"])

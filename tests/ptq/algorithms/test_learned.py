@@ -8,6 +8,7 @@ from torch import Tensor
 
 from potq.numerics.scheme import QuantScheme
 from potq.ptq.algorithms.gptq import gptq
+from potq.ptq.algorithms.hessian import Hessian
 from potq.ptq.algorithms.learned import LearnedWeight
 from potq.ptq.algorithms.rounding import Rounded, SchemeRounding, round_to_nearest
 from potq.ptq.algorithms.rtn import rtn
@@ -48,7 +49,7 @@ def test_it_starts_exactly_where_it_was_told_to(name: str) -> None:
 def test_a_latent_weight_that_rounds_elsewhere_gives_way_to_the_values() -> None:
     rounding = SchemeRounding(SCHEMES["pot3"])
     x = torch.randn(300, 71, generator=torch.Generator().manual_seed(1))
-    found = gptq(_weight(), x.t() @ x, rounding)
+    found = gptq(_weight(), Hessian(x.t() @ x), rounding)
     moved = Rounded(found.values, found.scale, None, found.latent + 0.01)
     learned = LearnedWeight(moved, rounding)
     assert torch.equal(learned(), found.values)

@@ -1,4 +1,4 @@
-"""Rounding a block of columns one after another: the compiled loops of ``csrc/fit/columns.cpp``, or the same in torch.
+"""Rounding columns one after another: the compiled loops of ``csrc/fit/columns.cpp``, or the same in torch.
 
 The torch form rounds a column of all rows at a time, in the same order of operations, so that both give the same bits; it is
 some hundred times slower, and there for installs without the compiled library and as the reference.
@@ -54,11 +54,14 @@ def compensate(block: Block, weights: Tensor, factor: Tensor) -> tuple[Tensor, T
 
 
 def descend(block: Block, values: Tensor, gradient: Tensor, hessian: Tensor) -> Tensor:
-    """Coordinate descent within a block; ``values`` and ``gradient`` follow, the changes ``(rows, columns)`` are returned.
+    """A sweep of coordinate descent; ``values`` and ``gradient`` follow, the changes ``(rows, columns)`` are returned.
+
+    Few codes change, so a gradient follows by those rows of the Hessian whose code did.
 
     Args:
+        block: all columns, or some that are by themselves.
         values, gradient: float32 ``(rows, columns)``, contiguous.
-        hessian: the block's part of the Hessian, float32 ``(columns, columns)``.
+        hessian: float32 ``(columns, columns)``.
     """
     changes = torch.empty_like(values)
     if native.serves(values.device):

@@ -3,6 +3,10 @@
 In turns: the scales, given the codes, are a least-squares problem of one unknown a group, solved exactly and rounded to
 their stored format; the codes, given the scales, improve by coordinate descent. A row keeps new scales only if they help,
 and a code changes only for the better, so the error never grows. (CDQuant, 2406.17542, descends on codes alone.)
+
+The gradient ``(v - w) H`` goes along. With ``B`` the levels, those of group ``g`` in column ``g``, a step ``d`` of the
+scales changes the error by ``d (B^T H B d + 2 B^T g)``. So neither the best step nor what it gains needs a product of the
+weight with ``H``.
 """
 
 from __future__ import annotations
@@ -15,25 +19,24 @@ from torch import Tensor
 
 from potq.numerics.functional import group_index, spread, sum_groups
 from potq.ptq.algorithms.columns import Block, descend
-from potq.ptq.algorithms.gptq import with_larger_diagonal, without_dead_inputs
+from potq.ptq.algorithms.hessian import Hessian
 from potq.ptq.algorithms.rounding import Rounded, Rounding, rescale
 
 _SWEEPS = 2  # of coordinate descent a round
-_SYSTEMS = 1 << 22  # entries of the least-squares systems that are built at a time
+_TILE = 1024  # columns of a product that stay in the cache until they are added up
 
 
-def refine_layer(
-    weight: Tensor, hessian: Tensor, rounded: Rounded, rounding: Rounding, *, rounds: int, damping: float = 0.01
-) -> Rounded:
-    """Improve ``rounded``, a quantized form of ``weight`` ``(out, in)``, for inputs of second moments ``hessian``."""
-    hessian = without_dead_inputs(hessian)
-    hessian = with_larger_diagonal(hessian, damping * hessian.diagonal().mean())
+def refine_layer(weight: Tensor, hessian: Hessian, rounded: Rounded, rounding: Rounding, *, rounds: int) -> Rounded:
+    """Improve ``rounded``, a quantized form of the float32 ``weight`` ``(out, in)``, for inputs of moments ``hessian``."""
+    columns = weight.shape[1]
+    group = group_index(columns, rounding.group(columns), weight.device)
+    gradient = (rounded.values - weight) @ hessian.matrix
     for _ in range(rounds):
-        rounded = _refit_scales(weight, hessian, rounded, rounding)
+        rounded = _refit_scales(gradient, hessian.matrix, rounded, rounding)
         values = rounded.values.contiguous()
-        gradient = (values - weight) @ hessian
+        torch.mm(values - weight, hessian.matrix, out=gradient)
         for _ in range(_SWEEPS):
-            _sweep(values, gradient, hessian, rounded, rounding)
+            descend(Block(rounding, rounded.scale, rounded.shift, group), values, gradient, hessian.matrix)
         rounded = Rounded(values, rounded.scale, rounded.shift, rounded.latent)
     return rounded
 
@@ -44,56 +47,54 @@ def output_error(weight: Tensor, values: Tensor, hessian: Tensor) -> Tensor:
     return ((difference @ hessian) * difference).sum(1)
 
 
-def _sweep(values: Tensor, gradient: Tensor, hessian: Tensor, rounded: Rounded, rounding: Rounding) -> None:
-    columns = values.shape[1]
-    size = min(rounding.group(columns), 128)
-    group = group_index(columns, rounding.group(columns), values.device)
-    for start in range(0, columns, size):
-        part = slice(start, min(start + size, columns))
-        block = Block(rounding, rounded.scale, rounded.shift, group[part].contiguous())
-        now, slope = (matrix[:, part].clone(memory_format=torch.contiguous_format) for matrix in (values, gradient))
-        changes = descend(block, now, slope, hessian[part, part])
-        values[:, part] = now
-        gradient += changes @ hessian[part]
-
-
-def _refit_scales(weight: Tensor, hessian: Tensor, rounded: Rounded, rounding: Rounding) -> Rounded:
+def _refit_scales(gradient: Tensor, hessian: Tensor, rounded: Rounded, rounding: Rounding) -> Rounded:
     """The best scales for the codes as they are, for those rows that gain by them."""
-    groups = rounded.scale.shape[1]
-    rows = max(1, _SYSTEMS // max(groups * groups, weight.shape[1]))
-    scale = torch.cat(
-        [
-            _least_squares(weight[part], hessian, rounded.values[part], rounded.scale[part], rounding)
-            for part in torch.arange(len(weight), device=weight.device).split(rows)
-        ]
-    )
+    columns = rounded.values.shape[1]
+    size = rounding.group(columns)
+    each = spread(rounded.scale, size, columns)
+    levels = rounded.values / torch.where(each != 0, each, torch.inf)
+    system, slope = _system(levels, hessian, size), sum_groups(gradient * levels, size)
+    scale = rounded.scale + _best_step(system, slope)
     refit = rescale(rounded, rounding.store(torch.where(scale * rounded.scale > 0, scale, rounded.scale)), rounding)
-    better = output_error(weight, refit.values, hessian) < output_error(weight, rounded.values, hessian)
+    step = refit.scale - rounded.scale
+    better = (step * (2 * slope + _product(system, step))).sum(1) < 0
     keep = better[:, None]
     values, scale = torch.where(keep, refit.values, rounded.values), torch.where(keep, refit.scale, rounded.scale)
     return Rounded(values, scale, rounded.shift, rounded.latent)
 
 
-def _least_squares(weight: Tensor, hessian: Tensor, values: Tensor, scale: Tensor, rounding: Rounding) -> Tensor:
-    """Per row, the scales ``s`` that minimize ``(w - B s) H (w - B s)^T``: ``B`` has group ``g`` in column ``g``."""
-    rows, columns = weight.shape
-    size, groups = rounding.group(columns), scale.shape[1]
-    each = spread(scale, size, columns)
-    levels = values / torch.where(each != 0, each, torch.inf)
-    system = weight.new_empty(rows, groups, groups)
+def _system(levels: Tensor, hessian: Tensor, size: int) -> Tensor:
+    """``B^T H B`` of every row, ``(rows, groups, groups)``: its lower triangle, zeros above."""
+    rows, columns = levels.shape
+    groups, tile = -(-columns // size), max(1, _TILE // size) * size
+    system = levels.new_zeros(rows, groups, groups)
     for g in range(groups):
         part = slice(g * size, min((g + 1) * size, columns))
-        system[:, :, g] = sum_groups((levels[:, part] @ hessian[part]) * levels, size)
-    target = sum_groups((weight @ hessian) * levels, size)
+        own = levels[:, part].contiguous()
+        for start in range(0, part.stop, tile):
+            others = slice(start, min(start + tile, part.stop))
+            product = (own @ hessian[part, others]).mul_(levels[:, others])
+            system[:, g, start // size : -(-others.stop // size)] = sum_groups(product, size)
+    return system
+
+
+def _product(system: Tensor, step: Tensor) -> Tensor:
+    """The symmetric matrices of which ``system`` holds the lower triangles, times ``step`` ``(rows, groups)``."""
+    column = step[:, :, None]
+    return (system @ column + system.mT @ column)[:, :, 0] - system.diagonal(dim1=1, dim2=2) * step
+
+
+def _best_step(system: Tensor, slope: Tensor) -> Tensor:
+    """Per row, the step ``d`` of the scales ``(rows, groups)`` that minimizes ``d (S d + 2 slope)``; zero without one."""
     # a group without a level other than zero has an empty equation: its scale stays
     empty = system.diagonal(dim1=1, dim2=2) <= 0
-    system = system + torch.diag_embed(empty.float())
-    ridge = 1e-6 * system.diagonal(dim1=1, dim2=2).mean(1)
-    system = system + ridge[:, None, None] * torch.eye(groups, device=weight.device)
+    more = empty.float()
+    more += 1e-6 * (system.diagonal(dim1=1, dim2=2) + more).mean(1, keepdim=True)
     with _one_thread():
-        solved, failed = torch.linalg.solve_ex(system, target)
-    usable = solved.isfinite() & ~empty & (failed == 0)[:, None]
-    return torch.where(usable, solved, scale)
+        factor, failed = torch.linalg.cholesky_ex(system + torch.diag_embed(more))
+        step = torch.cholesky_solve(-slope[:, :, None], factor)[:, :, 0]
+    usable = step.isfinite() & ~empty & (failed == 0)[:, None]
+    return torch.where(usable, step, 0.0)
 
 
 @contextmanager

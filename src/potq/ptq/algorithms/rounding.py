@@ -6,13 +6,14 @@ points. Algorithms see this and nothing else of a format, so that every grid, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from potq.numerics.fake_quantize import round_op
+from potq.numerics.fake_quantize import round_values
 from potq.numerics.functional import codebook, decode_scale, encode_scale, spread
 from potq.numerics.row_scale import choose_row_scale
 from potq.numerics.scale_search import choose_scale
@@ -79,6 +80,11 @@ class SchemeRounding:
         row_scale = choose_row_scale(weight, scheme, importance)[1] if scheme.row_scale else None
         return cls(scheme, row_scale, weight.device)
 
+    def rows(self, rows: slice) -> SchemeRounding:
+        """For some rows of the weight."""
+        row_scale = None if self.row_scale is None else self.row_scale[rows]
+        return SchemeRounding(self.scheme, row_scale, self.levels.device)
+
     @property
     def fine(self) -> bool:
         return self.scheme.scale_dtype == "float16"
@@ -120,8 +126,21 @@ class SchemeRounding:
 def round_to_nearest(weight: Tensor, scale: Tensor, shift: Tensor | None, rounding: Rounding) -> Rounded:
     """Every entry of ``weight`` by itself, under ``scale`` and ``shift`` ``(rows, groups)``."""
     group = rounding.group(weight.shape[1])
-    values = round_op(weight, scale, shift, rounding.levels, rounding.boundaries, group, torch.float32)
+    values = round_values(weight, scale, shift, rounding.levels, rounding.boundaries, group, torch.float32)
     return Rounded(values, scale, shift, weight)
+
+
+def joined(parts: Sequence[Rounded]) -> Rounded:
+    """The rows of all ``parts``, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    shifts = [part.shift for part in parts if part.shift is not None]
+    return Rounded(
+        torch.cat([part.values for part in parts]),
+        torch.cat([part.scale for part in parts]),
+        torch.cat(shifts) if shifts else None,
+        torch.cat([part.latent for part in parts]),
+    )
 
 
 def rescale(rounded: Rounded, scale: Tensor, rounding: Rounding) -> Rounded:
