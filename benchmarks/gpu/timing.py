@@ -8,20 +8,24 @@ from collections.abc import Callable
 
 import torch
 
-_FLUSH = 2**28  # bytes written between repetitions: several times any second-level cache
+_FLUSH = 2**28  # bytes read between repetitions: several times any second-level cache
 
 
 def microseconds(call: Callable[[], object], repetitions: int = 30) -> list[float]:
-    """Time on the GPU of every repetition of ``call``, replayed from a graph; the cache is flushed before each."""
+    """Time on the GPU of every repetition of ``call``, replayed from a graph; the cache is flushed before each.
+
+    By reading: lines that were written would be written back while ``call`` runs.
+    """
     call()  # compiles, arranges
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    trash = torch.empty(_FLUSH, dtype=torch.uint8, device="cuda")
+    trash = torch.zeros(_FLUSH // 8, dtype=torch.int64, device="cuda")
+    torch.cuda.synchronize()
     events = [(_event(), _event()) for _ in range(repetitions)]
     for start, end in events:
-        trash.zero_()
+        trash.sum()
         start.record()
         graph.replay()
         end.record()

@@ -12,6 +12,7 @@ from benchmarks.gpu import goals as gpu_goals
 from benchmarks.gpu import plot as gpu_plot
 
 DTYPES = [torch.float16, torch.bfloat16]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _rows(speed: float) -> list[dict[str, Any]]:
@@ -61,9 +62,9 @@ def test_the_other_forms_are_exact(grid: str, form: str, dtype: torch.dtype) -> 
     from benchmarks.gpu import forms as gpu_forms
     from benchmarks.gpu import kernels as gpu_kernels
 
-    weight = gpu_kernels.random_weight(grid, (3, 136), "cpu")
+    weight = gpu_kernels.random_weight(grid, (3, 136), DEVICE)
     weight.scale.copy_(torch.tensor([2.0**-8, 2.0**-7 - 2.0**-15, 2.0**-9 * 1.25]))  # bfloat16 holds them, float16 lifted
-    out = torch.empty(weight.shape, dtype=dtype)
+    out = torch.empty(weight.shape, dtype=dtype, device=DEVICE)
     gpu_forms.launch(form, weight, out).run()
     assert torch.equal(out, weight.dequantize().to(dtype))
 
@@ -82,8 +83,8 @@ def test_everything_that_will_be_timed_runs() -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
     from benchmarks.gpu import kernels as gpu_kernels
 
-    timed = list(gpu_kernels.dequantizations((2, 64), torch.bfloat16, "cpu"))
-    timed += gpu_kernels.products((2, 64), 1, torch.float16, "cpu")
+    timed = list(gpu_kernels.dequantizations((2, 64), torch.bfloat16, DEVICE))
+    timed += gpu_kernels.products((2, 64), 1, torch.float16, DEVICE)
     assert len(timed) == 1 + 8 + 3 + 2 * 3 + 1 + 8  # a copy, grids, other forms of PoT and of integers; cuBLAS, grids
     for _, moved, call in timed:
         call()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,17 +35,19 @@ class Launch:
         grid: programs along each axis.
         arguments: what varies from call to call, in the order of the kernel's parameters, a tensor first.
         constants: the parameters it is compiled for.
+        options: the compiler's: ``num_warps``, ``num_stages``.
     """
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
+    options: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> None:
         """Enqueue it on the current stream of its tensors' device: Triton itself launches on the current device."""
         with torch.cuda.device_of(self.arguments[0]):
-            self.kernel[self.grid](*self.arguments, **self.constants)
+            self.kernel[self.grid](*self.arguments, **self.constants, **self.options)
 
     def compile(self, capability: int) -> Any:
         """Triton's compiled kernel for a GPU of ``capability`` (80, 90, ...); ``asm["cubin"]`` is its machine code.
@@ -62,7 +64,7 @@ class Launch:
             {(names.index(name),): value for name, value in self.constants.items()},
             {(i,): [["tt.divisibility", 16]] for i in aligned},  # as a call with these arguments would find
         )
-        return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self.options)
 
 
 def _type(argument: Tensor | int) -> str:
