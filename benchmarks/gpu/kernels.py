@@ -34,7 +34,7 @@ from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
 
 Shape = tuple[int, int]
-SHAPES: tuple[Shape, ...] = ((4096, 4096), (4096, 11008), (11008, 4096), (8192, 28672))
+SHAPES: tuple[Shape, ...] = ((8192, 28672), (4096, 4096), (11008, 4096), (4096, 11008))
 ROWS = (1, 16, 64, 256)
 GRIDS = ("pot2", "int2", "apot3", "pot3", "int3", "pot4", "int4", "apot4")
 OTHER_FORMS = {"pot": ("add",), "int": ("magic", "fused")}  # by the family of grids
