@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
-import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from itertools import product
 
@@ -21,7 +21,7 @@ import torch
 from benchmarks.common.goals import Row
 from benchmarks.gpu.goals import BLOCKS
 from benchmarks.gpu.kernels import Shape, random_weight
-from benchmarks.gpu.timing import microseconds
+from benchmarks.gpu.timing import timed
 from potq.kernels.triton.dequantize import Blocks, launch
 from potq.kernels.triton.product import GemmBlocks, GemvBlocks, gemm, gemv
 from potq.kernels.triton.weight import GpuWeight
@@ -66,17 +66,17 @@ def call_of(case: Case) -> Callable[[], None]:
 
 
 def compile_all(part: list[Case]) -> None:
-    """Run each once, so that Triton's cache on disk has it."""
+    """Run each once, so that Triton's cache on disk has it. What fails here fails again when it is timed, and says why."""
     for case in part:
-        call_of(case)()
+        with suppress(Exception):
+            call_of(case)()
     torch.cuda.synchronize()
 
 
-def timed(case: Case) -> Row:
+def row_of(case: Case) -> Row:
     work, m, grid, shape, blocks = case
     row: Row = {"work": work, "m": m, "grid": grid, "shape": f"{shape[0]}x{shape[1]}", **blocks._asdict()}
-    times = microseconds(call_of(case), REPETITIONS)
-    return row | {"microseconds": statistics.median(times), "best": min(times)}
+    return row | timed(call_of(case), REPETITIONS)
 
 
 def main() -> None:
@@ -90,10 +90,12 @@ def main() -> None:
     end, rows = time.monotonic() + 60 * arguments.minutes, []
     for case in every:
         if time.monotonic() < end:
-            rows.append(timed(case))
+            rows.append(row_of(case))
     BLOCKS.write(PROTOCOL, rows)
-    for work, m, grid, shape in dict.fromkeys((row["work"], row["m"], row["grid"], row["shape"]) for row in rows):
-        here = [row for row in rows if (row["work"], row["m"], row["grid"], row["shape"]) == (work, m, grid, shape)]
+    done = [row for row in rows if "skipped" not in row]
+    print(f"{len(rows) - len(done)} of {len(rows)} choices failed")
+    for work, m, grid, shape in dict.fromkeys((row["work"], row["m"], row["grid"], row["shape"]) for row in done):
+        here = [row for row in done if (row["work"], row["m"], row["grid"], row["shape"]) == (work, m, grid, shape)]
         for row in sorted(here, key=lambda row: float(row["microseconds"]))[:3]:
             print(row, flush=True)
 

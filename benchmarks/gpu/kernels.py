@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from benchmarks.gpu import forms as gpu_forms
 from benchmarks.gpu.goals import KERNELS
 from benchmarks.gpu.peers import peers
 from benchmarks.gpu.plot import draw
-from benchmarks.gpu.timing import launch_microseconds, microseconds
+from benchmarks.gpu.timing import launch_microseconds, timed
 from potq.kernels.triton import dequantize
 from potq.kernels.triton.product import linear
 from potq.kernels.triton.weight import GpuWeight
@@ -85,12 +84,12 @@ def products(shape: Shape, m: int, dtype: torch.dtype, device: str = "cuda") -> 
 
 
 def measured(row: Row, moved: int, call: Call) -> Row:
-    """``row`` with the times of ``call``."""
-    times = microseconds(call, REPETITIONS)
-    middle = statistics.median(times)
-    print(f"{row} {middle:.1f} us, {moved / middle / 1e3:.0f} GB/s", flush=True)
-    found = {"microseconds": middle, "best": min(times), "GB/s": moved / middle / 1e3}
-    return row | found | {"launch_us": launch_microseconds(call)}
+    """``row`` with the times of ``call``, or with why it has none."""
+    found = timed(call, REPETITIONS)
+    if "skipped" not in found:
+        found |= {"GB/s": moved / found["microseconds"] / 1e3, "launch_us": launch_microseconds(call)}
+    print(row, found, flush=True)
+    return row | found
 
 
 def measure() -> Iterator[Row]:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.common.goals import Row
+
 _FLUSH = 2**28  # bytes read between repetitions: several times any second-level cache
 
 
@@ -31,6 +33,15 @@ def microseconds(call: Callable[[], object], repetitions: int = 30) -> list[floa
         end.record()
     torch.cuda.synchronize()
     return [1e3 * start.elapsed_time(end) for start, end in events]
+
+
+def timed(call: Callable[[], object], repetitions: int = 30) -> Row:
+    """Median and best of :func:`microseconds`; or why there is none: a kernel that does not compile ends no run."""
+    try:
+        times = microseconds(call, repetitions)
+    except Exception as error:
+        return {"skipped": f"{type(error).__name__}: {error}"}
+    return {"microseconds": statistics.median(times), "best": min(times)}
 
 
 def _event() -> torch.cuda.Event:

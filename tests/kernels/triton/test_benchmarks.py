@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.gpu import goals as gpu_goals
 from benchmarks.gpu import plot as gpu_plot
+from benchmarks.gpu import timing as gpu_timing
 
 DTYPES = [torch.float16, torch.bfloat16]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,6 +48,19 @@ def test_the_plot(tmp_path: Path) -> None:
     assert gpu_plot.draw(_rows(2.0), path) == "drawn: plot.png"
     assert path.stat().st_size > 1000
     assert gpu_plot.draw([], path) == "no plot: no product was measured"
+
+
+def test_what_does_not_compile_is_a_row_with_the_reason() -> None:
+    def fails() -> None:
+        raise RuntimeError("PassManager::run failed")
+
+    assert gpu_timing.timed(fails) == {"skipped": "RuntimeError: PassManager::run failed"}
+    rows = [row for row in _rows(2.0) if row["contestant"] != "pot4"] + [
+        {"work": "product", "m": m, "shape": "8192x28672", "dtype": "bfloat16", "contestant": "pot4", "skipped": "failed"}
+        for m in (1, 16)
+    ]
+    found = {goal["name"].removesuffix(", at least"): goal for goal in gpu_goals.kernels(rows)}
+    assert found["m=1, pot4, times faster than cuBLAS, 8192x28672"]["measured"] is None
 
 
 # ---- with triton ---------------------------------------------------------------------------------------------------
