@@ -67,6 +67,7 @@ def _linear(scheme: QuantScheme = PRESETS["pot4"]) -> Any:
         (PRESETS["pot4"], (8, 76), HALF, "76 columns are not a multiple of 8"),
         (PRESETS["pot4"], (8, 64), torch.bfloat16, None),
         (QuantScheme("pot2", group_size="row"), (8, 64), HALF, None),
+        (QuantScheme("pot2", group_size="row"), (8, 168), HALF, None),
     ],
 )
 def test_what_it_takes(scheme: QuantScheme, shape: tuple[int, int], dtype: torch.dtype, reason: str | None) -> None:

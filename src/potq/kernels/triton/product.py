@@ -81,7 +81,8 @@ def gemm(x: Tensor, weight: GpuWeight, blocks: GemmBlocks = GEMM) -> tuple[Launc
     """The same for several rows of activations: ``(parts, count, rows)``."""
     count, mantissa = len(x), MANTISSA[x.dtype]
     block_m, block_n = min(blocks.tokens, max(16, triton.next_power_of_2(count))), blocks.rows
-    block_k = gcd(blocks.columns, weight.group)
+    whole = weight.group >= weight.columns  # one scale a row: its blocks need not divide it
+    block_k = blocks.columns if whole else gcd(blocks.columns, weight.group)
     steps = triton.cdiv(weight.columns, block_k)
     tiles = triton.cdiv(weight.rows, block_n), triton.cdiv(count, block_m)
     splits, each = _splits(tiles[0] * tiles[1], steps, blocks.programs * _multiprocessors(x.device))
