@@ -61,4 +61,5 @@ def instructions(rows: Sequence[Row]) -> list[Goal]:
 
 KERNELS = Benchmark("gpu_kernels", kernels, timed="gpu", packages=("triton", "bitsandbytes", "gemlite", "marlin"))
 INSTRUCTIONS = Benchmark("gpu_instructions", instructions, packages=("triton",))
-BENCHMARKS = (KERNELS, INSTRUCTIONS)
+BLOCKS = Benchmark("gpu_blocks", lambda _: [], timed="gpu", packages=("triton",))
+BENCHMARKS = (KERNELS, INSTRUCTIONS, BLOCKS)

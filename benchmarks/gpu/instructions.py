@@ -39,7 +39,7 @@ CATEGORIES = {
 }
 PROTOCOL = {
     "matrix": f"{ROWS}x{COLUMNS}, groups of 64, float16 scales",
-    "weights of a thread": 8 * dequantize.PARTS,
+    "weights of a thread": 8 * dequantize.BLOCKS.parts,
     "instructions": "of the whole kernel; decoding: those of the form less those of 'none' with the same codes",
     "categories": {**{name: list(ops) for name, ops in CATEGORIES.items()}, "integer": "the rest"},
 }
@@ -95,7 +95,7 @@ def counted(names: list[str]) -> dict[str, int]:
 
 
 def measure() -> Iterator[Row]:
-    weights = 8 * dequantize.PARTS
+    weights = 8 * dequantize.BLOCKS.parts
     for capability in CAPABILITIES:
         for dtype in DTYPES:
             for grid, form, bits, launch in contestants(dtype):

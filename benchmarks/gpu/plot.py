@@ -27,7 +27,11 @@ def _paint(figure: Any, products: Sequence[Row], shapes: Sequence[str]) -> None:
         here = [row for row in products if row["shape"] == shape]
         dense = {row["m"]: row["microseconds"] for row in here if row["contestant"] == "cuBLAS"}
         for who in dict.fromkeys(row["contestant"] for row in here):
-            points = sorted((row["m"], dense[row["m"]] / row["microseconds"]) for row in here if row["contestant"] == who)
+            points = sorted(
+                (row["m"], dense[row["m"]] / row["microseconds"])
+                for row in here
+                if row["contestant"] == who and row["m"] in dense
+            )
             axes.plot(*zip(*points, strict=True), marker="o", label=who, color=COLOURS.get(who))
         axes.set(xscale="log", title=shape, xlabel="rows of activations")
     panels[0].set_ylabel("times faster than cuBLAS, bfloat16")

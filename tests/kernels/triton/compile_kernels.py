@@ -14,18 +14,19 @@ from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.ptq.algorithms.rtn import rtn
 
 SCHEMES = {PRESETS["pot3"]: torch.float16, PRESETS["apot4"]: torch.bfloat16, PRESETS["int8"]: torch.float16}
+SCHEMES |= {PRESETS["pot2"]: torch.bfloat16, PRESETS["pot4"]: torch.bfloat16}
 SCHEMES[QuantScheme("pot4", group_size=16, scale_dtype="e8m0", row_scale=True)] = torch.bfloat16
 
 
 def launches(scheme: QuantScheme, dtype: torch.dtype) -> list[Launch]:
-    """Dequantization to both types, and products of one row and of several in one."""
+    """Dequantization to both types, and products of one row and of several in one: 64 of them take Hopper's own product."""
     weight = rtn(torch.ones(64, 512), scheme, method="absmax")
     arranged = GpuWeight.of(PackedWeight.of(weight))
     found = [dequantize.launch(arranged, torch.empty(64, 512, dtype=each), weight.row_scale) for each in TYPES]
-    for m in (1, 16):
+    for m in (1, 16, 64):
         x, out = torch.empty(m, 512, dtype=dtype), torch.empty(m, 64, dtype=dtype)
         found += product.launches(x, arranged, out[0], weight.row_scale, out)
-    return found
+    return [*found, product.gemm(torch.empty(64, 512, dtype=dtype), arranged, product.GemmBlocks(rows=128, columns=32))[0]]
 
 
 for scheme, dtype in SCHEMES.items():

@@ -20,6 +20,7 @@ from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.ptq.algorithms.rtn import rtn
 
 IN, OUT = 96, 11
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = torch.float16
 
 
@@ -44,11 +45,11 @@ def _first() -> Iterator[None]:
 
 
 def _rand(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def _linear(scheme: QuantScheme = PRESETS["pot4"]) -> Any:
-    packed = pack_module(nn.Linear(IN, OUT), rtn(_rand(OUT, IN), scheme, method="absmax"))
+    packed = pack_module(nn.Linear(IN, OUT, device=DEVICE), rtn(_rand(OUT, IN), scheme, method="absmax"))
     return packed.to(HALF).requires_grad_(False)
 
 
@@ -66,6 +67,7 @@ def _linear(scheme: QuantScheme = PRESETS["pot4"]) -> Any:
         (PRESETS["pot4"], (8, 76), HALF, "76 columns are not a multiple of 8"),
         (PRESETS["pot4"], (8, 64), torch.bfloat16, None),
         (QuantScheme("pot2", group_size="row"), (8, 64), HALF, None),
+        (QuantScheme("pot2", group_size="row"), (8, 168), HALF, None),
     ],
 )
 def test_what_it_takes(scheme: QuantScheme, shape: tuple[int, int], dtype: torch.dtype, reason: str | None) -> None:
@@ -103,14 +105,14 @@ def test_modules_use_it_compiled_or_not() -> None:
 
 @pytest.mark.usefixtures("_first")
 def test_it_says_that_torch_looks_up_embeddings() -> None:
-    table = pack_module(nn.Embedding(13, IN), rtn(_rand(13, IN), PRESETS["int8"], method="absmax")).to(HALF)
+    table = pack_module(nn.Embedding(13, IN, device=DEVICE), rtn(_rand(13, IN), PRESETS["int8"], method="absmax")).to(HALF)
     assert str(explain(table)) == "triton (rows by torch), float activations"
 
 
 @pytest.mark.usefixtures("_first")
 def test_embedding_is_the_dequantized_rows() -> None:
     weight = rtn(_rand(13, IN), PRESETS["pot3"], method="absmax")
-    ids = torch.tensor([[0, 12], [3, 3]])
+    ids = torch.tensor([[0, 12], [3, 3]], device=DEVICE)
     found = ops.embedding(ids, weight.packed, weight.scale, weight.scheme.model_dump_json(), IN, HALF)
     assert torch.equal(found, weight.dequantize()[ids].to(HALF))
 
@@ -139,4 +141,4 @@ def test_tensors_of_another_weight_are_refused() -> None:
     with pytest.raises(RuntimeError, match="has codes and scales"):
         backend.linear(x, weight._replace(scale=weight.scale[:1]), None, "float")
     with pytest.raises(RuntimeError, match=r"has row scales None, found \(11, 1\)"):
-        backend.linear(x, weight._replace(row_scale=torch.ones(OUT, 1, dtype=HALF)), None, "float")
+        backend.linear(x, weight._replace(row_scale=torch.ones(OUT, 1, dtype=HALF, device=DEVICE)), None, "float")

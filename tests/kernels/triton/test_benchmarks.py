@@ -10,8 +10,10 @@ import torch
 
 from benchmarks.gpu import goals as gpu_goals
 from benchmarks.gpu import plot as gpu_plot
+from benchmarks.gpu import timing as gpu_timing
 
 DTYPES = [torch.float16, torch.bfloat16]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _rows(speed: float) -> list[dict[str, Any]]:
@@ -48,6 +50,19 @@ def test_the_plot(tmp_path: Path) -> None:
     assert gpu_plot.draw([], path) == "no plot: no product was measured"
 
 
+def test_what_does_not_compile_is_a_row_with_the_reason() -> None:
+    def fails() -> None:
+        raise RuntimeError("PassManager::run failed")
+
+    assert gpu_timing.timed(fails) == {"skipped": "RuntimeError: PassManager::run failed"}
+    rows = [row for row in _rows(2.0) if row["contestant"] != "pot4"] + [
+        {"work": "product", "m": m, "shape": "8192x28672", "dtype": "bfloat16", "contestant": "pot4", "skipped": "failed"}
+        for m in (1, 16)
+    ]
+    found = {goal["name"].removesuffix(", at least"): goal for goal in gpu_goals.kernels(rows)}
+    assert found["m=1, pot4, times faster than cuBLAS, 8192x28672"]["measured"] is None
+
+
 # ---- with triton ---------------------------------------------------------------------------------------------------
 
 
@@ -61,9 +76,9 @@ def test_the_other_forms_are_exact(grid: str, form: str, dtype: torch.dtype) -> 
     from benchmarks.gpu import forms as gpu_forms
     from benchmarks.gpu import kernels as gpu_kernels
 
-    weight = gpu_kernels.random_weight(grid, (3, 136), "cpu")
+    weight = gpu_kernels.random_weight(grid, (3, 136), DEVICE)
     weight.scale.copy_(torch.tensor([2.0**-8, 2.0**-7 - 2.0**-15, 2.0**-9 * 1.25]))  # bfloat16 holds them, float16 lifted
-    out = torch.empty(weight.shape, dtype=dtype)
+    out = torch.empty(weight.shape, dtype=dtype, device=DEVICE)
     gpu_forms.launch(form, weight, out).run()
     assert torch.equal(out, weight.dequantize().to(dtype))
 
@@ -82,8 +97,8 @@ def test_everything_that_will_be_timed_runs() -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install 'potq[gpu]'")
     from benchmarks.gpu import kernels as gpu_kernels
 
-    timed = list(gpu_kernels.dequantizations((2, 64), torch.bfloat16, "cpu"))
-    timed += gpu_kernels.products((2, 64), 1, torch.float16, "cpu")
+    timed = list(gpu_kernels.dequantizations((2, 64), torch.bfloat16, DEVICE))
+    timed += gpu_kernels.products((2, 64), 1, torch.float16, DEVICE)
     assert len(timed) == 1 + 8 + 3 + 2 * 3 + 1 + 8  # a copy, grids, other forms of PoT and of integers; cuBLAS, grids
     for _, moved, call in timed:
         call()

@@ -57,7 +57,7 @@ def format_reason(scheme: QuantScheme, shape: tuple[int, int], dtype: torch.dtyp
         return f"it handles 2, 3, 4 and 8 bits, not {grid.bits}"
     if not grid.fits_int8:
         return f"levels of {min(grid.levels)}..{max(grid.levels)} exceed int8"
-    if group % 16:
+    if group % 16 and group < shape[1]:
         return "the group size is not a multiple of 16"
     if shape[1] % OCTET:
         return f"{shape[1]} columns are not a multiple of {OCTET}"

@@ -10,6 +10,8 @@ takes an octet: it reads a word or a part of one and stores 16 bytes. Two kernel
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -21,7 +23,16 @@ from potq.kernels.triton.launch import Launch, packed_arithmetic
 from potq.kernels.triton.levels import float_levels, power_pairs
 from potq.kernels.triton.weight import MANTISSA, TYPES, GpuWeight
 
-_BLOCK, PARTS = 128, 4  # octets that the threads of a program decode at once, one each, and how often
+
+class Blocks(NamedTuple):
+    """What a program takes of a row: octets at once, and how often."""
+
+    octets: int = 128
+    parts: int = 4
+    warps: int = 4
+
+
+BLOCKS = Blocks()
 
 
 @triton.jit
@@ -63,19 +74,20 @@ def _level_kernel(
         tl.store(out_ptr + row * octets * 4 + octet * 4 + tl.arange(0, 4), weights, mask=inside)
 
 
-def launch(weight: GpuWeight, out: Tensor, row_scale: Tensor | None = None) -> Launch:
+def launch(weight: GpuWeight, out: Tensor, row_scale: Tensor | None = None, blocks: Blocks = BLOCKS) -> Launch:
     """The call that writes the matrix to ``out`` ``(rows, columns)``, float16 or bfloat16."""
     octets, mantissa = weight.columns // 8, MANTISSA[out.dtype]
-    grid, pairs = (weight.rows, triton.cdiv(octets, _BLOCK * PARTS)), out.view(torch.int32)
+    grid, pairs = (weight.rows, triton.cdiv(octets, blocks.octets * blocks.parts)), out.view(torch.int32)
     sizes = octets, weight.scale_stride
+    shape, options = {"BLOCK": blocks.octets, "PARTS": blocks.parts}, {"num_warps": blocks.warps}
     if weight.lifts(out.dtype) and row_scale is None:
-        constants = weight.constants(mantissa) | {"DTYPE": TYPES[out.dtype], "BLOCK": _BLOCK, "PARTS": PARTS}
+        constants = weight.constants(mantissa) | shape | {"DTYPE": TYPES[out.dtype]}
         constants |= {"MANTISSA": mantissa, "PACKED": packed_arithmetic()}
-        return Launch(_powers_kernel, grid, (*weight.words, weight.scale, pairs, *sizes), constants)
-    constants = weight.constants(10) | {"DTYPE": TYPES[out.dtype], "BLOCK": _BLOCK, "PARTS": PARTS}
+        return Launch(_powers_kernel, grid, (*weight.words, weight.scale, pairs, *sizes), constants, options)
+    constants = weight.constants(10) | shape | {"DTYPE": TYPES[out.dtype]}
     constants |= {"KIND": weight.form.kind, "ROW_SCALE": row_scale is not None}
     scales = weight.scale, weight.scale if row_scale is None else row_scale
-    return Launch(_level_kernel, grid, (*weight.words, *scales, weight.table, pairs, *sizes), constants)
+    return Launch(_level_kernel, grid, (*weight.words, *scales, weight.table, pairs, *sizes), constants, options)
 
 
 def dequantize(weight: GpuWeight, dtype: torch.dtype, row_scale: Tensor | None = None) -> Tensor:

@@ -36,6 +36,17 @@ def _levels(
 
 
 @triton.jit
+def _columns(even, odd, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Even and odd columns in their order, ``(BLOCK_N, BLOCK_K)``.
+
+    They become floats behind the reshape only. If it ended in the product, Triton (3.6, 3.7) would put it behind shared
+    memory, and then refuse the layout of four axes there.
+    """
+    even, odd = even.to(tl.int16, bitcast=True), odd.to(tl.int16, bitcast=True)
+    return tl.reshape(tl.join(even, odd), [BLOCK_N, BLOCK_K]).to(DTYPE, bitcast=True)
+
+
+@triton.jit
 def gemm_kernel(
     x_ptr, low_ptr, top_ptr, scale_ptr, table_ptr, partial_ptr, count, rows, octets, scale_stride, steps, steps_per_split,
     BITS: tl.constexpr, GROUP: tl.constexpr, E8M0: tl.constexpr, STRIDE: tl.constexpr, BASE: tl.constexpr,
@@ -52,7 +63,7 @@ def gemm_kernel(
         octet = (step * (BLOCK_K // 8) + tl.arange(0, BLOCK_K // 8))[None, :, None]
         index, top = load_fields(low_ptr, top_ptr, at, octet, octets, (at < rows) & (octet < octets), BITS)
         even, odd = _levels(index, top, table_ptr, BITS, STRIDE, BASE, LIFT, KIND, DTYPE, MANTISSA, PACKED)
-        level = tl.reshape(tl.join(even, odd), [BLOCK_N, BLOCK_K])
+        level = _columns(even, odd, DTYPE, BLOCK_N, BLOCK_K)
         column = step * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
         inside = (token < count)[:, None] & (column < columns)
         x = tl.load(x_ptr + token.to(tl.int64)[:, None] * columns + column, mask=inside, other=0.0)

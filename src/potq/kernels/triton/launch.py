@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,34 +35,39 @@ class Launch:
         grid: programs along each axis.
         arguments: what varies from call to call, in the order of the kernel's parameters, a tensor first.
         constants: the parameters it is compiled for.
+        options: the compiler's: ``num_warps``, ``num_stages``.
     """
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
+    options: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> None:
         """Enqueue it on the current stream of its tensors' device: Triton itself launches on the current device."""
         with torch.cuda.device_of(self.arguments[0]):
-            self.kernel[self.grid](*self.arguments, **self.constants)
+            self.kernel[self.grid](*self.arguments, **self.constants, **self.options)
 
     def compile(self, capability: int) -> Any:
         """Triton's compiled kernel for a GPU of ``capability`` (80, 90, ...); ``asm["cubin"]`` is its machine code.
 
-        Needs no GPU, but a process without ``TRITON_INTERPRET``.
+        It is what a call with these arguments runs: Triton compiles anew for a number that is 1 or a multiple of 16. Needs
+        no GPU, but a process without ``TRITON_INTERPRET``.
         """
         names = self.kernel.arg_names
         signature = {name: _type(argument) for name, argument in zip(names, self.arguments, strict=False)}
-        signature |= dict.fromkeys(self.constants, "constexpr")
+        ones = {i: 1 for i, argument in enumerate(self.arguments) if isinstance(argument, int) and argument == 1}
+        signature |= dict.fromkeys([*self.constants, *(names[i] for i in ones)], "constexpr")
         aligned = [i for i, argument in enumerate(self.arguments) if isinstance(argument, Tensor) or argument % 16 == 0]
         source = ASTSource(
             self.kernel,
             {name: signature[name] for name in names},
-            {(names.index(name),): value for name, value in self.constants.items()},
-            {(i,): [["tt.divisibility", 16]] for i in aligned},  # as a call with these arguments would find
+            {(i,): value for i, value in ones.items()}
+            | {(names.index(name),): value for name, value in self.constants.items()},
+            {(i,): [["tt.divisibility", 16]] for i in aligned},
         )
-        return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self.options)
 
 
 def _type(argument: Tensor | int) -> str:

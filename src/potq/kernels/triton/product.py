@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import gcd
+from typing import NamedTuple
 
 import torch
 import triton
@@ -24,54 +25,79 @@ from potq.kernels.triton.layout import OCTET
 from potq.kernels.triton.weight import MANTISSA, TYPES, GpuWeight
 
 _MOST_ROWS = 256  # of activations; more of them repay dequantizing the weight for cuBLAS
-_PROGRAMS = 4  # a multiprocessor
 _MULTIPROCESSORS = 132  # of an H100: what is assumed where there is no GPU to ask
 
 
+class GemvBlocks(NamedTuple):
+    """What a program of :mod:`~potq.kernels.triton.gemv` takes: rows of the weight, and octets at once."""
+
+    rows: int = 4
+    octets: int = 128
+    warps: int = 4
+    programs: int = 4  # a multiprocessor, that columns are split for
+
+
+class GemmBlocks(NamedTuple):
+    """What a program of :mod:`~potq.kernels.triton.gemm` takes: rows of activations at most, rows of the weight, columns."""
+
+    tokens: int = 64
+    rows: int = 64
+    columns: int = 64
+    warps: int = 4
+    stages: int = 3
+    programs: int = 4
+
+
+GEMV, GEMM = GemvBlocks(), GemmBlocks()
+
+
 @lru_cache(maxsize=64)
-def _programs(device: torch.device) -> int:
-    if device.type != "cuda":
-        return _PROGRAMS * _MULTIPROCESSORS
-    return _PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
+def _multiprocessors(device: torch.device) -> int:
+    return _MULTIPROCESSORS if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _splits(programs: int, steps: int, device: torch.device) -> tuple[int, int]:
-    """Into how many parts ``steps`` are split, and the steps of each, if every part has ``programs`` programs."""
-    each = triton.cdiv(steps, max(1, min(16, steps, _programs(device) // programs)))
+def _splits(programs: int, steps: int, wanted: int) -> tuple[int, int]:
+    """Into how many parts ``steps`` are split, and the steps of each, if every part has ``programs`` of those wanted."""
+    each = triton.cdiv(steps, max(1, min(16, steps, wanted // programs)))
     return triton.cdiv(steps, each), each
 
 
-def _gemv(x: Tensor, weight: GpuWeight) -> tuple[Launch, Tensor]:
-    octets, block_n = weight.columns // OCTET, 4
-    block = min(128, triton.next_power_of_2(octets))
+def gemv(x: Tensor, weight: GpuWeight, blocks: GemvBlocks = GEMV) -> tuple[Launch, Tensor]:
+    """The call that multiplies one row of activations, and the parts' sums ``(parts, rows)`` that it writes."""
+    octets, block_n = weight.columns // OCTET, blocks.rows
+    block = min(blocks.octets, triton.next_power_of_2(octets))
     programs = triton.cdiv(weight.rows, block_n)
-    splits, steps = _splits(programs, triton.cdiv(octets, block), x.device)
+    wanted = blocks.programs * _multiprocessors(x.device)
+    splits, steps = _splits(programs, triton.cdiv(octets, block), wanted)
     partial = torch.empty(splits, weight.rows, dtype=torch.float32, device=x.device)
     sources = x.view(torch.int32), *weight.words, weight.scale, weight.table, partial
     constants = weight.constants(10) | {"KIND": weight.form.kind, "DTYPE": TYPES[x.dtype]}
     constants |= {"BLOCK_N": block_n, "BLOCK": block}
     arguments = *sources, weight.rows, octets, weight.scale_stride, steps * block
-    return Launch(gemv_kernel, (programs, splits), arguments, constants), partial
+    return Launch(gemv_kernel, (programs, splits), arguments, constants, {"num_warps": blocks.warps}), partial
 
 
-def _gemm(x: Tensor, weight: GpuWeight) -> tuple[Launch, Tensor]:
+def gemm(x: Tensor, weight: GpuWeight, blocks: GemmBlocks = GEMM) -> tuple[Launch, Tensor]:
+    """The same for several rows of activations: ``(parts, count, rows)``."""
     count, mantissa = len(x), MANTISSA[x.dtype]
-    block_m, block_n = min(64, max(16, triton.next_power_of_2(count))), 64
-    block_k = gcd(64, weight.group)
+    block_m, block_n = min(blocks.tokens, max(16, triton.next_power_of_2(count))), blocks.rows
+    whole = weight.group >= weight.columns  # one scale a row: its blocks need not divide it
+    block_k = blocks.columns if whole else gcd(blocks.columns, weight.group)
     steps = triton.cdiv(weight.columns, block_k)
     tiles = triton.cdiv(weight.rows, block_n), triton.cdiv(count, block_m)
-    splits, each = _splits(tiles[0] * tiles[1], steps, x.device)
+    splits, each = _splits(tiles[0] * tiles[1], steps, blocks.programs * _multiprocessors(x.device))
     partial = torch.empty(splits, count, weight.rows, dtype=torch.float32, device=x.device)
     sources = x, *weight.words, weight.scale, weight.table, partial
     sizes = count, weight.rows, weight.columns // OCTET, weight.scale_stride, steps, each
     constants = weight.constants(mantissa) | {"KIND": weight.form.kind, "DTYPE": TYPES[x.dtype], "MANTISSA": mantissa}
     constants |= {"PACKED": packed_arithmetic(), "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
-    return Launch(gemm_kernel, (tiles[0], splits, tiles[1]), (*sources, *sizes), constants), partial
+    options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
+    return Launch(gemm_kernel, (tiles[0], splits, tiles[1]), (*sources, *sizes), constants, options), partial
 
 
 def launches(x: Tensor, weight: GpuWeight, bias: Tensor | None, row_scale: Tensor | None, out: Tensor) -> list[Launch]:
     """The calls that write ``x W^T + bias`` to ``out``: ``x`` is ``(count, columns)``, contiguous, float16 or bfloat16."""
-    product, partial = _gemv(x, weight) if len(x) == 1 else _gemm(x, weight)
+    product, partial = gemv(x, weight) if len(x) == 1 else gemm(x, weight)
     constants = {"SPLITS": len(partial), "ROW_SCALE": row_scale is not None, "BIAS": bias is not None, "BLOCK": 1024}
     parts = partial, partial if row_scale is None else row_scale, partial if bias is None else bias
     finish = Launch(finish_kernel, (triton.cdiv(out.numel(), 1024),), (*parts, out, out.numel(), weight.rows), constants)
