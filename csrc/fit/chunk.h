@@ -5,20 +5,13 @@
 #include <cmath>
 
 #include "../potq.h"
+#include "clones.h"
 #include "levels.h"
 
 namespace potq {
 namespace {  // a copy for every file: see kernels/layout.h
 
 constexpr int32_t kChunk = 64;  // numbers at a time
-
-// The loader picks the widest vectors that the CPU has; contraction is off, so that all give the same bits.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && !defined(__SANITIZE_ADDRESS__) && \
-    !defined(__SANITIZE_THREAD__)
-#define POTQ_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
-#else
-#define POTQ_CLONES
-#endif
 
 // Integers times a power of two, as 8-bit ones are, need no search: `step` between levels, else 0.
 float integer_step(const potq_columns& c) {

@@ -13,6 +13,7 @@ from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.descent import refine_layer
 from potq.ptq.algorithms.gptq import NotFactorableError, fit_groups, gptq
+from potq.ptq.algorithms.paths import compensated_paths
 from potq.ptq.algorithms.rounding import Rounded, SchemeRounding, round_to_nearest
 from potq.ptq.algorithms.rtn import rtn
 
@@ -60,7 +61,9 @@ def quantize_layer(
         return rounded, rounding, "rtn/mse (its inputs are zero)"
     label = effort.model_copy(update={"scope": "none"}).steps
     try:
-        if effort.compensate:
+        if effort.compensate and rounding.trellis:
+            rounded = compensated_paths(weight, hessian, rounding, damping=effort.damping)
+        elif effort.compensate:
             rounded = gptq(weight, hessian, rounding, ordered=effort.ordered, damping=effort.damping)
         else:
             rounded = round_to_nearest(weight, *fit_groups(weight, torch.ones_like(diagonal), rounding), rounding)

@@ -2,7 +2,8 @@
 
 In turns: the scales, given the codes, are a least-squares problem of one unknown a group, solved exactly and rounded to
 their stored format; the codes, given the scales, improve by coordinate descent. A row keeps new scales only if they help,
-and a code changes only for the better, so the error never grows. (CDQuant, 2406.17542, descends on codes alone.)
+and a code changes only for the better, so the error never grows. (CDQuant, 2406.17542, descends on codes alone.) With a
+trellis, windows of a row's path change (:func:`potq.ptq.algorithms.paths.sweep_paths`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from potq.numerics.functional import group_index, spread, sum_groups
 from potq.ptq.algorithms.columns import Block, descend
 from potq.ptq.algorithms.gptq import with_larger_diagonal, without_dead_inputs
+from potq.ptq.algorithms.paths import sweep_paths
 from potq.ptq.algorithms.rounding import Rounded, Rounding, rescale
 
 _SWEEPS = 2  # of coordinate descent a round
@@ -32,8 +34,9 @@ def refine_layer(
         rounded = _refit_scales(weight, hessian, rounded, rounding)
         values = rounded.values.contiguous()
         gradient = (values - weight) @ hessian
+        sweep = sweep_paths if rounding.trellis else _sweep
         for _ in range(_SWEEPS):
-            _sweep(values, gradient, hessian, rounded, rounding)
+            sweep(values, gradient, hessian, rounded, rounding)
         rounded = Rounded(values, rounded.scale, rounded.shift, rounded.latent)
     return rounded
 
