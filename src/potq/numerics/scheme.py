@@ -235,7 +235,7 @@ PRESETS["mxpot"] = QuantScheme(grid=Grid(bits=4, magnitudes=(0, 1, 2, 2, 4, 4, 8
 PRESETS["iq4nl"] = QuantScheme(grid=_IQ4_NL, group_size=32)
 PRESETS["pot3s"] = QuantScheme(grid=_POT3S, signed_scale=True)
 PRESETS["apot3s"] = QuantScheme(grid=_APOT3S, signed_scale=True)
-# with a trellis (benchmarks/trellis): {1, 2, 4, 8} at 2 bits, the same over integers to compare with, two terms at 3 bits
+# with a trellis: {1, 2, 4, 8} at 2 bits, the same over integers to compare with, two terms at 3 bits
 PRESETS["pot2t"] = QuantScheme(grid=_GRIDS["pot3nz"], trellis=True)
 PRESETS["int2t"] = QuantScheme(grid=_GRIDS["int3_midrise"], trellis=True)
 PRESETS["apot3t"] = QuantScheme(grid=additive((3, 8, 14, 20, 28, 36, 48, 63)), trellis=True)
