@@ -23,7 +23,7 @@ extern "C" {
 #define POTQ_API __attribute__((visibility("default")))
 #endif
 
-#define POTQ_ABI 5
+#define POTQ_ABI 6
 
 enum potq_scale_format { POTQ_SCALE_FLOAT16 = 0, POTQ_SCALE_E8M0 = 1 };
 enum potq_dtype { POTQ_FLOAT32 = 0, POTQ_BFLOAT16 = 1 };
@@ -139,6 +139,26 @@ POTQ_API void potq_compensate(const potq_columns* block, float* weights, const f
  */
 POTQ_API void potq_descend(const potq_columns* block, float* gradient, const float* hessian, float* values, float* changes,
                            int32_t threads);
+
+/* Trellis codes (fit/trellis.cpp). For every row the path of least sum_t (weights - steps level)^2: `index` (rows x columns, or
+ * NULL) gets the positions of its levels among the n_levels `levels`, which ascend and are 8, 16, ... 256; `costs` (rows) that
+ * sum. Weights and steps, what a level of 1 is worth, are rows x columns. A path begins in state 0. */
+POTQ_API void potq_best_paths(const float* levels, int32_t n_levels, const float* weights, const float* steps, int64_t rows,
+                              int64_t columns, uint8_t* index, float* costs, int32_t threads);
+
+typedef struct {
+  const float* levels;
+  int64_t rows;
+  int32_t n_levels, columns;
+  int32_t kept; /* of the columns; those behind are looked at only */
+} potq_path_columns;
+
+/* GPTQ along paths: `weights` and `steps` (rows x columns) of a block, `factor` as for potq_compensate. A row's path begins in
+ * states[row], which becomes the state behind the columns that are kept, and ends in ends[row], if `ends` is not NULL: one that
+ * can be reached. `index`, positions of levels, and `errors` are rows x kept. */
+POTQ_API void potq_compensate_paths(const potq_path_columns* block, const float* weights, const float* steps,
+                                    const float* factor, const uint8_t* ends, uint8_t* states, uint8_t* index, float* errors,
+                                    int32_t threads);
 
 /* A learned weight, every entry by itself: `values` (float32, or bfloat16 if `bfloat16`) are the nearest the grid has. */
 POTQ_API void potq_round(const potq_columns* weight, const float* latent, void* values, int32_t bfloat16, int32_t threads);

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-ABI = 5
+ABI = 6
 ISAS = ("scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neondot", "neoni8mm")  # in the library's numbering
 _PREFERRED = ("avx512vnni", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "scalar")
 _NAMES = ("libpotq.so", "libpotq.dylib", "potq.dll", "libpotq.dll")
@@ -70,6 +70,18 @@ class Columns(ctypes.Structure):
         described = cls(*pointers, *scale.shape, len(group), len(levels))
         described.tensors = tensors
         return described
+
+
+class PathColumns(ctypes.Structure):
+    """``potq_path_columns`` of ``csrc/potq.h``."""
+
+    _fields_ = [
+        ("levels", c_void_p),
+        ("rows", c_int64),
+        ("n_levels", c_int32),
+        ("columns", c_int32),
+        ("kept", c_int32),
+    ]
 
 
 class EngineOptions(ctypes.Structure):
@@ -181,6 +193,8 @@ _SIGNATURES = {
     ),
     "potq_compensate": (None, [POINTER(Columns)] + [c_void_p] * 4 + [c_int32]),
     "potq_descend": (None, [POINTER(Columns)] + [c_void_p] * 4 + [c_int32]),
+    "potq_best_paths": (None, [c_void_p, c_int32, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int32]),
+    "potq_compensate_paths": (None, [POINTER(PathColumns)] + [c_void_p] * 7 + [c_int32]),
     "potq_round": (None, [POINTER(Columns), c_void_p, c_void_p, c_int32, c_int32]),
     "potq_round_backward": (None, [POINTER(Columns)] + [c_void_p] * 3 + [c_int32, c_void_p, c_void_p, c_int32]),
     "potq_lookup_all": (c_int64, [_FORMAT] + [c_void_p] * 3 + [c_int64, c_int64, c_void_p, c_int32, c_int32]),

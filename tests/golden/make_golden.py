@@ -46,6 +46,7 @@ CONFIGS = {
     "features_signed_scales": PoTConfig("int4", signed_scale=True),
     "features_table_grids": PoTConfig("iq4nl"),
     "features_tensor_scales": PoTConfig("int8", group_size="tensor"),
+    "features_trellis": PoTConfig("pot2t", group_size=32, embedding="apot3t"),
 }
 EXPERTS = {"features_expert_stacks": "source_experts", "transposed_experts": "source_transposed_experts"}
 

@@ -16,7 +16,7 @@ from potq.numerics.functional import codebook, decode_scale, dequantize, quantiz
 from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.ptq.algorithms.rtn import rtn
 
-NAMES = sorted(PRESETS)
+NAMES = sorted(name for name, scheme in PRESETS.items() if not scheme.trellis)
 SCHEMES = {
     **{name: QuantScheme(name, group_size=32) for name in ("pot2", "pot3", "int3", "nf4", "apot4", "mxfp4", "int8", "pot7")},
     "row": QuantScheme("pot3", group_size="row"),
@@ -51,6 +51,26 @@ def test_it_is_dequantize_of_quantize_bit_for_bit(name: str, group_size: Any) ->
     weight = _weight(4, 37)
     scale = rtn(weight, scheme).scale
     assert torch.equal(fake_quantize(weight, scale, scheme), dequantize(quantize(weight, scale, scheme), scale, scheme))
+
+
+@pytest.mark.parametrize("group_size", [16, "row"])
+@pytest.mark.parametrize("name", ["pot2t", "apot3t"])
+def test_a_path_has_the_gradients_of_a_grid(name: str, group_size: Any) -> None:
+    scheme, weight, slope = QuantScheme(name, group_size=group_size), _weight(4, 37) * 1.5, _weight(4, 37, seed=1)
+    scale = rtn(_weight(4, 37), scheme).scale
+    value = fake_quantize(weight, scale, scheme)
+    assert torch.equal(value, dequantize(quantize(weight, scale, scheme), scale, scheme))
+    to_weight, to_scale = _gradients(weight, decode_scale(scale), scheme, slope)
+    size = scheme.group(37)
+    each = decode_scale(scale).repeat_interleave(size, 1)[:, :37]
+    levels = codebook(scheme, weight.device)[0]
+    inside = (weight / each).abs() <= levels[-1] + (levels[-1] - levels[-2]) / 2
+    torch.testing.assert_close(to_weight, torch.where((each != 0) & inside, slope, 0.0))  # a scale times its inverse
+    terms = torch.where(each != 0, (value - weight * inside) * slope / each, 0.0)
+    assert to_scale is not None
+    torch.testing.assert_close(
+        to_scale, torch.stack([part.sum(1) for part in terms.split(size, 1)], 1), rtol=1e-4, atol=1e-6
+    )
 
 
 @given(name=st.sampled_from(sorted(SCHEMES)), seed=st.integers(0, 1000), halves=st.booleans())

@@ -32,7 +32,7 @@ class AsymmetricWeight:
 class AsymmetricRounding:
     """Codes ``0 .. 2**bits - 1`` less a zero point; see :class:`potq.ptq.algorithms.rounding.Rounding`."""
 
-    fine = True
+    fine, trellis = True, False
 
     def __init__(self, bits: int, group_size: int) -> None:
         self.levels = torch.arange(2**bits, dtype=torch.float32)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from potq.numerics.functional import decode_scale
 from potq.numerics.packing import unpack
+from potq.numerics.trellis import expanded
 
 if TYPE_CHECKING:
     from potq.config import Activations
@@ -61,6 +62,8 @@ def matrix(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     packed, scale, scheme, columns, row_scale = weight
     grid = scheme.grid  # the table is made anew: one cached while torch traces would be a fake tensor
     levels = torch.tensor([level / grid.reference for level in grid.levels], dtype=torch.float32, device=packed.device)
+    if scheme.trellis:
+        packed = expanded(packed, grid, columns)
     return dequantize(packed, decode_scale(scale, row_scale), levels, columns, scheme.group(columns)).to(dtype)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from potq import native
 from potq.numerics.functional import codebook, decode_scale, group_index, spread, sum_groups
 from potq.numerics.scheme import QuantScheme
+from potq.numerics.trellis import best_path
 
 _COMPILED = (torch.float32, torch.bfloat16)  # dtypes of values and their gradients that the library knows
 
@@ -46,8 +47,10 @@ def fake_quantize(
     """
     value = scale if scale.dtype == torch.float32 else decode_scale(scale, row_scale)
     levels, boundaries = codebook(scheme, weight.device)
-    columns = weight.shape[1]
-    result: Tensor = round_op(weight, value, None, levels, boundaries, scheme.group(columns), dtype or weight.dtype)
+    group = scheme.group(weight.shape[1])
+    if scheme.trellis:
+        return round_path(weight, value, levels, group, dtype or weight.dtype)
+    result: Tensor = round_op(weight, value, None, levels, boundaries, group, dtype or weight.dtype)
     return result
 
 
@@ -155,6 +158,19 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor | None, None, 
 
 
 round_op.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def round_path(latent: Tensor, scale: Tensor, levels: Tensor, group: int, dtype: torch.dtype) -> Tensor:
+    """The values on the nearest path through a trellis, with the gradients of a grid; arguments of :func:`round_op`.
+
+    The path is searched anew at every call. Gradients are those of the weights at their levels: the search itself has none.
+    """
+    each = spread(scale, group, latent.shape[1])
+    x = latent / torch.where(each != 0, each, torch.inf)
+    with torch.no_grad():
+        level = levels[best_path(latent.float(), each, levels)[0].int()]
+        inside = (x >= _edge(levels, 0)) & (x <= _edge(levels, -1))
+    return (each * (level + (x - x.detach()) * inside)).to(dtype)
 
 
 def nearest(

@@ -32,7 +32,7 @@ class Feature:
 # csrc/engine/scheme.cpp has the names too
 FEATURES: dict[str, Feature] = {
     "bit-planes": Feature(
-        "codes of 3, 5, 6 or 7 bits: rows of several planes", "0.1", lambda scheme: len(plane_widths(scheme.grid.bits)) > 1
+        "codes of 3, 5, 6 or 7 bits: rows of several planes", "0.1", lambda scheme: len(plane_widths(scheme.code_bits)) > 1
     ),
     "e8m0-scales": Feature("`scale_dtype` is `e8m0`", "0.1", lambda scheme: scheme.scale_dtype == "e8m0"),
     "expert-stacks": Feature("stacks of experts' matrices are packed", "0.2", None),
@@ -40,6 +40,7 @@ FEATURES: dict[str, Feature] = {
     "signed-scales": Feature("`signed_scale` is true", "0.1", lambda scheme: scheme.signed_scale),
     "table-grids": Feature("the `encoding` of a grid is `table`", "0.1", lambda scheme: scheme.grid.encoding == "table"),
     "tensor-scales": Feature('`group_size` is `"tensor"`', "0.1", lambda scheme: scheme.group_size == "tensor"),
+    "trellis": Feature("`trellis` is true", "0.2", lambda scheme: scheme.trellis),
 }
 """Every feature that this potq knows, in the order of their names. What is not listed every version knows."""
 

@@ -16,6 +16,9 @@ zero row.
 With ``scheme.signed_scale`` a scale may be negative, which turns its group's levels around: a table with one level more on
 one side has it, group by group, on the side where it serves, at no bits.
 
+With ``scheme.trellis`` not every sequence of codes can be stored, and a row as a whole goes to the nearest that can
+(:mod:`potq.numerics.trellis`); what a code is worth stays the same.
+
 Ties go to the larger magnitude (two's complement and tables: to the larger level). A zero scale marks a group that is zero
 or too small for float16: it dequantizes to zeros. E8M0 has no zero; its least scale, 2**-127, stands in (levels of a
 zero-free grid are then some 1e-38). A float16 scale beyond 65504 saturates; :func:`potq.quantize` refuses such a weight.
@@ -31,6 +34,7 @@ from torch import Tensor
 
 from potq.numerics.grid import Grid
 from potq.numerics.scheme import QuantScheme, RoundingMode, ScaleDtype
+from potq.numerics.trellis import path_codes
 
 E8M0_BIAS = 127
 _LUT_LIMIT = 1 << 15  # largest magnitude that is looked up; wider grids search their thresholds
@@ -101,11 +105,16 @@ def sum_groups(matrix: Tensor, group: int) -> Tensor:
 def quantize(weight: Tensor, scale: Tensor, scheme: QuantScheme, row_scale: Tensor | None = None) -> Tensor:
     """Codes (uint8, shape of ``weight``) of the level nearest to each weight under the stored ``scale``.
 
+    With a trellis: of the levels on the path nearest to each row.
+
     Args:
         weight: ``(out, in)``, any float dtype.
         scale: stored scales of shape ``scheme.scale_shape(out, in)``, float16 or uint8.
         row_scale: float16 ``(out, 1)``, where the scheme has it.
     """
+    if scheme.trellis:
+        step = spread(decode_scale(scale), scheme.group(weight.shape[1]), weight.shape[1])
+        return path_codes(weight.detach().float(), step, codebook(scheme, weight.device)[0], scheme.grid)
     parts = split_groups(weight.detach().float(), scheme)
     scales = split_scales(decode_scale(scale, row_scale), parts)
     codes = [nearest_code(in_level_units(part, s, scheme.grid), scheme) for part, s in zip(parts, scales, strict=True)]

@@ -3,7 +3,8 @@
 The search is step 1 of PoTPTQ (2507.11959, sec. 3.2): data-free, every group on its own. Grids of up to 4 bits get the exact
 optimum over all stored scales (:func:`best_scale`): by the compiled library (``csrc/fit/search.cpp`` has the mathematics),
 or by torch without it. Wider grids, which gain nothing by it, and ``rounding="log"`` try some candidates: by the library too
-(``csrc/fit/candidates.cpp``), or by torch, which finds the same scales. Torch works on cache-sized blocks and needs a few
+(``csrc/fit/candidates.cpp``), or by torch, which finds the same scales. With a trellis a group's best scale depends on
+its path; :mod:`potq.numerics.path_scale` searches both. Torch works on cache-sized blocks and needs a few
 passes per candidate, never a weights-by-levels distance matrix. Its block is below its threshold for splitting an operation
 over threads: splitting gains little at this size, and on a busy machine every operation would wait for the slowest thread.
 """
@@ -19,6 +20,7 @@ from potq import native
 from potq.errors import ConfigError, ModelError
 from potq.numerics.functional import codebook, decode_scale, encode_scale, in_level_units, nearest_level, split_groups
 from potq.numerics.grid import Grid
+from potq.numerics.path_scale import path_scale
 from potq.numerics.scheme import QuantScheme, ScaleDtype, ScaleMethod
 
 CANDIDATES = 16
@@ -65,7 +67,7 @@ def choose_scale(
 
 def is_exact(scheme: QuantScheme, candidates: int | None) -> bool:
     """Whether :func:`choose_scale` finds the exact optimum: no ``candidates``, up to 4 bits, rounding to nearest."""
-    return candidates is None and scheme.grid.bits <= 4 and scheme.rounding == "nearest"
+    return candidates is None and scheme.grid.bits <= 4 and scheme.rounding == "nearest" and not scheme.trellis
 
 
 def _search_part(part: Tensor, importance: Tensor | None, scheme: QuantScheme, candidates: int | None) -> Tensor:
@@ -79,8 +81,10 @@ def _search_part(part: Tensor, importance: Tensor | None, scheme: QuantScheme, c
     for start in range(0, rows, step):
         block = part[start : start + step].reshape(-1, size).float()
         weights = None if importance is None else importance[start : start + step].reshape(-1, size).float()
-        if exact:
-            levels = codebook(scheme, part.device)[0]
+        levels = codebook(scheme, part.device)[0]
+        if scheme.trellis and candidates != 1:
+            found.append(encode_scale(path_scale(block, levels, weights, candidates), scheme.scale_dtype))
+        elif exact:
             found.append(best_scale(block, levels, weights, scheme.scale_dtype, signed=scheme.signed_scale))
         else:
             found.append(_search_block(block, weights, scheme, multipliers))

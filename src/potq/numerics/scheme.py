@@ -55,12 +55,14 @@ class QuantScheme(Strict):
         scale_dtype: ``"float16"``, or ``"e8m0"``: a power of two in one byte (exponent + 127).
         row_scale: a float16 scale per output beside the scales of its groups, which are then E8M0.
         signed_scale: float16 scales may be negative, which turns a group's levels around; for grids that are not symmetric.
+        trellis: a weight stores one bit less than the grid has, for half its levels are open to it: those that the three
+            weights before it in its row leave it (:mod:`potq.numerics.trellis`).
         rounding: ``"nearest"`` level, or ``"log"``: nearest in the log domain, as 2506.00315 and 2601.02298 round.
 
     Raises:
         ConfigError: an unknown preset or key, a value out of range, or a combination that cannot be: a row scale without
             E8M0 scales or with one scale per tensor, a signed scale with E8M0 or a symmetric grid, log rounding on a grid
-            that is not PoT.
+            that is not PoT, a trellis with scales other than plain float16 ones or a grid of repeated levels.
 
     Example:
         >>> from potq import QuantScheme
@@ -78,6 +80,7 @@ class QuantScheme(Strict):
     scale_dtype: ScaleDtype = "float16"
     row_scale: bool = False
     signed_scale: bool = False
+    trellis: bool = False
     rounding: RoundingMode = "nearest"
 
     def __init__(self, preset: str | None = None, /, **fields: Any) -> None:
@@ -122,25 +125,43 @@ class QuantScheme(Strict):
             raise ValueError("signed_scale=True needs a grid that is not symmetric; here a sign would change nothing")
         return self
 
+    @model_validator(mode="after")
+    def _trellis_needs_plain_scales(self) -> QuantScheme:
+        if not self.trellis:
+            return self
+        if self.scale_dtype != "float16" or self.signed_scale:  # squared errors under the least E8M0 ones underflow
+            raise ValueError("trellis=True needs scale_dtype='float16' and signed_scale=False")
+        if self.group_size == "tensor" or self.rounding != "nearest":
+            raise ValueError("trellis=True needs groups within a row and rounding='nearest'")
+        if self.grid.bits < 3 or len(set(self.grid.levels)) < 2**self.grid.bits:
+            raise ValueError("trellis=True needs a grid of 3 bits or more, every level of it once")
+        return self
+
     @model_serializer(mode="wrap")
-    def _without_unsigned_scale(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Checkpoints of other schemes keep the JSON they had before scales had signs."""
+    def _without_what_is_off(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Checkpoints of other schemes keep the JSON they had before scales had signs and grids a trellis."""
         fields: dict[str, Any] = serialize(self)
-        if not self.signed_scale:
-            fields.pop("signed_scale", None)
+        for name in ("signed_scale", "trellis"):
+            if not fields.get(name):
+                fields.pop(name, None)
         return fields
 
     @property
     def name(self) -> str:
         """A short name for tables: the preset that has this grid (or the bits), the group size, the scale format."""
-        alike = {name: scheme for name, scheme in PRESETS.items() if scheme.grid == self.grid}
-        preset = next(iter(alike), f"custom{self.grid.bits}")
+        alike = {name: each for name, each in PRESETS.items() if (each.grid, each.trellis) == (self.grid, self.trellis)}
+        preset = next(iter(alike), f"custom{self.code_bits}{'t' * self.trellis}")
         suffix = f"-{self.scale_dtype}" * (self.scale_dtype != "float16") + "-row" * self.row_scale
         if self.signed_scale != any(scheme.signed_scale for scheme in alike.values()):
             suffix += "-signed" if self.signed_scale else "-unsigned"
         suffix += f"-{self.rounding}" * (self.rounding == "log")
         size = f"g{self.group_size}" if isinstance(self.group_size, int) else self.group_size
         return f"{preset}-{size}{suffix}"
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of a stored code: the grid's, or one less with a trellis."""
+        return self.grid.bits - self.trellis
 
     def group(self, in_features: int) -> int:
         """Inputs per scale for a row of ``in_features`` (a per-tensor scale spans every row)."""
@@ -157,7 +178,7 @@ class QuantScheme(Strict):
         groups = self.scale_shape(out_features, in_features)
         scale_bits = groups[0] * groups[1] * (16 if self.scale_dtype == "float16" else 8)
         scale_bits += 16 * out_features * self.row_scale
-        return (8 * out_features * packed_row_bytes(in_features, self.grid.bits) + scale_bits) / (out_features * in_features)
+        return (8 * out_features * packed_row_bytes(in_features, self.code_bits) + scale_bits) / (out_features * in_features)
 
 
 def packed_row_bytes(columns: int, bits: int) -> int:
@@ -214,3 +235,7 @@ PRESETS["mxpot"] = QuantScheme(grid=Grid(bits=4, magnitudes=(0, 1, 2, 2, 4, 4, 8
 PRESETS["iq4nl"] = QuantScheme(grid=_IQ4_NL, group_size=32)
 PRESETS["pot3s"] = QuantScheme(grid=_POT3S, signed_scale=True)
 PRESETS["apot3s"] = QuantScheme(grid=_APOT3S, signed_scale=True)
+# with a trellis: {1, 2, 4, 8} at 2 bits, the same over integers to compare with, two terms at 3 bits
+PRESETS["pot2t"] = QuantScheme(grid=_GRIDS["pot3nz"], trellis=True)
+PRESETS["int2t"] = QuantScheme(grid=_GRIDS["int3_midrise"], trellis=True)
+PRESETS["apot3t"] = QuantScheme(grid=additive((3, 8, 14, 20, 28, 36, 48, 63)), trellis=True)

@@ -12,6 +12,7 @@ from potq.errors import CheckpointError, ConfigError
 from potq.numerics import functional
 from potq.numerics.packing import pack, padding_is_zero, unpack
 from potq.numerics.scheme import QuantScheme, packed_row_bytes
+from potq.numerics.trellis import contract, expand
 
 _BLOCK = 1 << 18  # weights; larger temporaries leave holes in the heap between the packed weights
 
@@ -50,7 +51,8 @@ class QuantizedWeight:
         packed = []
         for rows in _row_blocks(weight.shape):
             row = None if row_scale is None else row_scale[rows]
-            packed.append(pack(functional.quantize(weight[rows], _rows_of(scale, rows), scheme, row), scheme.grid.bits))
+            codes = functional.quantize(weight[rows], _rows_of(scale, rows), scheme, row)
+            packed.append(pack(contract(codes, scheme.grid) if scheme.trellis else codes, scheme.code_bits))
         return cls(torch.cat(packed), scale, (weight.shape[0], weight.shape[1]), scheme, row_scale)
 
     @classmethod
@@ -79,8 +81,9 @@ class QuantizedWeight:
         return QuantizedWeight(packed, scale, (len(packed), self.shape[1]), self.scheme, row_scale)
 
     def codes(self) -> Tensor:
-        """Unpacked codes, uint8 ``(out, in)``."""
-        return unpack(self.packed, self.scheme.grid.bits, self.shape[1])
+        """Codes of the grid, uint8 ``(out, in)``."""
+        codes = unpack(self.packed, self.scheme.code_bits, self.shape[1])
+        return expand(codes, self.scheme.grid) if self.scheme.trellis else codes
 
     def dequantize(self) -> Tensor:
         """Float32 weight ``(out, in)``, exact."""
@@ -116,7 +119,7 @@ class QuantizedWeight:
             raise CheckpointError(f"{name}: {int(bad_scale.sum())} scales are negative, infinite or NaN; {damaged}")
         if self.row_scale is not None:
             self._validate_row_scale(self.row_scale, name, damaged)
-        bits, columns = self.scheme.grid.bits, self.shape[1]
+        bits, columns = self.scheme.code_bits, self.shape[1]
         if columns % 8 and not padding_is_zero(self.packed, bits, columns):
             raise CheckpointError(f"{name}: the padding behind the last code of a row is not zero; {damaged}")
         unused = torch.tensor(sorted(self.scheme.grid.unused_codes), dtype=torch.uint8, device=self.packed.device)
@@ -149,7 +152,7 @@ def storage(shape: tuple[int, int], scheme: QuantScheme) -> dict[str, tuple[tupl
     A module's buffers and a checkpoint call them ``weight_packed``, ``weight_scale``, ``weight_row_scale``.
     """
     stored = {
-        "packed": ((shape[0], packed_row_bytes(shape[1], scheme.grid.bits)), torch.uint8),
+        "packed": ((shape[0], packed_row_bytes(shape[1], scheme.code_bits)), torch.uint8),
         "scale": (scheme.scale_shape(*shape), torch.float16 if scheme.scale_dtype == "float16" else torch.uint8),
     }
     return stored | {"row_scale": ((shape[0], 1), torch.float16)} if scheme.row_scale else stored

@@ -14,6 +14,7 @@ from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.descent import refine_layer
 from potq.ptq.algorithms.gptq import fit_groups, gptq
 from potq.ptq.algorithms.hessian import Hessian, NotFactorableError
+from potq.ptq.algorithms.paths import compensated_paths
 from potq.ptq.algorithms.rounding import Rounded, SchemeRounding, joined, round_to_nearest
 from potq.ptq.algorithms.rtn import rtn
 
@@ -79,7 +80,9 @@ def panels(weight: Tensor, rounding: SchemeRounding) -> list[slice]:
 
 def _quantize_rows(weight: Tensor, hessian: Hessian, rounding: SchemeRounding, effort: Effort) -> Rounded:
     weight = weight.float()
-    if effort.compensate:
+    if effort.compensate and rounding.trellis:
+        rounded = compensated_paths(weight, hessian, rounding)
+    elif effort.compensate:
         rounded = gptq(weight, hessian, rounding, ordered=effort.ordered)
     else:
         rounded = _nearest(weight, torch.ones_like(hessian.moments), rounding)

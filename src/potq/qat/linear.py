@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 
 from potq.config import Activations
 from potq.kernels.activations import round_activations
-from potq.numerics.fake_quantize import round_backward, round_op
+from potq.numerics.fake_quantize import round_backward, round_op, round_path
 from potq.numerics.functional import codebook
 from potq.numerics.scheme import QuantScheme
 
@@ -36,6 +36,9 @@ def quantized_linear(
         input = round_activations(input, scheme.group(input.shape[-1]))
     levels, boundaries = codebook(scheme, weight.device)
     group = scheme.group(weight.shape[1])
+    if scheme.trellis:  # searching the path again would cost more than the copy that autograd keeps
+        bias = None if bias is None else bias.to(dtype)
+        return linear(input.to(dtype), round_path(weight, scale, levels, group, dtype), bias)
     result: Tensor = _Product.apply(  # type: ignore[no-untyped-call]  # torch's stub
         input.to(dtype), weight, scale, None if bias is None else bias.to(dtype), levels, boundaries, group
     )

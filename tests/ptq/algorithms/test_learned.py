@@ -10,6 +10,8 @@ from potq.numerics.scheme import QuantScheme
 from potq.ptq.algorithms.gptq import gptq
 from potq.ptq.algorithms.hessian import Hessian
 from potq.ptq.algorithms.learned import LearnedWeight
+from potq.ptq.algorithms.hessian import Hessian
+from potq.ptq.algorithms.paths import compensated_paths
 from potq.ptq.algorithms.rounding import Rounded, SchemeRounding, round_to_nearest
 from potq.ptq.algorithms.rtn import rtn
 
@@ -44,6 +46,22 @@ def test_it_starts_exactly_where_it_was_told_to(name: str) -> None:
     assert torch.equal(learned.rounded().scale, rounded.scale)
     assert torch.equal(learned.latent, _weight())
     assert learned.log_scale.requires_grad == (rounding.scheme.scale_dtype == "float16")
+
+
+def test_a_path_starts_exactly_whatever_its_latent_weights_are_nearest_to() -> None:
+    """GPTQ's latent weights are nearer to other paths than to those that feedback chose."""
+    generator, scheme = torch.Generator().manual_seed(0), QuantScheme("pot2t", group_size=32)
+    inputs = torch.randn(200, 71, generator=generator) @ torch.randn(71, 71, generator=generator)
+    rounding = SchemeRounding(scheme)
+    rounded = compensated_paths(_weight(), Hessian(inputs.t() @ inputs / 200), rounding)
+    nearest = round_to_nearest(rounded.latent, rounded.scale, None, rounding).values
+    assert not torch.equal(nearest, rounded.values)
+    learned = LearnedWeight(rounded, rounding)
+    assert torch.equal(learned(), rounded.values)
+    assert torch.equal(rounding.pack(learned.rounded()).dequantize(), rounded.values)
+    learned().square().sum().backward()
+    assert learned.latent.grad is not None
+    assert learned.log_scale.grad is not None
 
 
 def test_a_latent_weight_that_rounds_elsewhere_gives_way_to_the_values() -> None:

@@ -100,7 +100,7 @@ def design_of(
     """The units for a scheme's grid, group and scales.
 
     Raises:
-        ConfigError: see :class:`Design`; or one scale per row or tensor, which gives no size of a group.
+        ConfigError: see :class:`Design`; a trellis; or one scale per row or tensor, which gives no size of a group.
 
     Example:
         >>> from potq import QuantScheme
@@ -108,6 +108,8 @@ def design_of(
         >>> design.name, design.structure, design.sum_bits
         ('pot3s_g64', 'shift', 18)
     """
+    if scheme.trellis:
+        raise ConfigError(f"{scheme.name}: no unit decodes a trellis; take its grid alone, trellis=False")
     if not isinstance(scheme.group_size, int):
         raise ConfigError(
             f"{scheme.name}: the accumulator's width follows from the group, so a number must be given, such as "

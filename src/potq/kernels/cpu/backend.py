@@ -1,7 +1,8 @@
 """Products and look-ups by the compiled kernels, for modules and for the registered ops.
 
 The canonical codes are repacked into the kernels' tiles (``csrc/kernels/layout.h``) at the first product
-(:mod:`potq.kernels.prepared` keeps them). The kernels know no row scales: these multiply the kernels' outputs here.
+(:mod:`potq.kernels.prepared` keeps them). The kernels know no row scales: these multiply the kernels' outputs here. They
+know no trellis either: its weights go into tiles as codes of the grid, a bit longer than the stored ones.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from potq import native as lib
 from potq.kernels.prepared import Prepared, Ready
 from potq.kernels.weight import Product, check_input
+from potq.numerics.trellis import expanded
 
 if TYPE_CHECKING:
     from potq.config import Activations
@@ -78,6 +80,8 @@ class Kernel:
         self._isa = lib.usable_isas()[lib.isa()]
         self._tiles = torch.empty(library.potq_tiles_bytes(self._format), dtype=torch.uint8, device=_CPU)
         packed, scale = weight.packed.contiguous(), weight.scale.contiguous()
+        if weight.scheme.trellis:
+            packed = expanded(packed, weight.scheme.grid, self.columns)
         library.potq_pack_all(
             self._format, packed.data_ptr(), scale.data_ptr(), self._tiles.data_ptr(), torch.get_num_threads()
         )
@@ -163,6 +167,9 @@ def _look_up(ids: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     """Rows ``ids`` without row scales, in float32 or bfloat16."""
     indices = ids.long().contiguous()
     weight.check("cpu")
+    if weight.scheme.trellis:  # only the rows that are asked for are decoded
+        weight, indices = weight.rows(indices.flatten()), torch.arange(indices.numel(), device=_CPU)
+        weight = weight._replace(packed=expanded(weight.packed, weight.scheme.grid, weight.columns))
     packed, scale = weight.packed.contiguous(), weight.scale.contiguous()
     output = torch.empty((*ids.shape, weight.columns), dtype=dtype, device=_CPU)
     bad = lib.library().potq_lookup_all(

@@ -53,8 +53,8 @@ def format_reason(scheme: QuantScheme, shape: tuple[int, int], dtype: torch.dtyp
     grid, group = scheme.grid, scheme.group(shape[1])
     if dtype not in (torch.float16, torch.bfloat16):
         return f"it computes in float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-    if grid.bits not in WIDTHS:
-        return f"it handles 2, 3, 4 and 8 bits, not {grid.bits}"
+    if scheme.trellis or grid.bits not in WIDTHS:
+        return "it reads no trellis codes" if scheme.trellis else f"it handles 2, 3, 4 and 8 bits, not {grid.bits}"
     if not grid.fits_int8:
         return f"levels of {min(grid.levels)}..{max(grid.levels)} exceed int8"
     if group % 16 and group < shape[1]:

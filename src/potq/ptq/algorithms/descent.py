@@ -2,7 +2,8 @@
 
 In turns: the scales, given the codes, are a least-squares problem of one unknown a group, solved exactly and rounded to
 their stored format; the codes, given the scales, improve by coordinate descent. A row keeps new scales only if they help,
-and a code changes only for the better, so the error never grows. (CDQuant, 2406.17542, descends on codes alone.)
+and a code changes only for the better, so the error never grows. (CDQuant, 2406.17542, descends on codes alone.) With a
+trellis, windows of a row's path change (:func:`potq.ptq.algorithms.paths.sweep_paths`).
 
 The gradient ``(v - w) H`` goes along. With ``B`` the levels, those of group ``g`` in column ``g``, a step ``d`` of the
 scales changes the error by ``d (B^T H B d + 2 B^T g)``. So neither the best step nor what it gains needs a product of the
@@ -20,6 +21,7 @@ from torch import Tensor
 from potq.numerics.functional import group_index, spread, sum_groups
 from potq.ptq.algorithms.columns import Block, descend
 from potq.ptq.algorithms.hessian import Hessian
+from potq.ptq.algorithms.paths import sweep_paths
 from potq.ptq.algorithms.rounding import Rounded, Rounding, rescale
 
 _SWEEPS = 2  # of coordinate descent a round
@@ -36,7 +38,10 @@ def refine_layer(weight: Tensor, hessian: Hessian, rounded: Rounded, rounding: R
         values = rounded.values.contiguous()
         torch.mm(values - weight, hessian.matrix, out=gradient)
         for _ in range(_SWEEPS):
-            descend(Block(rounding, rounded.scale, rounded.shift, group), values, gradient, hessian.matrix)
+            if rounding.trellis:
+                sweep_paths(values, gradient, hessian.matrix, rounded, rounding)
+            else:
+                descend(Block(rounding, rounded.scale, rounded.shift, group), values, gradient, hessian.matrix)
         rounded = Rounded(values, rounded.scale, rounded.shift, rounded.latent)
     return rounded
 

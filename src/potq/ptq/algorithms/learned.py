@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from potq.numerics.fake_quantize import round_op
-from potq.ptq.algorithms.rounding import Rounded, Rounding, round_to_nearest
+from potq.ptq.algorithms.rounding import Rounded, Rounding, nearest_values, round_to_nearest
+
+_HALVINGS = 3  # of the way from a latent row to its path, before it starts on the path itself
 
 
 class LearnedWeight(nn.Module):
@@ -18,8 +19,7 @@ class LearnedWeight(nn.Module):
 
     def __init__(self, rounded: Rounded, rounding: Rounding, *, codes: bool = True) -> None:
         super().__init__()
-        same = round_to_nearest(rounded.latent, rounded.scale, rounded.shift, rounding).values == rounded.values
-        self.latent = nn.Parameter(torch.where(same, rounded.latent, rounded.values), requires_grad=codes)
+        self.latent = nn.Parameter(_start(rounded, rounding), requires_grad=codes)
         self.log_scale = nn.Parameter(torch.zeros_like(rounded.scale), requires_grad=rounding.fine)
         self._start, self._shift, self._rounding = rounded.scale, rounded.shift, rounding
 
@@ -29,10 +29,8 @@ class LearnedWeight(nn.Module):
         return float(self._start.abs().mean() * self._rounding.levels.diff().mean())
 
     def forward(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        scale, rounding = self._start * self.log_scale.exp(), self._rounding
-        group = rounding.group(self.latent.shape[1])
-        result: Tensor = round_op(self.latent, scale, self._shift, rounding.levels, rounding.boundaries, group, dtype)
-        return result
+        scale = self._start * self.log_scale.exp()
+        return nearest_values(self.latent, scale, self._shift, self._rounding, dtype)
 
     @torch.no_grad()
     def rounded(self) -> Rounded:
@@ -41,3 +39,17 @@ class LearnedWeight(nn.Module):
         if self._rounding.fine:
             scale = self._rounding.store(scale * self.log_scale.exp())
         return round_to_nearest(self.latent.detach(), scale, self._shift, self._rounding)
+
+
+def _start(rounded: Rounded, rounding: Rounding) -> Tensor:
+    """The latent weights as far as they are rounded to what they were; what else they are near to is of no use."""
+    same = round_to_nearest(rounded.latent, rounded.scale, rounded.shift, rounding).values == rounded.values
+    if not rounding.trellis:
+        return torch.where(same, rounded.latent, rounded.values)
+    latent = rounded.latent
+    for _ in range(_HALVINGS):  # a path is the nearest one, or it is not, as a whole
+        if bool(same.all()):
+            return latent
+        latent = torch.where(same.all(1, keepdim=True), latent, (latent + rounded.values) / 2)
+        same = round_to_nearest(latent, rounded.scale, None, rounding).values == rounded.values
+    return torch.where(same.all(1, keepdim=True), latent, rounded.values)

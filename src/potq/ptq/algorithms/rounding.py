@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from potq.numerics.fake_quantize import round_values
+from potq.numerics.fake_quantize import round_op, round_path, round_values
 from potq.numerics.functional import codebook, decode_scale, encode_scale, spread
 from potq.numerics.row_scale import choose_row_scale
 from potq.numerics.scale_search import choose_scale
@@ -40,6 +40,10 @@ class Rounding(Protocol):
 
     def store(self, scale: Tensor) -> Tensor:
         """The nearest scales ``(rows, groups)`` that the format can hold."""
+
+    @property
+    def trellis(self) -> bool:
+        """Whether a row's levels have to form a path (:mod:`potq.numerics.trellis`); such formats have no shift."""
 
     @property
     def fine(self) -> bool:
@@ -86,6 +90,10 @@ class SchemeRounding:
         return SchemeRounding(self.scheme, row_scale, self.levels.device)
 
     @property
+    def trellis(self) -> bool:
+        return self.scheme.trellis
+
+    @property
     def fine(self) -> bool:
         return self.scheme.scale_dtype == "float16"
 
@@ -123,10 +131,22 @@ class SchemeRounding:
         return self.levels.new_ones(1, 1) if self.row_scale is None else self.row_scale.float()
 
 
-def round_to_nearest(weight: Tensor, scale: Tensor, shift: Tensor | None, rounding: Rounding) -> Rounded:
-    """Every entry of ``weight`` by itself, under ``scale`` and ``shift`` ``(rows, groups)``."""
+def nearest_values(weight: Tensor, scale: Tensor, shift: Tensor | None, rounding: Rounding, dtype: torch.dtype) -> Tensor:
+    """``weight`` rounded under ``scale`` and ``shift`` ``(rows, groups)``, with gradients for the first two."""
     group = rounding.group(weight.shape[1])
-    values = round_values(weight, scale, shift, rounding.levels, rounding.boundaries, group, torch.float32)
+    if rounding.trellis:
+        return round_path(weight, scale, rounding.levels, group, dtype)
+    values: Tensor = round_op(weight, scale, shift, rounding.levels, rounding.boundaries, group, dtype)
+    return values
+
+
+def round_to_nearest(weight: Tensor, scale: Tensor, shift: Tensor | None, rounding: Rounding) -> Rounded:
+    """Every entry of ``weight`` by itself, or every row with a trellis, under ``scale`` and ``shift`` ``(rows, groups)``."""
+    group = rounding.group(weight.shape[1])
+    if rounding.trellis:
+        values = round_path(weight, scale, rounding.levels, group, torch.float32)
+    else:  # the plain function: the first call of an operator imports torch's compiler
+        values = round_values(weight, scale, shift, rounding.levels, rounding.boundaries, group, torch.float32)
     return Rounded(values, scale, shift, weight)
 
 
