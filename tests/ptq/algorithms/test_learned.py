@@ -10,7 +10,6 @@ from potq.numerics.scheme import QuantScheme
 from potq.ptq.algorithms.gptq import gptq
 from potq.ptq.algorithms.hessian import Hessian
 from potq.ptq.algorithms.learned import LearnedWeight
-from potq.ptq.algorithms.hessian import Hessian
 from potq.ptq.algorithms.paths import compensated_paths
 from potq.ptq.algorithms.rounding import Rounded, SchemeRounding, round_to_nearest
 from potq.ptq.algorithms.rtn import rtn
