@@ -16,6 +16,7 @@ from benchmarks.ptq import goals as ptq
 from benchmarks.qat import goals as qat
 from benchmarks.scale import goals as scale
 from benchmarks.serve import goals as serve
+from benchmarks.trellis import goals as trellis
 
 BENCHMARKS: tuple[Benchmark, ...] = (
     *ptq.BENCHMARKS,
@@ -31,4 +32,5 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *models.BENCHMARKS,
     *scale.BENCHMARKS,
     *serve.BENCHMARKS,
+    *trellis.BENCHMARKS,
 )

@@ -27,6 +27,7 @@ from benchmarks.ptq import report as ptq
 from benchmarks.qat import report as qat
 from benchmarks.registry import BENCHMARKS
 from benchmarks.scale import report as scale
+from benchmarks.trellis import report as trellis
 
 DOCUMENTS: Mapping[str, Callable[[], dict[str, str]]] = {
     "README.md": lambda: ptq.readme() | decode.readme(),
@@ -39,6 +40,7 @@ DOCUMENTS: Mapping[str, Callable[[], dict[str, str]]] = {
     "docs/gates.md": hardware.document,
     "docs/hardware.md": cores.document,
     "docs/models.md": lambda: models.document() | scale.document(),
+    "docs/trellis.md": trellis.document,
 }
 GOALS = "docs/goals.md"
 SECTIONS = {"missed": "Missed", "not measured": "Not measured", "met": "Met"}
