@@ -39,7 +39,7 @@ SCHEMES = {
     **{name: potq.PRESETS[name] for name in ("pot2", "pot2z", "int2", "int2_midrise")},
     **{name: potq.PRESETS[name] for name in ("pot3", "pot3nz", "pot3s", "apot3", "apot3s", "int3", "int3_midrise")},
     **{name: potq.PRESETS[name] for name in ("pot4", "apot4", "int4", "int4_midrise", "nf4")},
-    **{name: potq.PRESETS[name] for name in ("pot2t", "int2t", "apot3t")},
+    **{name: potq.QuantScheme(name) for name in ("pot2t", "int2t", "apot3t")},
     "int3 signed": potq.QuantScheme("int3", signed_scale=True),
     "pot2 {1,2}": potq.QuantScheme(grid=additive((1, 2))),
     "2-term {1,3,5,9}": potq.QuantScheme(grid=additive((1, 3, 5, 9))),

@@ -71,7 +71,7 @@ def main() -> None:
     for name in SOURCES:
         for scheme in OF_SOURCES:
             if (scheme, name) not in have:
-                value = decibels(*rtn(source(name), potq.PRESETS[scheme]).energies(source(name)))
+                value = decibels(*rtn(source(name), potq.QuantScheme(scheme)).energies(source(name)))
                 rows.append({"source": name, "scheme": scheme, "decibels": value})
     for scheme, algorithm in ((FULL, "-"), *OF_MODELS):
         asked = scheme == FULL or options.only is None or f"{scheme.split()[0]}/{algorithm}" in options.only

@@ -18,7 +18,7 @@ from pydantic import Field, PrivateAttr, field_serializer, field_validator
 
 from potq.errors import ConfigError
 from potq.numerics.features import FORMAT_VERSION, features_of, require_readable
-from potq.numerics.scheme import PRESETS, QuantScheme, ScaleMethod
+from potq.numerics.scheme import PRESETS, TRELLIS, QuantScheme, ScaleMethod
 from potq.validation import Strict, meant
 
 Scope = Literal["none", "block", "model"]
@@ -160,7 +160,7 @@ class PoTConfig(Strict):
                 raise ConfigError("give either a preset with its overrides or scheme=, not both")
             own["scheme"] = QuantScheme(preset, **override)
         elif "scheme" not in own:
-            known = ", ".join(sorted(PRESETS))
+            known = ", ".join(sorted(PRESETS | TRELLIS))
             raise ConfigError(f"scheme: Field required; name a preset, e.g. PoTConfig('pot4'); the presets are {known}")
         super().__init__(**own)
 

@@ -78,11 +78,10 @@ def encoded(weight: QuantizedWeight, kind: BlockType) -> list[Blocks] | None:
 
 
 KINDS = (FOUR, EIGHT, FP4, THREE)
-SCALAR = [name for name, scheme in PRESETS.items() if not scheme.trellis]  # a trellis has float16 scales only
 VARIANTS: list[QuantScheme] = [
     *PRESETS.values(),
-    *(QuantScheme(name, scale_dtype="e8m0", signed_scale=False) for name in SCALAR),
-    *(QuantScheme(name, scale_dtype="e8m0", signed_scale=False, row_scale=True) for name in SCALAR),
+    *(QuantScheme(name, scale_dtype="e8m0", signed_scale=False) for name in PRESETS),
+    *(QuantScheme(name, scale_dtype="e8m0", signed_scale=False, row_scale=True) for name in PRESETS),
     *(QuantScheme(name, group_size=size) for name in ("pot2z", "pot3", "pot4") for size in (256, "row", "tensor")),
 ]
 

@@ -22,7 +22,7 @@ from potq.export.onnx.check import dequantize  # noqa: E402
 
 WIDTHS = {
     2: {"pot2z", "int2"},
-    4: {"pot2", "pot3", "int2_midrise", "int3", "int3_midrise", "int4", "int2t"},
+    4: {"pot2", "pot3", "int2_midrise", "int3", "int3_midrise", "int4"},
     8: {
         "pot3nz",
         "pot3s",
@@ -36,8 +36,6 @@ WIDTHS = {
         "iq4nl",
         "mxfp4",
         "mxpot",
-        "pot2t",
-        "apot3t",
     },  # +8 is none of -8..7
     None: {"pot5", "pot6", "pot7"},
 }

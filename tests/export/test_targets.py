@@ -32,9 +32,6 @@ FORMS = {
     "iq4nl": ("IQ4_NL", 4.5),
     "mxfp4": ("MXFP4", 4.25),
     "mxpot": ("MXFP4", 4.25),
-    "pot2t": ("Q5_0", 5.5),  # what its codes stand for: no other engine reads a trellis
-    "int2t": ("Q4_0", 4.5),
-    "apot3t": ("Q8_0", 8.5),
 }
 
 

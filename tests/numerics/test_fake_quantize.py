@@ -16,7 +16,7 @@ from potq.numerics.functional import codebook, decode_scale, dequantize, quantiz
 from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.ptq.algorithms.rtn import rtn
 
-NAMES = sorted(name for name, scheme in PRESETS.items() if not scheme.trellis)
+NAMES = sorted(PRESETS)
 SCHEMES = {
     **{name: QuantScheme(name, group_size=32) for name in ("pot2", "pot3", "int3", "nf4", "apot4", "mxfp4", "int8", "pot7")},
     "row": QuantScheme("pot3", group_size="row"),

@@ -29,8 +29,8 @@ ROW_SCALES = QuantScheme("pot4", scale_dtype="e8m0", row_scale=True)
         (PRESETS["nf4"], ["table-grids"]),
         (PRESETS["pot3s"], ["bit-planes", "signed-scales", "table-grids"]),
         (QuantScheme("int8", group_size="tensor"), ["tensor-scales"]),
-        (PRESETS["pot2t"], ["trellis"]),
-        (PRESETS["apot3t"], ["bit-planes", "trellis"]),
+        (QuantScheme("pot2t"), ["trellis"]),
+        (QuantScheme("apot3t"), ["bit-planes", "trellis"]),
     ],
 )
 def test_features_of_a_scheme(scheme: QuantScheme, features: list[str]) -> None:

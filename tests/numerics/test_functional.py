@@ -34,7 +34,7 @@ from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.numerics.tensor import storage
 
 CPU = torch.device("cpu")
-NAMES = sorted(name for name, scheme in PRESETS.items() if not scheme.trellis)
+NAMES = sorted(PRESETS)
 SIGN_MAGNITUDE = [name for name in NAMES if PRESETS[name].grid.encoding == "sign-magnitude"]
 TABLES = [name for name in NAMES if PRESETS[name].grid.encoding == "table"]
 LUT = [name for name in SIGN_MAGNITUDE + TABLES if max(PRESETS[name].grid.levels) < 1 << 15]
@@ -237,7 +237,7 @@ def test_thresholds_of_a_table_lie_between_its_levels() -> None:
 LOG = [QuantScheme(name, rounding="log") for name in SIGN_MAGNITUDE if PRESETS[name].grid.is_power_of_two]
 WIDE = [QuantScheme(grid=table((-7, *range(0, 510, 2)))), QuantScheme(grid=table((-(2**40), -1, 1, 2**20)))]
 INTEGERS = [QuantScheme(grid=uniform(bits)) for bits in (5, 6, 7)]
-ROUNDED = [*map(PRESETS.__getitem__, NAMES), *LOG, *INTEGERS, *WIDE]
+ROUNDED = [*PRESETS.values(), *LOG, *INTEGERS, *WIDE]
 
 
 @pytest.mark.parametrize("scheme", ROUNDED, ids=lambda scheme: f"{scheme.name}")

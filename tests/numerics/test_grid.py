@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from potq.errors import ConfigError, PotqError
 from potq.numerics.grid import E2M1, Grid, additive, pot, shift_terms, table, uniform
-from potq.numerics.scheme import PRESETS
+from potq.numerics.scheme import PRESETS, TRELLIS
 
 MAGNITUDES = {
     "pot4": (0, 1, 2, 4, 8, 16, 32, 64),
@@ -77,9 +77,9 @@ def test_iq4nl_is_llama_cpps_table() -> None:
 
 def test_the_presets_are_the_designs_and_no_others() -> None:
     integers = {"int2", "int3", "int4", "int8"}
-    trellis = {"pot2t", "int2t", "apot3t"}
     others = {"mxpot", "apot4", "apot3", "pot3s", "apot3s", "nf4", "iq4nl"}
-    assert set(PRESETS) == set(MAGNITUDES) | integers | trellis | others
+    assert set(PRESETS) == set(MAGNITUDES) | integers | others
+    assert set(TRELLIS) == {"pot2t", "int2t", "apot3t"}
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -120,14 +120,14 @@ def test_shift_terms_ignore_sign_and_shift(level: int) -> None:
 
 
 def test_terms_of_the_presets() -> None:
-    one = {"pot2", "pot2z", "pot3", "pot3nz", "pot3s", "pot4", "pot5", "pot6", "pot7", "mxpot", "int2", "pot2t"}
+    one = {"pot2", "pot2z", "pot3", "pot3nz", "pot3s", "pot4", "pot5", "pot6", "pot7", "mxpot", "int2"}
     assert {name for name, scheme in PRESETS.items() if scheme.grid.is_power_of_two} == one
     assert PRESETS["apot4"].grid.terms == PRESETS["apot3"].grid.terms == PRESETS["apot3s"].grid.terms == E2M1.terms == 2
 
 
 def test_has_zero() -> None:
-    without = {"pot2", "pot3nz", "int2_midrise", "int3_midrise", "int4_midrise", "iq4nl", "pot2t", "int2t"}
-    assert {name for name, scheme in PRESETS.items() if not scheme.grid.has_zero} - {"apot3", "apot4", "apot3t"} == without
+    without = {"pot2", "pot3nz", "int2_midrise", "int3_midrise", "int4_midrise", "iq4nl"}
+    assert {name for name, scheme in PRESETS.items() if not scheme.grid.has_zero} - {"apot3", "apot4"} == without
 
 
 def test_levels_fit_int8_up_to_four_bits_and_in_int8_itself() -> None:

@@ -9,11 +9,11 @@ from torch import Tensor
 from potq.nn.report import decibels
 from potq.numerics.functional import codebook
 from potq.numerics.path_scale import path_scale
-from potq.numerics.scheme import PRESETS
+from potq.numerics.scheme import TRELLIS, QuantScheme
 from potq.numerics.trellis import best_cost
 from potq.ptq.algorithms.rtn import rtn
 
-NAMES = [name for name, scheme in PRESETS.items() if scheme.trellis]
+NAMES = list(TRELLIS)
 
 
 def _groups(count: int, size: int = 64) -> Tensor:
@@ -21,7 +21,7 @@ def _groups(count: int, size: int = 64) -> Tensor:
 
 
 def _levels(name: str) -> Tensor:
-    return codebook(PRESETS[name], torch.device("cpu"))[0]
+    return codebook(QuantScheme(name), torch.device("cpu"))[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,7 +39,7 @@ def test_no_scale_of_a_dense_search_is_much_better(name: str, weighted: bool) ->
 def test_a_gaussian_in_decibels(name: str, least: float) -> None:
     """9.4 dB is what 2 bits without a trellis reach, 15.6 what 3 do."""
     weight = _groups(200)
-    assert decibels(*rtn(weight, PRESETS[name]).energies(weight)) > least
+    assert decibels(*rtn(weight, QuantScheme(name)).energies(weight)) > least
 
 
 def test_what_has_no_scale() -> None:

@@ -21,7 +21,7 @@ from potq.numerics.row_scale import choose_row_scale
 from potq.numerics.scale_search import choose_scale
 from potq.numerics.scheme import PRESETS, QuantScheme
 
-NAMES = sorted(name for name, scheme in PRESETS.items() if not scheme.trellis)
+NAMES = sorted(PRESETS)
 TOLERANCE = 1e-5  # the search sums in float32
 
 

@@ -22,7 +22,7 @@ from potq.numerics.grid import Grid, pot, table, uniform
 from potq.numerics.scale_search import choose_scale, scale_multipliers
 from potq.numerics.scheme import PRESETS, QuantScheme
 
-NAMES = sorted(name for name, scheme in PRESETS.items() if not scheme.trellis)
+NAMES = sorted(PRESETS)
 TOLERANCE = 1e-5  # the search sums in float32
 
 

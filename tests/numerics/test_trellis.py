@@ -13,15 +13,15 @@ from potq.numerics import trellis
 from potq.numerics.functional import codebook, level_table
 from potq.numerics.grid import Grid
 from potq.numerics.packing import pack, unpack
-from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.numerics.scheme import TRELLIS, QuantScheme
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.rtn import rtn
 
-NAMES = [name for name, scheme in PRESETS.items() if scheme.trellis]
+NAMES = list(TRELLIS)
 
 
 def _levels(name: str) -> Tensor:
-    return codebook(PRESETS[name], torch.device("cpu"))[0]
+    return codebook(QuantScheme(name), torch.device("cpu"))[0]
 
 
 def _numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -42,7 +42,7 @@ def _state_machine(stored: list[int], grid: Grid) -> list[int]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_decoding_is_the_state_machine(name: str) -> None:
-    scheme, columns = PRESETS[name], 77
+    scheme, columns = QuantScheme(name), 77
     stored = torch.randint(
         0, 2**scheme.code_bits, (9, columns), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
@@ -57,7 +57,7 @@ def test_decoding_is_the_state_machine(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_path_is_the_best_of_all(name: str) -> None:
-    scheme, columns = PRESETS[name], 5 if PRESETS[name].code_bits == 2 else 3
+    scheme, columns = QuantScheme(name), 5 if QuantScheme(name).code_bits == 2 else 3
     every = torch.tensor(list(itertools.product(range(2**scheme.code_bits), repeat=columns)), dtype=torch.uint8)
     values = level_table(scheme.grid, every.device)[trellis.expand(every, scheme.grid).int()]
     weight, step = _numbers(40, columns), _numbers(40, columns, seed=1).abs()
@@ -82,7 +82,7 @@ def test_library_and_torch_find_the_same(name: str, shape: tuple[int, int]) -> N
 
 
 def test_states_follow_from_what_is_stored() -> None:
-    scheme = PRESETS["pot2t"]
+    scheme = QuantScheme("pot2t")
     weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(4))
     index, _ = trellis.best_path(weight, torch.ones_like(weight), _levels("pot2t"))
     path = trellis.contract(trellis._codes(scheme.grid, weight.device)[index.int()], scheme.grid) & 1
@@ -98,9 +98,9 @@ def test_what_is_on_a_path_stays(name: str) -> None:
     weight = torch.randn(12, 150, generator=torch.Generator().manual_seed(5))
     weight[3] = 0
     weight[4, :64] = 0
-    found = rtn(weight, PRESETS[name])
+    found = rtn(weight, QuantScheme(name))
     found.validate("weight")
-    again = QuantizedWeight.from_scale(found.dequantize(), found.scale, PRESETS[name])
+    again = QuantizedWeight.from_scale(found.dequantize(), found.scale, QuantScheme(name))
     assert torch.equal(again.dequantize(), found.dequantize())
     assert not found.dequantize()[3].any()
     some = found.rows(torch.tensor([7, 2]))
@@ -108,8 +108,8 @@ def test_what_is_on_a_path_stays(name: str) -> None:
 
 
 def test_a_trellis_takes_a_bit_less() -> None:
-    assert [PRESETS[name].bits_per_weight(64, 256) for name in ("pot2t", "int2t", "apot3t")] == [2.25, 2.25, 3.25]
-    assert [PRESETS[name].name for name in NAMES] == ["pot2t-g64", "int2t-g64", "apot3t-g64"]
+    assert [QuantScheme(name).bits_per_weight(64, 256) for name in ("pot2t", "int2t", "apot3t")] == [2.25, 2.25, 3.25]
+    assert [QuantScheme(name).name for name in NAMES] == ["pot2t-g64", "int2t-g64", "apot3t-g64"]
     assert QuantScheme(grid=Grid(bits=4, magnitudes=(1, 2, 4, 8, 16, 32, 64, 128)), trellis=True).name == "custom3t-g64"
 
 

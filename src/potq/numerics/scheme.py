@@ -149,7 +149,11 @@ class QuantScheme(Strict):
     @property
     def name(self) -> str:
         """A short name for tables: the preset that has this grid (or the bits), the group size, the scale format."""
-        alike = {name: each for name, each in PRESETS.items() if (each.grid, each.trellis) == (self.grid, self.trellis)}
+        alike = {
+            name: each
+            for name, each in (PRESETS | TRELLIS).items()
+            if (each.grid, each.trellis) == (self.grid, self.trellis)
+        }
         preset = next(iter(alike), f"custom{self.code_bits}{'t' * self.trellis}")
         suffix = f"-{self.scale_dtype}" * (self.scale_dtype != "float16") + "-row" * self.row_scale
         if self.signed_scale != any(scheme.signed_scale for scheme in alike.values()):
@@ -203,6 +207,9 @@ Example:
     ['mxfp4', 'mxpot']
 """
 
+TRELLIS: dict[str, QuantScheme] = {}
+"""Presets with a trellis, by name. They are apart from :data:`PRESETS` until kernels, engine and exports know them all."""
+
 
 def _split_preset(preset: str | None) -> tuple[str | None, dict[str, Any]]:
     """``"pot4:group_size=32:signed_scale=false"`` as the preset's name and what overrides it."""
@@ -223,10 +230,10 @@ def _split_preset(preset: str | None) -> tuple[str | None, dict[str, Any]]:
 def _preset_fields(name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
-    if isinstance(name, str) and name in PRESETS:
-        scheme = PRESETS[name]
-        return {field: getattr(scheme, field) for field in QuantScheme.model_fields}
-    raise ConfigError(f"unknown preset {name!r}; the presets are {', '.join(sorted(PRESETS))}{meant(name, PRESETS)}")
+    known = PRESETS | TRELLIS
+    if isinstance(name, str) and name in known:
+        return {field: getattr(known[name], field) for field in QuantScheme.model_fields}
+    raise ConfigError(f"unknown preset {name!r}; the presets are {', '.join(sorted(known))}{meant(name, known)}")
 
 
 PRESETS.update({name: QuantScheme(grid=grid) for name, grid in _GRIDS.items()})
@@ -235,7 +242,7 @@ PRESETS["mxpot"] = QuantScheme(grid=Grid(bits=4, magnitudes=(0, 1, 2, 2, 4, 4, 8
 PRESETS["iq4nl"] = QuantScheme(grid=_IQ4_NL, group_size=32)
 PRESETS["pot3s"] = QuantScheme(grid=_POT3S, signed_scale=True)
 PRESETS["apot3s"] = QuantScheme(grid=_APOT3S, signed_scale=True)
-# with a trellis: {1, 2, 4, 8} at 2 bits, the same over integers to compare with, two terms at 3 bits
-PRESETS["pot2t"] = QuantScheme(grid=_GRIDS["pot3nz"], trellis=True)
-PRESETS["int2t"] = QuantScheme(grid=_GRIDS["int3_midrise"], trellis=True)
-PRESETS["apot3t"] = QuantScheme(grid=additive((3, 8, 14, 20, 28, 36, 48, 63)), trellis=True)
+# {1, 2, 4, 8} at 2 bits, the same over integers to compare with, two terms at 3 bits
+TRELLIS["pot2t"] = QuantScheme(grid=_GRIDS["pot3nz"], trellis=True)
+TRELLIS["int2t"] = QuantScheme(grid=_GRIDS["int3_midrise"], trellis=True)
+TRELLIS["apot3t"] = QuantScheme(grid=additive((3, 8, 14, 20, 28, 36, 48, 63)), trellis=True)

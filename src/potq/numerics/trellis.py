@@ -36,7 +36,7 @@ def expand(stored: Tensor, grid: Grid) -> Tensor:
 
     Example:
         >>> import torch, potq
-        >>> expand(torch.tensor([[1, 0, 0, 0, 2]], dtype=torch.uint8), potq.PRESETS["pot2t"].grid)
+        >>> expand(torch.tensor([[1, 0, 0, 0, 2]], dtype=torch.uint8), potq.QuantScheme("pot2t").grid)
         tensor([[5, 6, 5, 5, 0]], dtype=torch.uint8)
     """
     path = stored & 1

@@ -10,8 +10,8 @@ from potq.hardware.rtl.steps import Step, one_step, two_steps, used_codes
 from potq.numerics.grid import Grid
 from potq.numerics.scheme import PRESETS
 
-ONE = [name for name, scheme in PRESETS.items() if scheme.grid.is_power_of_two and not scheme.trellis]
-TWO = [name for name, scheme in PRESETS.items() if scheme.grid.terms == 2 and not scheme.trellis]
+ONE = [name for name, scheme in PRESETS.items() if scheme.grid.is_power_of_two]
+TWO = [name for name, scheme in PRESETS.items() if scheme.grid.terms == 2]
 
 
 def value(step: Step) -> int:

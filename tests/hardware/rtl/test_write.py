@@ -19,7 +19,7 @@ from potq.numerics.scheme import PRESETS, QuantScheme
 
 verilator = pytest.mark.skipif(tools.missing("verilator") is not None, reason=tools.missing("verilator") or "")
 deep = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "deep", reason="takes minutes: make check-deep")
-NUMBERED = [name for name, scheme in PRESETS.items() if isinstance(scheme.group_size, int) and not scheme.trellis]
+NUMBERED = [name for name, scheme in PRESETS.items() if isinstance(scheme.group_size, int)]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from potq.ptq.algorithms.hessian import Hessian, NotFactorableError
 from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
 from potq.ptq.algorithms.rtn import rtn
 
-EXACT = sorted(name for name, scheme in PRESETS.items() if scheme.grid.bits <= 4 and not scheme.trellis)
+EXACT = sorted(name for name, scheme in PRESETS.items() if scheme.grid.bits <= 4)
 
 
 def _weight(rows: int = 8, columns: int = 150, seed: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from potq.numerics.functional import spread
-from potq.numerics.scheme import PRESETS
+from potq.numerics.scheme import TRELLIS, QuantScheme
 from potq.numerics.trellis import best_path, state_before
 from potq.ptq.algorithms.descent import output_error, refine_layer
 from potq.ptq.algorithms.gptq import gptq
@@ -16,7 +16,7 @@ from potq.ptq.algorithms.paths import Window, _survivors, compensated_paths, sur
 from potq.ptq.algorithms.rounding import SchemeRounding
 from potq.ptq.algorithms.rtn import rtn
 
-NAMES = [name for name, scheme in PRESETS.items() if scheme.trellis]
+NAMES = list(TRELLIS)
 
 
 def _weight(rows: int = 8, columns: int = 150, seed: int = 0) -> Tensor:
@@ -31,14 +31,14 @@ def _hessian(columns: int = 150, seed: int = 0) -> Tensor:
 
 
 def _window(rows: int, columns: int, name: str) -> tuple[Window, SchemeRounding]:
-    weight, hessian, rounding = _weight(rows, columns), _hessian(columns), SchemeRounding(PRESETS[name])
-    scale = rounding.decode(rtn(weight, PRESETS[name]).scale)
+    weight, hessian, rounding = _weight(rows, columns), _hessian(columns), SchemeRounding(QuantScheme(name))
+    scale = rounding.decode(rtn(weight, QuantScheme(name)).scale)
     return Window(weight, spread(scale, 64, columns), Hessian(hessian.clone()).factor(ordered=False)[1]), rounding
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_with_uncorrelated_inputs_it_is_the_best_path(name: str) -> None:
-    weight, rounding = _weight(columns=100), SchemeRounding(PRESETS[name])
+    weight, rounding = _weight(columns=100), SchemeRounding(QuantScheme(name))
     found = compensated_paths(weight, Hessian(torch.eye(100), damping=1e-12), rounding)
     index, _ = best_path(weight, spread(found.scale, 64, 100), rounding.levels)
     assert torch.equal(found.values, spread(found.scale, 64, 100) * rounding.levels[index.int()])
@@ -79,10 +79,10 @@ def test_squares_of_the_errors_add_up_to_the_output_error() -> None:
 def test_the_output_error_is_less_than_of_a_path_that_knows_no_inputs_and_of_gptq(name: str, scalar: str) -> None:
     for seed in range(4):
         weight, hessian = _weight(32, seed=seed), _hessian(seed=seed)
-        found = compensated_paths(weight, Hessian(hessian.clone()), SchemeRounding(PRESETS[name]))
+        found = compensated_paths(weight, Hessian(hessian.clone()), SchemeRounding(QuantScheme(name)))
         others = (
-            rtn(weight, PRESETS[name]).dequantize(),
-            gptq(weight, Hessian(hessian.clone()), SchemeRounding(PRESETS[scalar])).values,
+            rtn(weight, QuantScheme(name)).dequantize(),
+            gptq(weight, Hessian(hessian.clone()), SchemeRounding(QuantScheme(scalar))).values,
         )
         error = output_error(weight, found.values, hessian).sum()
         assert all(error < 0.85 * output_error(weight, other, hessian).sum() for other in others)
@@ -90,7 +90,7 @@ def test_the_output_error_is_less_than_of_a_path_that_knows_no_inputs_and_of_gpt
 
 @pytest.mark.parametrize("name", NAMES)
 def test_descent_stays_on_paths_and_never_makes_a_row_worse(name: str) -> None:
-    weight, hessian, rounding = _weight(), _hessian(), SchemeRounding(PRESETS[name])
+    weight, hessian, rounding = _weight(), _hessian(), SchemeRounding(QuantScheme(name))
     found = compensated_paths(weight, Hessian(hessian.clone()), rounding)
     before = output_error(weight, found.values, hessian)
     for rounds in (1, 2):
@@ -102,7 +102,7 @@ def test_descent_stays_on_paths_and_never_makes_a_row_worse(name: str) -> None:
 
 
 def test_the_result_is_what_its_packed_form_says() -> None:
-    weight, rounding = _weight(), SchemeRounding(PRESETS["pot2t"])
+    weight, rounding = _weight(), SchemeRounding(QuantScheme("pot2t"))
     weight[2, 64:128] = 0
     found = compensated_paths(weight, Hessian(_hessian()), rounding)
     assert torch.equal(rounding.pack(found).dequantize(), found.values)

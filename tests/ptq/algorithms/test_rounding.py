@@ -14,7 +14,7 @@ from potq.ptq.algorithms.rounding import SchemeRounding, rescale, round_to_neare
 from potq.ptq.algorithms.rtn import rtn
 
 SCHEMES = {
-    **{name: QuantScheme(name, group_size=32) for name in PRESETS if not PRESETS[name].trellis},
+    **{name: QuantScheme(name, group_size=32) for name in PRESETS},
     "log": QuantScheme("pot4", group_size=32, rounding="log"),
     "row": QuantScheme("pot3", group_size="row"),
     "row_scale": QuantScheme("pot4", group_size=32, scale_dtype="e8m0", row_scale=True),
