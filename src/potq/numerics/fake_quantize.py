@@ -221,4 +221,4 @@ def _described(
     # one scale for the whole tensor counts as one for every row
     each = scale.detach().expand(rows, -1).contiguous()
     shift = None if shift is None else shift.expand_as(each).contiguous()
-    return native.Columns.of(levels, boundaries, each, shift, group_index(columns, group))
+    return native.Columns.of(levels, boundaries, each, shift, group_index(columns, group, latent.device))
