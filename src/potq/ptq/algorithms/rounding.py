@@ -6,7 +6,7 @@ points. Algorithms see this and nothing else of a format, so that every grid, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -131,23 +131,25 @@ class SchemeRounding:
         return self.levels.new_ones(1, 1) if self.row_scale is None else self.row_scale.float()
 
 
-def nearest_values(weight: Tensor, scale: Tensor, shift: Tensor | None, rounding: Rounding, dtype: torch.dtype) -> Tensor:
+def nearest_values(
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    to_grid: Callable[..., Tensor] = round_op,
+) -> Tensor:
     """``weight`` rounded under ``scale`` and ``shift`` ``(rows, groups)``, with gradients for the first two."""
     group = rounding.group(weight.shape[1])
     if rounding.trellis:
         return round_path(weight, scale, rounding.levels, group, dtype)
-    values: Tensor = round_op(weight, scale, shift, rounding.levels, rounding.boundaries, group, dtype)
-    return values
+    return to_grid(weight, scale, shift, rounding.levels, rounding.boundaries, group, dtype)
 
 
 def round_to_nearest(weight: Tensor, scale: Tensor, shift: Tensor | None, rounding: Rounding) -> Rounded:
     """Every entry of ``weight`` by itself, or every row with a trellis, under ``scale`` and ``shift`` ``(rows, groups)``."""
-    group = rounding.group(weight.shape[1])
-    if rounding.trellis:
-        values = round_path(weight, scale, rounding.levels, group, torch.float32)
-    else:  # the plain function: the first call of an operator imports torch's compiler
-        values = round_values(weight, scale, shift, rounding.levels, rounding.boundaries, group, torch.float32)
-    return Rounded(values, scale, shift, weight)
+    # no gradients, so the plain function: the first call of an operator imports torch's compiler
+    return Rounded(nearest_values(weight, scale, shift, rounding, torch.float32, round_values), scale, shift, weight)
 
 
 def joined(parts: Sequence[Rounded]) -> Rounded:
