@@ -71,7 +71,7 @@ class Run:
             count += target.weights
             bring(self.model, target.name)
             weight = matrix_of(self.model, target.name)
-            quantized, entry = quantize_weight(weight, target, self.config, importance.get(target.name))
+            quantized, entry = quantize_weight(weight, target, self.config, importance.get(target.name), self.ranks)
             done[target.name] = in_memory(quantized), entry
         return done
 
@@ -148,7 +148,7 @@ class Run:
         for target in inside:
             bring(self.model, target.name)
             weight, layer = matrix_of(self.model, target.name), layers.pop(target.name)
-            entry = describe_weight(weight, target, layer.weight, layer.algorithm)
+            entry = describe_weight(weight, target, layer.weight, layer.algorithm, self.ranks)
             found[target.name] = self._reader(target, layer.weight, chain, folder), entry
         return found
 
@@ -175,7 +175,8 @@ class Run:
                 layer = rounded_layer(weight, target.scheme, reasons[target.name] or "no input reaches it")
             else:
                 layer = calibrated_layer(weight, Hessian(found, self.effort.damping), target.scheme, self.effort)
-            done[target.name] = in_memory(layer.weight), describe_weight(weight, target, layer.weight, layer.algorithm)
+            entry = describe_weight(weight, target, layer.weight, layer.algorithm, self.ranks)
+            done[target.name] = in_memory(layer.weight), entry
         return done
 
     def folder(self, path: str | os.PathLike[str] | None) -> WorkFolder | None:

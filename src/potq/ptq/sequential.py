@@ -32,6 +32,7 @@ from potq.ptq.layer import Found, Layer, quantize_layer, rounded_layer, rounded_
 from potq.ptq.refinement import Refinement, refine_block, refine_model
 from potq.ptq.share import Share
 from potq.ptq.substitute import frozen, substituted
+from potq.ptq.weight import whole_weight
 from potq.resume import WorkFolder
 
 
@@ -214,9 +215,7 @@ class SequentialCalibration:
         rounded, rounding, label = quantize_layer(part, hessian, rounding, self.effort)
         if self.ranks.size == 1:
             return rounded, rounding, label
-        stored = rounding.pack(rounded).tensors()  # far less to send than what it is worth
-        whole = {name: self.ranks.whole(tensor, len(weight)) for name, tensor in stored.items()}
-        packed = QuantizedWeight(shape=(weight.shape[0], weight.shape[1]), scheme=scheme, **whole)
+        packed = whole_weight(rounding.pack(rounded), len(weight), self.ranks)  # far less to send than what it is worth
         rounding = SchemeRounding(scheme, packed.row_scale, weight.device)
         latent = rounded.latent
         rounded = rounding.unpack(packed)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from potq.config import PoTConfig
+from potq.data.ranks import ALONE, Ranks
 from potq.errors import ModelError
 from potq.nn.plan import WeightPlan
 from potq.nn.report import ModuleReport, decibels
@@ -18,9 +19,9 @@ from potq.ptq.algorithms.rtn import rtn
 
 
 def quantize_weight(
-    weight: Tensor, target: WeightPlan, config: PoTConfig, importance: Tensor | None = None
+    weight: Tensor, target: WeightPlan, config: PoTConfig, importance: Tensor | None = None, ranks: Ranks = ALONE
 ) -> tuple[QuantizedWeight, ModuleReport]:
-    """Quantize one weight ``(out, in)`` and say how well it went.
+    """Quantize one weight ``(out, in)`` and say how well it went. Processes share its rows.
 
     Raises:
         ModelError: NaN or infinite weights, or weights beyond the scale's range; names the layer.
@@ -31,13 +32,29 @@ def quantize_weight(
     weighted = importance is not None
     plain: ScaleMethod = "mse" if config.scale_method in WEIGHTED_METHODS else config.scale_method
     method: ScaleMethod = "weighted" if weighted else plain
-    quantized = rtn(weight, target.scheme, importance, method=method, candidates=config.scale_candidates)
-    label = config.scale_method if weighted else method
-    return quantized, describe_weight(weight, target, quantized, _algorithm(label, target.scheme, config.scale_candidates))
+    rows = _own_rows(weight, target, ranks)
+    if importance is not None and importance.ndim == 2:
+        importance = importance[rows]
+    part = rtn(weight[rows], target.scheme, importance, method=method, candidates=config.scale_candidates)
+    quantized = part if len(part.packed) == len(weight) else whole_weight(part, len(weight), ranks)
+    label = _algorithm(config.scale_method if weighted else method, target.scheme, config.scale_candidates)
+    return quantized, describe_weight(weight, target, quantized, label, ranks)
 
 
-def describe_weight(weight: Tensor, target: WeightPlan, quantized: QuantizedWeight, algorithm: str) -> ModuleReport:
-    """The report of one weight: sizes, and how far ``quantized`` is from ``weight`` ``(out, in)``."""
+def whole_weight(part: QuantizedWeight, count: int, ranks: Ranks) -> QuantizedWeight:
+    """A weight of ``count`` rows, of which every process has quantized its own (:meth:`potq.data.ranks.Ranks.rows`)."""
+    tensors = {name: ranks.whole(tensor, count) for name, tensor in part.tensors().items()}
+    return QuantizedWeight(shape=(count, part.shape[1]), scheme=part.scheme, **tensors)
+
+
+def describe_weight(
+    weight: Tensor, target: WeightPlan, quantized: QuantizedWeight, algorithm: str, ranks: Ranks = ALONE
+) -> ModuleReport:
+    """The report of one weight: sizes, how far ``quantized`` is from ``weight`` ``(out, in)``. Processes share its rows."""
+    rows = _own_rows(weight, target, ranks)
+    signal, noise = quantized.rows(rows).energies(weight.detach()[rows])
+    if rows != slice(0, len(weight)):
+        signal, noise = map(math.fsum, zip(*ranks.values((signal, noise)), strict=True))
     return ModuleReport(
         name=target.name,
         kind=target.kind,
@@ -45,11 +62,16 @@ def describe_weight(weight: Tensor, target: WeightPlan, quantized: QuantizedWeig
         scheme=target.scheme.name,
         algorithm=algorithm,
         bits_per_weight=target.scheme.bits_per_weight(*target.shape),
-        snr_db=decibels(*quantized.energies(weight.detach())),
+        snr_db=decibels(signal, noise),
         bytes_before=weight.nbytes,
         bytes_after=quantized.nbytes,
         tied=target.tied,
     )
+
+
+def _own_rows(weight: Tensor, target: WeightPlan, ranks: Ranks) -> slice:
+    """The rows that this process looks at: all of them where one scale is for all."""
+    return slice(0, len(weight)) if target.scheme.group_size == "tensor" else ranks.rows(len(weight))
 
 
 def _algorithm(method: ScaleMethod, scheme: QuantScheme, candidates: int | None) -> str:
