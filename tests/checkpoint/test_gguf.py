@@ -149,6 +149,20 @@ def test_the_header_is_parsed_once_and_long_arrays_are_stepped_over(
     assert len(potq.load_tokenizer(gguf_file)("the cat")["input_ids"]) > 2
 
 
+def test_the_table_of_tensor_names_is_made_once(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    real = gguf.get_tensor_name_map
+
+    def counted(*arguments: Any) -> Any:
+        made.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(gguf, "get_tensor_name_map", counted)
+    potq.load(gguf_file)
+    assert len(made) == len(set(made)) == 1
+    assert gguf.get_tensor_name_map is counted
+
+
 def test_a_file_that_was_written_anew_is_parsed_anew(gguf_file: Path, tiny_folder: Path, tokens: torch.Tensor) -> None:
     before = potq.load(gguf_file)(tokens).logits
     model = transformers.LlamaForCausalLM.from_pretrained(tiny_folder)

@@ -10,7 +10,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +121,15 @@ def _opened(path: Path, size: int, changed: int) -> GgufFile:
 
 @contextmanager
 def parsed_once(file: GgufFile) -> Iterator[None]:
-    """While this lasts, transformers, which makes a ``gguf.GGUFReader`` for every call, gets ``file``."""
+    """While this lasts, transformers gets ``file``, for whose path it makes a ``gguf.GGUFReader`` at every call.
+
+    It gets one table of tensor names too: it makes one for each of the model's modules, which takes most of a load.
+    """
     with _patching:
-        original = gguf.GGUFReader
-        gguf.GGUFReader = lambda path, *mode: file if Path(path) == file.path else original(path, *mode)
+        reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+        gguf.GGUFReader = lambda path, *mode: file if Path(path) == file.path else reader(path, *mode)
+        gguf.get_tensor_name_map = cache(names)
         try:
             yield
         finally:
-            gguf.GGUFReader = original
+            gguf.GGUFReader, gguf.get_tensor_name_map = reader, names

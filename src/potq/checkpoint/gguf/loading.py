@@ -40,8 +40,8 @@ def load_gguf(path: Path, dtype: str | torch.dtype) -> PreTrainedModel:
             dtype=torch.float32 if dtype == "auto" else dtype,
             output_loading_info=True,
         )
-    require_all(str(path), info["missing_keys"])
-    _require_used(file, model, info["unexpected_keys"])
+        require_all(str(path), info["missing_keys"])
+        _require_used(file, model, info["unexpected_keys"])
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)  # it would forbid saving
     loaded: PreTrainedModel = model
