@@ -22,7 +22,7 @@ from torch import Tensor
 import potq
 from benchmarks.common.goals import Row
 from benchmarks.peers.ptq import asymmetric
-from potq.config import EFFORTS, Effort
+from potq.config import Effort, effort_by_name
 from potq.data.text import read_documents
 from potq.data.tokens import calibration_windows, tokenize
 from potq.evaluate.perplexity import Perplexity, perplexity
@@ -125,7 +125,7 @@ def quantized(setting: Setting, scheme: str, effort: str | Effort, work: Path | 
 
     With a ``work`` folder a killed run goes on where it stopped, and a finished one is loaded (not asymmetric ones).
     """
-    chosen = EFFORTS[effort] if isinstance(effort, str) else effort
+    chosen = effort_by_name(effort) if isinstance(effort, str) else effort
     folder = None if work is None else work / re.sub(r"\W+", "-", f"{setting.model} {scheme} {effort}").strip("-")
     if folder is not None and (folder / "model").is_dir():
         model = potq.load(folder / "model", dtype="float32")

@@ -57,7 +57,8 @@ def quantize(
     effort: Annotated[
         str | None,
         typer.Option(
-            help="fast, gptq, balanced, best or potptq. Default: balanced with --calibration, fast without. "
+            help="fast, gptq, balanced, best or potptq; balanced:weigh_tokens=true changes a setting. Default: balanced "
+            "with --calibration, fast without. "
             "All but fast calibrate on the model's own text unless --calibration names another."
         ),
     ] = None,
