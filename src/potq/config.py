@@ -151,10 +151,11 @@ class PoTConfig(Strict):
         embedding: the scheme of token and position embeddings and of the head; None (or "none") leaves them in full
             precision.
         scale_method: how a scale is chosen: ``"absmax"``, ``"mse"`` (least squared error, the data-free step 1 of
-            2507.11959), ``"weighted"`` (the same, weighted by the mean square of each input on calibration text) or
-            ``"fisher"`` (weighted by the mean squared gradient of each weight, SqueezeLLM's sensitivity, 2306.07629);
-            embeddings and heads fall back to ``"mse"`` under both, stacks of experts under ``"weighted"``, and the report
-            says so. Calibrated efforts weigh by their Hessians instead.
+            2507.11959), ``"magnitude"`` (the same, but errors of large weights count more:
+            :func:`~potq.numerics.scale_search.magnitude_importance`), ``"weighted"`` (by the mean square of each input on
+            calibration text) or ``"fisher"`` (by the mean squared gradient of each weight, SqueezeLLM's sensitivity,
+            2306.07629); embeddings and heads fall back to ``"mse"`` under the last two, stacks of experts under
+            ``"weighted"``, and the report says so. Calibrated efforts weigh by their Hessians instead.
         effort: what is done beyond rounding to nearest: a preset of :data:`potq.config.EFFORTS`, which may carry overrides
             (``"balanced:weigh_tokens=true"``), or an :class:`~potq.config.Effort`. None is ``"balanced"`` where calibration
             text is given, and ``"fast"`` where not.

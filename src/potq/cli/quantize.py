@@ -53,7 +53,7 @@ def quantize(
     group_size: Annotated[str | None, typer.Option(help="Inputs per scale: a number, row or tensor.")] = None,
     embedding: Annotated[str | None, typer.Option(help="Preset of embeddings and head, or none. Default: int8.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of modules to leave alone; repeatable.")] = None,
-    scale_method: Annotated[str | None, typer.Option(help="absmax, mse, weighted or fisher. Default: mse.")] = None,
+    scale_method: Annotated[str | None, typer.Option(help="absmax, mse, magnitude, weighted, fisher. Default: mse.")] = None,
     effort: Annotated[
         str | None,
         typer.Option(

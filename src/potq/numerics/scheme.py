@@ -23,7 +23,7 @@ from potq.validation import Strict, meant
 GroupSize = int | Literal["row", "tensor"]
 ScaleDtype = Literal["float16", "e8m0"]
 RoundingMode = Literal["nearest", "log"]
-ScaleMethod = Literal["absmax", "mse", "weighted", "fisher"]
+ScaleMethod = Literal["absmax", "mse", "magnitude", "weighted", "fisher"]
 WEIGHTED_METHODS: tuple[ScaleMethod, ...] = ("weighted", "fisher")  # by what calibration text measures
 
 _GRIDS: dict[str, Grid] = {
