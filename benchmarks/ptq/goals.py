@@ -18,6 +18,8 @@ MEMORY = {"balanced": 2e9}  # bytes, at most
 SHARD = 100_000_000  # bytes of a shard of the folder that is quantized while it is read
 LAYER = 49152 * 576 * 4  # bytes of SmolLM2's largest weight in float32
 WEIGHED = ":weigh_tokens=true"  # ends an effort whose second moments weigh tokens
+METHODS = ("absmax", "mse", "mse, 16 candidates", "magnitude")
+METHOD_GRIDS = ("pot4", "apot4", "int4", "nf4", "pot3s", "apot3s")
 GRIDS = ("pot2", "pot3", "pot4", "apot4")  # of the ablation
 STORIES, SMOLLM2 = "TinyStories-656K", "SmolLM2-135M"
 _JUDGED = ("fast", "gptq", "balanced", "best")
@@ -60,6 +62,18 @@ def token_weights(rows: Sequence[Row]) -> list[Goal]:
         for model in (STORIES, SMOLLM2)
         for scheme, target in targets.items()
     ]
+
+
+def scale_methods(rows: Sequence[Row]) -> list[Goal]:
+    """A method without text is right if nothing else does much better, whatever the grid."""
+    found: list[Goal] = []
+    for model in (STORIES, SMOLLM2):
+        for scheme in METHOD_GRIDS:
+            others = [_least(rows, model, (scheme,), method) for method in METHODS if method != "magnitude"]
+            best = min((row for row in others if row), key=lambda row: float(row["perplexity"]), default=None)
+            own = _least(rows, model, (scheme,), "magnitude")
+            found.append(_goal(rows, f"{model}, {scheme}, fast: magnitude / the best other scale method", own, best, 1.02))
+    return found
 
 
 def _ratio(
@@ -188,4 +202,5 @@ APOT_SEARCH = Benchmark("apot_search", apot_search)
 SIGNED_TABLES = Benchmark("signed_tables", signed_tables)
 ABLATION = Benchmark("potptq_ablation", ablation)
 TOKEN_WEIGHTS = Benchmark("token_weights", token_weights)
-BENCHMARKS = (RTN_TABLE, TABLE, ABLATION, TOKEN_WEIGHTS, APOT_SEARCH, SIGNED_TABLES, COST, QUANTIZE_SPEED)
+SCALE_METHODS = Benchmark("scale_methods", scale_methods)
+BENCHMARKS = (RTN_TABLE, TABLE, ABLATION, TOKEN_WEIGHTS, SCALE_METHODS, APOT_SEARCH, SIGNED_TABLES, COST, QUANTIZE_SPEED)
