@@ -64,6 +64,8 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.ptq.quantize_speed
 	$(BIN)/python -m benchmarks.ptq.apot_search --perplexity
 	$(BIN)/python -m benchmarks.ptq.signed_tables
+	$(BIN)/python -m benchmarks.ptq.token_weights
+	$(BIN)/python -m benchmarks.ptq.scale_methods
 	$(BIN)/python -m benchmarks.ptq.rtn_table
 	$(BIN)/python -m benchmarks.kernels.activations
 	$(BIN)/python -m benchmarks.kernels.cpu

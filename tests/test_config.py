@@ -57,6 +57,22 @@ def test_a_wrong_setting_is_named(fields: dict[str, Any]) -> None:
         Effort(**fields)
 
 
+def test_a_preset_carries_overrides() -> None:
+    effort = potq.PoTConfig("pot4", effort="balanced:weigh_tokens=true").effort
+    assert effort == EFFORTS["balanced"].model_copy(update={"weigh_tokens": True})
+    assert effort is not None
+    assert effort.name == "balanced:weigh_tokens=true"
+    assert potq.PoTConfig("pot4", effort="balanced:rounds=1").effort == Effort(compensate=True, rounds=1)
+    for wrong, message in {
+        "balanced:rounds": "'rounds' is not an override",
+        "balanced:colour=1": "colour: unknown key",
+        "fast:weigh_tokens=true": "weigh_tokens changes Hessians",
+        "slow:rounds=1": "unknown effort 'slow'",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            potq.PoTConfig("pot4", effort=wrong)
+
+
 def test_an_unknown_preset_is_refused_and_the_known_are_named() -> None:
     with pytest.raises(ConfigError, match="unknown effort 'slow'; the presets are fast, gptq, balanced, best, potptq"):
         potq.PoTConfig("pot4", effort="slow")

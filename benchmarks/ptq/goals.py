@@ -17,6 +17,9 @@ TIMES = {"fast": 45.0, "balanced": 300.0, "best": 2700.0}  # seconds, at most, o
 MEMORY = {"balanced": 2e9}  # bytes, at most
 SHARD = 100_000_000  # bytes of a shard of the folder that is quantized while it is read
 LAYER = 49152 * 576 * 4  # bytes of SmolLM2's largest weight in float32
+WEIGHED = ":weigh_tokens=true"  # ends an effort whose second moments weigh tokens
+METHODS = ("absmax", "mse", "mse, 16 candidates", "magnitude")
+METHOD_GRIDS = ("pot4", "apot4", "int4", "nf4", "pot3s", "apot3s")
 GRIDS = ("pot2", "pot3", "pot4", "apot4")  # of the ablation
 STORIES, SMOLLM2 = "TinyStories-656K", "SmolLM2-135M"
 _JUDGED = ("fast", "gptq", "balanced", "best")
@@ -48,6 +51,28 @@ def table(rows: Sequence[Row]) -> list[Goal]:
         for scheme, target in (("apot4", 1.2), ("pot4", 1.4)):
             name = f"{scheme}, E8M0 with row scales / float16, groups of 32"
             found.append(_ratio(rows, model, "best", name, (f"{scheme} g32 e8m0 + row",), (f"{scheme} g32",), target))
+    return found
+
+
+def token_weights(rows: Sequence[Row]) -> list[Goal]:
+    """What weights of tokens leave of an effort's excess."""
+    targets = {"pot2": 0.92, "pot3s": 0.95}
+    return [
+        _improvement(rows, model, scheme, f"balanced{WEIGHED}", "balanced", target)
+        for model in (STORIES, SMOLLM2)
+        for scheme, target in targets.items()
+    ]
+
+
+def scale_methods(rows: Sequence[Row]) -> list[Goal]:
+    """A method without text is right if nothing else does much better, whatever the grid."""
+    found: list[Goal] = []
+    for model in (STORIES, SMOLLM2):
+        for scheme in METHOD_GRIDS:
+            others = [_least(rows, model, (scheme,), method) for method in METHODS if method != "magnitude"]
+            best = min((row for row in others if row), key=lambda row: float(row["perplexity"]), default=None)
+            own = _least(rows, model, (scheme,), "magnitude")
+            found.append(_goal(rows, f"{model}, {scheme}, fast: magnitude / the best other scale method", own, best, 1.02))
     return found
 
 
@@ -176,4 +201,6 @@ QUANTIZE_SPEED = Benchmark("quantize_speed", quantize_speed, timed="cpu")
 APOT_SEARCH = Benchmark("apot_search", apot_search)
 SIGNED_TABLES = Benchmark("signed_tables", signed_tables)
 ABLATION = Benchmark("potptq_ablation", ablation)
-BENCHMARKS = (RTN_TABLE, TABLE, ABLATION, APOT_SEARCH, SIGNED_TABLES, COST, QUANTIZE_SPEED)
+TOKEN_WEIGHTS = Benchmark("token_weights", token_weights)
+SCALE_METHODS = Benchmark("scale_methods", scale_methods)
+BENCHMARKS = (RTN_TABLE, TABLE, ABLATION, TOKEN_WEIGHTS, SCALE_METHODS, APOT_SEARCH, SIGNED_TABLES, COST, QUANTIZE_SPEED)

@@ -11,7 +11,7 @@ from benchmarks.common.goals import Goal, Row, target_of, verdict
 from benchmarks.common.markdown import captioned, table
 from benchmarks.common.results import Content
 from benchmarks.ptq.accuracy import accuracy, wikitext2_of_stories
-from benchmarks.ptq.goals import ABLATION, COST, QUANTIZE_SPEED, TABLE
+from benchmarks.ptq.goals import ABLATION, COST, QUANTIZE_SPEED, SCALE_METHODS, TABLE, TOKEN_WEIGHTS
 from benchmarks.ptq.settings import FULL, full_precision
 from potq.evaluate.bootstrap import paired_bootstrap
 
@@ -75,6 +75,22 @@ def _both(*perplexities: float) -> list[str]:
     return [f"{perplexity:.2f}" for perplexity in perplexities]
 
 
+def effects_table(rows: list[Row]) -> str:
+    """A line a model and grid, a column an algorithm: excess perplexity, and in brackets the mean divergence."""
+    algorithms = [name for name in dict.fromkeys(row["algorithm"] for row in rows) if name != "-"]
+    found = {(row["model"], row["scheme"], row["algorithm"]): row for row in rows}
+    lines = []
+    for model, scheme in dict.fromkeys((row["model"], row["scheme"]) for row in rows if row["scheme"] != FULL):
+        exact = full_precision(rows, model)
+        cells = (found.get((model, scheme, name)) for name in algorithms)
+        lines.append([model, scheme, *(f"{_cell(row, exact)}{_divergence(row)}" for row in cells)])
+    return table(("model", "scheme", *algorithms), lines)
+
+
+def _divergence(row: Row | None) -> str:
+    return f" ({row['divergence']['mean']:.4f})" if row is not None else ""
+
+
 def cost_table(content: Content) -> str:
     """Time and memory of the efforts, beside what was estimated before they ran."""
     headings = ("effort", "time", "estimated", "times too low", "peak memory, GB", "estimated, GB")
@@ -129,6 +145,8 @@ def document() -> dict[str, str]:
         "whole": whole_table(found["rows"]),
         "ablation": steps_table(ABLATION.read()["rows"]),
         "wikitext2 of TinyStories": wikitext2_of_stories(),
+        "weights of tokens": effects_table(TOKEN_WEIGHTS.read()["rows"]),
+        "scale methods": effects_table(SCALE_METHODS.read()["rows"]),
         "cost": captioned(COST, cost_table),
         "quantizing": captioned(QUANTIZE_SPEED, quantizing_table),
     }

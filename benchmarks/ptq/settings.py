@@ -22,9 +22,10 @@ from torch import Tensor
 import potq
 from benchmarks.common.goals import Row
 from benchmarks.peers.ptq import asymmetric
-from potq.config import EFFORTS, Effort
+from potq.config import Effort, effort_by_name
 from potq.data.text import read_documents
 from potq.data.tokens import calibration_windows, tokenize
+from potq.evaluate.divergence import kl_divergence
 from potq.evaluate.perplexity import Perplexity, perplexity
 from potq.kernels import set_activations
 from potq.nn.plan import plan
@@ -93,6 +94,20 @@ class Setting:
         return self.stories()[-WINDOWS * self.window :]
 
     @cache  # noqa: B019
+    def validation(self, windows: int) -> Tensor:
+        """As many tokens as these ``windows`` have of text to choose settings by: what :meth:`tokens` never has."""
+        count = windows * self.window
+        if self.text != self.calibration:
+            text = (self.text.parent / "wiki.valid.raw").read_text(encoding="utf-8")
+            return tokenize(potq.load_tokenizer(self.source), text)[:count]
+        return self.stories()[: -WINDOWS * self.window][-count:]
+
+    @cache  # noqa: B019
+    def reference(self) -> Any:
+        """The model in full precision."""
+        return potq.load(self.source)
+
+    @cache  # noqa: B019
     def batches(self) -> list[Tensor]:
         """Calibration windows ``(1, 512)``."""
         tokenizer = potq.load_tokenizer(self.source)
@@ -125,7 +140,7 @@ def quantized(setting: Setting, scheme: str, effort: str | Effort, work: Path | 
 
     With a ``work`` folder a killed run goes on where it stopped, and a finished one is loaded (not asymmetric ones).
     """
-    chosen = EFFORTS[effort] if isinstance(effort, str) else effort
+    chosen = effort_by_name(effort) if isinstance(effort, str) else effort
     folder = None if work is None else work / re.sub(r"\W+", "-", f"{setting.model} {scheme} {effort}").strip("-")
     if folder is not None and (folder / "model").is_dir():
         model = potq.load(folder / "model", dtype="float32")
@@ -152,6 +167,13 @@ def full_precision(rows: Iterable[Row], model: str) -> Row:
 
 def measure(setting: Setting, model: Any, *, whole: bool = False) -> Perplexity:
     return perplexity(model, setting.tokens(whole), window=setting.window)
+
+
+def figures(setting: Setting, model: Any, tokens: Tensor) -> Row:
+    """Perplexity, and the divergence from full precision's predictions on the same windows."""
+    apart = kl_divergence(model, setting.reference(), tokens, window=setting.window)
+    kept = {name: getattr(apart, name) for name in ("mean", "percentile_99", "top1_agreement")}
+    return {**perplexity(model, tokens, window=setting.window).to_dict(), "divergence": kept}
 
 
 def _asymmetric(model: Any, bits: int, effort: Effort, batches: list[Tensor]) -> float:

@@ -4,8 +4,9 @@
 full precision; groups of 64 and float16 scales unless a name says otherwise; bits per weight count all that is stored.
 ``--data`` (or the environment variable POTQ_DATA) is a folder with ``wikitext2/``, ``tinystories/`` and
 ``tinystories-656k/``. Rows are measured side by side, one process a core, and kept as they come; a killed run resumes, with
-``--work DIR`` within a row too. Their ``seconds`` are those of a busy machine (``ptq/cost.py`` measures time). The whole
-test set comes last. Peers need packages of their own (``benchmarks/README.md``); those that are missing are named.
+``--work DIR`` within a row too. Their ``seconds`` are those of a busy machine (``ptq/cost.py`` measures time). New rows have
+the divergence from full precision beside perplexity. The whole test set comes last. Peers need packages of their own
+(``benchmarks/README.md``); those that are missing are named.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import potq
 from benchmarks.common.goals import Row, print_goals
@@ -38,6 +40,7 @@ from benchmarks.ptq.settings import (
     SEED,
     WINDOWS,
     Setting,
+    figures,
     measure,
     quantized,
     settings,
@@ -97,12 +100,14 @@ def in_processes(measuring: Callable[..., Row], todo: list[Cell], workers: int) 
             pool.shutdown(cancel_futures=True)
 
 
-def row(setting: Setting, scheme: str, algorithm: str, work: Path | None) -> Row:
+def row(setting: Setting, scheme: str, algorithm: str, work: Path | None, tokens: Tensor | None = None) -> Row:
+    """One line of the table, on the setting's own text or on ``tokens``."""
     began = time.perf_counter()
     model, bits = contestant(setting, scheme, algorithm, work)
     seconds = time.perf_counter() - began
     named = {"model": setting.model, "scheme": scheme, "algorithm": algorithm, "bits_per_weight": bits}
-    return {**named, **measure(setting, model).to_dict(), "seconds": seconds, "threads": torch.get_num_threads()}
+    found = figures(setting, model, setting.tokens() if tokens is None else tokens)
+    return {**named, **found, "seconds": seconds, "threads": torch.get_num_threads()}
 
 
 def whole(setting: Setting, scheme: str, algorithm: str, work: Path | None) -> Row:

@@ -14,11 +14,19 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Literal, get_args
 
-from pydantic import Field, PrivateAttr, field_serializer, field_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from potq.errors import ConfigError
 from potq.numerics.features import FORMAT_VERSION, features_of, require_readable
-from potq.numerics.scheme import PRESETS, TRELLIS, QuantScheme, ScaleMethod
+from potq.numerics.scheme import PRESETS, TRELLIS, QuantScheme, ScaleMethod, split_preset
 from potq.validation import Strict, meant
 
 Scope = Literal["none", "block", "model"]
@@ -43,6 +51,9 @@ class Effort(Strict):
         compensate: round column by column and let the columns to come make up for each error (GPTQ, 2210.17323).
         ordered: take the columns of largest second moment first, each under the scale that its group got beforehand.
         damping: what is added to the diagonal of a Hessian, as a part of its mean.
+        weigh_tokens: let a token count in a layer's Hessian as much as the loss feels an error there: by the mean square of
+            the loss's gradient at the layer's outputs (GuidedQuant, 2505.07004). Of language models that predict tokens; the
+            experts of a stack count theirs alike, as routing changes.
         rounds: rounds of joint refinement of a layer's scales (least squares) and codes (coordinate descent) afterwards.
         scope: what the straight-through refinement matches: the output of every ``"block"``, or the whole ``"model"``'s
             predictions (Kullback-Leibler divergence); ``"none"`` leaves it out.
@@ -55,6 +66,7 @@ class Effort(Strict):
     compensate: bool = False
     ordered: bool = True
     damping: float = Field(default=0.01, gt=0, le=1)
+    weigh_tokens: bool = False
     rounds: int = Field(default=0, ge=0)
     scope: Scope = "none"
     codes: bool = True
@@ -67,10 +79,24 @@ class Effort(Strict):
         """Whether it needs calibration text."""
         return self.compensate or self.rounds > 0 or self.scope != "none"
 
+    @model_validator(mode="after")
+    def _tokens_are_counted(self) -> Effort:
+        if self.weigh_tokens and not (self.compensate or self.rounds):
+            raise ValueError("weigh_tokens changes Hessians, which only compensate and rounds use; set one of them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Checkpoints of other efforts keep the JSON they had before tokens had weights."""
+        fields: dict[str, Any] = serialize(self)
+        return {key: value for key, value in fields.items() if value or key != "weigh_tokens"}
+
     @property
     def name(self) -> str:
-        """The preset's name, or "custom"."""
-        return next((name for name, effort in EFFORTS.items() if effort == self), "custom")
+        """The preset's name, with ``:weigh_tokens=true`` where only that was added; or "custom"."""
+        plain = self.model_copy(update={"weigh_tokens": False})
+        name = next((name for name, effort in EFFORTS.items() if effort == plain), "custom")
+        return f"{name}:weigh_tokens=true" if self.weigh_tokens and name != "custom" else name
 
     @property
     def steps(self) -> str:
@@ -93,15 +119,21 @@ EFFORTS = {
 _SCHEME_KEYS = frozenset(QuantScheme.model_fields)
 
 
-def effort_by_name(name: str) -> Effort:
-    """A preset.
+def effort_by_name(preset: str) -> Effort:
+    """A preset, or one with overrides.
 
     Raises:
-        ConfigError: names those that there are.
+        ConfigError: another name (names those that there are), or an override that no effort has.
+
+    Example:
+        >>> from potq.config import effort_by_name
+        >>> effort_by_name("balanced:weigh_tokens=true").weigh_tokens
+        True
     """
+    name, overrides = split_preset(preset)
     if name not in EFFORTS:
         raise ConfigError(f"unknown effort {name!r}; the presets are {', '.join(EFFORTS)}{meant(name, EFFORTS)}")
-    return EFFORTS[name]
+    return Effort(**{**EFFORTS[name].model_dump(), **overrides}) if overrides else EFFORTS[name]
 
 
 class PoTConfig(Strict):
@@ -119,12 +151,14 @@ class PoTConfig(Strict):
         embedding: the scheme of token and position embeddings and of the head; None (or "none") leaves them in full
             precision.
         scale_method: how a scale is chosen: ``"absmax"``, ``"mse"`` (least squared error, the data-free step 1 of
-            2507.11959), ``"weighted"`` (the same, weighted by the mean square of each input on calibration text) or
-            ``"fisher"`` (weighted by the mean squared gradient of each weight, SqueezeLLM's sensitivity, 2306.07629);
-            embeddings and heads fall back to ``"mse"`` under both, stacks of experts under ``"weighted"``, and the report
-            says so. Calibrated efforts weigh by their Hessians instead.
-        effort: what is done beyond rounding to nearest: a preset of :data:`potq.config.EFFORTS` or an
-            :class:`~potq.config.Effort`. None is ``"balanced"`` where calibration text is given, and ``"fast"`` where not.
+            2507.11959), ``"magnitude"`` (the same, but errors of large weights count more:
+            :func:`~potq.numerics.scale_search.magnitude_importance`), ``"weighted"`` (by the mean square of each input on
+            calibration text) or ``"fisher"`` (by the mean squared gradient of each weight, SqueezeLLM's sensitivity,
+            2306.07629); embeddings and heads fall back to ``"mse"`` under the last two, stacks of experts under
+            ``"weighted"``, and the report says so. Calibrated efforts weigh by their Hessians instead.
+        effort: what is done beyond rounding to nearest: a preset of :data:`potq.config.EFFORTS`, which may carry overrides
+            (``"balanced:weigh_tokens=true"``), or an :class:`~potq.config.Effort`. None is ``"balanced"`` where calibration
+            text is given, and ``"fast"`` where not.
         scale_candidates: scales tried per group; None is the exact optimum up to 4 bits, and 16 above.
 
     Raises:

@@ -107,6 +107,7 @@ def small_calls(monkeypatch: pytest.MonkeyPatch) -> None:
         ("llama", "balanced", torch.float32),
         ("llama", "potptq", torch.bfloat16),
         ("tied", "balanced", torch.bfloat16),
+        ("tied", "gptq:weigh_tokens=true", torch.float32),
         ("tied", "potptq", torch.float32),
         pytest.param("llama", "balanced", torch.bfloat16, marks=DEEP),
         pytest.param("llama", "potptq", torch.float32, marks=DEEP),

@@ -17,6 +17,7 @@ from potq import native
 from potq.cli import app as cli
 from potq.data.tokens import tokenize
 from potq.errors import CheckpointError, ConfigError, DataError, MissingDependencyError, ModelError, PotqError
+from potq.evaluate.divergence import kl_divergence
 from potq.evaluate.perplexity import Perplexity, perplexity
 from potq.kernels import explain, set_activations
 from potq.nn.packed_model import packed_modules
@@ -65,6 +66,27 @@ def test_eval_of_a_full_precision_model_on_the_built_in_text(tiny_folder: Path) 
     )
     assert (found["text"], found["window"], found["windows"]) == ("pydoc", 128, 1)
     assert found["kernels"] == {}
+
+
+def test_eval_of_the_divergence_from_full_precision(packed_folder: Path, tiny_folder: Path, text: Path) -> None:
+    words: list[str | Path] = ["eval", packed_folder, "--text", text, "--window", "32", "--windows", "3"]
+    found, plain = (json.loads(succeed(*words, *more, "--json")) for more in (("--kld", tiny_folder), ()))
+    assert "kld" not in plain
+    assert found["perplexity"] == plain["perplexity"]
+    model, tokens = potq.load(packed_folder), tokenize(potq.load_tokenizer(packed_folder), text.read_text())
+    set_activations(model, "float")
+    expected = kl_divergence(model, potq.load(tiny_folder), tokens, window=32, max_windows=3).to_dict()
+    assert expected["mean"] > 0
+    del expected["seconds"], found["kld"]["seconds"]
+    assert found["kld"] == {**expected, "window_divergence": list(expected["window_divergence"])}
+    out = " ".join(succeed(*words, "--kld", tiny_folder).split())
+    assert f"divergence {expected['mean']:.5f} nats; 99 % of tokens at most" in out
+    assert "3 non-overlapping windows of 32 tokens, 93 tokens predicted" in out
+
+
+def test_eval_refuses_a_reference(packed_folder: Path, tmp_path: Path) -> None:
+    words = ["eval", packed_folder, "--text", "pydoc", "--kld", tmp_path / "none"]
+    assert "does not exist" in refused(CheckpointError, *words)
 
 
 @pytest.mark.parametrize(

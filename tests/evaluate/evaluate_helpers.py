@@ -1,12 +1,14 @@
-"""Random models of the tests: a BERT with a tokenizer like BERT's, and a GPT-2."""
+"""Models of the tests: a random BERT with a tokenizer like BERT's, a random GPT-2, and one whose logits are given."""
 
 from __future__ import annotations
 
 import string
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -15,6 +17,19 @@ from transformers import (
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
 )
+
+
+class Fixed(nn.Module):
+    """A model whose logits are given: enough of a causal LM for perplexity."""
+
+    def __init__(self, logits: torch.Tensor, limit: int | None = None) -> None:
+        super().__init__()
+        self.logits, self.device = logits, torch.device("cpu")
+        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=limit))
+
+    def forward(self, ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.logits[ids])
+
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 CHARACTERS = string.ascii_lowercase + string.digits + string.punctuation

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import potq
+from evaluate_helpers import Fixed
 from potq.errors import DataError, ModelError
 from potq.evaluate.perplexity import perplexity
 
@@ -19,18 +18,6 @@ from potq.evaluate.perplexity import perplexity
 def text_tokens() -> torch.Tensor:
     generator = torch.Generator().manual_seed(7)
     return torch.randint(260, (107,), generator=generator)
-
-
-class Fixed(nn.Module):
-    """A model whose logits are given: enough of a causal LM for perplexity."""
-
-    def __init__(self, logits: torch.Tensor, limit: int | None = None) -> None:
-        super().__init__()
-        self.logits, self.device = logits, torch.device("cpu")
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=limit))
-
-    def forward(self, ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.logits[ids])
 
 
 def by_hand(model: Any, tokens: torch.Tensor, window: int) -> tuple[float, list[float]]:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from potq.errors import DataError, ModelError
 from potq.nn import losses
-from potq.nn.losses import TopK, divergence, hidden_loss, next_token_loss, output_loss, sparse_divergence
+from potq.nn.losses import TopK, divergence, divergences, hidden_loss, next_token_loss, output_loss, sparse_divergence
 
 TEMPERATURES = st.sampled_from([0.5, 1.0, 2.0, 5.0])
 SIZES = st.integers(0, 10_000), st.integers(1, 9), st.integers(2, 30)
@@ -77,6 +77,16 @@ def test_divergence_is_kullback_leiblers(rows: int, monkeypatch: pytest.MonkeyPa
     logits, teacher = normal(2, 2, 5, 11)
     assert float(divergence(logits, teacher)) == pytest.approx(float(naive_divergence(logits, teacher, 1.0)), rel=1e-5)
     assert float(divergence(teacher, teacher)) == 0.0
+
+
+def test_divergences_are_its_parts() -> None:
+    logits, teacher = normal(2, 11, 30)
+    found = divergences(logits, teacher)
+    assert found.shape == (11,)
+    assert float(found.mean()) == pytest.approx(float(divergence(logits, teacher)), rel=1e-5)
+    assert float(found[3]) == pytest.approx(float(naive_divergence(logits[3:4], teacher[3:4], 1.0)), rel=1e-4)
+    with pytest.raises(DataError, match="are compared with"):
+        divergences(logits[1:], teacher)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

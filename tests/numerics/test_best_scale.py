@@ -117,6 +117,21 @@ def _groups(draw: st.DrawFn) -> tuple[Tensor, Tensor | None]:
     return weights, None if importance is None else torch.tensor(importance, dtype=torch.float32)
 
 
+@pytest.mark.parametrize("scale_dtype", FORMATS)
+@given(group=_groups(), name=st.sampled_from(EXACT))
+def test_no_stored_scale_is_better_by_magnitude(
+    scale_dtype: ScaleDtype, group: tuple[Tensor, Tensor | None], name: str
+) -> None:
+    scheme = QuantScheme(name, group_size="row", scale_dtype=scale_dtype, signed_scale=False)
+    relative = group[0][None] / group[0].abs().max().clamp(min=2.0**-126)
+    importance = relative * relative + 2 * (relative * relative).mean(1, keepdim=True)
+
+    def search(weights: Tensor, *_: Any) -> Tensor:
+        return choose_scale(weights, scheme, "magnitude")[0]
+
+    _check(search, group[0], codebook(scheme, CPU)[0], importance[0], scale_dtype)
+
+
 @both
 @pytest.mark.parametrize("scale_dtype", FORMATS)
 @given(group=_groups(), table=st.sampled_from(sorted(TABLES)))

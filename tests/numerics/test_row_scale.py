@@ -16,7 +16,7 @@ from potq.cli.app import app
 from potq.errors import ConfigError, ModelError
 from potq.nn.packed_model import packed_modules
 from potq.numerics import row_scale
-from potq.numerics.functional import dequantize, quantize
+from potq.numerics.functional import dequantize, quantize, split_groups
 from potq.numerics.row_scale import choose_row_scale
 from potq.numerics.scale_search import choose_scale
 from potq.numerics.scheme import PRESETS, QuantScheme
@@ -63,6 +63,17 @@ def test_no_row_is_worse_than_with_e8m0_alone(name: str, group_size: Any, import
     alone = choose_scale(weight, plain, "mse" if weights is None else "weighted", importance=weights)
     found = _errors(weight, scheme, *choose_row_scale(weight, scheme, weights), weights)
     assert (found <= _errors(weight, plain, alone, None, weights) * (1 + TOLERANCE)).all()
+
+
+@pytest.mark.parametrize("group_size", [64, "row"])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_row_is_worse_by_magnitude(name: str, group_size: Any) -> None:
+    scheme, plain, weight = _scheme(name, group_size), _scheme(name, group_size, row_scale=False), _weight()
+    squares = [part.square() for part in split_groups(weight, plain)]
+    importance = torch.cat([(each + 2 * each.mean(-1, keepdim=True)).flatten(1) for each in squares], dim=1)
+    alone = _errors(weight, plain, choose_scale(weight, plain, "magnitude"), None, importance)
+    found = _errors(weight, scheme, *choose_row_scale(weight, scheme, method="magnitude"), importance)
+    assert (found <= alone * (1 + TOLERANCE)).all()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("pot2", "pot2z")])  # they clip; octaves do

@@ -56,6 +56,16 @@ def test_searching_is_no_worse_than_absmax_in_any_group(name: str, group_size: A
     assert (searched <= absmax * (1 + TOLERANCE)).all()
 
 
+@pytest.mark.parametrize("group_size", [64, "row"])
+@pytest.mark.parametrize("name", NAMES)
+def test_by_magnitude_large_weights_count_more(name: str, group_size: Any) -> None:
+    scheme, weight = QuantScheme(name, group_size=group_size), _weight()
+    squares = [part.square() for part in split_groups(weight, scheme)]
+    importance = torch.cat([(each + 2 * each.mean(-1, keepdim=True)).flatten(1) for each in squares], dim=1)
+    found, plain = choose_scale(weight, scheme, "magnitude"), choose_scale(weight, scheme)
+    assert (_errors(weight, found, scheme, importance) <= _errors(weight, plain, scheme, importance) * (1 + TOLERANCE)).all()
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("int8",)])
 def test_searching_pays(name: str) -> None:
     scheme, weight = PRESETS[name], _weight(16, 256)
@@ -144,7 +154,7 @@ def test_weighted_saves_the_important_input() -> None:
     assert column[0] < 0.5 * column[1]
 
 
-@pytest.mark.parametrize("method", ["absmax", "mse", "weighted"])
+@pytest.mark.parametrize("method", ["absmax", "mse", "magnitude", "weighted"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_ragged_tail_equals_the_tail_alone(name: str, method: Any) -> None:
     scheme, weight = QuantScheme(name, group_size=64), _weight()
@@ -154,7 +164,7 @@ def test_a_ragged_tail_equals_the_tail_alone(name: str, method: Any) -> None:
     assert torch.equal(whole[:, 2:], tail)
 
 
-@pytest.mark.parametrize("method", ["absmax", "mse"])
+@pytest.mark.parametrize("method", ["absmax", "mse", "magnitude"])
 @pytest.mark.parametrize("group_size", [1, 64, 1000, "row", "tensor"])
 @pytest.mark.parametrize("name", ["pot4", "mxpot", "int3"])
 def test_shape_and_dtype_of_the_scales(name: str, group_size: Any, method: Any) -> None:
@@ -283,7 +293,7 @@ def test_a_zero_group_gets_a_zero_scale_and_a_tiny_one_no_nan() -> None:
     weight = torch.zeros(1, 192)
     weight[0, 64:128] = 1e-12
     weight[0, 128:] = 1.0
-    for method in ("absmax", "mse"):
+    for method in ("absmax", "mse", "magnitude"):
         scale = choose_scale(weight, PRESETS["pot4"], method)  # type: ignore[arg-type]
         assert scale[0, :2].tolist() == [0.0, 0.0]
         assert scale[0, 2] > 0
@@ -311,7 +321,7 @@ def test_a_huge_weight_saturates_its_scale() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("method", ["absmax", "mse", "weighted"])
+@pytest.mark.parametrize("method", ["absmax", "mse", "magnitude", "weighted"])
 @pytest.mark.parametrize("position", [(0, 0), (5, 149)])
 def test_nan_and_infinity_are_refused(bad: float, method: Any, position: tuple[int, int]) -> None:
     weight = _weight()
@@ -329,7 +339,7 @@ def test_an_empty_weight_is_refused(shape: tuple[int, int]) -> None:
 def test_importance_and_method_must_agree() -> None:
     with pytest.raises(ConfigError, match="calibration"):
         choose_scale(_weight(), PRESETS["pot4"], "weighted")
-    for method in ("absmax", "mse"):
+    for method in ("absmax", "mse", "magnitude"):
         with pytest.raises(ConfigError, match="calibration"):
             choose_scale(_weight(), PRESETS["pot4"], method, importance=_importance())  # type: ignore[arg-type]
 

@@ -27,6 +27,7 @@ from potq.errors import DistributedError, PotqError
 PROCESSES = 2
 EFFORTS = {
     "balanced": Effort(compensate=True, rounds=1),
+    "weighed": Effort(compensate=True, weigh_tokens=True),
     "block": Effort(compensate=True, scope="block", epochs=2),
     "model": Effort(compensate=True, scope="model", epochs=2),
 }

@@ -5,13 +5,12 @@ from __future__ import annotations
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from kinds_helpers import KINDS, small_model
 from potq.errors import ModelError
 from potq.ptq.blocks import (
     Call,
@@ -25,41 +24,6 @@ from potq.ptq.blocks import (
     shared_inputs,
 )
 
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-KINDS = {
-    "llama": {},
-    "mistral": {"sliding_window": 4},
-    "qwen2": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
-    "qwen3": {},
-    "gemma2": {"sliding_window": 4},
-    "gemma3_text": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 64},
-    "gpt_neox": {},
-    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
-    "phi": {},
-}
-FIELDS = {"gpt2": ("vocab_size", "bos_token_id", "eos_token_id")}
-
-
-def _model(kind: str, attention: str = "sdpa") -> Any:
-    fields = {key: value for key, value in SMALL.items() if key in FIELDS.get(kind, SMALL)} | KINDS[kind]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = CONFIG_MAPPING[kind](**fields)
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
-
 
 def _tokens() -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
@@ -69,7 +33,7 @@ def _tokens() -> list[Tensor]:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_hidden_states_are_the_models_own(kind: str, attention: str) -> None:
-    model = _model(kind, "eager" if kind == "gemma2" else attention)
+    model = small_model(kind, "eager" if kind == "gemma2" else attention)
     blocks = find_blocks(model)[1]
     expected: list[list[Tensor]] = []
     handles = [blocks[0].register_forward_pre_hook(lambda module, args: expected.append([args[0].clone()]))]
@@ -92,7 +56,7 @@ def test_hidden_states_are_the_models_own(kind: str, attention: str) -> None:
     ("kind", "name"), [("llama", "model.layers"), ("gpt2", "transformer.h"), ("opt", "model.decoder.layers")]
 )
 def test_the_blocks_are_the_largest_list(kind: str, name: str) -> None:
-    model = _model(kind)
+    model = small_model(kind)
     model.extra = nn.ModuleList([nn.Linear(2, 2)])
     model.empty = nn.ModuleList()
     found, blocks = find_blocks(model)
@@ -106,7 +70,7 @@ def test_a_model_without_blocks_is_refused() -> None:
 
 
 def test_a_block_that_the_model_never_runs_is_refused() -> None:
-    model = _model("llama")
+    model = small_model("llama")
     blocks = find_blocks(model)[1]
     blocks.append(nn.Linear(2, 2))
     with pytest.raises(ModelError, match="the model never runs block 3 of 4"):
@@ -115,7 +79,7 @@ def test_a_block_that_the_model_never_runs_is_refused() -> None:
 
 
 def test_in_files_it_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _model("llama")
+    model = small_model("llama")
     blocks = find_blocks(model)[1]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     memory = HiddenStates(record_calls(model, list(blocks), _tokens()))
@@ -146,7 +110,7 @@ def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_holds_the_states_once() -> None:
-    model = _model("llama")
+    model = small_model("llama")
     blocks = find_blocks(model)[1]
     calls = record_calls(model, list(blocks), _tokens())
     states = HiddenStates(calls)
@@ -175,7 +139,7 @@ def test_blocks_that_are_no_chain_are_refused(what: str) -> None:
 
 
 def test_no_cache_grows_from_pass_to_pass() -> None:
-    model = _model("llama")
+    model = small_model("llama")
     blocks = find_blocks(model)[1]
     call = record_calls(model, list(blocks), _tokens())[0]
     with torch.no_grad():
@@ -186,7 +150,7 @@ def test_no_cache_grows_from_pass_to_pass() -> None:
 
 
 def _first(kind: str) -> tuple[nn.Module, HiddenStates]:
-    model = _model(kind)
+    model = small_model(kind)
     blocks = find_blocks(model)[1]
     return blocks[0], HiddenStates(record_calls(model, list(blocks), _tokens()))
 

@@ -44,6 +44,7 @@ def _run(model: Any, config: potq.PoTConfig) -> dict[str, Tensor]:
         ("balanced", "pot3:scale_dtype=e8m0:row_scale=true"),
         ("balanced", "int3"),
         ("unordered", "pot3"),
+        ("weighed", "pot3"),
         ("block", "pot3"),
         ("model", "pot3"),
     ],

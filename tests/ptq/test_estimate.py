@@ -30,7 +30,7 @@ def text(windows: int, window: int = 64) -> list[Tensor]:
 @pytest.fixture
 def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every piece takes another power of ten; a batch is 1024 tokens, 16 windows."""
-    trial = Trial(LINEARS, plain=1, mixed=10, moments=100, layers=1000, step=10_000, head=100_000)
+    trial = Trial(LINEARS, plain=1, mixed=10, moments=100, layers=1000, step=10_000, head=100_000, back=1e8, end=1e9)
     monkeypatch.setattr(module, "try_block", lambda *_: trial)
     monkeypatch.setattr(module, "rounding_seconds", lambda model, targets, config: 1e6 * len(targets))
 
@@ -41,6 +41,11 @@ def test_seconds_of_two_blocks_and_two_batches(tiny_model: LlamaForCausalLM) -> 
     layers, batches = 2 * (1000 + 2 * 100), 2 * 2
     config = potq.PoTConfig("pot4", effort="gptq")
     assert estimate(tiny_model, config, text(32)).seconds == outside + layers + batches * (1 + 10) + report
+    weighed, weighing = (
+        config.model_copy(update={"effort": Effort(compensate=True, weigh_tokens=True)}),
+        batches * 1e8 + 2 * 1e9,
+    )
+    assert estimate(tiny_model, weighed, text(32)).seconds == outside + layers + batches * (1 + 10) + report + weighing
     block = config.model_copy(update={"effort": Effort(scope="block", epochs=3)})
     steps = 2 * 3 * 2 * 10_000
     assert estimate(tiny_model, block, text(32)).seconds == outside + layers + batches * (1 + 2 * 10) + steps + report
@@ -113,7 +118,7 @@ def test_the_model_is_left_alone(tiny_model: LlamaForCausalLM) -> None:
     assert all(parameter.grad is None for parameter in tiny_model.parameters())
 
 
-@pytest.mark.parametrize("effort", ["gptq", "balanced", "best"])
+@pytest.mark.parametrize("effort", ["gptq", "balanced", "balanced:weigh_tokens=true", "best"])
 @pytest.mark.usefixtures("one_thread")
 def test_it_is_near_what_a_run_takes(effort: str, tiny_model: LlamaForCausalLM) -> None:
     """Within a factor of 1.5 where the machine is quiet for one of three tries, as for `make check-deep`; 3 elsewhere."""

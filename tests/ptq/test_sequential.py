@@ -34,6 +34,7 @@ from potq.resume import WorkFolder
 
 SCHEMES = ["pot4", "pot3", "pot2", "int3", "nf4", "apot4", "mxfp4"]
 EFFORT = Effort(compensate=True, rounds=1, scope="model", epochs=2)
+WEIGHED = Effort(compensate=True, weigh_tokens=True)
 
 
 def tiny_gpt2() -> GPT2LMHeadModel:
@@ -299,7 +300,7 @@ def test_a_refinement_that_diverges_leaves_the_model_whole(tiny_model: Any, batc
 
 
 @pytest.mark.parametrize("at", [3, 8, 18])
-@pytest.mark.parametrize("effort", [EFFORTS["balanced"], Effort(compensate=True, scope="block"), EFFORT])
+@pytest.mark.parametrize("effort", [EFFORTS["balanced"], WEIGHED, Effort(compensate=True, scope="block"), EFFORT])
 def test_a_killed_run_goes_on_to_the_same_result(
     effort: Effort,
     at: int,

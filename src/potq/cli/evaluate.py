@@ -1,9 +1,9 @@
-"""``potq eval``: perplexity, and BERTScore where it is asked for, with the protocols they were measured by."""
+"""``potq eval``: perplexity, and divergence and BERTScore where asked for, with the protocols they were measured by."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from potq.evaluate.bertscore import ContinuationScore
+    from potq.evaluate.divergence import Divergence
     from potq.evaluate.perplexity import Perplexity
 
 
@@ -35,6 +36,10 @@ def evaluate(
     activations: Annotated[
         Activations, typer.Option(help="Inputs of packed products: exact, or rounded as generate does.")
     ] = Activations.float,
+    kld: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Also the divergence from the predictions of MODEL, the full-precision one."),
+    ] = None,
     bertscore: Annotated[
         str | None,
         typer.Option(
@@ -54,9 +59,11 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
-    """Measure perplexity by the GPTQ protocol, and BERTScore of what the model writes.
+    """Measure perplexity by the GPTQ protocol, the divergence from full precision, and BERTScore of what the model writes.
 
     potq eval out --text wiki.test.raw --window 1024 --windows 40
+
+    potq eval out --text wikitext2 --kld smollm2
 
     potq eval out --text wikitext2 --bertscore roberta-large --reference smollm2
     """
@@ -67,9 +74,9 @@ def evaluate(
     if bertscore is None and {reference, layer, prompts, new_tokens} != {None}:
         raise ConfigError("--reference, --layer, --prompts and --new-tokens are for BERTScore; pass --bertscore ENCODER too")
     check_dtype(dtype)
-    for source in (model, reference):
-        if source is not None:
-            check_source(source)
+    sources = list(filter(None, (model, reference, kld)))
+    for source in sources:
+        check_source(source)
     if bertscore is not None:
         resolve(bertscore)
     content = read_text(text)
@@ -78,24 +85,26 @@ def evaluate(
     from potq.data.tokens import tokenize
     from potq.evaluate.perplexity import perplexity
 
-    for source in filter(None, (model, reference)):
+    for source in sources:
         check_language_model(source, "potq eval")
     tokenizer = load_tokenizer(model)
     tokens = tokenize(tokenizer, content)
-    use = partial(_load, dtype=dtype, device=device, activations=activations)
+    use = cache(partial(_load, dtype=dtype, device=device, activations=activations))
     loaded, kernels = use(model)
+    full = use(kld)[0] if kld is not None else None
     measure = None
     if bertscore is not None:
         compared = use(reference)[0] if reference is not None else None
         measure = _prepare(loaded, compared, tokenizer, tokens, bertscore, layer, prompts or 100, new_tokens or 64)
     with console.progress_bar("perplexity") as update:
         result = perplexity(loaded, tokens, window=window, max_windows=windows, progress=update)
+    apart = _divergence(loaded, full, tokens, window, windows) if full is not None else None
     score = measure() if measure is not None else None
     if as_json:
-        scores = {"bertscore": score.to_dict()} if score is not None else {}
-        console.emit_json({"model": model, "text": text, **result.to_dict(), **scores, "kernels": kernels})
+        more = {name: each.to_dict() for name, each in (("kld", apart), ("bertscore", score)) if each is not None}
+        console.emit_json({"model": model, "text": text, **result.to_dict(), **more, "kernels": kernels})
     else:
-        _show(text, result, score, kernels)
+        _show(text, result, apart, score, kernels)
 
 
 def _load(
@@ -108,6 +117,15 @@ def _load(
     with console.status(f"loading {source}"):
         model = load(source, dtype=dtype, device=device)
     return model, use_kernels(model, activations.value)
+
+
+def _divergence(
+    model: PreTrainedModel, reference: PreTrainedModel, tokens: Tensor, window: int | None, windows: int | None
+) -> Divergence:
+    from potq.evaluate.divergence import kl_divergence
+
+    with console.progress_bar("divergence") as update:
+        return kl_divergence(model, reference, tokens, window=window, max_windows=windows, progress=update)
 
 
 def _prepare(
@@ -136,12 +154,18 @@ def _prepare(
     return measure
 
 
-def _show(text: str, result: Perplexity, score: ContinuationScore | None, kernels: dict[str, int]) -> None:
+def _show(
+    text: str, result: Perplexity, apart: Divergence | None, score: ContinuationScore | None, kernels: dict[str, int]
+) -> None:
     from potq.kernels.explain import kernel_lines
 
     out = console.stdout()
     out.print(f"perplexity {result.perplexity:.3f}  on {text}", highlight=False)
     out.print(f"{result.protocol}; {result.seconds:.1f} s", style="dim", highlight=False)
+    if apart is not None:
+        shares = f"99 % of tokens at most {apart.percentile_99:.4f}, likeliest token the same in {apart.top1_agreement:.2%}"
+        out.print(f"divergence {apart.mean:.5f} nats; {shares}", highlight=False)
+        out.print(f"{apart.protocol}; {apart.seconds:.1f} s", style="dim", highlight=False)
     if score is not None:
         for line in _score_lines(score):
             out.print(line, highlight=False)

@@ -53,11 +53,12 @@ def quantize(
     group_size: Annotated[str | None, typer.Option(help="Inputs per scale: a number, row or tensor.")] = None,
     embedding: Annotated[str | None, typer.Option(help="Preset of embeddings and head, or none. Default: int8.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of modules to leave alone; repeatable.")] = None,
-    scale_method: Annotated[str | None, typer.Option(help="absmax, mse, weighted or fisher. Default: mse.")] = None,
+    scale_method: Annotated[str | None, typer.Option(help="absmax, mse, magnitude, weighted, fisher. Default: mse.")] = None,
     effort: Annotated[
         str | None,
         typer.Option(
-            help="fast, gptq, balanced, best or potptq. Default: balanced with --calibration, fast without. "
+            help="fast, gptq, balanced, best or potptq; balanced:weigh_tokens=true changes a setting. Default: balanced "
+            "with --calibration, fast without. "
             "All but fast calibrate on the model's own text unless --calibration names another."
         ),
     ] = None,

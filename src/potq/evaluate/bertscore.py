@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from potq.errors import DataError, ModelError
+from potq.errors import DataError
 from potq.evaluate.continuations import BATCH, Prompts, continuations
 from potq.evaluate.encoder import Encoder
-from potq.nn.properties import vocabulary
+from potq.nn.properties import require_same_vocabulary
 from potq.nn.report import Progress
 
 if TYPE_CHECKING:
@@ -111,11 +111,8 @@ def _check_reference(reference: PreTrainedModel | Sequence[Tensor] | None, model
     if isinstance(reference, Sequence):
         if len(reference) != count:
             raise DataError(f"{len(reference)} continuations to compare with, of {count} prompts; give one for each")
-    elif reference is not None and vocabulary(reference) != vocabulary(model):
-        raise ModelError(
-            f"the reference has a vocabulary of {vocabulary(reference)} tokens, the model of {vocabulary(model)}; "
-            "compare with the model it was made from"
-        )
+    elif reference is not None:
+        require_same_vocabulary(model, reference)
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Tensor]) -> list[str]:

@@ -71,7 +71,7 @@ def perplexity(
     """
     require_causal(model, predicting=True)
     window = choose_window(model, window, 2048)
-    require_own_tokens(model, tokens[: _windows(tokens, window, max_windows) * window], "the text")
+    require_own_tokens(model, tokens[: count_windows(tokens, window, max_windows) * window], "the text")
     with evaluation_mode(model):
         return windows_perplexity(
             lambda part: _window_nll(model, part), tokens, window=window, max_windows=max_windows, progress=progress
@@ -91,7 +91,7 @@ def windows_perplexity(
     Raises:
         DataError: the text is shorter than one window.
     """
-    count = _windows(tokens, window, max_windows)
+    count = count_windows(tokens, window, max_windows)
     began = time.perf_counter()
     losses = []
     for index in range(count):
@@ -103,7 +103,12 @@ def windows_perplexity(
     return Perplexity(_exp(mean), window, count, predicted, tuple(losses), time.perf_counter() - began)
 
 
-def _windows(tokens: Tensor, window: int, most: int | None) -> int:
+def count_windows(tokens: Tensor, window: int, most: int | None) -> int:
+    """How many windows a text has, ``most`` of them if that is fewer.
+
+    Raises:
+        DataError: the text is shorter than one window, or ``most`` is not positive.
+    """
     if most is not None and most < 1:
         raise DataError(f"invalid max_windows {most}; use at least 1")
     count = len(tokens) // window

@@ -77,6 +77,22 @@ def divergence(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Ten
     return _sum(partial(_dense, temperature=temperature), logits, logits.numel() // size, teacher) * temperature**2
 
 
+@torch.no_grad()
+def divergences(logits: Tensor, teacher: Tensor) -> Tensor:
+    """:func:`divergence` token by token: float32 ``(tokens,)`` of logits ``(tokens, vocabulary)``, without gradients.
+
+    Raises:
+        DataError: the teacher's tokens are not as many.
+    """
+    if logits.shape != teacher.shape:
+        raise DataError(
+            f"logits {tuple(logits.shape)} are compared with {tuple(teacher.shape)}; give those of the same text"
+        )
+    pairs = zip(logits.split(_LOGIT_ROWS), teacher.split(_LOGIT_ROWS), strict=True)
+    logs = ([log_softmax(_floored(each).float(), -1) for each in pair] for pair in pairs)
+    return torch.cat([kl_div(own, full, reduction="none", log_target=True).sum(-1) for own, full in logs])
+
+
 def sparse_divergence(logits: Tensor, top: TopK, temperature: float = 1.0) -> Tensor:
     """:func:`divergence` of ``logits`` ``(..., vocabulary)`` from what is known of the teacher: its likeliest tokens.
 

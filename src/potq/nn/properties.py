@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from potq.errors import ModelError
 from potq.nn.packed import PackedModule
 from potq.nn.packed_model import packed_modules
 
@@ -78,6 +79,19 @@ def _storage(tensor: Tensor) -> int:
 def vocabulary(model: nn.Module) -> int | None:
     """How many token ids the model knows, if its config says so."""
     return _of_text(model, "vocab_size")
+
+
+def require_same_vocabulary(model: nn.Module, reference: nn.Module) -> None:
+    """Refuse a reference model that predicts other tokens.
+
+    Raises:
+        ModelError: says how many tokens each knows.
+    """
+    own, other = vocabulary(model), vocabulary(reference)
+    if own != other:
+        raise ModelError(
+            f"the reference has a vocabulary of {other} tokens, the model of {own}; compare with the model it was made from"
+        )
 
 
 def longest_text(model: nn.Module) -> int | None:

@@ -7,7 +7,7 @@ and exponents that this finds, the best row scale is a projection, which is trie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from potq.errors import ModelError
 from potq.numerics.functional import decode_scale, in_level_units, join_groups, nearest_level, split_groups, split_scales
-from potq.numerics.scale_search import choose_scale
+from potq.numerics.scale_search import choose_scale, magnitude_importance
 from potq.numerics.scheme import QuantScheme, ScaleMethod
 
 _POINTS = 16  # of an octave
@@ -39,7 +39,8 @@ def choose_row_scale(
         weight: ``(out, in)``, any float dtype, finite.
         scheme: one with ``row_scale``.
         importance: non-negative weights of the errors, ``(in,)`` or ``(out, in)``.
-        method: how group scales are chosen; ``"mse"``, or ``"weighted"`` with ``importance``, if not given.
+        method: how group scales are chosen; ``"mse"``, or ``"weighted"`` with ``importance``, if not given. Under
+            ``"magnitude"`` the row scale is the best by that measure too.
         candidates: as for :func:`potq.numerics.scale_search.choose_scale`.
 
     Raises:
@@ -83,6 +84,9 @@ def _search(block: Tensor, search: _Search) -> tuple[Tensor, Tensor]:
     largest = block.abs().amax(dim=1, keepdim=True)
     octave = torch.frexp(largest).exponent - 1
     x = block / _power_of_two(octave)  # exact; largest weights of 1..2, where no error underflows
+    if search.method == "magnitude":
+        parts = [magnitude_importance(part) for part in split_groups(x, search.scheme)]
+        search = replace(search, method="weighted", importance=join_groups(parts, len(x)))
     best = _try(x, torch.ones_like(largest), search)
     for i in range(1, _POINTS):
         best = _better(best, _try(x, torch.full_like(largest, 2 ** (i / _POINTS)), search))

@@ -23,7 +23,7 @@ from potq.validation import Strict, meant
 GroupSize = int | Literal["row", "tensor"]
 ScaleDtype = Literal["float16", "e8m0"]
 RoundingMode = Literal["nearest", "log"]
-ScaleMethod = Literal["absmax", "mse", "weighted", "fisher"]
+ScaleMethod = Literal["absmax", "mse", "magnitude", "weighted", "fisher"]
 WEIGHTED_METHODS: tuple[ScaleMethod, ...] = ("weighted", "fisher")  # by what calibration text measures
 
 _GRIDS: dict[str, Grid] = {
@@ -84,7 +84,7 @@ class QuantScheme(Strict):
     rounding: RoundingMode = "nearest"
 
     def __init__(self, preset: str | None = None, /, **fields: Any) -> None:
-        name, overrides = _split_preset(preset)
+        name, overrides = split_preset(preset) if isinstance(preset, str) else (preset, {})
         if twice := sorted(overrides.keys() & fields.keys()):
             raise ConfigError(f"{twice[0]} is given twice, in {preset!r} and beside it; give it once")
         super().__init__(**{**_preset_fields(name), **overrides, **fields})
@@ -211,10 +211,17 @@ TRELLIS: dict[str, QuantScheme] = {}
 """Presets with a trellis, by name. They are apart from :data:`PRESETS` until kernels, engine and exports know them all."""
 
 
-def _split_preset(preset: str | None) -> tuple[str | None, dict[str, Any]]:
-    """``"pot4:group_size=32:signed_scale=false"`` as the preset's name and what overrides it."""
-    if not isinstance(preset, str):
-        return preset, {}
+def split_preset(preset: str) -> tuple[str, dict[str, Any]]:
+    """``"pot4:group_size=32:signed_scale=false"`` as the preset's name and what overrides it.
+
+    Raises:
+        ConfigError: a word that is no override, or a key twice.
+
+    Example:
+        >>> from potq.numerics.scheme import split_preset
+        >>> split_preset("pot4:group_size=32:signed_scale=false")
+        ('pot4', {'group_size': 32, 'signed_scale': False})
+    """
     name, *words = preset.split(":")
     overrides: dict[str, Any] = {}
     for word in words:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from potq.nn.parts import input_device
 from potq.nn.weights import linear_weight
 from potq.numerics.functional import all_finite
 
+CACHE_BYTES = 4 << 30  # of hidden states that are kept in memory, by default
 TOKENS = 1024  # at a time through a block, and in a step of refinement: windows of equal length are put together
 
 
@@ -289,12 +290,18 @@ def _shared_inputs(block: nn.Module, names: Sequence[str], call: Call) -> list[l
 
 @torch.no_grad()
 def second_moments(
-    block: nn.Module, names: Sequence[str], calls: HiddenStates, prefix: str = "", ranks: Ranks = ALONE
+    block: nn.Module,
+    names: Sequence[str],
+    calls: HiddenStates,
+    prefix: str = "",
+    ranks: Ranks = ALONE,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> list[Tensor]:
     """Means of ``x^T x`` over the tokens (of a convolution, the patches) that enter layers of ``block``, by one pass.
 
     Float32 ``(in, in)`` for each of ``names``, all of them in memory. The tokens are those of all processes. Without any
-    they are zero.
+    they are zero. ``weights`` of a layer's tokens, float32 ``(tokens,)`` of a mean of 1, call after call, by its name in the
+    model: ``x^T diag(weights) x``. Where all are 1, no bit differs.
 
     Raises:
         ModelError: inputs that are NaN, infinite or empty; names the layer, with the ``prefix`` that the block's layers have
@@ -305,7 +312,10 @@ def second_moments(
 
     def add(name: str, input: Tensor) -> None:
         runs[name] += 1
-        for x in map(Tensor.float, rows(block.get_submodule(name), input)):
+        weight = (weights or {}).get(prefix + name)
+        for plain in map(Tensor.float, rows(block.get_submodule(name), input)):
+            tokens = slice(count[name], count[name] + len(plain))
+            x = plain if weight is None else plain * weight[tokens, None].to(plain.device).sqrt()
             count[name] += len(x)
             if name in total:
                 total[name].addmm_(x.t(), x)

@@ -42,6 +42,8 @@ def check_settings(config: PoTConfig, effort: Effort, blocks: Blocks | None, *, 
             f"effort={effort.name!r} refines what a language model predicts, or its blocks put out, and any other "
             "module may put out anything; use 'balanced'"
         )
+    if effort.weigh_tokens:
+        raise ConfigError(f"effort={effort.name!r} weighs tokens by the loss of a language model; leave weigh_tokens out")
     if not given and (effort.calibrated or config.scale_method == "weighted"):
         what = f"effort={effort.name!r}" if effort.calibrated else "scale_method='weighted'"
         raise ConfigError(f"{what} needs calibration: a list of inputs, or a callable that runs the module")

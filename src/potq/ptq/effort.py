@@ -33,7 +33,7 @@ def settle_effort(
     require_calibration(config, given=given)
     if blocks is not None:
         raise ConfigError("blocks= is for modules that run on inputs; those of a language model on text are found")
-    if effort.scope == "model":
+    if effort.scope == "model" or effort.weigh_tokens:
         require_causal(model, predicting=True)
     return effort, remarks
 

@@ -14,7 +14,7 @@ from potq.nn.parts import bring, parts_of
 from potq.nn.plan import WeightPlan
 from potq.nn.properties import evaluation_mode, tensor_bytes, vocabulary
 from potq.nn.report import duration
-from potq.ptq.blocks import TOKENS, find_blocks, merge, record_calls, shared_inputs
+from potq.ptq.blocks import CACHE_BYTES, TOKENS, find_blocks, merge, record_calls, shared_inputs
 from potq.ptq.calibration import check_batches
 from potq.ptq.effort import effort_in_parts
 from potq.ptq.experts import MOMENT_BYTES, experts_apart
@@ -28,6 +28,8 @@ _ROUNDED = 16  # bytes a weight of the largest matrix, while it is quantized
 _COPIES = 16  # of the rows of a layer that are quantized at a time
 _LIBRARIES = 300_000_000  # bytes of torch and transformers themselves
 _READ = 5  # times that a model in parts is read: checks, fingerprint, a first batch, the work itself, errors of the weights
+_READ_FOR_WEIGHTS = 2  # of tokens: forward and back
+_LOGITS = 4  # arrays of a window's logits for them: these, their gradient, and what comes between
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,21 @@ def estimate(model: nn.Module, config: PoTConfig | Effort, batches: Sequence[Ten
     effort = effort_in_parts(effort)[0] if in_parts else effort
     config = PoTConfig("pot4") if isinstance(config, Effort) else config
     prefix, blocks = find_blocks(model)
-    targets, tokens = language_plan(model, config)[1].targets, sum(batch.numel() for batch in batches)
+    targets = language_plan(model, config)[1].targets
     inside = [target for target in targets if target.name.startswith(f"{prefix}.")]
     groups, weights = _groups(model, config), sum(target.weights for target in inside)
     calibrated = inside if effort.calibrated and batches else []
     seconds = rounding_seconds(model, [target for target in targets if target not in calibrated], config)
     if calibrated:
         seconds += _calibrated_seconds(model, calibrated, effort, merge(batches), len(blocks), processes)
-        seconds += _reading_seconds(model, batches) if in_parts else 0.0
+        seconds += _reading_seconds(model, batches, effort) if in_parts else 0.0
     learned = 0
     if effort.scope != "none":
         learned = _LEARNED * (weights if effort.scope == "model" else weights // len(blocks))
     if in_parts:
-        return Estimate(seconds, learned + _bytes_in_parts(model, groups, effort, tokens) + _moments_of_experts(calibrated))
-    working = _working_bytes(model, groups, weights, effort, -(-tokens // processes)) + _moments_of_experts(calibrated)
+        found = _bytes_in_parts(model, groups, effort, batches)
+        return Estimate(seconds, learned + found + _moments_of_experts(calibrated))
+    working = _working_bytes(model, groups, weights, effort, batches, processes) + _moments_of_experts(calibrated)
     return Estimate(seconds, tensor_bytes(model) + learned + working)
 
 
@@ -91,6 +94,8 @@ def _calibrated_seconds(
     times = sum(batch.numel() for batch in batches) / batches[0].numel()
     passes = 2 if effort.scope == "block" else 1
     seconds = part * (tried.layers + times * tried.moments) + blocks * times * (tried.plain + passes * tried.mixed)
+    if effort.weigh_tokens:
+        seconds += times * (blocks * tried.back + tried.end)
     steps = effort.epochs * times
     if effort.scope == "block":
         seconds += part * steps * tried.step
@@ -122,13 +127,18 @@ def _groups(model: nn.Module, config: PoTConfig) -> list[_Layers]:
     return [_Layers(shapes[names[0]][1], tuple(shapes[name][0] for name in names)) for names in found]
 
 
-def _working_bytes(model: nn.Module, groups: list[_Layers], weights: int, effort: Effort, tokens: int) -> int:
+def _working_bytes(
+    model: nn.Module, groups: list[_Layers], weights: int, effort: Effort, batches: Sequence[Tensor], processes: int
+) -> int:
     """Hidden states, a layer's matrices, what is quantized so far, and logits where the whole model is refined."""
+    tokens = -(-sum(batch.numel() for batch in batches) // processes)
     widest = max((group.inputs for group in groups), default=0)
     tallest = max((max(group.outputs) for group in groups), default=0)
     hidden = tokens * min((group.inputs for group in groups), default=0) * 4 * (2 if effort.scope == "block" else 1)
     largest = max(parameter.numel() for parameter in model.parameters())
-    total = _LIBRARIES + _ROUNDED * largest + hidden + _layer_bytes(widest, widest * tallest) + weights * 5 // 8
+    weighing = _weighing_bytes(model, groups, batches, min(tokens, TOKENS)) if effort.weigh_tokens else 0
+    rounding = _layer_bytes(widest, widest * tallest) + weights * 5 // 8
+    total = _LIBRARIES + _ROUNDED * largest + hidden + max(rounding, weighing)
     if effort.scope == "model":
         step = min(tokens, TOKENS)
         total += step * (4 * 3 * (vocabulary(model) or 0) + 4 * sum(map(_activations, groups)))
@@ -136,23 +146,32 @@ def _working_bytes(model: nn.Module, groups: list[_Layers], weights: int, effort
     return total
 
 
-def _reading_seconds(model: nn.Module, batches: Sequence[Tensor]) -> float:
+def _weighing_bytes(model: nn.Module, groups: list[_Layers], batches: Sequence[Tensor], tokens: int) -> int:
+    """For the weights of tokens: what enters the blocks, of as many tokens as pass together; logits of a window."""
+    entered = len(find_blocks(model)[1]) * tokens * min((group.inputs for group in groups), default=0) * 4
+    window = max((batch.shape[1] for batch in batches), default=0)
+    return min(CACHE_BYTES, entered) + _LOGITS * 4 * window * (vocabulary(model) or 0)
+
+
+def _reading_seconds(model: nn.Module, batches: Sequence[Tensor], effort: Effort) -> float:
     """Of a model in parts: what reading it over and over takes, by the time that a block takes."""
     prefix, blocks = find_blocks(model)
     size, seconds = read_block(model, f"{prefix}.{len(blocks) - 1}")
-    passes = _READ + len(merge(batches[:REPORTED]))
+    passes = _READ + _READ_FOR_WEIGHTS * effort.weigh_tokens + len(merge(batches[:REPORTED]))
     return seconds * passes * tensor_bytes(model) / size
 
 
-def _bytes_in_parts(model: nn.Module, groups: list[_Layers], effort: Effort, tokens: int) -> int:
+def _bytes_in_parts(model: nn.Module, groups: list[_Layers], effort: Effort, batches: Sequence[Tensor]) -> int:
     """A block and its quantized copy, a layer's matrices, hidden states; or embeddings and head, if they are larger."""
+    tokens = sum(batch.numel() for batch in batches)
+    weighing = _weighing_bytes(model, groups, batches, tokens) if effort.weigh_tokens else 0
     prefix, blocks = find_blocks(model)
     block = max(map(tensor_bytes, blocks))
     outside = sum(p.nbytes for name, p in model.named_parameters() if not name.startswith(f"{prefix}."))
     widest = max((group.inputs for group in groups), default=0)
     layer = max((group.inputs * max(group.outputs) for group in groups), default=0)
     hidden = tokens * min((group.inputs for group in groups), default=0) * 4 * (2 if effort.scope == "block" else 1)
-    return _LIBRARIES + hidden + max(outside, 2 * block + _layer_bytes(widest, layer))
+    return _LIBRARIES + hidden + max(outside + weighing, 2 * block + _layer_bytes(widest, layer))
 
 
 def _layer_bytes(widest: int, largest: int) -> int:

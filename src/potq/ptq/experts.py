@@ -6,7 +6,7 @@ as any such layer is. Afterwards the matrices are one weight again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -90,13 +90,22 @@ def _take_apart(
 
 
 class Moments:
-    """The second moments of a block's layers, one after another; those of several experts are taken in one pass."""
+    """The second moments of a block's layers, one after another; those of several experts are taken in one pass, as are
+    those of layers that read the same but weigh its tokens differently.
+    """
 
     def __init__(
-        self, block: nn.Module, groups: Sequence[Sequence[str]], seen: HiddenStates, prefix: str, ranks: Ranks = ALONE
+        self,
+        block: nn.Module,
+        groups: Sequence[Sequence[str]],
+        seen: HiddenStates,
+        prefix: str,
+        ranks: Ranks = ALONE,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self._block, self._seen, self._prefix, self._ranks = block, seen, prefix, ranks
-        self._passes = {name: names for names in passes(block, groups) for name in names}
+        self._block, self._seen, self._prefix, self._ranks, self._weights = block, seen, prefix, ranks, weights
+        weighed = [name.removeprefix(prefix) for name in weights or ()]
+        self._passes = {name: names for names in passes(block, groups, weighed) for name in names}
         self._ready: dict[str, Tensor] = {}
 
     def __call__(self, name: str) -> Tensor:
@@ -107,7 +116,7 @@ class Moments:
         """
         if name not in self._ready:
             names = self._passes.get(name, [name])
-            found = second_moments(self._block, names, self._seen, self._prefix, self._ranks)
+            found = second_moments(self._block, names, self._seen, self._prefix, self._ranks, self._weights)
             self._ready = dict(zip(names, found, strict=True))
         return self._ready.pop(name)
 
@@ -123,20 +132,26 @@ def together(groups: Sequence[list[str]]) -> list[list[str]]:
     return sorted(groups, key=lambda group: firsts[_stack_of(group[0])])
 
 
-def passes(block: nn.Module, groups: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The first layers of ``groups``, those whose second moments are taken at once together: experts of a stack, as many as
-    fit in a gigabyte.
+def passes(block: nn.Module, groups: Sequence[Sequence[str]], weighed: Collection[str] = ()) -> list[list[str]]:
+    """The layers whose second moments are taken at once together, as many as fit in a gigabyte: experts of a stack, and a
+    group of which some are ``weighed``. Of any other of the ``groups``, which share an input, it is the first layer alone.
     """
     found: list[list[str]] = []
-    for name, *others in groups:
+    for group in groups:
+        name, *others = group
         inputs = linear_weight(block.get_submodule(name)).shape[1]
-        stack, last = _stack_of(name), found[-1] if found else []
-        fits = 4 * inputs**2 * (len(last) + 1) <= MOMENT_BYTES
-        if stack != name and not others and last and _stack_of(last[0]) == stack and fits:
+        stack, last, most = _stack_of(name), found[-1] if found else [], max(1, MOMENT_BYTES // (4 * inputs**2))
+        if stack != name and not others and last and _stack_of(last[0]) == stack and len(last) < most:
             last.append(name)
         else:
-            found.append([name])
+            apart = list(group) if is_weighed(group, weighed) else [name]
+            found += [apart[start : start + most] for start in range(0, len(apart), most)]
     return found
+
+
+def is_weighed(group: Iterable[str], weighed: Collection[str]) -> bool:
+    """Whether each layer of a ``group`` that shares an input has second moments of its own."""
+    return any(name in weighed for name in group)
 
 
 def _stack_of(name: str) -> str:

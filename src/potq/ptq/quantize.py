@@ -22,7 +22,7 @@ from potq.nn.refusals import require_weights
 from potq.nn.report import Progress, QuantReport
 from potq.nn.weights import matrix_of
 from potq.ptq import calibration as calib
-from potq.ptq.blocks import merge
+from potq.ptq.blocks import CACHE_BYTES, merge
 from potq.ptq.chain import Blocks
 from potq.ptq.effort import check_in_parts, settle_effort
 from potq.ptq.feed import Feed
@@ -41,7 +41,7 @@ def quantize(
     blocks: Blocks | None = None,
     seed: int = 0,
     work_folder: str | os.PathLike[str] | None = None,
-    cache_bytes: int = 4 << 30,
+    cache_bytes: int = CACHE_BYTES,
     progress: Progress | None = None,
     group: ProcessGroup | None = None,
 ) -> QuantReport:

@@ -25,11 +25,12 @@ from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.hessian import Hessian
 from potq.ptq.algorithms.rounding import Rounded, SchemeRounding
-from potq.ptq.blocks import Chain, HiddenStates, Keeper, shared_inputs, text_chain
-from potq.ptq.experts import Moments, experts_apart, joined, together
+from potq.ptq.blocks import CACHE_BYTES, Chain, HiddenStates, Keeper, merge, shared_inputs, text_chain
+from potq.ptq.experts import Moments, experts_apart, is_weighed, joined, together
 from potq.ptq.kept import block_part, stored_weight, weight_tensors
 from potq.ptq.layer import Found, Layer, quantize_layer, rounded_layer, rounded_only
 from potq.ptq.refinement import Refinement, refine_block, refine_model
+from potq.ptq.sensitivity import TokenWeights, token_weights
 from potq.ptq.share import Share
 from potq.ptq.substitute import frozen, substituted
 from potq.ptq.weight import whole_weight
@@ -45,7 +46,7 @@ class SequentialCalibration:
         batches: token batches ``(batch, length)``, of all processes; not used where there is a chain.
         chain: the blocks with their calls, recorded before; None: a language model's on the batches.
         fixed: weights outside the blocks that are quantized already, for a refinement of the whole model to reckon with.
-        seed: of the order of batches in refinement.
+        seed: of the order of batches in refinement, and of the gradients that tokens are weighed by.
         cache_bytes: hidden states beyond this go to files.
         folder: where finished blocks are kept for a run that is killed, or None.
         progress: called with the weights done, those of ``fixed`` among them, of all, and the name of the next layer.
@@ -60,7 +61,7 @@ class SequentialCalibration:
     chain: Chain | None = None
     fixed: dict[str, QuantizedWeight] = field(default_factory=dict)
     seed: int = 0
-    cache_bytes: int = 4 << 30
+    cache_bytes: int = CACHE_BYTES
     folder: WorkFolder | None = None
     progress: Progress | None = None
     rounding: Callable[[Tensor, QuantScheme, Tensor], SchemeRounding] = SchemeRounding.of
@@ -88,6 +89,7 @@ class SequentialCalibration:
     def _blocks(self, share: Share, stack: ExitStack) -> dict[str, Layer]:
         keep = Keeper(self.cache_bytes, stack)
         chain = self.chain or text_chain(self.model, share.batches, keep)
+        weights = self._token_weights(chain, share.batches or merge(self.batches))
         seen = HiddenStates(chain.calls)
         exact = seen.copy(keep) if self.effort.scope == "block" else None  # as the full-precision model has them
         layers: dict[str, Layer] = {}
@@ -103,7 +105,7 @@ class SequentialCalibration:
             if done is None:
                 report = self._reporter(count, total, start)
                 refinement = Refinement(exact, share, self.seed + index) if exact is not None else None
-                done = self._quantize_experts_too(block, start, inside, seen, refinement, report)
+                done = self._quantize_experts_too(block, start, inside, seen, refinement, report, weights)
                 self._save(chain.first + index, done)
             if index + 1 < len(starts):
                 with substituted(block, {name: layer.weight.dequantize() for name, layer in done.items()}):
@@ -113,6 +115,23 @@ class SequentialCalibration:
             layers |= {start + name: layer for name, layer in done.items()}
             count += sum(target.weights for target in inside.values())
         return layers
+
+    def _token_weights(self, chain: Chain, batches: Sequence[Tensor]) -> TokenWeights:
+        """Of this process's tokens, if they are weighed; what a killed run found is taken from the work folder."""
+        if not self.effort.weigh_tokens or not batches:
+            return {}
+        start = f"{self.ranks.rank} "
+        kept = self.folder.load("tokens") if self.folder is not None else None
+        if kept is not None:
+            return {name.removeprefix(start): weights for name, weights in kept.items() if name.startswith(start)}
+        starts = tuple(f"{name}." for name in chain.names)
+        names = [target.name for target in self.targets if target.name.startswith(starts) and not target.experts]
+        cache_bytes = max(0, self.cache_bytes - HiddenStates(chain.calls).nbytes)
+        found = token_weights(self.model, chain, batches, names, seed=self.seed, cache_bytes=cache_bytes, ranks=self.ranks)
+        if self.folder is not None:
+            parts = {name: self.ranks.parts(weights) for name, weights in found.items()}
+            self.folder.save("tokens", {f"{rank} {name}": part for name in parts for rank, part in enumerate(parts[name])})
+        return found
 
     def _reporter(self, done: int, total: int, prefix: str) -> Callable[[int, str], None]:
         def report(more: int, name: str) -> None:
@@ -169,12 +188,13 @@ class SequentialCalibration:
         seen: HiddenStates,
         refinement: Refinement | None,
         report: Callable[[int, str], None],
+        weights: TokenWeights,
     ) -> dict[str, Layer]:
         """Layer group by layer group, each seeing the effect of those before it; then the block as a whole, if asked."""
         found: Found = {}
         layers: dict[str, Layer] = {}
         groups = together(shared_inputs(block, list(inside), seen, self.ranks))
-        moments = Moments(block, groups, seen, prefix, self.ranks)
+        moments = Moments(block, groups, seen, prefix, self.ranks, weights)
         with substituted(block, {}) as substitute:
 
             def round_only(name: str, reason: str) -> None:
@@ -186,13 +206,15 @@ class SequentialCalibration:
                 round_only(name, "no text reaches it" if self.batches else "no input reaches it")
             for group in groups:
                 hessian: Hessian | None = None
+                apart = is_weighed((prefix + name for name in group), weights)
                 for name in group:
                     report(sum(inside[done].weights for done in {*found, *layers}), name)
                     module, scheme = block.get_submodule(name), inside[name].scheme
                     if reason := rounded_only(module, scheme):
                         round_only(name, reason)
                         continue
-                    hessian = hessian or Hessian(moments(name), self.effort.damping)
+                    if hessian is None or apart:
+                        hessian = Hessian(moments(name), self.effort.damping)
                     result = self._quantize_layer(linear_weight(module).detach(), scheme, hessian)
                     substitute(name, result[0].values)
                     if refinement is None:

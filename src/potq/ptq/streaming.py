@@ -13,6 +13,9 @@ from torch.utils._pytree import tree_flatten
 
 from potq.ptq.blocks import Call, Chain, find_blocks, record_calls
 
+Extras = dict[nn.Module, tuple[Any, ...] | None]
+"""What each block puts out beside hidden states; None where it puts out these alone, and no tuple."""
+
 _SLOW = "what the model gives its blocks depends on what they put out, so every block was read for every batch of text"
 
 
@@ -27,11 +30,11 @@ def chain_in_parts(model: nn.Module, batches: Sequence[Tensor], keep: Callable[[
     """
     prefix, found = find_blocks(model)
     names, blocks = [f"{prefix}.{index}" for index in range(len(found))], list(found)
-    extras: dict[nn.Module, tuple[Any, ...] | None] = {}
-    with _noted(blocks, extras):
+    extras = Extras()
+    with noted(blocks, extras):
         first = record_calls(model, blocks, batches[:1])[0]
     if all(value is None for values in extras.values() for value in values or ()):
-        with _handing_on(blocks, extras):
+        with handing_on(blocks, extras):
             calls = record_calls(model, blocks, batches, keep)
         if _alike(calls[0], first):
             return Chain(names, blocks, [replace(call, text=first.text) for call in calls]), []
@@ -39,8 +42,8 @@ def chain_in_parts(model: nn.Module, batches: Sequence[Tensor], keep: Callable[[
 
 
 @contextmanager
-def _noted(blocks: Sequence[nn.Module], extras: dict[nn.Module, tuple[Any, ...] | None]) -> Iterator[None]:
-    """Note what each block puts out beside hidden states; None where it puts out these alone, and no tuple."""
+def noted(blocks: Sequence[nn.Module], extras: Extras) -> Iterator[None]:
+    """Note the ``extras`` of blocks that run."""
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         extras[module] = output[1:] if isinstance(output, tuple) else None
@@ -52,8 +55,8 @@ def _noted(blocks: Sequence[nn.Module], extras: dict[nn.Module, tuple[Any, ...] 
 
 
 @contextmanager
-def _handing_on(blocks: Sequence[nn.Module], extras: dict[nn.Module, tuple[Any, ...] | None]) -> Iterator[None]:
-    """Blocks that put out the hidden states that they get."""
+def handing_on(blocks: Sequence[nn.Module], extras: Extras) -> Iterator[None]:
+    """Blocks that put out the hidden states that they get, and the ``extras`` that were noted."""
 
     def put_out(extra: tuple[Any, ...] | None) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -62,14 +65,17 @@ def _handing_on(blocks: Sequence[nn.Module], extras: dict[nn.Module, tuple[Any, 
 
         return forward
 
-    before = {block: block.__dict__["forward"] for block in blocks}
+    before = {block: block.__dict__.get("forward") for block in blocks}  # a model in parts has one of its own
     try:
         for block in blocks:
             block.forward = put_out(extras.get(block))
         yield
     finally:
         for block, forward in before.items():
-            block.forward = forward
+            if forward is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.forward = forward
 
 
 def _alike(call: Call, other: Call) -> bool:

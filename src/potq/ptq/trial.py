@@ -23,10 +23,12 @@ from potq.ptq.algorithms.gptq import fit_groups
 from potq.ptq.algorithms.hessian import Hessian, NotFactorableError
 from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
 from potq.ptq.blocks import Call, HiddenStates, find_blocks, mixed_precision, record_calls, shared_inputs
-from potq.ptq.experts import Moments, experts_apart, together
+from potq.ptq.experts import Moments, experts_apart, is_weighed, together
 from potq.ptq.layer import Found, panels, quantize_layer
 from potq.ptq.refinement import Refinement, refine_block
+from potq.ptq.sensitivity import gradient_at_the_end, gradient_before
 from potq.ptq.share import Share
+from potq.ptq.streaming import Extras, noted
 from potq.ptq.substitute import frozen
 from potq.ptq.weight import quantize_weight
 
@@ -47,6 +49,8 @@ class Trial:
         plain: a pass through the block as the model computes it.
         mixed: the same in mixed precision, where that is faster.
         moments: second moments of the inputs of all layers, with the passes that they take.
+        back: a pass forward and back for the weights of tokens, and one more forward before it.
+        end: the gradients at the logits, and back to the last block.
         factors: of the second moments; these and ``layers`` do not depend on the text.
         layers: quantizing all layers.
         step: a step of refinement of the block.
@@ -57,6 +61,8 @@ class Trial:
     plain: float = 0.0
     mixed: float = 0.0
     moments: float = 0.0
+    back: float = 0.0
+    end: float = 0.0
     factors: float = 0.0
     layers: float = 0.0
     step: float = 0.0
@@ -76,23 +82,35 @@ def try_block(model: nn.Module, targets: Sequence[WeightPlan], effort: Effort, b
         if inside:
             with evaluation_mode(model), frozen(model):
                 call = record_calls(model, [block], [batch])[0]
+                end = _end(model, block, call, batch) if effort.weigh_tokens else 0.0
                 bring(model, start)
                 with experts_apart(block, inside) as experts:
-                    return _try(model, block, start, experts.apart, effort, call)
+                    weighed = [name for name in inside if name in experts.apart] if effort.weigh_tokens else []
+                    return replace(_try(model, block, start, experts.apart, effort, call, weighed), end=end)
     return Trial(0)
 
 
 def _try(
-    model: nn.Module, block: nn.Module, prefix: str, inside: dict[str, WeightPlan], effort: Effort, call: Call
+    model: nn.Module,
+    block: nn.Module,
+    prefix: str,
+    inside: dict[str, WeightPlan],
+    effort: Effort,
+    call: Call,
+    weighed: list[str],
 ) -> Trial:
+    """``weighed``: those of the layers ``inside`` whose tokens get weights."""
     seen = HiddenStates([call])
     groups = together(shared_inputs(block, list(inside), seen))
-    take, moments, factors, layers = Moments(block, groups, seen, prefix), 0.0, 0.0, 0.0
+    alike = torch.ones(call.hidden.shape[:-1].numel())
+    take = Moments(block, groups, seen, prefix, weights={prefix + name: alike for name in weighed})
+    moments, factors, layers = 0.0, 0.0, 0.0
     for group in groups:
-        found, seconds = _timed(partial(take, group[0]))
+        apart = group if is_weighed(group, weighed) else group[:1]
+        found, seconds = _timed(partial(list[Tensor], map(take, apart)))
         moments += seconds
-        hessian = Hessian(found, effort.damping)
-        factors += _factor_seconds(hessian, effort)
+        hessian = Hessian(found[0], effort.damping)
+        factors += len(apart) * _factor_seconds(hessian, effort)
         rates: dict[QuantScheme, float] = {}
         for name in group:
             scheme = inside[name].scheme
@@ -105,6 +123,7 @@ def _try(
         plain=_seconds(lambda: _pass(block, call, mixed=False)),
         mixed=_seconds(lambda: _pass(block, call, mixed=True)),
         moments=moments,
+        back=_seconds(partial(_back, block, weighed, call)) if weighed else 0.0,
         factors=factors,
         layers=layers,
         step=_step(block, inside, groups, effort, seen) if effort.scope != "none" else 0.0,
@@ -143,8 +162,24 @@ def _pass(block: nn.Module, call: Call, *, mixed: bool) -> None:
         call(block)
 
 
+def _back(block: nn.Module, names: list[str], call: Call) -> None:
+    """What a batch takes in a block for the weights of its tokens."""
+    _pass(block, call, mixed=True)
+    seen = list[Tensor]()
+    gradient_before(block, call, call.hidden, torch.ones_like(call.hidden), dict.fromkeys(names, seen.append))
+
+
+def _end(model: nn.Module, block: nn.Module, call: Call, batch: Tensor) -> float:
+    """Seconds that gradients at the logits take, and back to the last block."""
+    extras = Extras()
+    with noted([block], extras):
+        _pass(block, call, mixed=True)
+    alike: Extras = dict.fromkeys(find_blocks(model)[1], extras[block])
+    return _seconds(partial(gradient_at_the_end, model, alike, batch, call.hidden, 0))
+
+
 def _factor_seconds(hessian: Hessian, effort: Effort) -> float:
-    """Of the inverse, once for all layers that read the same inputs."""
+    """Of the inverse, once for all layers that share second moments."""
     if not effort.compensate:
         return 0.0
     with suppress(NotFactorableError):

@@ -20,6 +20,7 @@ from potq.nn.refusals import require_no_adapter, require_weights
 from potq.nn.report import QuantReport
 from potq.nn.stacked import PoTStack
 from potq.nn.weights import as_weight, linear_weight
+from potq.numerics.scheme import WEIGHTED_METHODS
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.rtn import choose_scales
 from potq.ptq.weight import check_weight, describe_weight
@@ -253,7 +254,7 @@ def _prepare_target(
             None if row_scale is None else row_scale.to(weight.device, copy=True),
         )
     owner = _swap(module)
-    method = method if method in ("absmax", "mse") else "mse"
+    method = "mse" if method in WEIGHTED_METHODS else method
     owner.hold(target.scheme, settings, scales, method=method, candidates=candidates)
     for name in target.tied:
         _swap(model.get_submodule(name)).tie(owner)
