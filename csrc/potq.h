@@ -23,7 +23,7 @@ extern "C" {
 #define POTQ_API __attribute__((visibility("default")))
 #endif
 
-#define POTQ_ABI 6
+#define POTQ_ABI 7
 
 enum potq_scale_format { POTQ_SCALE_FLOAT16 = 0, POTQ_SCALE_E8M0 = 1 };
 enum potq_dtype { POTQ_FLOAT32 = 0, POTQ_BFLOAT16 = 1 };
@@ -38,7 +38,8 @@ typedef struct {
   int32_t scale_format;   /* potq_scale_format */
   int32_t scale_rows;     /* rows of the scale tensor: `rows`, or 1 that all rows share */
   int32_t reference_log2; /* the stored scale is worth the level 2^reference_log2; 0..7 */
-  int8_t levels[16];      /* level of each code; 8 bits need no table */
+  int32_t trellis;        /* 1: codes of 2 or 3 bits are those of a trellis (docs/format.md); else 0 */
+  int8_t levels[16];      /* level of each code; with a trellis all 2^(bits + 1), ascending; 8 bits need no table */
 } potq_format;
 
 /* y = x W^T + bias for m rows of x. x (m x columns), y (m x rows) and bias (rows, or NULL) are row-major, of one dtype. */

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -59,10 +59,10 @@ for _ in range({repeats}):
 """
 
 
-def products(where: str, m: int) -> Iterator[Row]:
+def products(where: str, m: int, schemes: Sequence[str] = SCHEMES) -> Iterator[Row]:
     """Every scheme, and memory that is read in the same rounds."""
     case = Case(*(CACHED if where == "cache" else COLD), m)
-    peers: list[Peer] = [Ours(scheme) for scheme in SCHEMES]
+    peers: list[Peer] = [Ours(scheme) for scheme in schemes]
     if where == "memory":
         peers.append(ReadBandwidth("sum"))
     copies = {peer.name: COPIES if where == "cache" else copies_for(peer, case, footprint(m)) for peer in peers}

@@ -37,5 +37,29 @@ def trellis(rows: Sequence[Row]) -> list[Goal]:
     ]
 
 
+def gops(rows: Sequence[Row], where: str, m: int, scheme: str) -> float | None:
+    wanted = {"what": "product", "where": where, "m": m, "name": scheme}
+    return next((row["gops"] for row in rows if wanted.items() <= row.items()), None)
+
+
+def tokens(rows: Sequence[Row], scheme: str) -> float | None:
+    """A second."""
+    return next((row["tokens_per_s"] for row in rows if (row["what"], row["name"]) == ("decode", scheme)), None)
+
+
+def speed(rows: Sequence[Row]) -> list[Goal]:
+    def times(over: float | None, under: float | None) -> float | None:
+        return None if over is None or under is None else round(over / under, 3)
+
+    cold, ours = (gops(rows, "memory", 1, scheme) for scheme in ("pot2", "pot2t"))
+    decoded = tokens(rows, "pot2t")
+    return [
+        at_most("one row from memory: time of pot2t / pot2", 1.35, times(cold, ours)),
+        at_least("decode: tokens a second of pot2t / pot2", 0.8, times(decoded, tokens(rows, "pot2"))),
+        at_least("decode: tokens a second of pot2t / pot4", 1.0, times(decoded, tokens(rows, "pot4"))),
+    ]
+
+
 TRELLIS = Benchmark("trellis", trellis)
-BENCHMARKS = (TRELLIS,)
+SPEED = Benchmark("trellis_speed", speed, timed="cpu")
+BENCHMARKS = (TRELLIS, SPEED)

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from benchmarks.common.goals import Row
-from benchmarks.common.markdown import table
+from benchmarks.common.markdown import captioned, table
+from benchmarks.common.results import Content
 from benchmarks.ptq.settings import FULL
-from benchmarks.trellis.goals import TRELLIS, excess
+from benchmarks.trellis.goals import SPEED, TRELLIS, excess, gops, tokens
 
 _ALGORITHMS = ("fast", "gptq", "balanced", "best")
 
 
 def document() -> dict[str, str]:
     rows: list[Row] = TRELLIS.read()["rows"]
-    return {"trellis sources": _sources(rows), "trellis models": _models(rows)}
+    speed = captioned(SPEED, _speed)
+    return {"trellis sources": _sources(rows), "trellis models": _models(rows), "trellis speed": speed}
+
+
+def _speed(content: Content) -> str:
+    rows: list[Row] = content["rows"]
+    lines = []
+    for scheme in dict.fromkeys(row["name"] for row in rows if "gops" in row):
+        products = [gops(rows, where, m, scheme) for where in ("cache", "memory") for m in (1, 16)]
+        size = next((row["weight_bytes"] for row in rows if (row["what"], row["name"]) == ("decode", scheme)), None)
+        figures = [*products, tokens(rows, scheme), size and size / 1e6]
+        lines.append([f"`{scheme}`", *("-" if figure is None else f"{figure:.0f}" for figure in figures)])
+    products_of = [f"{where}, m = {m}: GOP/s" for where in ("in the caches", "from memory") for m in (1, 16)]
+    return table(("scheme", *products_of, "decode, tokens/s", "the weights in memory, MB"), lines)
 
 
 def _sources(rows: list[Row]) -> str:

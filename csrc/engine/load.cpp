@@ -7,6 +7,7 @@
 
 #include "../kernels/layout.h"
 #include "../numbers.h"
+#include "../trellis.h"
 #include "error.h"
 #include "model.h"
 #include "safetensors.h"
@@ -218,7 +219,7 @@ class Loader {
           "%s: the weights have %s.weight_packed, but quantization_config leaves %s in full precision; config.json and the "
           "weights do not belong together",
           document_.file().c_str(), name.c_str(), name.c_str());
-    for (const int width : plane_widths(scheme->bits)) source->row_bytes += plane_bytes(m.columns, width);
+    for (const int width : plane_widths(scheme->code_bits())) source->row_bytes += plane_bytes(m.columns, width);
     source->group = scheme->grouping == Scheme::kGroups ? std::min<int64_t>(scheme->group, m.columns) : m.columns;
     source->groups = (m.columns + source->group - 1) / source->group;
     source->codes = &take(name + ".weight_packed", {source->all, source->row_bytes}, "U8", source->first);
@@ -243,7 +244,8 @@ class Loader {
     const Scheme& scheme = *source.scheme;
     potq_format format = {};
     format.rows = source.matrix->rows, format.columns = source.matrix->columns;
-    format.bits = scheme.bits, format.group = int32_t(source.group), format.scale_rows = scale_rows;
+    format.bits = scheme.code_bits(), format.trellis = scheme.trellis;
+    format.group = int32_t(source.group), format.scale_rows = scale_rows;
     format.scale_format = scheme.e8m0 ? POTQ_SCALE_E8M0 : POTQ_SCALE_FLOAT16;
     format.reference_log2 = scheme.reference_log2;
     for (size_t code = 0; code < scheme.levels.size() && code < 16; code++) format.levels[code] = int8_t(scheme.levels[code]);
@@ -395,7 +397,7 @@ class Loader {
     const Scheme& scheme = *source.scheme;
     const int64_t columns = source.matrix->columns;
     const bool some_unused = std::find(scheme.unused.begin(), scheme.unused.end(), 1) != scheme.unused.end();
-    const std::vector<int> widths = plane_widths(scheme.bits);
+    const std::vector<int> widths = plane_widths(scheme.code_bits());
     for (size_t r = 0; r < rows; r++) {
       const uint8_t* row = codes + r * size_t(source.row_bytes);
       const uint8_t* plane = row;
@@ -423,7 +425,7 @@ class Loader {
 
   static void dequantize(const Source& source, const uint8_t* codes, const uint8_t* scale, bool shared, int first, int last) {
     const Scheme& scheme = *source.scheme;
-    const std::vector<int> widths = plane_widths(scheme.bits);
+    const std::vector<int> widths = plane_widths(scheme.code_bits());
     const int64_t columns = source.matrix->columns;
     float levels[256];
     for (size_t code = 0; code < scheme.levels.size(); code++)
@@ -431,9 +433,11 @@ class Loader {
     for (int r = first; r < last; r++) {
       const uint8_t* row = codes + size_t(r - first) * size_t(source.row_bytes);
       float* to = reinterpret_cast<float*>(source.to) + size_t(r) * size_t(columns);
+      Path path;
       for (int64_t k = 0; k < columns; k++) {
         const size_t group = size_t(k / source.group) + (shared ? 0 : size_t(r - first) * size_t(source.groups));
-        to[k] = scale_of(source, scale, group) * levels[code_at(widths, row, columns, k)];
+        const int code = code_at(widths, row, columns, k);
+        to[k] = scale_of(source, scale, group) * levels[scheme.trellis ? path.level(code) : code];
       }
     }
   }

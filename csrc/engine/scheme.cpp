@@ -15,7 +15,7 @@ constexpr const char* kUpgrade = "upgrade potq (pip install --upgrade potq)";
 // those of src/potq/numerics/features.py
 constexpr std::string_view kFeatures[] = {"bit-planes",    "e8m0-scales", "expert-stacks", "row-scales",
                                           "signed-scales", "table-grids", "tensor-scales", "trellis"};
-constexpr std::string_view kNotComputed[] = {"expert-stacks", "trellis"};
+constexpr std::string_view kNotComputed[] = {"expert-stacks"};
 // keys and words of quantization_config
 constexpr std::string_view kKeys[] = {"quant_method", "version", "features", "scheme",       "embedding",
                                       "targets",      "ignore",  "effort",   "scale_method", "scale_candidates"};
@@ -137,6 +137,21 @@ void read_grid(const Value& grid, Scheme* scheme, const std::string& where) {
   while (largest >> scheme->reference_log2 > 1) scheme->reference_log2++;
 }
 
+bool read_flag(const Value& entry, const char* key, const std::string& where) {
+  if (!entry.is(Kind::kTrue) && !entry.is(Kind::kFalse))
+    wrong(where, (std::string(key) + " is neither true nor false").c_str());
+  return entry.is(Kind::kTrue);
+}
+
+// Numbers of levels are what a trellis stores.
+void read_trellis(Scheme* scheme, const std::string& where) {
+  if (scheme->e8m0 || scheme->signed_scale || scheme->grouping == Scheme::kTensor)
+    wrong(where, "trellis wants scale_dtype float16, no signed_scale, and groups within a row");
+  std::sort(scheme->levels.begin(), scheme->levels.end());
+  if (scheme->bits < 3 || std::adjacent_find(scheme->levels.begin(), scheme->levels.end()) != scheme->levels.end())
+    wrong(where, "trellis wants a grid of 3 bits or more, every level of it once");
+}
+
 Scheme read_scheme(const Value& value, const std::string& where) {
   Scheme scheme;
   if (!value.is(Kind::kObject) || !value["grid"].is(Kind::kObject)) wrong(where, "a scheme has no grid");
@@ -156,11 +171,11 @@ Scheme read_scheme(const Value& value, const std::string& where) {
         wrong(where, "scale_dtype is neither float16 nor e8m0");
       scheme.e8m0 = entry.string() == "e8m0";
     } else if (key == "row_scale") {
-      if (!entry.is(Kind::kTrue) && !entry.is(Kind::kFalse)) wrong(where, "row_scale is neither true nor false");
-      scheme.row_scale = entry.is(Kind::kTrue);
+      scheme.row_scale = read_flag(entry, "row_scale", where);
     } else if (key == "signed_scale") {
-      if (!entry.is(Kind::kTrue) && !entry.is(Kind::kFalse)) wrong(where, "signed_scale is neither true nor false");
-      scheme.signed_scale = entry.is(Kind::kTrue);
+      scheme.signed_scale = read_flag(entry, "signed_scale", where);
+    } else if (key == "trellis") {
+      scheme.trellis = read_flag(entry, "trellis", where);
     } else if (key == "rounding") {
       check_word(entry, "rounding", kRoundings, where);
     } else {
@@ -170,6 +185,7 @@ Scheme read_scheme(const Value& value, const std::string& where) {
   if (scheme.signed_scale && scheme.e8m0) wrong(where, "signed_scale wants scale_dtype float16");
   if (scheme.row_scale && (!scheme.e8m0 || scheme.grouping == Scheme::kTensor))
     wrong(where, "row_scale wants scale_dtype e8m0, and groups within a row");
+  if (scheme.trellis) read_trellis(&scheme, where);
   if (scheme.grouping == Scheme::kGroups && !scheme.group) scheme.group = 64;
   return scheme;
 }

@@ -15,15 +15,16 @@ namespace engine {
 
 struct Scheme {
   enum Grouping : uint8_t { kGroups, kRow, kTensor };
-  int bits = 0;
-  std::vector<int64_t> levels;  // by code
+  int bits = 0;                 // of the grid
+  std::vector<int64_t> levels;  // by code; with a trellis ascending
   std::vector<uint8_t> unused;  // by code: 1 if no file may have it
   bool twos_complement = false;
   int reference_log2 = 0;
   Grouping grouping = kGroups;
   int64_t group = 0;  // kGroups
-  bool e8m0 = false, row_scale = false, signed_scale = false;
+  bool e8m0 = false, row_scale = false, signed_scale = false, trellis = false;
 
+  int code_bits() const { return bits - trellis; }  // as stored
   bool fits_int8() const;
 };
 

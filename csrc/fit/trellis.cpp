@@ -14,6 +14,8 @@
  * The alternative, a best path for each block of columns and the block's error to the next one (QTIP, arXiv 2406.11235), feeds
  * nothing back within a block, and loses most of what GPTQ gains: docs/trellis.md has both.
  */
+#include "../trellis.h"
+
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -27,8 +29,6 @@ namespace {
 
 constexpr int32_t kStates = 8, kSubsets = 4, kLanes = 16;
 constexpr float kFar = 1e30f;  // the cost of a state that no path reaches
-
-constexpr int32_t subset(int32_t path) { return ((path ^ path >> 2 ^ path >> 3) & 1) * 2 + (path >> 1 & 1); }
 
 // By the ways into every state: the first one into 0 to 7, then the second ones.
 constexpr int32_t kSubset[2 * kStates] = {subset(0),  subset(1),  subset(2),  subset(3), subset(4),  subset(5),

@@ -112,6 +112,8 @@ int32_t potq_isa_usable(int32_t isa) {
 const char* potq_unsupported(const potq_format* format) {
   const int bits = format->bits;
   if (bits != 2 && bits != 3 && bits != 4 && bits != 8) return "kernels exist for 2, 3, 4 and 8 bits";
+  if (format->trellis != 0 && format->trellis != 1) return "trellis is neither 0 nor 1";
+  if (format->trellis && bits > 3) return "kernels exist for a trellis of 2 and 3 bits";
   if (format->rows < 1 || format->columns < 1) return "the weight is empty";
   if (format->rows > INT32_MAX - kRows || format->columns > INT32_MAX / 2) return "the weight has 2^30 columns or more";
   if (format->group < 1 || (format->group < format->columns && format->group % kUnit))

@@ -15,6 +15,8 @@
 //              bits of 8 columns beside their low ones, two codes a byte: j and 4 + j, or 8 + j and 12 + j.
 //   8 bits     16 rows x 4 columns: byte 4 r + j holds column j
 //
+// A trellis is decoded when it is packed: tiles hold the numbers of its levels, which have a bit more than its codes.
+//
 // Columns are padded to whole blocks (their activations are zero), rows to whole row blocks (their scales are zero). Nothing
 // but the start of the tiles is aligned: at 3 bits a block of 16 columns has 96 bytes.
 #pragma once
@@ -38,6 +40,9 @@ constexpr int kThirdsBytes = 32;  // of the third bits of a unit
 
 inline size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
 
+// Bits of a code in tiles.
+inline int tile_bits(const potq_format& format) { return format.bits + format.trellis; }
+
 // Where the code of a step of 4 columns stands in its byte (3 bits: the low two of it).
 inline int field_shift(int bits, int step) {
   if (bits == 3) return (step % 2 * 2 + step / 2) * 2;
@@ -50,8 +55,9 @@ inline int third_shift(int lane, int step) { return step % 2 * 4 + step / 2 + la
 
 // The largest magnitude of a level.
 inline int largest_level(const potq_format& format) {
-  int largest = format.bits == 8 ? 128 : 0;
-  for (int code = 0; format.bits < 8 && code < 1 << format.bits; code++) {
+  const int bits = tile_bits(format);
+  int largest = bits == 8 ? 128 : 0;
+  for (int code = 0; bits < 8 && code < 1 << bits; code++) {
     const int level = format.levels[code], magnitude = level < 0 ? -level : level;
     largest = magnitude > largest ? magnitude : largest;
   }
@@ -75,7 +81,7 @@ struct Layout {
     blocks = (format.columns + block - 1) / block;
     groups = one_group ? 1 : (format.columns + format.group - 1) / format.group;
     blocks_per_group = one_group ? blocks : format.group / block;
-    block_bytes = size_t(block) * kRows * size_t(format.bits) / 8;
+    block_bytes = size_t(block) * kRows * size_t(tile_bits(format)) / 8;
     group_bytes = kRows * (format.scale_format == POTQ_SCALE_FLOAT16 ? 2 : 1);
     scales_bytes = round_up(size_t(groups) * group_bytes, kTile);
     row_block_bytes = scales_bytes + block_bytes * size_t(blocks);

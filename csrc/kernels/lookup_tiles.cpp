@@ -35,7 +35,7 @@ void potq_lookup_tiles(const potq_format* format, const uint8_t* tiles, int64_t 
     const uint8_t* block = row_block + layout.scales_bytes + size_t(b) * layout.block_bytes;
     const int first = b * layout.block;
     for (int k = 0; k < layout.block && first + k < format->columns; k++) {
-      const int code = tile_code(layout, format->bits, block, lane, k);
+      const int code = tile_code(layout, tile_bits(*format), block, lane, k);
       const int level = format->bits == 8 ? int8_t(code) : format->levels[code];
       out[first + k] = scale * (float(level) * reference);
     }

@@ -3,6 +3,7 @@
 
 #include "../numbers.h"
 #include "../potq.h"
+#include "../trellis.h"
 #include "layout.h"
 
 namespace potq {
@@ -25,9 +26,14 @@ inline int code_at(const potq_format& format, const uint8_t* row, int64_t column
   return field(row, column, 2) | field(row + plane_bytes(format, 2), column, 1) << 2;
 }
 
-// Codes of a canonical row, one a byte.
+// Codes of a canonical row as tiles have them, one a byte.
 void unpack_row(const potq_format& format, const uint8_t* row, int first, int count, uint8_t* codes) {
   for (int i = 0; i < count; i++) codes[i] = uint8_t(code_at(format, row, first + i));
+  if (!format.trellis) return;
+  Path path;
+  for (int64_t column = first < Path::kMemory ? 0 : first - Path::kMemory; column < first; column++)
+    path.level(code_at(format, row, column));
+  for (int i = 0; i < count; i++) codes[i] = uint8_t(path.level(codes[i]));
 }
 
 float scale_at(const potq_format& format, const void* scale, int64_t index) {
@@ -90,7 +96,7 @@ inline void pack_thirds(const uint8_t* bits, int lane, uint8_t* thirds) {
   }
 }
 
-// The same as pack_unit for one row whose 16 columns are all there, without a code by itself: `row` is canonical.
+// The same as pack_unit for one row whose 16 columns are all there, without a code by itself: `row` is canonical. No trellis.
 inline void pack_whole_unit(const potq_format& format, const uint8_t* row, int column, int lane, uint8_t* tiles,
                             uint8_t* thirds) {
   uint8_t* to = tiles + lane * 4;
@@ -117,14 +123,15 @@ inline void pack_whole_unit(const potq_format& format, const uint8_t* row, int c
 }
 
 void pack_row_block(const potq_format& format, const Layout& layout, const uint8_t* packed, int block, uint8_t* tiles) {
-  const size_t bytes = row_bytes(format), unit_bytes = size_t(kTile) * size_t(format.bits == 3 ? 2 : format.bits) / 2;
+  const int bits = tile_bits(format);
+  const size_t bytes = row_bytes(format), unit_bytes = size_t(kTile) * size_t(bits == 3 ? 2 : bits) / 2;
   const int units = layout.block / kUnit;
-  const bool all_rows = int64_t(block + 1) * kRows <= format.rows;
+  const bool whole_rows = int64_t(block + 1) * kRows <= format.rows && !format.trellis;
   uint8_t codes[kRows][kMaxBlock];
   for (int b = 0; b < layout.blocks; b++, tiles += layout.block_bytes) {
     const int first = b * layout.block;
     const int count = layout.block < format.columns - first ? layout.block : format.columns - first;
-    const int whole = all_rows ? count / kUnit : 0;
+    const int whole = whole_rows ? count / kUnit : 0;
     uint8_t* thirds = tiles + size_t(units) * unit_bytes;
     for (int lane = 0; lane < kRows && whole; lane++) {
       const uint8_t* row = packed + (size_t(block) * kRows + size_t(lane)) * bytes;
@@ -138,7 +145,7 @@ void pack_row_block(const potq_format& format, const Layout& layout, const uint8
       if (row < format.rows) unpack_row(format, packed + size_t(row) * bytes, first, count, codes[lane]);
     }
     for (int u = whole; u < units; u++)
-      pack_unit(format.bits, codes, u * kUnit, tiles + size_t(u) * unit_bytes, thirds + u * kThirdsBytes);
+      pack_unit(bits, codes, u * kUnit, tiles + size_t(u) * unit_bytes, thirds + u * kThirdsBytes);
   }
 }
 
@@ -162,14 +169,17 @@ void potq_lookup(const potq_format* format, const uint8_t* packed, const void* s
   const Layout layout(*format);
   const float reference = float_of(uint32_t(127 - format->reference_log2) << 23);
   float levels[256];
-  for (int code = 0; code < 1 << format->bits; code++)
+  for (int code = 0; code < 1 << tile_bits(*format); code++)
     levels[code] = float(format->bits == 8 ? int8_t(code) : format->levels[code]) * reference;
   const int group = layout.groups == 1 ? format->columns : format->group;
+  uint8_t codes[kMaxBlock];
   for (int64_t i = first; i < last; i++) {
     const uint8_t* row = packed + size_t(ids[i]) * row_bytes(*format);
     const int64_t scales = format->scale_rows == 1 ? 0 : ids[i] * layout.groups;
     for (int column = 0; column < format->columns; column++) {
-      const float value = scale_at(*format, scale, scales + column / group) * levels[code_at(*format, row, column)];
+      const int at = column % kMaxBlock, left = format->columns - column;
+      if (at == 0) unpack_row(*format, row, column, left < kMaxBlock ? left : kMaxBlock, codes);
+      const float value = scale_at(*format, scale, scales + column / group) * levels[codes[at]];
       const int64_t index = i * format->columns + column;
       if (dtype == POTQ_FLOAT32)
         static_cast<float*>(out)[index] = value;

@@ -264,7 +264,7 @@ void multiply_bits(const potq_product& product, const uint8_t* prepared, int64_t
 template <class V, template <class, int, int, int> class Arithmetic, int kMax>
 void multiply_with(const potq_product& product, const uint8_t* prepared, int64_t first, int rows, int first_block,
                    int last_block) {
-  switch (product.format->bits) {
+  switch (tile_bits(*product.format)) {
     case 2: return multiply_bits<V, 2, Arithmetic, kMax>(product, prepared, first, rows, first_block, last_block);
     case 3: return multiply_bits<V, 3, Arithmetic, kMax>(product, prepared, first, rows, first_block, last_block);
     case 4: return multiply_bits<V, 4, Arithmetic, kMax>(product, prepared, first, rows, first_block, last_block);

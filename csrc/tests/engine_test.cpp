@@ -144,7 +144,7 @@ void check_models() {
     if (model.family == tiny::kGpt2) model.kv_heads = model.heads;
     for (const int32_t arithmetic : {POTQ_INT8, POTQ_FLOAT}) check(model, arithmetic);
   }
-  for (const tiny::Weights kind : {tiny::kFloat32, tiny::kFloat16, tiny::kBFloat16, tiny::kPot6}) {
+  for (const tiny::Weights kind : {tiny::kFloat32, tiny::kFloat16, tiny::kBFloat16, tiny::kPot6, tiny::kPot2t}) {
     tiny::Model model;
     model.weights = kind;
     check(model, POTQ_INT8);

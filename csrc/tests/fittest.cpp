@@ -1,6 +1,6 @@
-// Self-test of the routines that fit a weight to its grid (search.cpp, candidates.cpp, columns.cpp, straight_through.cpp)
-// against what potq.h says of them, computed naively in double: every stored scale is tried, every level, every column's sum
-// from its beginning.
+// Self-test of the routines that fit a weight to its grid (search.cpp, candidates.cpp, columns.cpp, straight_through.cpp,
+// trellis.cpp) against what potq.h says of them, computed naively in double: every stored scale is tried, every level, every
+// path, every column's sum from its beginning.
 //
 // Prints how many cases there were and a hash of all outputs, which every platform must agree on. Exits with 1 on a mismatch,
 // after at most ten of them, each with the parameters of its case. Half of the cases are of numbers so short that float
@@ -8,6 +8,7 @@
 // exactly its size, for AddressSanitizer to see what is beside it, and outputs are NaN (or ones) before the call.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdarg>
 #include <cstdio>
@@ -286,6 +287,165 @@ void check_round(Grid grid, int dtype) {
   for (size_t i = 0; i < sums.size(); i++) grid.check_close("scale gradient", i, to_scale[i], sums[i]);
 }
 
+// ---- Paths through a trellis ---------------------------------------------------------------------------------------------
+
+// Rows whose levels form paths. The path's last bits are b[0], b[1] and b[2], the newest first.
+struct Rows {
+  using Bits = std::array<int, 3>;
+  Random random;
+  bool exact;
+  int rows, columns, n_levels;
+  Floats levels, weights, steps;
+
+  Rows(int number, int most) : random{std::mt19937_64(uint64_t(number))}, exact(random.one_in(2)) {
+    rows = random.of({1, 2, 5, 16, 17, 33}), columns = random.between(1, most), n_levels = random.of({8, 16, 32, 256});
+    for (int i = 0; i < n_levels; i++) levels.push_back(exact ? float(i - n_levels / 2) * 0.5f : random.normal() * 4);
+    std::sort(levels.begin(), levels.end());
+    for (size_t at = 0; at < size(); at++) {
+      weights.push_back(exact ? float(random.between(-32, 32)) * 0.25f : random.normal() * 8);
+      steps.push_back(exact ? random.power(-1, 1) : 0.5f + random.uniform());
+    }
+  }
+
+  void announce(const char* what) const {
+    ::announce(text("%s: rows=%d columns=%d levels=%d exact=%d", what, rows, columns, n_levels, exact));
+  }
+
+  size_t size() const { return size_t(rows) * size_t(columns); }
+  double error(double weight, size_t at, size_t level) const { return weight - double(steps[at]) * levels[level]; }
+
+  // The level nearest to a weight of those that are open to it if its own bit is `bit`.
+  size_t nearest(double weight, size_t at, int bit, const Bits& b) const {
+    size_t best = size_t(2 * (bit ^ b[1] ^ b[2]) + b[0]);
+    for (size_t i = best; i < levels.size(); i += 4)
+      if (std::fabs(error(weight, at, i)) < std::fabs(error(weight, at, best))) best = i;
+    return best;
+  }
+
+  // The least sum of squares of a row from entry `at` on.
+  double least(size_t at, const Bits& b) const {
+    double best = std::numeric_limits<double>::infinity();
+    for (int bit = 0; bit < 2; bit++) {
+      const double own = error(weights[at], at, nearest(weights[at], at, bit, b));
+      const bool last = (at + 1) % size_t(columns) == 0;
+      best = std::fmin(best, own * own + (last ? 0 : least(at + 1, {bit, b[0], b[1]})));
+    }
+    return best;
+  }
+
+  // Goes on along the path by the number of a level; false: it is not open.
+  static bool follow(uint8_t level, Bits& b) {
+    const int bit = (level >> 1 & 1) ^ b[1] ^ b[2];
+    const bool open = (level & 1) == b[0];
+    b = {bit, b[0], b[1]};
+    return open;
+  }
+};
+
+void check_best_paths(int number) {
+  const Rows rows(number, 7);
+  rows.announce("potq_best_paths");
+  const size_t columns = size_t(rows.columns);
+  const auto search = [&](int threads, uint8_t* index, float* costs) {
+    potq_best_paths(rows.levels.data(), rows.n_levels, rows.weights.data(), rows.steps.data(), rows.rows, rows.columns, index,
+                    costs, threads);
+  };
+  const auto [index, costs] = run_with_threads([&](int threads) {
+    Bytes i(rows.size(), 0xff);
+    Floats c(size_t(rows.rows), kNan);
+    search(threads, i.data(), c.data());
+    return std::tuple(i, c);
+  });
+  Floats alone(costs.size(), kNan);
+  search(1, nullptr, alone.data());
+  if (alone != costs) fail("costs alone differ");
+  for (size_t row = 0; row < costs.size(); row++) {
+    const double least = rows.least(row * columns, {}), slack = rows.exact ? 0 : 1e-5 * (least + 0.01);
+    Rows::Bits b = {};
+    double own = 0;
+    for (size_t at = row * columns; at < (row + 1) * columns; at++) {
+      if (index[at] >= rows.n_levels || !Rows::follow(index[at], b)) return fail(text("entry %zu leaves the trellis", at));
+      own += rows.error(rows.weights[at], at, index[at]) * rows.error(rows.weights[at], at, index[at]);
+    }
+    if (!(std::fabs(own - least) <= slack) || !(std::fabs(costs[row] - least) <= slack))
+      fail(text("row %zu: cost %.9g, of the path %.9g, the least is %.9g", row, costs[row], own, least));
+  }
+}
+
+// A path on its way, and what it left of the weights to come.
+struct Survivor {
+  double cost = std::numeric_limits<double>::infinity();
+  std::vector<double> left, errors;
+  Bytes index;
+};
+
+// For every state, b[2] b[1] b[0] as a number, the path that comes to it behind the columns.
+std::vector<Survivor> survivors(const Rows& rows, const Floats& factor, size_t row, int start) {
+  const size_t columns = size_t(rows.columns);
+  std::vector<Survivor> states(8);
+  const auto first = rows.weights.begin() + std::ptrdiff_t(row * columns);
+  states[size_t(start)] = {0, std::vector<double>(first, first + rows.columns), {}, {}};
+  for (size_t t = 0; t < columns; t++) {
+    std::vector<Survivor> next(8);
+    const float* u = &factor[t * columns];
+    for (int state = 0; state < 16; state++) {
+      const Survivor& from = states[size_t(state / 2)];
+      if (!std::isfinite(from.cost)) continue;
+      const Rows::Bits b = {state / 2 & 1, state / 4 & 1, state / 8};
+      const size_t at = row * columns + t, level = rows.nearest(from.left[t], at, state % 2, b);
+      const double error = rows.error(from.left[t], at, level) / u[t];
+      Survivor& to = next[size_t(state % 8)];
+      if (from.cost + error * error >= to.cost) continue;
+      to = from, to.cost += error * error;
+      to.index.push_back(uint8_t(level)), to.errors.push_back(error);
+      for (size_t j = t + 1; j < columns; j++) to.left[j] -= error * u[j];
+    }
+    states.swap(next);
+  }
+  return states;
+}
+
+// Numbers are exact, so that ties are.
+void check_compensate_paths(int number) {
+  Rows rows(2 * number, 9);
+  while (!rows.exact) rows = Rows(rows.random.between(0, 1 << 20), 9);
+  rows.announce("potq_compensate_paths");
+  const size_t columns = size_t(rows.columns), count = size_t(rows.rows);
+  const int kept = rows.random.between(1, rows.columns);
+  Floats factor(columns * columns);
+  for (size_t i = 0; i < columns; i++) {
+    factor[i * columns + i] = rows.random.power(-1, 1);
+    for (size_t j = i + 1; j < columns; j++)
+      factor[i * columns + j] = factor[i * columns + i] * float(rows.random.between(-1, 1));
+  }
+  Bytes starts, ends;
+  for (size_t row = 0; row < count; row++)
+    starts.push_back(uint8_t(rows.random.between(0, 7))), ends.push_back(uint8_t(rows.random.between(0, 7)));
+  const bool ended = columns >= 3 && rows.random.one_in(2);  // then every state can be reached
+  const potq_path_columns block = {rows.levels.data(), rows.rows, rows.n_levels, rows.columns, kept};
+  const auto [states, index, errors] = run_with_threads([&](int threads) {
+    Bytes s = starts, i(count * size_t(kept), 0xff);
+    Floats e(count * size_t(kept), kNan);
+    potq_compensate_paths(&block, rows.weights.data(), rows.steps.data(), factor.data(), ended ? ends.data() : nullptr,
+                          s.data(), i.data(), e.data(), threads);
+    return std::tuple(s, i, e);
+  });
+  for (size_t row = 0; row < count; row++) {
+    const std::vector<Survivor> found = survivors(rows, factor, row, starts[row]);
+    const auto cheaper = [](const Survivor& a, const Survivor& b) { return a.cost < b.cost; };
+    const Survivor& best = ended ? found[ends[row]] : *std::min_element(found.begin(), found.end(), cheaper);
+    Rows::Bits b = {starts[row] & 1, starts[row] >> 1 & 1, starts[row] >> 2};
+    for (size_t t = 0; t < size_t(kept); t++) {
+      const size_t at = row * size_t(kept) + t;
+      if (index[at] != best.index[t] || errors[at] != float(best.errors[t]))
+        return fail(text("row %zu, column %zu: level %d, error %.9g, expected %d and %.9g", row, t, index[at], errors[at],
+                         best.index[t], best.errors[t]));
+      Rows::follow(index[at], b);
+    }
+    if (states[row] != (b[2] << 2 | b[1] << 1 | b[0])) fail(text("row %zu ends in state %d", row, states[row]));
+  }
+}
+
 // ---- The best scale ------------------------------------------------------------------------------------------------------
 
 Floats any_table(Random& random, int count) {
@@ -485,6 +645,10 @@ int main() {
     check_descend(grid);
     check_round(grid, POTQ_FLOAT32);
     check_round(grid, POTQ_BFLOAT16);
+  }
+  for (int number = 0; number < 300; number++) {
+    check_best_paths(number);
+    check_compensate_paths(number);
   }
   check_all_best_scales();
   for (int number = 0; number < 400; number++) check_best_candidates(number);

@@ -83,15 +83,21 @@ inline int block_columns(const potq_format& format) {
 
 inline int level(const potq_format& format, uint8_t code) { return format.bits == 8 ? int8_t(code) : format.levels[code]; }
 
+// The level of a column of a row, of whose codes none behind it is looked at.
+inline int level_in_row(const potq_format& format, const uint8_t* row, int column) {
+  if (!format.trellis) return level(format, row[column]);
+  const auto path = [=](int back) { return column >= back && row[column - back] % 2; };
+  const bool high = path(0) != (path(2) != path(3));
+  return format.levels[row[column] / 2 * 4 + high * 2 + path(1)];
+}
+
 // A weight with one code a byte.
 struct Weight {
   potq_format format;
   std::vector<uint8_t> codes;
   std::vector<uint8_t> scale;  // the stored tensor's bytes
 
-  int level_at(int row, int column) const {
-    return level(format, codes[size_t(row) * size_t(format.columns) + size_t(column)]);
-  }
+  int level_at(int row, int column) const { return level_in_row(format, &codes[size_t(row) * size_t(format.columns)], column); }
 
   float scale_at(int row, int column) const {
     const int group = one_group(format) ? 0 : column / format.group;
@@ -205,7 +211,7 @@ inline std::vector<float> multiply(const Weight& weight, const std::vector<float
                                    int arithmetic) {
   const size_t rows = size_t(weight.format.rows), columns = size_t(weight.format.columns);
   std::vector<int8_t> levels(rows * columns);
-  for (size_t i = 0; i < levels.size(); i++) levels[i] = int8_t(level(weight.format, weight.codes[i]));
+  for (size_t i = 0; i < levels.size(); i++) levels[i] = int8_t(weight.level_at(int(i / columns), int(i % columns)));
   std::vector<float> y(size_t(m) * rows);
   for (size_t i = 0; i < size_t(m); i++) {
     const float* xi = &x[i * columns];

@@ -232,7 +232,8 @@ void catch_faults() {
 struct Table {
   const char* name;
   int bits, reference_log2;
-  std::vector<int> levels;  // of every code; empty at 8 bits
+  std::vector<int> levels;  // of every code, or with a trellis ascending; empty at 8 bits
+  bool trellis = false;
 };
 
 std::vector<int> sign_magnitude(std::vector<int> magnitudes) {
@@ -256,6 +257,11 @@ const std::vector<Table>& tables() {
       {"ternary", 2, 0, sign_magnitude({0, 1})},
       {"wide2", 2, 7, {127, -128, -127, 1}},
       {"int8", 8, 7, {}},
+      {"pot2t", 2, 3, {-8, -4, -2, -1, 1, 2, 4, 8}, true},
+      {"int2t", 2, 2, {-7, -5, -3, -1, 1, 3, 5, 7}, true},
+      {"wide2t", 2, 7, {-128, -127, -64, -1, 0, 1, 126, 127}, true},
+      {"apot3t", 3, 5, {-63, -48, -36, -28, -20, -14, -8, -3, 3, 8, 14, 20, 28, 36, 48, 63}, true},
+      {"wide3t", 3, 7, {-128, -127, -126, -64, -32, -16, -8, 0, 1, 2, 4, 8, 16, 64, 126, 127}, true},
   };
   return all;
 }
@@ -310,6 +316,7 @@ potq_format format_of(const Spec& spec) {
   format.scale_format = spec[kScaleFormat];
   format.scale_rows = spec[kScaleRows] ? format.rows : 1;
   format.reference_log2 = table.reference_log2;
+  format.trellis = table.trellis;
   for (size_t i = 0; i < 16; i++) format.levels[i] = int8_t(i < table.levels.size() ? table.levels[i] : 99);  // 99: not read
   return format;
 }
@@ -333,27 +340,34 @@ std::string describe(const Spec& spec, int number) {
 // The sign that kExtreme gives a column and that kMatched answers, so that all products of a row have one sign.
 bool positive_column(int column) { return Random(uint64_t(column)).one_in(2); }
 
-uint8_t code_of_extreme_level(const potq_format& format, bool largest) {
-  int best = 0;
-  for (int code = 1; code < 1 << format.bits; code++) {
-    const int level = oracle::level(format, uint8_t(code)), champion = oracle::level(format, uint8_t(best));
-    if (largest ? level > champion : level < champion) best = code;
+// Of a column of a row whose codes before it are there.
+uint8_t code_of_extreme_level(const potq_format& format, uint8_t* row, int column, bool largest) {
+  uint8_t best = 0;
+  int champion = 0;
+  for (int code = 0; code < 1 << format.bits; code++) {
+    row[column] = uint8_t(code);
+    const int level = oracle::level_in_row(format, row, column);
+    if (code && (largest ? level <= champion : level >= champion)) continue;
+    champion = level, best = row[column];
   }
-  return uint8_t(best);
+  return best;
 }
 
 std::vector<uint8_t> make_codes(const potq_format& format, int fill, Random& random) {
-  const uint8_t largest = code_of_extreme_level(format, true), least = code_of_extreme_level(format, false);
-  std::vector<uint8_t> codes;
-  codes.reserve(size_t(format.rows) * size_t(format.columns));
+  uint8_t one = 0;
+  const uint8_t largest = code_of_extreme_level(format, &one, 0, true), least = code_of_extreme_level(format, &one, 0, false);
+  std::vector<uint8_t> codes(size_t(format.rows) * size_t(format.columns));
   for (int row = 0; row < format.rows; row++) {
+    uint8_t* here = &codes[size_t(row) * size_t(format.columns)];
     for (int column = 0; column < format.columns; column++) {
-      uint8_t code = uint8_t(random.below(1 << format.bits));
-      if (fill == kLargestLevel) code = largest;
-      if (fill == kLeastLevel) code = least;
-      if (fill == kAlternating) code = (row + column) % 2 ? largest : least;
-      if (fill == kMatched) code = positive_column(column) != (row % 3 == 0) ? largest : least;
-      codes.push_back(code);
+      const uint8_t any = uint8_t(random.below(1 << format.bits));
+      const bool far = fill == kAlternating ? (row + column) % 2
+                       : fill == kMatched   ? positive_column(column) != (row % 3 == 0)
+                                            : fill == kLargestLevel;
+      here[column] = fill == kRandomCodes ? any
+                     : format.trellis     ? code_of_extreme_level(format, here, column, far)
+                     : far                ? largest
+                                          : least;
     }
   }
   return codes;
@@ -620,11 +634,12 @@ std::vector<std::pair<int, int>> random_ranges(int count, Random& random) {
   return ranges;
 }
 
-// A lower bound is the codes' own size; above it come padding to whole units and tiles, and 16 scales a group.
+// A lower bound is the codes' own size; above it come padding to whole units and tiles, the decoding of a trellis, and 16
+// scales a group.
 void check_sizes(const Case& c) {
   const size_t row_blocks = size_t(c.format.rows + kRowBlock - 1) / kRowBlock, unit = size_t(oracle::block_columns(c.format));
   const size_t columns = (size_t(c.format.columns) + unit - 1) / unit * unit;
-  const size_t codes = row_blocks * kRowBlock * columns * size_t(c.format.bits) / 8;
+  const size_t codes = row_blocks * kRowBlock * columns * size_t(c.format.bits + c.format.trellis) / 8;
   const size_t scales = row_blocks * (size_t(oracle::groups(c.format)) * kRowBlock * 2 + 128);
   const size_t least = size_t(c.format.rows) * size_t(c.format.columns) * size_t(c.format.bits) / 8;
   if (size_t(potq_row_blocks(&c.format)) != row_blocks) fail("potq_row_blocks is %d", potq_row_blocks(&c.format));
@@ -1036,6 +1051,9 @@ void check_formats() {
   for (const int bits : {2, 3, 4, 8}) {
     check_accepted("bits", [=](potq_format* f) { f->bits = bits; });
   }
+  for (const int bits : {2, 3}) check_accepted("trellis", [=](potq_format* f) { f->bits = bits, f->trellis = 1; });
+  for (const int bits : {4, 8}) check_refused("trellis", [=](potq_format* f) { f->bits = bits, f->trellis = 1; });
+  for (const int trellis : {-1, 2, INT32_MIN}) check_refused("trellis", [=](potq_format* f) { f->trellis = trellis; });
 }
 
 int isa_count() {

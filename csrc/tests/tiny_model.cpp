@@ -15,6 +15,7 @@ struct Kind {
   const char* dtype;  // null: quantized
   int bits;
   const char* grid;
+  bool trellis = false;
 };
 constexpr Kind kKinds[kWeights] = {
     {"F32", "F32", 32, ""},
@@ -30,6 +31,7 @@ constexpr Kind kKinds[kWeights] = {
      32768, 65536, 131072, 262144, 524288, 1048576, 2097152, 4194304, 8388608, 16777216, 33554432, 67108864, 134217728,
      268435456, 536870912, 1073741824])"},
     {"int8", nullptr, 8, R"("encoding": "twos-complement")"},
+    {"pot2t", nullptr, 3, R"("encoding": "sign-magnitude", "magnitudes": [1, 2, 4, 8])", true},
 };
 constexpr const char* kFamilyNames[kFamilies] = {"llama", "qwen2", "qwen3", "mistral", "gpt2"};
 
@@ -87,7 +89,8 @@ class Tensors {
   }
 
   void packed(const std::string& name, int rows, int columns) {
-    const int bits = kKinds[model_.weights].bits, first = bits == 8 ? 8 : bits >= 4 ? 4 : 2;
+    const int bits = kKinds[model_.weights].bits - kKinds[model_.weights].trellis;
+    const int first = bits == 8 ? 8 : bits >= 4 ? 4 : 2;
     const int group = model_.group && model_.group < columns ? model_.group : columns, groups = (columns + group - 1) / group;
     std::string codes, scales, row_scales;
     for (int row = 0; row < rows; row++) {
@@ -191,6 +194,7 @@ std::string quantization(const Model& m) {
   scheme.raw("group_size", m.group ? std::to_string(m.group) : "\"row\"");
   scheme.text("scale_dtype", m.e8m0 ? "e8m0" : "float16");
   scheme.flag("row_scale", m.row_scale);
+  scheme.flag("trellis", kind.trellis);
   result.text("quant_method", "potq");
   result.number("version", 1);
   result.raw("scheme", scheme.str());

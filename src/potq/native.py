@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-ABI = 6
+ABI = 7
 ISAS = ("scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neondot", "neoni8mm")  # in the library's numbering
 _PREFERRED = ("avx512vnni", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "scalar")
 _NAMES = ("libpotq.so", "libpotq.dylib", "potq.dll", "libpotq.dll")
@@ -38,6 +38,7 @@ class Format(ctypes.Structure):
         ("scale_format", c_int32),
         ("scale_rows", c_int32),
         ("reference_log2", c_int32),
+        ("trellis", c_int32),
         ("levels", c_int8 * 16),
     ]
 

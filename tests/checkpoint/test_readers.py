@@ -52,7 +52,7 @@ def test_every_feature_has_a_golden_folder_that_names_it() -> None:
     assert [name for name in PACKED if "features" not in quantization(GOLDEN / name)], "those of potq 0.1"
 
 
-NOT_COMPUTED = ("expert-stacks", "trellis")
+NOT_COMPUTED = ("expert-stacks",)
 REFUSED = {
     name: feature
     for name in PACKED
@@ -157,6 +157,11 @@ def with_scheme(fields: dict[str, Any]) -> dict[str, Any]:
     return {"scheme": quantization(GOLDEN / "features_none")["scheme"] | fields}
 
 
+def with_trellis(magnitudes: list[int], **fields: Any) -> dict[str, Any]:
+    bits = len(magnitudes).bit_length()
+    return with_scheme({"grid": {"bits": bits, "magnitudes": magnitudes}, "trellis": True, **fields})
+
+
 def with_grid(fields: dict[str, Any]) -> dict[str, Any]:
     return with_scheme({"grid": quantization(GOLDEN / "features_none")["scheme"]["grid"] | fields})
 
@@ -181,6 +186,11 @@ UNKNOWN: dict[str, dict[str, Any]] = {
     "scale dtype": with_scheme({"scale_dtype": "bfloat16"}),
     "row scale": with_scheme({"row_scale": "float32"}),
     "signed scale": with_scheme({"signed_scale": "maybe"}),
+    "trellis": with_scheme({"trellis": "maybe"}),
+    "trellis of E8M0 scales": with_trellis([1, 2, 4, 8], scale_dtype="e8m0"),
+    "trellis of a tensor": with_trellis([1, 2, 4, 8], group_size="tensor"),
+    "trellis over two bits": with_trellis([1, 4]),
+    "trellis over a level twice": with_trellis([0, 1, 2, 4]),
     "rounding": with_scheme({"rounding": "stochastic"}),
     "grid's key": with_grid({"bias": 1}),
     "bits": with_grid({"bits": 9}),

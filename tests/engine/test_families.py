@@ -96,6 +96,8 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "pot3": {"preset": "pot3", "embedding": "pot3"},
     "pot2": {"preset": "pot2", "embedding": "pot4"},
     "pot3s": {"preset": "pot3s", "embedding": "apot3s"},
+    "pot2t": {"preset": "pot2t", "embedding": "apot3t"},
+    "pot2t-24": {"preset": "pot2t", "group_size": 24},  # dequantized
     "mxfp4": {"preset": "mxfp4", "embedding": None},
     "mxpot-row": {"preset": "mxpot", "row_scale": True},
     "pot6": {"preset": "pot6", "group_size": 20},

@@ -9,8 +9,9 @@ from torch import Tensor
 from potq.errors import ExportError
 from potq.export.blocks import Blocks, BlockType, encode, misfit, obstacle
 from potq.numerics.grid import Grid
-from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.numerics.scheme import PRESETS, TRELLIS, QuantScheme
 from potq.numerics.tensor import QuantizedWeight
+from potq.ptq.algorithms.rtn import rtn
 
 FOUR = BlockType("four", 32, tuple(range(-8, 8)), "float16", 4.5)
 EIGHT = BlockType("eight", 32, tuple(range(-128, 128)), "float16", 8.5)
@@ -75,6 +76,14 @@ def encoded(weight: QuantizedWeight, kind: BlockType) -> list[Blocks] | None:
         list(encode(weight, kind))
     assert why == f"a scale is beyond the range of {kind.name}'s"
     return None
+
+
+@pytest.mark.parametrize("name", TRELLIS)
+def test_levels_along_a_path_are_exact(name: str) -> None:
+    weight = rtn(torch.randn(5, 128, generator=torch.Generator().manual_seed(1)), TRELLIS[name])
+    blocks = encoded(weight, EIGHT)
+    assert blocks is not None
+    assert torch.equal(decode(blocks, EIGHT), weight.dequantize().double())
 
 
 KINDS = (FOUR, EIGHT, FP4, THREE)

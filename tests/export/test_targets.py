@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from potq.errors import ExportError
-from potq.export.targets import GGUF, TARGETS, check_schemes, nearest
-from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.export.targets import COMPRESSED_TENSORS, GGUF, ONNX, TARGETS, check_schemes, nearest
+from potq.numerics.scheme import PRESETS, TRELLIS, QuantScheme
 
 FORMS = {
     "pot2": ("Q4_0", 4.5),
@@ -44,6 +44,11 @@ def test_every_preset() -> None:
     assert {name: form(scheme) for name, scheme in PRESETS.items()} == FORMS
 
 
+def test_a_trellis_takes_what_its_levels_take() -> None:
+    forms = {"pot2t": ("Q5_0", 5.5), "int2t": ("Q4_0", 4.5), "apot3t": ("Q8_0", 8.5)}
+    assert {name: form(scheme) for name, scheme in TRELLIS.items()} == forms
+
+
 @pytest.mark.parametrize(
     ("scheme", "expected"),
     [
@@ -79,6 +84,15 @@ def test_eight_bits_want_the_flag(name: str, instead: str) -> None:
     assert f"{PRESETS[name].name} exactly only as Q8_0, 8.5 bits per weight: pass --allow-8bit" in str(error.value)
     assert f"quantize to {instead}, the nearest" in str(error.value)
     check_schemes([PRESETS[name]], GGUF, allow_8bit=True)
+
+
+def test_the_nearest_of_a_trellis_has_as_many_bits() -> None:
+    with pytest.raises(ExportError, match=r"apot3t-g64 exactly only as Q8_0, .* quantize to int3, the nearest"):
+        check_schemes([TRELLIS["apot3t"]], GGUF, allow_8bit=False)
+    with pytest.raises(ExportError, match=r"no type that holds apot3t-g64 exactly; the nearest scheme .* is pot3"):
+        check_schemes([TRELLIS["apot3t"]], COMPRESSED_TENSORS, allow_8bit=True)
+    with pytest.raises(ExportError, match=r"pot2t-g64 exactly only as .*, 8.5 bits .* quantize to pot2z, the nearest"):
+        check_schemes([TRELLIS["pot2t"]], ONNX, allow_8bit=False)
 
 
 def test_what_has_no_form_is_refused() -> None:

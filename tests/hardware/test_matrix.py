@@ -9,10 +9,10 @@ import torch
 from potq.errors import ModelError
 from potq.hardware.fixed_point import LIMIT, Integers, scaled, to_int8
 from potq.hardware.matrix import IntegerMatrix
-from potq.numerics.scheme import PRESETS, QuantScheme
+from potq.numerics.scheme import PRESETS, TRELLIS, QuantScheme
 from potq.ptq.algorithms.rtn import rtn
 
-SCHEMES = [*PRESETS, "int8:group_size=row", "pot4:group_size=tensor", "apot4:scale_dtype=e8m0:row_scale=true"]
+SCHEMES = [*PRESETS, *TRELLIS, "int8:group_size=row", "pot4:group_size=tensor", "apot4:scale_dtype=e8m0:row_scale=true"]
 HELD = [name for name in SCHEMES if not name.startswith(("pot6", "pot7"))]
 
 

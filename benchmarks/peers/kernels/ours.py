@@ -15,9 +15,9 @@ from benchmarks.peers.kernels.peer import Case, Work
 from benchmarks.peers.packages import THREADS, UnavailableError
 from potq import native as lib
 from potq.kernels.cpu.backend import format_of
-from potq.numerics.functional import dequantize
 from potq.numerics.packing import pack
 from potq.numerics.scheme import QuantScheme
+from potq.numerics.tensor import QuantizedWeight
 
 INT8, FLOAT = 0, 1  # potq_arithmetic
 
@@ -44,10 +44,9 @@ class Ours:
         reason = lib.missing()
         if reason:
             raise UnavailableError(reason)
-        codes, scale = self._pattern(case, seed)
+        pattern = self._pattern(case, seed)
         weight_format = format_of(self.scheme, (case.rows, case.columns))
-        packed = case.repeat(pack(codes, self.scheme.grid.bits))
-        tiles = _copies(_tiles(weight_format, packed, case.repeat(scale)), copies)
+        tiles = _copies(_tiles(weight_format, case.repeat(pattern.packed), case.repeat(pattern.scale)), copies)
         x, y = case.input(seed), torch.empty(case.m, case.rows)
         products = b"".join(self._product(weight_format, tile, x, y) for tile in tiles)
         kernels = lib.library()
@@ -59,18 +58,18 @@ class Ours:
         return Work(
             run=run,
             output=lambda: y,
-            weight=lambda: case.repeat(dequantize(codes, scale, self.scheme)),
+            weight=lambda: case.repeat(pattern.dequantize()),
             note=lib.isa(),
             keep=(weight_format, tiles, x, y),  # products hold bare addresses
         )
 
-    def _pattern(self, case: Case, seed: int) -> tuple[Tensor, Tensor]:
-        weight, grid = case.pattern(seed), self.scheme.grid
-        used = torch.tensor(sorted(set(range(2**grid.bits)) - grid.unused_codes), dtype=torch.uint8)
+    def _pattern(self, case: Case, seed: int) -> QuantizedWeight:
+        weight, bits = case.pattern(seed), self.scheme.code_bits
+        used = torch.tensor(sorted(set(range(2**bits)) - self.scheme.grid.unused_codes), dtype=torch.uint8)
         codes = used[torch.randint(len(used), weight.shape, generator=torch.Generator().manual_seed(seed))]
         groups = self.scheme.scale_shape(*weight.shape)[1]
         scale = torch.full((len(weight), groups), float(weight.std())) * (1 + torch.rand(len(weight), groups))
-        return codes, scale.half()
+        return QuantizedWeight(pack(codes, bits), scale.half(), (len(weight), case.columns), self.scheme)
 
     def _product(self, weight_format: lib.Format, tiles: Tensor, x: Tensor, y: Tensor) -> bytes:
         addresses = ctypes.addressof(weight_format), tiles.data_ptr(), x.data_ptr(), 0, y.data_ptr()

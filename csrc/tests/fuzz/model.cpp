@@ -39,7 +39,8 @@ tiny::Model model_of(Bytes* bytes) {
   m.positions = bytes->take(1, 40);
   m.group = bytes->take(0, 150);
   m.window = bytes->take(0, 40);
-  m.e8m0 = bytes->flag(), m.row_scale = m.e8m0 && bytes->flag(), m.tied = bytes->flag(), m.biased = bytes->flag();
+  m.e8m0 = bytes->flag() && m.weights != tiny::kPot2t, m.row_scale = m.e8m0 && bytes->flag(), m.tied = bytes->flag(),
+  m.biased = bytes->flag();
   m.seed = uint64_t(bytes->take(0, 255));
   return m;
 }

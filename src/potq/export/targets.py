@@ -38,7 +38,7 @@ TARGETS = {target.name: target for target in (GGUF, COMPRESSED_TENSORS, ONNX)}
 
 def is_wide(scheme: QuantScheme, kind: BlockType) -> bool:
     """Whether ``kind`` takes 8 bits or more for a level of fewer, which ``--allow-8bit`` allows."""
-    return kind.bits_per_weight >= _WIDE and scheme.grid.bits < _WIDE
+    return kind.bits_per_weight >= _WIDE and scheme.code_bits < _WIDE
 
 
 def nearest(scheme: QuantScheme, target: ExportTarget) -> str:
@@ -49,7 +49,7 @@ def nearest(scheme: QuantScheme, target: ExportTarget) -> str:
         kind = target.form(other)
         assert kind is not None
         terms = abs(other.grid.terms - scheme.grid.terms)
-        return abs(other.grid.bits - scheme.grid.bits), terms, kind.bits_per_weight
+        return abs(other.code_bits - scheme.code_bits), terms, kind.bits_per_weight
 
     held = [name for name, other in PRESETS.items() if (kind := target.form(other)) and kind.bits_per_weight < _WIDE]
     return min(held, key=distance)

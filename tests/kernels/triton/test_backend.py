@@ -15,7 +15,7 @@ from potq.kernels import explain, ops, register_backend, registry
 from potq.kernels.triton import backend
 from potq.kernels.weight import PackedWeight
 from potq.nn.packed import pack_module
-from potq.numerics.grid import Grid, pot
+from potq.numerics.grid import Grid, pot, uniform
 from potq.numerics.scheme import PRESETS, QuantScheme
 from potq.ptq.algorithms.rtn import rtn
 
@@ -66,6 +66,8 @@ def _linear(scheme: QuantScheme = PRESETS["pot4"]) -> Any:
         (QuantScheme("pot4", group_size=24), (8, 96), HALF, "the group size is not a multiple of 16"),
         (PRESETS["pot4"], (8, 76), HALF, "76 columns are not a multiple of 8"),
         (PRESETS["pot4"], (8, 64), torch.bfloat16, None),
+        (QuantScheme("pot2t"), (8, 64), torch.bfloat16, None),
+        (QuantScheme(grid=uniform(5, midrise=True), trellis=True), (8, 64), HALF, "it handles 2, 3, 4 and 8 bits, not 5"),
         (QuantScheme("pot2", group_size="row"), (8, 64), HALF, None),
         (QuantScheme("pot2", group_size="row"), (8, 168), HALF, None),
     ],

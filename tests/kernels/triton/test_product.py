@@ -18,6 +18,7 @@ from potq.numerics.tensor import QuantizedWeight
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float16, torch.bfloat16]
 GRIDS = ["pot2", "pot2z", "pot3", "pot3nz", "pot4", "int2", "int3", "int4", "apot4", "nf4", "mxpot", "int8"]
+GRIDS += ["pot2t", "apot3t"]
 
 
 def _rand(*shape: int, seed: int = 0) -> Tensor:

@@ -1,8 +1,8 @@
 """Products and look-ups by the compiled kernels, for modules and for the registered ops.
 
 The canonical codes are repacked into the kernels' tiles (``csrc/kernels/layout.h``) at the first product
-(:mod:`potq.kernels.prepared` keeps them). The kernels know no row scales: these multiply the kernels' outputs here. They
-know no trellis either: its weights go into tiles as codes of the grid, a bit longer than the stored ones.
+(:mod:`potq.kernels.prepared` keeps them), a trellis decoded. The kernels know no row scales: these multiply the kernels'
+outputs here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor
 from potq import native as lib
 from potq.kernels.prepared import Prepared, Ready
 from potq.kernels.weight import Product, check_input
-from potq.numerics.trellis import expanded
 
 if TYPE_CHECKING:
     from potq.config import Activations
@@ -56,15 +55,17 @@ def _grid_reason(scheme: QuantScheme) -> str | None:
 
 def format_of(scheme: QuantScheme, shape: tuple[int, int]) -> lib.Format:
     """The library's description of a weight ``(out, in)`` in ``scheme``, whose levels must fit int8."""
+    levels = sorted(scheme.grid.levels) if scheme.trellis else scheme.grid.levels
     return lib.Format(
         rows=shape[0],
         columns=shape[1],
-        bits=scheme.grid.bits,
+        bits=scheme.code_bits,
         group=scheme.group(shape[1]),
         scale_format=0 if scheme.scale_dtype == "float16" else 1,
         scale_rows=scheme.scale_shape(*shape)[0],
         reference_log2=scheme.grid.reference.bit_length() - 1,
-        levels=(ctypes.c_int8 * 16)(*scheme.grid.levels[:16]),
+        trellis=scheme.trellis,
+        levels=(ctypes.c_int8 * 16)(*levels[:16]),
     )
 
 
@@ -80,8 +81,6 @@ class Kernel:
         self._isa = lib.usable_isas()[lib.isa()]
         self._tiles = torch.empty(library.potq_tiles_bytes(self._format), dtype=torch.uint8, device=_CPU)
         packed, scale = weight.packed.contiguous(), weight.scale.contiguous()
-        if weight.scheme.trellis:
-            packed = expanded(packed, weight.scheme.grid, self.columns)
         library.potq_pack_all(
             self._format, packed.data_ptr(), scale.data_ptr(), self._tiles.data_ptr(), torch.get_num_threads()
         )
@@ -167,9 +166,6 @@ def _look_up(ids: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     """Rows ``ids`` without row scales, in float32 or bfloat16."""
     indices = ids.long().contiguous()
     weight.check("cpu")
-    if weight.scheme.trellis:  # only the rows that are asked for are decoded
-        weight, indices = weight.rows(indices.flatten()), torch.arange(indices.numel(), device=_CPU)
-        weight = weight._replace(packed=expanded(weight.packed, weight.scheme.grid, weight.columns))
     packed, scale = weight.packed.contiguous(), weight.scale.contiguous()
     output = torch.empty((*ids.shape, weight.columns), dtype=dtype, device=_CPU)
     bad = lib.library().potq_lookup_all(

@@ -1,8 +1,9 @@
 """Products on CUDA GPUs by Triton kernels, for modules and for the registered ops.
 
 The canonical codes are arranged for the GPU (:mod:`potq.kernels.triton.layout`) at the first product, on the device
-(:mod:`potq.kernels.prepared` keeps them), which waits for it once. A captured CUDA graph must so be preceded by one ordinary
-call, which compiling a kernel needs anyway. Activations are never rounded. Triton is imported at the first product.
+(:mod:`potq.kernels.prepared` keeps them), which waits for it once. A trellis is decoded to codes of its grid before. A
+captured CUDA graph must so be preceded by one ordinary call, which compiling a kernel needs anyway. Activations are never
+rounded. Triton is imported at the first product.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def format_reason(scheme: QuantScheme, shape: tuple[int, int], dtype: torch.dtyp
     grid, group = scheme.grid, scheme.group(shape[1])
     if dtype not in (torch.float16, torch.bfloat16):
         return f"it computes in float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-    if scheme.trellis or grid.bits not in WIDTHS:
-        return "it reads no trellis codes" if scheme.trellis else f"it handles 2, 3, 4 and 8 bits, not {grid.bits}"
+    if grid.bits not in WIDTHS:
+        return f"it handles 2, 3, 4 and 8 bits, not {grid.bits}"
     if not grid.fits_int8:
         return f"levels of {min(grid.levels)}..{max(grid.levels)} exceed int8"
     if group % 16 and group < shape[1]:

@@ -14,6 +14,7 @@ from potq.kernels.triton.layout import Words, arrange
 from potq.kernels.weight import PackedWeight
 from potq.numerics.functional import decode_scale
 from potq.numerics.scheme import QuantScheme
+from potq.numerics.trellis import expanded
 
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 MANTISSA = {torch.float16: 10, torch.bfloat16: 7}
@@ -48,6 +49,8 @@ class GpuWeight:
         packed, scale, scheme, columns, _ = weight
         grid = scheme.grid
         levels = torch.tensor([level / grid.reference for level in grid.levels], dtype=torch.float32, device=packed.device)
+        if scheme.trellis:
+            packed = expanded(packed, grid, columns)
         words, largest = arrange(packed, grid.bits, columns), float(decode_scale(scale, None).max())
         return cls(words, scale.contiguous(), levels, len(packed), columns, scheme, largest)
 
