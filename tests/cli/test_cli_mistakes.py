@@ -67,6 +67,11 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ),
     ("train model=MODEL output=OUT data.text=wikitext2", "wikitext2 is the split that models are measured on"),
     ("train model=MODEL output=OUT data.text=no/such:config:train", "no/such:config:train"),  # a dataset of the hub
+    ("chat ./none", GONE),
+    ("chat MODEL", "the tokenizer has no chat template"),
+    ("chat GGUF", "the tokenizer has no chat template"),
+    ("chat MODEL --top-p 0.5", "top_p has no effect at temperature 0"),
+    ("chat MODEL --dtype int4", "invalid dtype 'int4'"),
     ("generate ./none the", GONE),
     ("generate MODEL the --chat", "no chat template"),
     ("generate GGUF the --chat", "no chat template"),
@@ -115,7 +120,9 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
 ]
 
 
-@pytest.mark.parametrize("command", ["quantize", "train", "generate", "eval", "compare", "inspect", "export", "hardware"])
+@pytest.mark.parametrize(
+    "command", ["quantize", "train", "generate", "chat", "eval", "compare", "inspect", "export", "hardware"]
+)
 def test_mistakes_are_told_before_torch_is_loaded(
     command: str, tiny_folder: Path, packed_folder: Path, tmp_path: Path
 ) -> None:
