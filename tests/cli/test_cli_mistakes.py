@@ -107,6 +107,7 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ("compare MODEL --schemes pot3 --text pydoc --seed 1", "are for efforts beyond fast"),
     ("inspect ./none", GONE),
     ("inspect .", "config.json is missing"),
+    ("compare MODEL --schemes pot3 --text pydoc --html none/a.html", "cannot write the page none/a.html"),
     ("inspect PACKED --scheme pot3", "is quantized already; --scheme shows"),
     ("inspect MODEL --plot levels.png", "is not quantized by potq, so that no levels are used"),
     ("inspect PACKED --plot none/plot.png", "cannot write the plot none/plot.png"),
