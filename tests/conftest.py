@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ hypothesis.settings.register_profile("deep", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 VOCAB = 260
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 
 
 @pytest.fixture
@@ -124,6 +126,19 @@ def _packed_source(_tiny_source: Path) -> Path:
     folder = _tiny_source.with_name("packed")
     potq.save(potq.load(_tiny_source, potq.PoTConfig("pot4")), folder, potq.load_tokenizer(_tiny_source))
     return folder
+
+
+@pytest.fixture(scope="session")
+def chat_folder(_packed_source: Path) -> Path:
+    """The packed model, made to chat, with a context for it; for tests that change nothing of it."""
+    target = shutil.copytree(_packed_source, _packed_source.with_name("tiny-pot4"))
+    for name, more in (
+        ("tokenizer_config.json", {"chat_template": CHAT}),
+        ("config.json", {"max_position_embeddings": 1024}),
+    ):
+        file = target / name
+        file.write_text(json.dumps({**json.loads(file.read_text()), **more}))
+    return target
 
 
 @pytest.fixture

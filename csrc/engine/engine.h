@@ -91,7 +91,7 @@ typedef struct {
   int32_t count, end_count;
   int32_t most;     /* new tokens, at most; fewer where the context ends */
   int32_t logprobs; /* likeliest tokens beside each token; 0: no logprobs */
-  int32_t echo;     /* logprobs of the prompt, too */
+  int32_t echo;     /* logprobs of so many of the prompt's last tokens, too */
   potq_sampling sampling;
 } potq_request;
 
@@ -114,9 +114,8 @@ typedef struct {
   int32_t finish;  /* potq_finish */
   int32_t entries; /* a token has so many logprobs: its own, and those of the likeliest */
   int32_t prompt_entries;
-  const potq_logprob* logprobs; /* of the token; or NULL */
-  const potq_logprob*
-      prompt_logprobs; /* with the first event of a text with echo: of every token of the prompt but the first */
+  const potq_logprob* logprobs;        /* of the token, or of the one that ended the text; or NULL */
+  const potq_logprob* prompt_logprobs; /* with the first event of a text with echo; the prompt's first token has none */
   const char* message;
 } potq_event;
 

@@ -55,6 +55,7 @@ int64_t Scheduler::submit(const potq_request& request) {
   if (request.count > context) fail("a prompt of %d tokens does not fit the context of %d; shorten it", request.count, context);
   model_.config.check_ids(request.prompt, request.count);
   if (request.most < 0) fail("invalid max_new %d; use 0 or more", request.most);
+  if (request.echo < 0) fail("invalid echo %d; use 0 or more", request.echo);
   if (request.logprobs < 0 || request.logprobs > std::min(kMostTops, model_.config.vocabulary))
     fail("invalid logprobs %d; use 0 to %d", request.logprobs, std::min(kMostTops, model_.config.vocabulary));
   Sampler::check(request.sampling);
@@ -69,7 +70,8 @@ int64_t Scheduler::submit(const potq_request& request) {
   text->tokens.assign(request.prompt, request.prompt + request.count);
   text->sampling = request.sampling;
   text->ends = request.ends ? std::vector<int32_t>(request.ends, request.ends + request.end_count) : model_.config.end_ids;
-  text->tops = request.logprobs, text->echo = request.echo != 0;
+  text->tops = request.logprobs;
+  if (text->tops) text->echoes = std::min(request.echo, request.count - 1);
   text->request = ++requests_;
   waiting_.push_back(std::move(text));
   return requests_;
@@ -152,10 +154,7 @@ bool Scheduler::start(Text& text) {
   return true;
 }
 
-// Its last token is computed in any case, and all whose logits it waits for.
-void Scheduler::share(Text& text) {
-  if (!text.echoes()) shared_tokens_ += text.sequence.share(text.tokens.data(), int(text.tokens.size()) - 1);
-}
+void Scheduler::share(Text& text) { shared_tokens_ += text.sequence.share(text.tokens.data(), text.wanted()); }
 
 // ---- what a step computes
 
@@ -170,8 +169,7 @@ void Scheduler::plan() {
     const int count = text.pending() == 1 ? 1 : std::min(text.pending(), left);
     if (!count || !make_room(text, count)) continue;
     if (text.pending() > 1) left -= count;
-    int wanted = count == text.pending();
-    if (text.echoes()) wanted = std::max(wanted, std::min(count, text.sequence.length() + count - text.echoed()));
+    const int wanted = std::clamp(text.sequence.length() + count - text.wanted(), 0, count);
     spans_.push_back({text.tokens.data() + text.sequence.length(), count, wanted, &text.sequence});
     planned_.push_back(&text);
   }
@@ -217,8 +215,8 @@ void Scheduler::conclude(Choice& choice) {
   const auto tell = [&](int32_t token, int32_t finish) {
     text.finished = finish != POTQ_FINISH_NONE;
     events_.push_back({text.request, token, finish, text.tops, {}, std::move(text.prompt_logprobs), choice.error});
-    text.prompt_logprobs.clear(), text.echo = false;
-    if (token >= 0) events_.back().logprobs = std::move(choice.logprobs);
+    text.prompt_logprobs.clear(), text.echoes = 0;
+    if (choice.token >= 0) events_.back().logprobs = std::move(choice.logprobs);
   };
   if (text.finished) return;
   if (!choice.error.empty()) return tell(-1, POTQ_FINISH_ERROR);

@@ -53,16 +53,19 @@ class Scheduler {
     potq_sampling sampling = {};
     std::unique_ptr<Sampler> sampler;  // from the first time it has a slot
     std::vector<int32_t> ends;
-    int tops = 0;       // 0: no logprobs
-    bool echo = false;  // logprobs of the prompt, too
+    int tops = 0;    // 0: no logprobs
+    int echoes = 0;  // tokens of the prompt whose logprobs are wanted, its last ones; never its first
     std::vector<potq_logprob> prompt_logprobs;
     std::vector<uint8_t> allowed;
     bool finished = false;
     Sequence sequence;
 
     int pending() const { return int(tokens.size()) - sequence.length(); }
-    int echoed() const { return int(prompt_logprobs.size()) / (1 + tops); }  // positions whose logits were looked at
-    bool echoes() const { return echo && tops && echoed() < prompt - 1; }
+    // The first position whose logits are wanted: what stands before may be shared.
+    int wanted() const {
+      const int left = echoes - int(prompt_logprobs.size()) / (1 + tops);
+      return left > 0 ? prompt - 1 - left : int(tokens.size()) - 1;
+    }
   };
   using Texts = std::deque<std::unique_ptr<Text>>;
   struct Choice {  // a row of logits, and what comes of it

@@ -19,7 +19,7 @@ constexpr int kTexts = 24, kContext = 200;
 struct Wanted {  // of a text
   std::vector<int32_t> prompt;
   int most, logprobs;
-  bool echo;
+  int echo;
   potq_sampling sampling;
 };
 
@@ -39,7 +39,7 @@ std::vector<Wanted> texts() {
   SplitMix random(5);
   std::vector<Wanted> result;
   for (int i = 0; i < kTexts; i++) {
-    Wanted text = {{}, 1 + int(random.next() % 40), i % 3 ? 0 : 1 + i % 4, i % 2 == 0, {0, 1, 0, 1, 0, 0}};
+    Wanted text = {{}, 1 + int(random.next() % 40), i % 3 ? 0 : 1 + i % 4, i % 2 ? 0 : 1 + i % 5 * 40, {0, 1, 0, 1, 0, 0}};
     const int length = 1 + int(random.next() % 150), alike = i % 4 == 0 ? 0 : i % 4 == 1 ? 70 : 140;
     for (int k = 0; k < length; k++) text.prompt.push_back(k < alike ? k * 7 % 300 : int32_t(random.next() % 300));
     if (i % 2) text.sampling = {1, 0.95f, 0.001f, 1.1f, i % 4 ? 0 : 40, uint64_t(i)};

@@ -87,6 +87,17 @@ def test_plot(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
     assert "pot3-g64, gptq: about" in result.stderr
 
 
+def test_page(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
+    words = [tiny_folder, "--schemes", "pot3,pot4", "--text", text, "--window", "64", "--html", tmp_path / "rows.html"]
+    rows = json.loads(succeed("compare", *words, "--json"))["rows"]
+    page = (tmp_path / "rows.html").read_text(encoding="utf-8")
+    held = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    assert [row["perplexity"] for row in held["rows"]] == [row["perplexity"] for row in rows]
+    whole = sum(tensor.numel() for tensor in load_file(tiny_folder / "model.safetensors").values())
+    assert held["rows"][0]["megabytes"] == 4 * whole / 1e6
+    assert "does not exist" in refused(DataError, "compare", *words[:-1], tmp_path / "none" / "rows.html")
+
+
 # ---- rows that are kept
 
 

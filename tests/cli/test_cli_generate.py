@@ -126,7 +126,7 @@ def test_an_empty_prompt(packed_folder: Path, path: str) -> None:
 @BOTH
 def test_chat(packed_folder: Path, path: str) -> None:
     message = refused(DataError, "generate", packed_folder, "hello", "--chat", path)
-    assert "the tokenizer has no chat template; leave --chat out" in message
+    assert "the tokenizer has no chat template; potq generate without --chat" in message
     tokenizer = potq.load_tokenizer(packed_folder)
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
     tokenizer.save_pretrained(packed_folder)
@@ -143,7 +143,7 @@ def test_a_system_text_that_nobody_reads(packed_folder: Path, path: str) -> None
     tokenizer = potq.load_tokenizer(packed_folder)
     tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
     tokenizer.save_pretrained(packed_folder)
-    assert "leaves --system out" in refused(DataError, *words, "--chat")
+    assert "leaves a system text out" in refused(DataError, *words, "--chat")
 
 
 @BOTH

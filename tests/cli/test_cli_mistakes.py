@@ -67,6 +67,11 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ),
     ("train model=MODEL output=OUT data.text=wikitext2", "wikitext2 is the split that models are measured on"),
     ("train model=MODEL output=OUT data.text=no/such:config:train", "no/such:config:train"),  # a dataset of the hub
+    ("chat ./none", GONE),
+    ("chat MODEL", "the tokenizer has no chat template"),
+    ("chat GGUF", "the tokenizer has no chat template"),
+    ("chat MODEL --top-p 0.5", "top_p has no effect at temperature 0"),
+    ("chat MODEL --dtype int4", "invalid dtype 'int4'"),
     ("generate ./none the", GONE),
     ("generate MODEL the --chat", "no chat template"),
     ("generate GGUF the --chat", "no chat template"),
@@ -81,7 +86,12 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ("hardware rtl --scheme pot4 -o PACKED", "is not an empty folder"),
     ("hardware report MODEL --text TEXT --activation-bits 8,x", "invalid --activation-bits 8,x"),
     ("hardware report MODEL --text TEXT --schemes pot33", "unknown preset 'pot33'"),
-    ("eval MODEL", "MissingParameter: Missing parameter: text"),
+    ("eval MODEL", "give one of --text FILE, for perplexity, and --tasks NAMES"),
+    ("eval MODEL --text pydoc --tasks a", "give one of --text FILE, for perplexity, and --tasks NAMES"),
+    ("eval MODEL --text pydoc --limit 3", "--limit: for tasks alone; pass --tasks NAMES in place of --text"),
+    ("eval MODEL --tasks a --window 3", "--window: for --text alone; leave it out"),
+    ("eval MODEL --tasks ,", "--tasks names no task"),
+    ("eval ./none --tasks a", GONE),
     ("compare MODEL --schemes pot3", "MissingParameter: Missing parameter: text"),
     ("eval ./none --text pydoc", GONE),
     ("eval MODEL --text none.txt", "cannot read the text none.txt"),
@@ -97,6 +107,7 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
     ("compare MODEL --schemes pot3 --text pydoc --efforts gptq --calibration none.txt", "cannot read the text none.txt"),
     ("compare MODEL --schemes pot3 --text pydoc --resume none/rows.json", "cannot keep rows in none/rows.json"),
     ("compare MODEL --schemes pot3 --text pydoc --plot none/plot.png", "cannot write the plot none/plot.png"),
+    ("compare MODEL --schemes pot3 --text pydoc --html none/a.html", "cannot write the page none/a.html"),
     ("compare MODEL --schemes pot3 --text pydoc --calibration self", "are for efforts beyond fast"),
     ("compare MODEL --schemes pot3 --text pydoc --efforts gptq --calibration tinystories", "roneneldan/TinyStories::train"),
     ("compare MODEL --schemes pot3 --text pydoc --seed 1", "are for efforts beyond fast"),
@@ -115,7 +126,9 @@ CASES: list[tuple[str, str]] = [  # a command line, what its message says; MODEL
 ]
 
 
-@pytest.mark.parametrize("command", ["quantize", "train", "generate", "eval", "compare", "inspect", "export", "hardware"])
+@pytest.mark.parametrize(
+    "command", ["quantize", "train", "generate", "chat", "eval", "compare", "inspect", "export", "hardware"]
+)
 def test_mistakes_are_told_before_torch_is_loaded(
     command: str, tiny_folder: Path, packed_folder: Path, tmp_path: Path
 ) -> None:

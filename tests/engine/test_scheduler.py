@@ -53,7 +53,7 @@ def _requests(count: int) -> list[dict[str, Any]]:
             "tokens": begin + [draw.randrange(260) for _ in range(draw.randint(1, 40))],
             "max_new": draw.randint(1, 24),
             "logprobs": draw.choice([0, 0, 2]),
-            "echo": i % 5 == 0,
+            "echo": 30 * (i % 5 == 0) * (1 + i % 4),
             "stop_tokens": (),
         }
         if i % 2:
@@ -120,7 +120,7 @@ def test_logprobs(roomy: Path) -> None:
     prompt = [5, 6, 7, 8]
     with Engine(roomy, threads=1) as engine:
         scheduler = Scheduler(engine)
-        request = scheduler.submit(prompt, max_new=3, logprobs=4, echo=True, stop_tokens=())
+        request = scheduler.submit(prompt, max_new=3, logprobs=4, echo=9, stop_tokens=())
         events = _run(scheduler)[request]
         made = _ids(events)
         expected = torch.log_softmax(engine.logits(prompt + made).double(), -1)
@@ -137,10 +137,42 @@ def test_logprobs(roomy: Path) -> None:
         assert [p for _, p in entry.top] == pytest.approx(row.topk(4).values.tolist(), abs=1e-5)
 
 
+def test_the_logprobs_of_the_end_of_a_prompt(roomy: Path) -> None:
+    prompt = list(range(200))
+    with Engine(roomy, threads=1) as engine:
+        row = torch.log_softmax(engine.logits(prompt).double(), -1)
+        scheduler = Scheduler(engine)
+        whole = scheduler.submit(prompt, max_new=0, logprobs=1, echo=200)
+        (event,) = _run(scheduler)[whole]
+        for echo, shared in ((1, 192), (8, 128), (199, 0), (200, 0), (1000, 0)):
+            before = scheduler.statistics.shared_tokens
+            request = scheduler.submit(prompt, max_new=0, logprobs=1, echo=echo)
+            (found,) = _run(scheduler)[request]
+            assert scheduler.statistics.shared_tokens - before == shared
+            assert found.prompt_logprobs == (event.prompt_logprobs or ())[-echo:]
+        last = (event.prompt_logprobs or ())[-1]
+        assert last is not None
+        assert last.logprob == pytest.approx(row[-2, 199].item(), abs=1e-5)
+        with pytest.raises(ConfigError, match="invalid echo -1"):
+            scheduler.submit(prompt, max_new=0, echo=-1)
+
+
+def test_the_token_that_ends_a_text_has_a_logprob(roomy: Path) -> None:
+    with Engine(roomy, threads=1) as engine:
+        row = torch.log_softmax(engine.logits([5, 6, 7])[-1].double(), -1)
+        scheduler = Scheduler(engine)
+        request = scheduler.submit([5, 6, 7], max_new=3, logprobs=1, stop_tokens=[int(row.argmax())])
+        (event,) = _run(scheduler)[request]
+    assert (event.token, event.finish) == (None, "stop")
+    assert event.logprobs is not None
+    assert event.logprobs.token == int(row.argmax())
+    assert event.logprobs.logprob == pytest.approx(row.max().item(), abs=1e-5)
+
+
 def test_the_prompt_alone(roomy: Path) -> None:
     with Engine(roomy, threads=1) as engine:
         scheduler = Scheduler(engine)
-        request = scheduler.submit([5, 6, 7], max_new=0, logprobs=1, echo=True)
+        request = scheduler.submit([5, 6, 7], max_new=0, logprobs=1, echo=3)
         (event,) = _run(scheduler)[request]
     assert (event.token, event.finish, len(event.prompt_logprobs or ())) == (None, "length", 3)
 

@@ -17,13 +17,11 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def chat_folder(_packed_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny packed model, made to chat."""
-    from serve_helpers import chatting
-
+def chat_folder(chat_folder: Path) -> Path:
+    """The tiny packed model that chats; the server wants the engine."""
     if reason := native.missing():
         pytest.skip(reason)
-    return chatting(_packed_source, tmp_path_factory.mktemp("serve") / "tiny-pot4")
+    return chat_folder
 
 
 @pytest.fixture(scope="session")

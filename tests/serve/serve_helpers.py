@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import time
 import urllib.error
@@ -19,7 +18,6 @@ from potq.serve.server import Server, listen
 from potq.serve.service import Service
 from potq.serve.settings import ServerSettings
 
-CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 ASK = [{"role": "user", "content": "the cat"}]
 
 
@@ -59,18 +57,6 @@ def _read(content: bytes) -> Any:
         return json.loads(content)
     except ValueError:
         return content.decode()
-
-
-def chatting(source: Path, target: Path) -> Path:
-    """A copy of a model folder that can chat, with a context for it."""
-    shutil.copytree(source, target)
-    for name, more in (
-        ("tokenizer_config.json", {"chat_template": CHAT}),
-        ("config.json", {"max_position_embeddings": 1024}),
-    ):
-        file = target / name
-        file.write_text(json.dumps({**json.loads(file.read_text()), **more}))
-    return target
 
 
 @contextmanager

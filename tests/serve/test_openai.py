@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,23 @@ def test_echo_has_the_logprobs_of_the_engine(client: Any, chat_folder: Path) -> 
     alone = client.completions.create(**asked, prompt=ids, max_tokens=0).choices[0]
     assert alone.text == "the cat"
     assert alone.logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_text_that_ends_at_once_has_the_end_tokens_logprob(chat_folder: Path, tmp_path: Path) -> None:
+    """lm-evaluation-harness asks for a token behind what it scores, and leaves the last logprob out: there must be one."""
+    folder = shutil.copytree(chat_folder, tmp_path / "ends")
+    with Engine(folder, threads=1) as engine:
+        row = engine.logits(engine.encode("the cat"))[-1].log_softmax(-1)
+    config = folder / "generation_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": int(row.argmax())}))
+    body = {"prompt": "the cat", "max_tokens": 3, "temperature": 0, "logprobs": 1, "echo": True}
+    with live(folder) as server:
+        [choice] = server.post("/v1/completions", body)[1]["choices"]
+        [said] = server.post("/v1/chat/completions", {"messages": ASK, "logprobs": True, "max_tokens": 3})[1]["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("the cat", "stop")
+    assert len(choice["logprobs"]["token_logprobs"]) == len(choice["logprobs"]["tokens"]) == len(engine_ids(folder)) + 1
+    assert choice["logprobs"]["token_logprobs"][-1] == pytest.approx(row.max().item(), abs=1e-5)
+    assert len(said["logprobs"]["content"]) <= 3
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])

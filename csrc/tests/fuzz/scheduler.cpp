@@ -46,7 +46,7 @@ void submit(potq_scheduler* scheduler, Bytes* bytes) {
   const int bits = bytes->next();
   const potq_request request = {
       prompt.data(),     &end,          int32_t(prompt.size()), bits & 1,
-      bytes->next() - 1, bits >> 1 & 3, bits >> 3 & 1,          {float(bits >> 4 & 1), 0.9f, 0.01f, 1.1f, bits >> 5, 1}};
+      bytes->next() - 1, bits >> 1 & 3, (bits >> 3 & 1) * 60,   {float(bits >> 4 & 1), 0.9f, 0.01f, 1.1f, bits >> 5, 1}};
   potq_scheduler_submit(scheduler, &request, nullptr, 0);
 }
 

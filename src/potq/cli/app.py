@@ -7,6 +7,7 @@ import sys
 import typer
 
 from potq.cli import processes
+from potq.cli.chat import chat
 from potq.cli.compare import compare
 from potq.cli.console import error, stderr
 from potq.cli.env import env
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.command("quantize")(quantize)
 app.command("train")(train)
 app.command("generate")(generate)
+app.command("chat")(chat)
 app.command("serve")(serve)
 app.command("eval")(evaluate)
 app.command("inspect")(inspect)

@@ -54,6 +54,9 @@ def compare(
     dtype: Annotated[str, typer.Option(help="What the model computes in.")] = "auto",
     resume: Annotated[Path | None, typer.Option(help="JSON file that rows are kept in, and taken from if measured.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw perplexity over bits as PNG (needs matplotlib).")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with a chart and a table, which needs no network.", show_default=False)
+    ] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON on stdout.")] = False,
 ) -> None:
@@ -71,13 +74,15 @@ def compare(
             "--calibration, --calibration-windows and --seed are for efforts beyond fast; name one, or leave them out"
         )
     calibration = calibration or SELF
-    content = _checked(model, dtype, resume, plot, text, calibration)
+    content = _checked(model, dtype, resume, plot, html, text, calibration)
     console.quiet_libraries()
     from potq.checkpoint.loading import check_language_model, load, load_tokenizer
     from potq.data.calibration_text import calibration_key
     from potq.data.tokens import tokenize
     from potq.evaluate import compare as comparison
+    from potq.evaluate.page import write_page
     from potq.nn.language import language_plan
+    from potq.nn.properties import weight_count
 
     kept = comparison.KeptRows(resume)
     check_language_model(model, "potq compare")
@@ -112,13 +117,18 @@ def compare(
     if plot is not None:
         comparison.plot(rows, plot, f"{Path(model).name} on {Path(text).name}\n{protocol_line}")
         console.stderr.print(f"wrote {plot}", highlight=False)
+    if html is not None:
+        write_page(rows, html, title, weight_count(loaded))
+        console.stderr.print(f"wrote {html}", highlight=False)
 
 
-def _checked(model: str, dtype: str, resume: Path | None, plot: Path | None, text: str, calibration: str) -> str:
+def _checked(
+    model: str, dtype: str, resume: Path | None, plot: Path | None, html: Path | None, text: str, calibration: str
+) -> str:
     """The text, after a look at all that can be wrong before torch is loaded."""
     from potq.data.text import check_text, read_text
 
-    check_measured(model, dtype, resume, plot)
+    check_measured(model, dtype, resume, plot, html)
     if calibration != SELF:
         check_text(calibration, learned=True)
     return read_text(text)

@@ -10,11 +10,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from potq.cli import console
+from potq.cli.conversation import note_lost, with_system
 from potq.cli.kernels import Activations
+from potq.cli.sampling import (
+    Device,
+    DType,
+    MinP,
+    NewTokens,
+    RepetitionPenalty,
+    Rounding,
+    Seed,
+    Stop,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    UseEngine,
+)
 from potq.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from potq.engine.generation import Chat
     from potq.engine.runners import Generated, Runner
 
 
@@ -24,30 +39,21 @@ def generate(
         str | None, typer.Argument(help="The text to continue; - reads it from standard input.", show_default=False)
     ] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A UTF-8 file that holds the prompt.", show_default=False)] = None,
-    max_new_tokens: Annotated[int, typer.Option("-n", "--max-new-tokens", min=1, help="Tokens to generate.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0, max=100, help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample from the k likeliest tokens; 0 from all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens that sum to p.")] = 1.0,
-    min_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from tokens p times as likely as the likeliest.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(min=0.01, max=100, help="Above 1: repeat less.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    max_new_tokens: NewTokens = 64,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask by the model's chat template; prints the answer alone.")] = False,
     system: Annotated[str | None, typer.Option(help="For --chat: what the model is told first.", show_default=False)] = None,
-    engine: Annotated[
-        bool | None,
-        typer.Option(
-            "--engine/--no-engine", help="The decode engine, or transformers' modules. Default: the engine if it can."
-        ),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads. Default: torch's number.")] = None,
-    dtype: Annotated[
-        str, typer.Option(help="Data type that the modules compute in. The engine supports auto only.")
-    ] = "auto",
-    device: Annotated[str | None, typer.Option(help="Device of the modules, e.g. cuda. Default: cpu.")] = None,
-    activations: Annotated[
-        Activations, typer.Option(help="Inputs of packed products: rounded to int8 (fast), or exact.")
-    ] = Activations.int8,
+    engine: UseEngine = None,
+    threads: Threads = None,
+    dtype: DType = "auto",
+    device: Device = None,
+    activations: Rounding = Activations.int8,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Continue a prompt; the text streams to stdout as it comes.
@@ -83,10 +89,9 @@ def generate(
         runner = open_runner(
             model, engine=engine, dtype=dtype, device=device, activations=activations.value, threads=threads
         )
-        asked = _chat(runner, text, system) if chat else text
+        asked = with_system(runner, [{"role": "user", "content": text}], system) if chat else text
         ids = runner.encode(asked)
-    if lost := runner.lost(text):
-        console.note(f"the tokenizer has no tokens for {', '.join(lost)}: they vanish from the prompt")
+    note_lost(runner, text)
     write = _nothing if as_json else _to_stdout
     write(runner.decode(ids) if runner.continues and not chat else "")
     began = time.perf_counter()
@@ -121,16 +126,6 @@ def _read(file: Path | None) -> str:
     except UnicodeDecodeError as error:
         source = "standard input" if file is None else file
         raise DataError(f"{source} is not UTF-8 ({error.reason} at byte {error.start}); convert it first") from None
-
-
-def _chat(runner: Runner, prompt: str, system: str | None) -> Chat:
-    turns = [{"role": "user", "content": prompt}]
-    if system is None:
-        return turns
-    told = [{"role": "system", "content": system}, *turns]
-    if runner.encode(told) == runner.encode(turns):
-        raise DataError("the model's chat template leaves --system out; say it in the prompt")
-    return told
 
 
 def _json(prompt: str, written: Generated, seconds: float, runner: Runner) -> dict[str, object]:

@@ -12,18 +12,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def check_measured(model: str, dtype: str, resume: Path | None, plot: Path | None) -> None:
+def check_measured(model: str, dtype: str, resume: Path | None, plot: Path | None, page: Path | None = None) -> None:
     """Look at all that can be wrong with these words before torch is loaded.
 
     Raises:
         PotqError: says which is wrong, and what to do.
     """
     from potq.checkpoint.files import check_dtype, check_source
-    from potq.evaluate.outputs import check_plot, check_rows_file
+    from potq.evaluate.outputs import check_page, check_plot, check_rows_file
 
     check_dtype(dtype)
     if plot is not None:
         check_plot(plot)
+    if page is not None:
+        check_page(page)
     if resume is not None:
         check_rows_file(resume)
     check_source(model, quantizing=True)

@@ -45,9 +45,9 @@ class Event:
     Attributes:
         request: its id, from :meth:`Scheduler.submit`.
         token: the new token; None where the text only ends. The token that ends a text is not part of it.
-        logprobs: of that token, if they were asked for.
-        prompt_logprobs: with the first event of a request that asked for ``echo`` and logprobs: an entry for every token
-            of the prompt, None for the first.
+        logprobs: of that token, or of the one that ended the text, if they were asked for.
+        prompt_logprobs: with the first event of a request that asked for ``echo`` and logprobs: an entry for each of the
+            prompt's last ``echo`` tokens; None for its first.
         finish: why the text ended, None while it goes on: an end token (``"stop"``), ``max_new`` or a full context
             (``"length"``), :meth:`Scheduler.cancel`, an error.
         message: the error.
@@ -84,7 +84,7 @@ class Statistics:
 class _Text:
     """What Python keeps of a text."""
 
-    echo: bool
+    echo: int
     mask: Mask | None
     made: list[int]
 
@@ -151,7 +151,7 @@ class Scheduler:
         sampling: Settings | None = None,
         stop_tokens: Sequence[int] | None = None,
         logprobs: int = 0,
-        echo: bool = False,
+        echo: int = 0,
         mask: Mask | None = None,
     ) -> int:
         """Queue a text; returns its id.
@@ -162,7 +162,7 @@ class Scheduler:
             sampling: how tokens are drawn (its ``max_new_tokens`` and stops play no part); greedily by default.
             stop_tokens: tokens that end the text before them; None: the model's own.
             logprobs: how many of the likeliest tokens each token's :class:`TokenLogprobs` lists; 0: none are made.
-            echo: logprobs of the prompt's tokens, too.
+            echo: logprobs of so many of the prompt's last tokens, too. What stands before them may be shared.
             mask: called with the new tokens so far, before each is chosen; returns which may be, a bit for each token
                 (token i is bit ``i % 8`` of byte ``i // 8``), or None for all.
 
@@ -183,14 +183,14 @@ class Scheduler:
             end_count=len(ends or ()),
             most=whole("max_new", max_new, 0, _MOST),
             logprobs=whole("logprobs", logprobs, 0, _MOST),
-            echo=echo,
+            echo=whole("echo", echo, 0, _MOST),
             sampling=sampling_of(sampling),
         )
         with self._engine.in_use():
             number: int = self._library.potq_scheduler_submit(self._handle, request, *self._reason)
         if number < 0:
             self._fail()
-        self._texts[number] = _Text(echo and logprobs > 0, mask, [])
+        self._texts[number] = _Text(min(echo, count) if logprobs else 0, mask, [])
         self._allow(number)
         return number
 
@@ -236,8 +236,9 @@ class Scheduler:
         finish = _FINISHES[found.finish]
         prompt_logprobs = None
         if text.echo:
-            prompt_logprobs = (None, *_logprobs(found.prompt_logprobs, found.prompt_entries, found.entries))
-            text.echo = False
+            entries = _logprobs(found.prompt_logprobs, found.prompt_entries, found.entries)
+            prompt_logprobs = (*[None] * (text.echo - len(entries)), *entries)
+            text.echo = 0
         logprobs = None
         if found.logprobs:
             (logprobs,) = _logprobs(found.logprobs, found.entries, found.entries)

@@ -42,7 +42,7 @@ def check_chat_template(where: Source) -> None:
         DataError: it has none.
     """
     if where.folder is not None and not _may_chat(where.folder, where.gguf_file):
-        raise DataError("the tokenizer has no chat template; leave --chat out, and give a text to continue")
+        raise DataError("the tokenizer has no chat template; potq generate without --chat continues a text")
 
 
 def _may_chat(folder: Path, gguf_file: str | None) -> bool:

@@ -17,6 +17,18 @@ def check_rows_file(file: Path) -> None:
         raise DataError(f"cannot keep rows in {file}: the folder {file.parent} does not exist")
 
 
+def check_page(path: Path) -> None:
+    """Find out before the work that a page cannot be written.
+
+    Raises:
+        DataError: its folder does not exist, or it is a folder.
+    """
+    if not path.parent.is_dir():
+        raise DataError(f"cannot write the page {path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise DataError(f"cannot write the page {path}: it is a folder; name a file")
+
+
 def check_plot(path: Path) -> None:
     """Find out before the work that a plot cannot be drawn.
 

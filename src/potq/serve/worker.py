@@ -25,7 +25,7 @@ class Job:
     max_new: int
     sampling: Settings
     logprobs: int = 0
-    echo: bool = False
+    echo: int = 0
     mask: Mask | None = None
 
 
