@@ -92,7 +92,7 @@ def evaluate(
     from potq.cli import tasks as harness
     from potq.data.text import read_text
 
-    scoring = {"layer": layer, "prompts": prompts, "new_tokens": new_tokens}
+    scoring: dict[str, object] = {"layer": layer, "prompts": prompts, "new_tokens": new_tokens}
     if (text is None) == (tasks is None):
         raise ConfigError("give one of --text FILE, for perplexity, and --tasks NAMES")
     if text is not None:
@@ -100,7 +100,7 @@ def evaluate(
         _refuse(asking, "for tasks alone; pass --tasks NAMES in place of --text")
     if tasks is not None:
         measured = {"window": window, "windows": windows, "kld": kld, "bertscore": bertscore}
-        _refuse(measured | scoring, "for --text alone; leave it out")
+        _refuse({**measured, **scoring}, "for --text alone; leave it out")
     elif bertscore is None:
         _refuse({"reference": reference, **scoring}, "for BERTScore; pass --bertscore ENCODER too")
     check_dtype(dtype)
