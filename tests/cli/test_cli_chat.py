@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,17 +200,28 @@ class Terminal:
 
     def until(self, text: str) -> str:
         """What comes before ``text``."""
-        end = time.monotonic() + 120
-        while text not in self._seen:
-            assert time.monotonic() < end, self._seen
-            self._seen += os.read(self._end, 1 << 16).decode(errors="replace")
+        assert self._wait(lambda: text in self._seen, 120), self._seen
         before, _, self._seen = self._seen.partition(text)
         return before
 
     def more(self) -> None:
         """Wait until something comes."""
-        while not self._seen.strip():
-            self._seen += os.read(self._end, 1 << 16).decode(errors="replace")
+        assert self._wait(lambda: bool(self._seen.strip()), 120)
+
+    def interrupt(self, text: str) -> None:
+        """Ctrl-C, again every few seconds until ``text`` comes: one that falls just before a read is seen only after it."""
+        for _ in range(10):
+            self.process.send_signal(signal.SIGINT)
+            if self._wait(lambda: text in self._seen, 10):
+                break
+        self.until(text)
+
+    def _wait(self, true: Callable[[], bool], seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not true() and (left := end - time.monotonic()) > 0:
+            if select.select([self._end], [], [], left)[0]:
+                self._seen += os.read(self._end, 1 << 16).decode(errors="replace")
+        return true()
 
     def type(self, text: str) -> None:
         os.write(self._end, text.encode())
@@ -246,11 +258,9 @@ def test_in_a_terminal_ctrl_c_stops_an_answer_and_the_chat_goes_on(terminal: Ter
     terminal.type("the cat\n")
     terminal.until("the cat\r\n")  # the terminal's echo
     terminal.more()
-    terminal.process.send_signal(signal.SIGINT)
-    terminal.until("stopped; the chat goes on")
+    terminal.interrupt("stopped; the chat goes on")
     terminal.until("> ")
-    terminal.process.send_signal(signal.SIGINT)
-    terminal.until("Ctrl-D or /quit ends")
+    terminal.interrupt("Ctrl-D or /quit ends")
     terminal.type("/nothing\n")
     terminal.until("there is no /nothing")
     file = tmp_path / "chat.json"

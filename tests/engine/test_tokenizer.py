@@ -156,7 +156,8 @@ def test_byte_fallback_token_for_token(kind: str, normalized: bool, fallback: di
     file.write_text(json.dumps(content))
     ours, theirs = Tokenizer(file), tokenizers.Tokenizer.from_file(str(file))
     assert len({len(theirs.encode(text).ids) for text in "aü日"}) > 1, "nothing falls back"
-    for text in [*torture()[: 600 if normalized else None], "a<s> b</s>c <s>", "<s>", " ▁ a", "▁", "<0xE4> <|end|>the"]:
+    whole = not normalized and (kind == "nothing" or os.environ.get("HYPOTHESIS_PROFILE") == "deep")  # half a minute each
+    for text in [*torture()[: None if whole else 600], "a<s> b</s>c <s>", "<s>", " ▁ a", "▁", "<0xE4> <|end|>the"]:
         ids = theirs.encode(text).ids
         assert ours.encode(text) == ids, repr(text[:80])
         if not any(token["content"] in text for token in added):

@@ -110,5 +110,5 @@ def test_what_can_be_chosen(shown: Page) -> None:
 def test_it_fits_a_phone(shown: Page) -> None:
     shown.size(360, 640)
     shown.wait("innerWidth === 360")
-    assert shown.run("document.documentElement.scrollWidth") == 360
+    assert shown.run("document.documentElement.scrollWidth <= innerWidth")  # less by the bar at its side
     assert shown.run("at('chart').getBoundingClientRect().width") > 300
