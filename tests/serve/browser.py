@@ -102,7 +102,7 @@ def browser(folder: Path) -> Iterator[Page]:
     )
     words = [PROGRAM, *quiet, "--no-sandbox", f"--user-data-dir={folder}", "--remote-debugging-pipe"]
     # the protocol's pipes are files 3 and 4
-    script = f'exec 3<&{theirs_in} 4>&{theirs_out} {theirs_in}<&- {theirs_out}>&-; exec "$@"'
+    script = f'exec 3<&{theirs_in} 4>&{theirs_out}; exec "$@"'
     with subprocess.Popen(
         ["bash", "-c", script, "bash", *words], pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL
     ) as process:

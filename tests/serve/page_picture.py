@@ -18,8 +18,8 @@ from pathlib import Path
 
 from browser import PROGRAM, browser
 
-ASKED = "Give me three tips for learning to cook."
-SIZE = 760, 560  # points
+ASKED = "What is the capital of France?", "What is photosynthesis?"
+SIZE = 760, 480  # points
 PORT = 8763
 
 
@@ -55,9 +55,10 @@ def main() -> None:
         page.size(*SIZE)
         page.open(url)
         page.wait("at('model').textContent !== 'potq'")
-        page.run(f"at('most').value = 160; at('temperature').value = 0; at('said').value = {ASKED!r}")
-        page.run("at('ask').requestSubmit()")
-        page.wait("running === null")
+        page.run("at('most').value = 60; at('temperature').value = 0")
+        for said in ASKED:
+            page.run(f"at('said').value = {said!r}; at('ask').requestSubmit()")
+            page.wait("running === null")
         if page.errors:
             raise SystemExit(f"the page failed: {page.errors}")
         partial = options.picture.with_suffix(".tmp")
