@@ -116,6 +116,18 @@ def _close(alone: dict[str, Any], shared: dict[str, Any]) -> None:
 
 @needs_gloo
 @pytest.mark.usefixtures("one_thread")
+def test_what_is_outside_the_blocks_is_shared_by_rows(found: list[dict[str, Any]], tiny_folder: Path) -> None:
+    """Rows do not depend on one another, so not a bit differs; the error is a sum, in another order."""
+    alone, shared = quantized(tiny_folder, "balanced"), found[0]["balanced"]
+    names = [name for name in alone["tensors"] if name.startswith("model.embed_tokens.")]
+    assert {name.rpartition(".")[2] for name in names} >= {"weight_packed", "weight_scale"}
+    assert all(torch.equal(alone["tensors"][name], shared["tensors"][name]) for name in names)
+    (algorithm, snr, _), (other, other_snr, _) = (each["entries"]["model.embed_tokens"] for each in (alone, shared))
+    assert (other, other_snr) == (algorithm, pytest.approx(snr, rel=1e-9))
+
+
+@needs_gloo
+@pytest.mark.usefixtures("one_thread")
 def test_row_scales(found: list[dict[str, Any]], tiny_folder: Path) -> None:
     alone = quantized(tiny_folder, "balanced", None, "pot3:scale_dtype=e8m0:row_scale=true")
     _close(alone, found[0]["row scales"])
