@@ -8,15 +8,12 @@ validation text. No test text is looked at, so that the tables' remain one. Rows
 
 from __future__ import annotations
 
-import argparse
-import os
-from pathlib import Path
 from typing import Any
 
 import potq
 from benchmarks.common.goals import Row, print_goals
 from benchmarks.ptq.goals import METHOD_GRIDS, METHODS, SCALE_METHODS, STORIES
-from benchmarks.ptq.settings import FULL, WINDOWS, Setting, figures, settings
+from benchmarks.ptq.settings import FULL, WINDOWS, Setting, chosen, figures
 from benchmarks.ptq.table import identity
 from potq.kernels import set_activations
 
@@ -42,13 +39,7 @@ def rounded(setting: Setting, scheme: str, method: str) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder of texts and models")
-    parser.add_argument("--model", choices=("tinystories", "smollm2"), default="tinystories")
-    options = parser.parse_args()
-    if options.data is None:
-        parser.error("give --data DIR or set POTQ_DATA")
-    setting = settings(Path(options.data))[options.model]
+    setting = chosen(__doc__)
     tokens = setting.validation(WINDOWS if setting.model == STORIES else FEWER)
     rows: list[Row] = SCALE_METHODS.load(PROTOCOL)
     for scheme, method in CELLS:

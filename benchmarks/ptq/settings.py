@@ -8,6 +8,8 @@ kind, as everywhere in the literature.
 
 from __future__ import annotations
 
+import argparse
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -133,6 +135,17 @@ def settings(data: Path) -> dict[str, Setting]:
         "tinystories": Setting("TinyStories-656K", str(data / "tinystories-656k"), stories, stories, 512, 128),
         "smollm2": Setting("SmolLM2-135M", "smollm2", test, train, 1024, 64),
     }
+
+
+def chosen(description: str | None) -> Setting:
+    """The setting that the command line names, by ``--data`` and ``--model``; ``description`` is the script's."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder of texts and models")
+    parser.add_argument("--model", choices=("tinystories", "smollm2"), default="tinystories")
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("give --data DIR or set POTQ_DATA")
+    return settings(Path(options.data))[options.model]
 
 
 def quantized(setting: Setting, scheme: str, effort: str | Effort, work: Path | None = None) -> tuple[Any, float]:

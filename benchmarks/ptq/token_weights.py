@@ -9,14 +9,11 @@ run are kept.
 
 from __future__ import annotations
 
-import argparse
-import os
 from dataclasses import replace
-from pathlib import Path
 
 from benchmarks.common.goals import Row, print_goals
 from benchmarks.ptq.goals import SMOLLM2, TOKEN_WEIGHTS, WEIGHED
-from benchmarks.ptq.settings import FULL, settings
+from benchmarks.ptq.settings import FULL, chosen
 from benchmarks.ptq.table import PROTOCOL as TABLES
 from benchmarks.ptq.table import identity, row
 from potq.config import effort_by_name
@@ -32,13 +29,7 @@ CELLS = [(FULL, "-"), *((scheme, effort) for scheme in ("pot2", "pot3s") for eff
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder of texts and models")
-    parser.add_argument("--model", choices=("tinystories", "smollm2"), default="tinystories")
-    options = parser.parse_args()
-    if options.data is None:
-        parser.error("give --data DIR or set POTQ_DATA")
-    setting = settings(Path(options.data))[options.model]
+    setting = chosen(__doc__)
     tokens = setting.tokens()
     if setting.model == SMOLLM2:
         setting, tokens = replace(setting, windows=CALIBRATION), tokens[: EVALUATION * setting.window]

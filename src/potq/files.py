@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from potq.errors import CheckpointError
+from potq.errors import CheckpointError, DataError
 
 
 def resolved(path: str | os.PathLike[str]) -> Path:
@@ -59,6 +59,23 @@ def check_destination(
     if not (target / mark).exists():
         raise CheckpointError(f"{path} is not a model folder (it has no {mark}) and is never replaced, not even by force")
     return target
+
+
+def write_whole(target: Path, content: str, failure: str) -> None:
+    """Write a small text file, UTF-8, whole or not at all.
+
+    Args:
+        failure: how the error begins, e.g. "cannot write the page x.html".
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        partial.write_text(content, encoding="utf-8")
+        os.replace(partial, target)
+    except OSError as error:
+        raise DataError(f"{failure} ({error.strerror})") from None
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,17 +122,14 @@ class Conversation:
         return f"the model is told first: {text}" if text else "the model is told nothing first"
 
     def _save(self, name: str) -> str:
+        from potq.files import write_whole
+
         if not name:
             raise ConfigError("/save wants a file's name")
         file = Path(name).expanduser().absolute()
         if file.exists() and file != self._saved:
             raise DataError(f"{name} exists; choose another name")
-        partial = file.with_name(f".{file.name}.partial")
-        messages = {"messages": [*self._told, *self.turns]}
-        try:
-            partial.write_text(json.dumps(messages, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            os.replace(partial, file)
-        except OSError as error:
-            raise DataError(f"cannot write {name} ({error.strerror})") from None
+        content = json.dumps({"messages": [*self._told, *self.turns]}, ensure_ascii=False, indent=2)
+        write_whole(file, f"{content}\n", f"cannot write {name}")
         self._saved = file
         return f"wrote {name}"

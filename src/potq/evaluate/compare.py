@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from potq.errors import DataError
 from potq.evaluate.bootstrap import paired_bootstrap
 from potq.evaluate.outputs import check_plot, check_rows_file
 from potq.evaluate.perplexity import perplexity
+from potq.files import write_whole
 from potq.kernels import set_activations
 from potq.nn.report import Progress, markdown_table
 from potq.ptq.quantize import quantize
@@ -167,12 +167,8 @@ class KeptRows:
         self._rows[key] = row
         if self._file is None:
             return
-        partial = self._file.with_name(f".{self._file.name}.partial")
-        try:
-            partial.write_text(json.dumps({"rows": {k: asdict(v) for k, v in self._rows.items()}}, indent=1) + "\n")
-            os.replace(partial, self._file)
-        except OSError as error:
-            raise DataError(f"cannot keep rows in {self._file} ({error.strerror})") from None
+        content = json.dumps({"rows": {k: asdict(v) for k, v in self._rows.items()}}, indent=1)
+        write_whole(self._file, f"{content}\n", f"cannot keep rows in {self._file}")
 
 
 def _read_rows(file: Path) -> dict[str, Row]:

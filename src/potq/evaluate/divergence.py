@@ -99,27 +99,28 @@ def kl_divergence(
     require_own_tokens(model, tokens[: count * window], "the text")
     began = time.perf_counter()
     found: list[Tensor] = []
+    sums: list[float] = []
     agreed = 0
     with evaluation_mode(model), evaluation_mode(reference):
         for index, part in enumerate(tokens[: count * window].view(count, window)):
             each, alike = _window(model, reference, part)
             found.append(each)
+            sums.append(float(each.sum()))
             agreed += alike
             if progress is not None:
-                progress(index + 1, count, f"{float(torch.cat(found).mean()):.4f}")
-    return _summary(found, agreed, window, time.perf_counter() - began)
+                progress(index + 1, count, f"{math.fsum(sums) / len(sums) / (window - 1):.4f}")
+    return _summary(torch.cat(found), sums, agreed, window, time.perf_counter() - began)
 
 
-def _summary(found: list[Tensor], agreed: int, window: int, seconds: float) -> Divergence:
-    every = torch.cat(found)
+def _summary(every: Tensor, sums: list[float], agreed: int, window: int, seconds: float) -> Divergence:
     return Divergence(
         mean=float(every.mean()),
         percentile_99=float(every.kthvalue(math.ceil(_HIGH * len(every))).values),
         top1_agreement=agreed / len(every),
         window=window,
-        windows=len(found),
+        windows=len(sums),
         predicted_tokens=len(every),
-        window_divergence=tuple(float(each.sum()) for each in found),
+        window_divergence=tuple(sums),
         seconds=seconds,
     )
 

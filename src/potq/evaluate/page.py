@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from potq.errors import DataError
 from potq.evaluate.compare import to_dict
 from potq.evaluate.outputs import check_page
+from potq.files import write_whole
 
 if TYPE_CHECKING:
     from potq.evaluate.compare import Row
@@ -38,9 +37,4 @@ def write_page(rows: Sequence[Row], path: Path, title: str, weights: int) -> Non
         DataError: the file cannot be written.
     """
     check_page(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(page(rows, title, weights), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise DataError(f"cannot write the page {path} ({error.strerror})") from None
+    write_whole(path, page(rows, title, weights), f"cannot write the page {path}")

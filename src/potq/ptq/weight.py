@@ -32,11 +32,12 @@ def quantize_weight(
     weighted = importance is not None
     plain: ScaleMethod = "mse" if config.scale_method in WEIGHTED_METHODS else config.scale_method
     method: ScaleMethod = "weighted" if weighted else plain
-    rows = _own_rows(weight, target, ranks)
+    ranks = _sharing(target, ranks)
+    rows = ranks.rows(len(weight))
     if importance is not None and importance.ndim == 2:
         importance = importance[rows]
     part = rtn(weight[rows], target.scheme, importance, method=method, candidates=config.scale_candidates)
-    quantized = part if len(part.packed) == len(weight) else whole_weight(part, len(weight), ranks)
+    quantized = whole_weight(part, len(weight), ranks)
     label = _algorithm(config.scale_method if weighted else method, target.scheme, config.scale_candidates)
     return quantized, describe_weight(weight, target, quantized, label, ranks)
 
@@ -51,10 +52,10 @@ def describe_weight(
     weight: Tensor, target: WeightPlan, quantized: QuantizedWeight, algorithm: str, ranks: Ranks = ALONE
 ) -> ModuleReport:
     """The report of one weight: sizes, how far ``quantized`` is from ``weight`` ``(out, in)``. Processes share its rows."""
-    rows = _own_rows(weight, target, ranks)
-    signal, noise = quantized.rows(rows).energies(weight.detach()[rows])
-    if rows != slice(0, len(weight)):
-        signal, noise = map(math.fsum, zip(*ranks.values((signal, noise)), strict=True))
+    ranks = _sharing(target, ranks)
+    rows = ranks.rows(len(weight))
+    energies = ranks.values(quantized.rows(rows).energies(weight.detach()[rows]))
+    signal, noise = map(math.fsum, zip(*energies, strict=True))
     return ModuleReport(
         name=target.name,
         kind=target.kind,
@@ -69,9 +70,9 @@ def describe_weight(
     )
 
 
-def _own_rows(weight: Tensor, target: WeightPlan, ranks: Ranks) -> slice:
-    """The rows that this process looks at: all of them where one scale is for all."""
-    return slice(0, len(weight)) if target.scheme.group_size == "tensor" else ranks.rows(len(weight))
+def _sharing(target: WeightPlan, ranks: Ranks) -> Ranks:
+    """The processes that share a weight's rows; each does all of them where one scale is for all."""
+    return ALONE if target.scheme.group_size == "tensor" else ranks
 
 
 def _algorithm(method: ScaleMethod, scheme: QuantScheme, candidates: int | None) -> str:
