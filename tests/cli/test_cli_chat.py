@@ -261,11 +261,14 @@ def test_in_a_terminal_ctrl_c_stops_an_answer_and_the_chat_goes_on(terminal: Ter
     terminal.interrupt("stopped; the chat goes on")
     terminal.until("> ")
     terminal.interrupt("Ctrl-D or /quit ends")
+    terminal.until("> ")
     terminal.type("/nothing\n")
     terminal.until("there is no /nothing")
+    terminal.until("> ")
     file = tmp_path / "chat.json"
     terminal.type(f"/save {file}\n")
     terminal.until("wrote ")
+    terminal.until("> ")  # before the prompt, the terminal itself takes Ctrl-D, and nothing reaches the chat
     user, assistant = json.loads(file.read_text(encoding="utf-8"))["messages"]
     assert user["content"] == "the cat"
     assert assistant["content"]
