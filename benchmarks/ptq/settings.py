@@ -85,6 +85,8 @@ class Setting:
     window: int
     windows: int
     """Of 512 tokens, for calibration."""
+    seed: int = SEED
+    """Of the draw of these windows, and of everything random afterwards."""
 
     @cache  # noqa: B019  # a script's two settings live as long as it does
     def tokens(self, whole: bool = False) -> Tensor:
@@ -115,10 +117,10 @@ class Setting:
         tokenizer = potq.load_tokenizer(self.source)
         if self.text != self.calibration:
             documents = read_documents(str(self.calibration))
-            return list(calibration_windows(tokenizer, documents, window=512, windows=self.windows, seed=SEED).split(1))
+            return list(calibration_windows(tokenizer, documents, window=512, windows=self.windows, seed=self.seed).split(1))
         rest = self.stories()[: -WINDOWS * self.window]
         whole = rest[: len(rest) // 512 * 512].view(-1, 512)
-        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(SEED))
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(self.seed))
         return list(whole[order[: self.windows]].split(1))
 
     def stories(self) -> Tensor:
@@ -162,10 +164,10 @@ def quantized(setting: Setting, scheme: str, effort: str | Effort, work: Path | 
     model = potq.load(setting.source)
     batches = setting.batches() if chosen.calibrated else None
     if scheme in ASYMMETRIC:
-        return model, _asymmetric(model, ASYMMETRIC[scheme], chosen, setting.batches())
+        return model, _asymmetric(model, ASYMMETRIC[scheme], chosen, setting)
     method = "absmax" if scheme.endswith(ABSMAX) else "mse"
     config = potq.PoTConfig(scheme=SCHEMES[scheme.removesuffix(ABSMAX)], effort=chosen, scale_method=method, embedding=None)
-    report = potq.quantize(model, config, batches, seed=SEED, work_folder=folder and folder / "blocks")
+    report = potq.quantize(model, config, batches, seed=setting.seed, work_folder=folder and folder / "blocks")
     if folder is not None:
         potq.save(model, folder / "model")
         shutil.rmtree(folder / "blocks", ignore_errors=True)
@@ -189,12 +191,12 @@ def figures(setting: Setting, model: Any, tokens: Tensor) -> Row:
     return {**perplexity(model, tokens, window=setting.window).to_dict(), "divergence": kept}
 
 
-def _asymmetric(model: Any, bits: int, effort: Effort, batches: list[Tensor]) -> float:
+def _asymmetric(model: Any, bits: int, effort: Effort, setting: Setting) -> float:
     """Asymmetric integers leave float weights that lie on their grid."""
     config = potq.PoTConfig(f"int{bits}", embedding=None)
     targets = plan(model, config).targets
     rounding: Any = asymmetric.AsymmetricRounding.of  # its weights are no QuantizedWeight: all that is used is dequantize()
-    walk = SequentialCalibration(model, targets, effort, batches, seed=SEED, rounding=rounding)
+    walk = SequentialCalibration(model, targets, effort, setting.batches(), seed=setting.seed, rounding=rounding)
     layers = walk.run()
     for target in targets:
         model.get_submodule(target.name).weight.data = layers[target.name].weight.dequantize()

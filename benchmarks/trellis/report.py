@@ -5,8 +5,9 @@ from __future__ import annotations
 from benchmarks.common.goals import Row
 from benchmarks.common.markdown import captioned, table
 from benchmarks.common.results import Content
+from benchmarks.ptq.goals import SMOLLM2, STORIES
 from benchmarks.ptq.settings import FULL
-from benchmarks.trellis.goals import SPEED, TRELLIS, excess, gops, tokens
+from benchmarks.trellis.goals import SPEED, TRELLIS, draws, excess, gops, tokens
 
 _ALGORITHMS = ("fast", "gptq", "balanced", "best")
 
@@ -38,12 +39,20 @@ def _sources(rows: list[Row]) -> str:
 
 
 def _models(rows: list[Row]) -> str:
-    schemes = dict.fromkeys(row["scheme"] for row in rows if "perplexity" in row and row["scheme"] != FULL)
     lines = []
-    for scheme in schemes:
-        name, _, rest = scheme.partition(" ")
-        values = [excess(rows, scheme, algorithm) for algorithm in _ALGORITHMS]
-        figures = ["-" if value is None else f"{value:.2f}" for value in values]
-        bits = next(row["bits_per_weight"] for row in rows if "perplexity" in row and row["scheme"] == scheme)
-        lines.append([f"`{name}` {rest}".strip(), f"{bits:.4g}", *figures])
-    return table(("scheme", "bits per weight", *_ALGORITHMS), lines)
+    for model in (STORIES, SMOLLM2):
+        for scheme in dict.fromkeys(row["scheme"] for row in rows if row.get("model") == model and row["scheme"] != FULL):
+            name, _, rest = scheme.partition(" ")
+            figures = [_figure(rows, model, scheme, algorithm) for algorithm in _ALGORITHMS]
+            bits = next(row["bits_per_weight"] for row in rows if (row["scheme"], row.get("model")) == (scheme, model))
+            lines.append([model, f"`{name}` {rest}".strip(), f"{bits:.4g}", *figures])
+    return table(("model", "scheme", "bits per weight", *_ALGORITHMS), lines)
+
+
+def _figure(rows: list[Row], model: str, scheme: str, algorithm: str) -> str:
+    """The mean of the draws, and their range."""
+    value, exact = excess(rows, model, scheme, algorithm), draws(rows, model, FULL, "-")
+    if value is None:
+        return "-"
+    found = [row["perplexity"] - exact[0]["perplexity"] for row in draws(rows, model, scheme, algorithm)]
+    return f"{value:.2f} ({min(found):.2f} to {max(found):.2f})" if len(found) > 1 else f"{value:.2f}"
