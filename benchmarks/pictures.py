@@ -23,8 +23,9 @@ from benchmarks.qat import nanogpt_report
 from benchmarks.qat import plot as qat
 from benchmarks.qat.goals import NANOGPT, STEP
 from benchmarks.qat.report import recovery
+from benchmarks.trellis import plot as trellis
 
-OVERVIEW = ROOT / "docs" / "pictures" / "overview.png"
+PICTURES = ROOT / "docs" / "pictures"
 DRAWN = {
     TABLE: ptq.draw,
     NANOGPT: nanogpt_report.draw,
@@ -42,7 +43,8 @@ def drawn() -> Iterator[str]:
     for benchmark, draw in DRAWN.items():
         yield from (draw(read(path)["rows"], path.with_suffix(".png")) for path in benchmark.files())
     yield qat.draw_recovery(recovery(), RESULTS / "qat_recovery.png")
-    yield overview.draw(OVERVIEW)
+    yield overview.draw(PICTURES / "overview.png")
+    yield trellis.draw(PICTURES / "trellis.svg")
 
 
 def main() -> None:
