@@ -103,19 +103,21 @@ def _search_part(
     exact = is_exact(scheme, candidates) and (compiled or size <= _REFERENCE_GROUP)
     multipliers = [] if exact else scale_multipliers(scheme, candidates or CANDIDATES)
     step = max(1, (_NATIVE_BLOCK if compiled else _BLOCK) // (groups * size))
-    found = []
+    levels = codebook(scheme, part.device)[0]
+    stored = torch.float16 if scheme.scale_dtype == "float16" else torch.uint8
+    scales = torch.empty(rows, groups, dtype=stored, device=part.device)  # a list would pin the heap between temporaries
     for start in range(0, rows, step):
         block = part[start : start + step].reshape(-1, size).float()
         weights = None if importance is None else importance[start : start + step].reshape(-1, size).float()
         weights = magnitude_importance(_in_units_of_the_largest(block)) if by_magnitude else weights
-        levels = codebook(scheme, part.device)[0]
         if scheme.trellis and candidates != 1:
-            found.append(encode_scale(path_scale(block, levels, weights, candidates), scheme.scale_dtype))
+            found = encode_scale(path_scale(block, levels, weights, candidates), scheme.scale_dtype)
         elif exact:
-            found.append(best_scale(block, levels, weights, scheme.scale_dtype, signed=scheme.signed_scale))
+            found = best_scale(block, levels, weights, scheme.scale_dtype, signed=scheme.signed_scale)
         else:
-            found.append(_search_block(block, weights, scheme, multipliers))
-    return torch.cat(found).view(rows, groups)
+            found = _search_block(block, weights, scheme, multipliers)
+        scales[start : start + step] = found.view(-1, groups)
+    return scales
 
 
 def _in_units_of_the_largest(block: Tensor) -> Tensor:

@@ -48,12 +48,13 @@ class QuantizedWeight:
         Raises:
             ConfigError: ``row_scale`` is given and the scheme has none, or the reverse.
         """
-        packed = []
+        shape = weight.shape[0], weight.shape[1]
+        packed = torch.empty(storage(shape, scheme)["packed"][0], dtype=torch.uint8, device=weight.device)
         for rows in _row_blocks(weight.shape):
             row = None if row_scale is None else row_scale[rows]
             codes = functional.quantize(weight[rows], _rows_of(scale, rows), scheme, row)
-            packed.append(pack(contract(codes, scheme.grid) if scheme.trellis else codes, scheme.code_bits))
-        return cls(torch.cat(packed), scale, (weight.shape[0], weight.shape[1]), scheme, row_scale)
+            packed[rows] = pack(contract(codes, scheme.grid) if scheme.trellis else codes, scheme.code_bits)
+        return cls(packed, scale, shape, scheme, row_scale)
 
     @classmethod
     def empty(cls, shape: tuple[int, int], scheme: QuantScheme, device: torch.device | str) -> QuantizedWeight:

@@ -28,6 +28,7 @@ from potq.numerics.grid import Grid
 from potq.numerics.packing import pack, unpack
 
 STATES = 8
+SUBSETS = 4
 FAR = 1e30  # the cost of a state that no path reaches
 
 
@@ -113,7 +114,7 @@ def _best_path(weight: Tensor, step: Tensor, levels: Tensor) -> tuple[Tensor, Te
     cost[:, 0] = 0
     came, chosen = [], []  # for every column: from which of its predecessors, and by which level of each subset
     for t in range(columns):
-        error = (weight[:, t, None] - step[:, t, None] * levels).square().view(rows, -1, 4)
+        error = (weight[:, t, None] - step[:, t, None] * levels).square().view(rows, -1, SUBSETS)
         least, number = error.min(1)
         ways = cost[:, before] + least[:, subsets(weight.device)]
         cost = ways[:, 0].minimum(ways[:, 1])

@@ -82,7 +82,8 @@ class Run:
         inside, outside = self._divided((find_blocks(self.model)[0],))
         done = self.rounded(outside)
         if folder is not None and parts_of(self.model) is not None:
-            return self._in_parts(inside, _moved(folder, outside, done), self.source, folder)
+            done = _moved(folder, outside, done)  # and memory is free for the blocks
+            return self._in_parts(inside, done, self.source, folder)
         return done | self._in_blocks(inside, done, self.source, None, folder, self.progress)
 
     def _in_parts(self, inside: list[WeightPlan], done: Done, batches: list[Tensor], folder: WorkFolder) -> Done:

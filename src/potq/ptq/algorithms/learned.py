@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from potq.numerics.trellis import SUBSETS
 from potq.ptq.algorithms.rounding import Rounded, Rounding, nearest_values, round_to_nearest
 
 _HALVINGS = 3  # of the way from a latent row to its path, before it starts on the path itself
@@ -25,8 +26,12 @@ class LearnedWeight(nn.Module):
 
     @property
     def step(self) -> float:
-        """The mean distance between neighbouring levels: the unit of the latent weight's learning rate."""
-        return float(self._start.abs().mean() * self._rounding.levels.diff().mean())
+        """The mean distance from a level to the next that a weight can take: the unit of the latent weight's learning rate.
+
+        With a trellis, where no other weight changes its part of the path, that is the next level of the subset.
+        """
+        levels, apart = self._rounding.levels, SUBSETS if self._rounding.trellis else 1
+        return float(self._start.abs().mean() * (levels[apart:] - levels[:-apart]).mean())
 
     def forward(self, dtype: torch.dtype = torch.float32) -> Tensor:
         scale = self._start * self.log_scale.exp()
