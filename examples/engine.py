@@ -4,7 +4,7 @@
     python examples/engine.py path/to/model --prompt "Once upon a time"
 
 The engine is compiled code that reads the packed checkpoint itself. It knows GPT-2, Llama, Mistral, Qwen2, Qwen3,
-SmolLM3, OLMo 2, Granite, Gemma 3 and Phi-3.
+Qwen3-MoE, SmolLM3, OLMo 2, OLMoE, Granite, Gemma 3, Phi-3 and Mixtral.
 """
 
 from __future__ import annotations

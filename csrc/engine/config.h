@@ -4,6 +4,7 @@
 //   for each layer:   h = norm(x);  q, k, v = h Wq, h Wk, h Wv (or one fused product);  (norm of q and k heads)  (rotation)
 //                     x += norm(attention(q, k, v) Wo)
 //                     h = norm(x);  x += norm((act(h Wgate) * (h Wup)) Wdown), or act(h Wup) Wdown
+//                                   or the same of a few experts that h Wrouter chooses, times their probabilities
 //   logits = norm(x) Whead
 //
 // Each of a layer's norms may be missing. A family is a row of kFamilies (families.cpp): names of tensors and the switches it
@@ -30,6 +31,14 @@ struct Names {
   const char *embedding, *positions, *layer, *final_norm, *head;
   const char *attention_norm, *q, *k, *v, *fused_qkv, *o, *q_norm, *k_norm, *attention_post_norm;
   const char *mlp_norm, *gate, *up, *fused_gate_up, *down, *mlp_post_norm;
+  const char *router, *experts, *seen_experts;        // seen: what patterns of a quantization config call the experts
+  const char *expert_gate, *expert_up, *expert_down;  // behind an expert's number
+};
+
+// Layers whose MLP is several experts, of which each token takes some.
+struct Mixture {
+  int experts = 0, chosen = 0, intermediate = 0;  // intermediate: of one expert
+  bool normed = false;                            // the probabilities of those that are chosen are made to add up to 1
 };
 
 struct Config {
@@ -42,6 +51,8 @@ struct Config {
   bool whole_norms = false;    // q_norm and k_norm are of all heads together
   float epsilon = 0, attention_scale = 1, embedding_scale = 1, residual_scale = 1, logits_scale = 1;
   Activation activation = Activation::kSilu;
+  Mixture mixture;
+  std::vector<uint8_t> sparse;                  // by layer: whether it has experts
   std::vector<int> window;                      // by layer: positions that are seen, 0: all
   std::vector<std::vector<float>> frequencies;  // of rotations: angles a position, for half of the numbers that turn
   std::vector<int> rotation;                    // by layer: which of them, -1: none

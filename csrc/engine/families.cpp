@@ -1,5 +1,6 @@
 #include "families.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "../numbers.h"
@@ -9,7 +10,7 @@ namespace potq {
 namespace engine {
 namespace {
 
-constexpr int64_t kMaxLayers = 1024;
+constexpr int64_t kMaxLayers = 1024, kMaxExperts = 1 << 14;
 
 // ---- names
 
@@ -38,6 +39,18 @@ constexpr Names gemma3_names() {
   names.attention_norm = "input_layernorm", names.mlp_norm = "pre_feedforward_layernorm";
   return names;
 }
+constexpr Names qwen3_moe_names() {  // OLMoE's too
+  Names names = qwen3_names();
+  names.router = "mlp.gate", names.experts = names.seen_experts = "mlp.experts.";
+  names.expert_gate = "gate_proj", names.expert_up = "up_proj", names.expert_down = "down_proj";
+  return names;
+}
+constexpr Names mixtral_names() {
+  Names names = llama_names();
+  names.router = "block_sparse_moe.gate", names.experts = "block_sparse_moe.experts.", names.seen_experts = "mlp.experts.";
+  names.expert_gate = "w1", names.expert_up = "w3", names.expert_down = "w2";
+  return names;
+}
 constexpr Names phi3_names() {
   Names names = llama_names();
   names.q = names.k = names.v = names.gate = names.up = nullptr;
@@ -53,7 +66,8 @@ constexpr Names gpt2_names() {
   return names;
 }
 constexpr Names kLlamaNames = llama_names(), kQwen3Names = qwen3_names(), kOlmo2Names = olmo2_names(),
-                kGemma3Names = gemma3_names(), kPhi3Names = phi3_names(), kGpt2Names = gpt2_names();
+                kGemma3Names = gemma3_names(), kPhi3Names = phi3_names(), kGpt2Names = gpt2_names(),
+                kQwen3MoeNames = qwen3_moe_names(), kMixtralNames = mixtral_names();
 
 // ---- what families share
 
@@ -91,6 +105,7 @@ void read_sizes(const Reader& reader, const Usual& usual, const Names& names, Co
   config->attention_scale = 1.0f / std::sqrt(float(config->head_size));
   config->window.assign(size_t(config->layers), 0);
   config->rotation.assign(size_t(config->layers), 0);
+  config->sparse.assign(size_t(config->layers), 0);
   if (config->head_size < 2 || config->head_size % 2)
     fail("%s: heads of %d numbers cannot be rotated in pairs", reader.file().c_str(), config->head_size);
 }
@@ -185,6 +200,75 @@ void read_qwen3(const Reader& reader, Config* config) {
   read_rotation(reader, config);
   config->qkv_bias = config->o_bias = reader.flag("attention_bias", false);
   read_qwen_windows(reader, config);
+}
+
+// `usual`: what transformers takes for what config.json leaves out. All layers have experts.
+void read_mixture(const Reader& reader, const Mixture& usual, const char* intermediate, Config* config) {
+  Mixture& m = config->mixture;
+  // transformers takes both for the same; which of them it writes depends on the family and its version
+  const char* key = reader.value("num_local_experts").null() ? "num_experts" : "num_local_experts";
+  m.experts = int(reader.integer(key, 0, kMaxExperts, usual.experts));
+  m.chosen = int(reader.integer("num_experts_per_tok", 1, kMaxExperts, usual.chosen));
+  m.intermediate = int(reader.integer(intermediate, 1, kMaxSize, usual.intermediate));
+  m.normed = usual.normed;
+  if (!m.experts) {
+    m = {};
+    return;
+  }
+  if (m.chosen > m.experts)
+    fail("%s: num_experts_per_tok is %d, but %s is %d", reader.file().c_str(), m.chosen, key, m.experts);
+  if (int64_t(m.experts) * std::max(2 * m.intermediate, config->hidden) > INT32_MAX)
+    fail("%s: %d experts of %d numbers are too many", reader.file().c_str(), m.experts, m.intermediate);
+  config->sparse.assign(size_t(config->layers), 1);
+}
+
+// Dense layers among those with experts: all whose number is no multiple of decoder_sparse_step, and mlp_only_layers.
+void read_dense_layers(const Reader& reader, Config* config) {
+  const int64_t step = reader.integer("decoder_sparse_step", 1, INT32_MAX, 1);
+  for (int layer = 0; layer < config->layers; layer++) {
+    if ((layer + 1) % step) config->sparse[size_t(layer)] = 0;
+  }
+  const Value dense = reader.value("mlp_only_layers");
+  if (!dense.null() && !dense.is(Kind::kArray)) fail("%s: mlp_only_layers is not a list", reader.file().c_str());
+  for (Value layer = dense.null() ? Value() : dense.first(); layer; layer = layer.next()) {
+    if (!layer.is(Kind::kInteger) || layer.integer() < 0 || layer.integer() >= config->layers)
+      fail("%s: mlp_only_layers has an entry that is no layer in 0..%d", reader.file().c_str(), config->layers - 1);
+    config->sparse[size_t(layer.integer())] = 0;
+  }
+}
+
+// Qwen3 with experts; a window is of all layers.
+void read_qwen3_moe(const Reader& reader, Config* config) {
+  Usual usual;
+  usual.kv_heads = 4;
+  read_sizes(reader, usual, kQwen3MoeNames, config);
+  read_rotation(reader, config);
+  config->qkv_bias = config->o_bias = reader.flag("attention_bias", false);
+  if (reader.flag("use_sliding_window", false)) config->window.assign(size_t(config->layers), read_window(reader, 4096));
+  read_mixture(reader, {128, 8, 768, reader.flag("norm_topk_prob", false)}, "moe_intermediate_size", config);
+  read_dense_layers(reader, config);
+}
+
+// OLMo 2's norms of queries and keys in Llama's block, with experts.
+void read_olmoe(const Reader& reader, Config* config) {
+  Usual usual;
+  usual.epsilon = 1e-5;
+  refuse(reader, {"clip_qkv"});
+  read_sizes(reader, usual, kQwen3MoeNames, config);
+  read_rotation(reader, config);
+  config->qkv_bias = config->o_bias = reader.flag("attention_bias", false);
+  config->whole_norms = true;
+  read_mixture(reader, {64, 8, 2048, reader.flag("norm_topk_prob", false)}, "intermediate_size", config);
+}
+
+// Mistral with experts.
+void read_mixtral(const Reader& reader, Config* config) {
+  Usual usual;
+  usual.kv_heads = 8, usual.epsilon = 1e-5;
+  read_sizes(reader, usual, kMixtralNames, config);
+  read_rotation(reader, config, 1000000);
+  config->window.assign(size_t(config->layers), read_window(reader, 0));
+  read_mixture(reader, {8, 2, 14336, true}, "intermediate_size", config);
 }
 
 // Llama, some layers of which do not rotate: zeros in no_rope_layers, or every fourth.
@@ -289,6 +373,7 @@ void read_gpt2(const Reader& reader, Config* config) {
   config->attention_scale = reader.flag("scale_attn_weights", true) ? 1.0f / std::sqrt(float(config->head_size)) : 1.0f;
   config->window.assign(size_t(config->layers), 0);
   config->rotation.assign(size_t(config->layers), -1);
+  config->sparse.assign(size_t(config->layers), 0);
   refuse(reader, {"scale_attn_by_inverse_layer_idx", "add_cross_attention"});
   if (config->hidden % config->heads) fail("%s: n_embd is not a multiple of n_head", reader.file().c_str());
 }
@@ -297,10 +382,11 @@ struct Family {
   const char* model_type;
   void (*read)(const Reader& reader, Config* config);
 };
-constexpr Family kFamilies[] = {{"llama", read_llama},     {"qwen2", read_qwen2},        {"qwen3", read_qwen3},
-                                {"mistral", read_mistral}, {"smollm3", read_smollm3},    {"olmo2", read_olmo2},
-                                {"granite", read_granite}, {"gemma3_text", read_gemma3}, {"phi3", read_phi3},
-                                {"gpt2", read_gpt2}};
+constexpr Family kFamilies[] = {{"llama", read_llama},     {"qwen2", read_qwen2},         {"qwen3", read_qwen3},
+                                {"mistral", read_mistral}, {"smollm3", read_smollm3},     {"olmo2", read_olmo2},
+                                {"granite", read_granite}, {"gemma3_text", read_gemma3},  {"phi3", read_phi3},
+                                {"gpt2", read_gpt2},       {"qwen3_moe", read_qwen3_moe}, {"olmoe", read_olmoe},
+                                {"mixtral", read_mixtral}};
 
 }  // namespace
 

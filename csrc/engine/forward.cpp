@@ -45,7 +45,8 @@ Forward::Forward(const Model& model, Pool& pool, int context, int32_t isa, int32
 
 void Forward::lay_out(uint8_t* memory, size_t* bytes) {
   Parts parts(memory);
-  const size_t rows = kRows, hidden = size_t(c_.hidden), inner = size_t(c_.intermediate);
+  const size_t rows = kRows, hidden = size_t(c_.hidden);
+  const size_t inner = std::max(size_t(c_.intermediate), size_t(c_.mixture.chosen) * size_t(c_.mixture.intermediate));
   const size_t q = size_t(c_.query_size()), kv = size_t(c_.kv_size());
   size_t one = 0, many = 0;  // bytes of panels
   const auto measure = [&](const Matrix& matrix) {
@@ -58,6 +59,9 @@ void Forward::lay_out(uint8_t* memory, size_t* bytes) {
   for (const Layer& layer : model_.layers) {
     for (const Matrix& matrix : layer.qkv) measure(matrix);
     for (const Matrix& matrix : layer.gate) measure(matrix);
+    for (const std::vector<Matrix>* matrices : {&layer.experts.gate, &layer.experts.down}) {
+      if (!matrices->empty()) measure(matrices->front());
+    }
     measure(layer.o), measure(layer.up), measure(layer.down);
   }
   measure(model_.head());
@@ -82,6 +86,7 @@ void Forward::lay_out(uint8_t* memory, size_t* bytes) {
   up_ = parts.take<float>(rows * inner);
   rotation_ = parts.take<float>(c_.frequencies.size() * rows * size_t(c_.head_size));
   panels_ = parts.take<uint8_t>(many);
+  lay_out_experts(&parts);
   *bytes = parts.used();
 }
 
@@ -162,7 +167,7 @@ void Forward::norm(const Norm& norm, const float* x, float* y) const {
 void Forward::layer(int thread, int index, float* x, float* h, float*& pending) {
   const Layer& layer = model_.layers[size_t(index)];
   const Rows rows = rows_of(thread);
-  const size_t hidden = size_t(c_.hidden), inner = size_t(c_.intermediate);
+  const size_t hidden = size_t(c_.hidden);
   const auto add_and_norm = [&](const Norm& post, const Norm& weights) {
     for (int row = rows.first; row < rows.last; row++) {
       const size_t at = size_t(row) * hidden;
@@ -182,6 +187,19 @@ void Forward::layer(int thread, int index, float* x, float* h, float*& pending) 
   pending = out_;
 
   add_and_norm(layer.attention_post_norm, layer.mlp_norm);
+  const Matrix& next = index + 1 == c_.layers ? model_.head() : model_.layers[size_t(index) + 1].qkv[0];
+  if (!c_.sparse[size_t(index)])
+    mlp(thread, layer, h, next);
+  else if (m_ == 1)
+    experts_of_one(thread, layer.experts, h, next);
+  else
+    experts_of_many(thread, layer.experts, h);
+}
+
+// `next`: the first matrix that comes after it.
+void Forward::mlp(int thread, const Layer& layer, const float* h, const Matrix& next) {
+  const size_t inner = size_t(c_.intermediate);
+  const Rows rows = rows_of(thread);
   const bool gated = !layer.gate.empty();
   const Output gate_up[2] = {{&layer.up, up_}, {gated ? &layer.gate[0] : nullptr, gate_}};
   float* active = gated ? gate_ : up_;
@@ -198,8 +216,7 @@ void Forward::layer(int thread, int index, float* x, float* h, float*& pending) 
     pool_.barrier();
   }
   const Output down = {&layer.down, out_};
-  const bool last = index + 1 == c_.layers;
-  products(thread, active, m_, &down, 1, last ? model_.head() : model_.layers[size_t(index) + 1].qkv[0]);
+  products(thread, active, m_, &down, 1, next);
 }
 
 void Forward::activate(float* gate, const float* up, int count) const {

@@ -35,9 +35,17 @@ class Forward {
   void run(const std::vector<Span>& spans, const Cache& cache, float* logits);
 
  private:
+  struct Choice {  // of a token
+    int expert;
+    float weight;
+  };
+  struct Group {  // rows that take the same expert, and their places from the first on
+    int expert, first, rows;
+  };
   struct Own {  // of a thread
-    float *x, *h, *scores;
+    float *x, *h, *scores, *odds;
     uint8_t* panels;
+    Choice* choices;
   };
   struct Output {
     const Matrix* matrix;
@@ -53,8 +61,10 @@ class Forward {
   };
 
   void lay_out(uint8_t* memory, size_t* bytes);
+  void lay_out_experts(Parts* parts);
   void work(int thread);
   void layer(int thread, int index, float* x, float* h, float*& pending);
+  void mlp(int thread, const Layer& layer, const float* h, const Matrix& next);
   void attend(int thread, int layer);
   Rows seen(int layer, int row) const;
   void attend_heads(int thread, int layer, int row, int rows, int head, int count);
@@ -70,6 +80,19 @@ class Forward {
   void rotate(int layer, int row, float* head) const;
   void place_key_value(int layer, int row, int kv_head);
   void rotate_query(int layer, int row, int head);
+  void choose(const float* scores, float* odds, Choice* to) const;
+  void choose_rows(int thread, const Matrix& router, const float* h);
+  void group();
+  void gather(const Group& group, const float* h);
+  Inputs inputs_of(const Group& group, const float* x, int columns) const;
+  uint8_t* panels_of(const Group& group) const { return place_panels_ + size_t(group.first) * place_bytes_; }
+  void prepare_group(const Matrix& matrix, const Group& group, const float* x);
+  template <class Part>
+  void in_groups(int blocks, const Part& part);
+  void activate_blocks(float* gate, const float* up, int first, int last) const;
+  void experts_of_many(int thread, const Experts& experts, const float* h);
+  void experts_of_one(int thread, const Experts& experts, const float* h, const Matrix& next);
+  void sum_up(const Choice* choices, const int* places, float* to, int first, int last) const;
   void activate(float* gate, const float* up, int count) const;
   void products(int thread, const float* x, int m, const Output* outputs, int count, const Matrix& next);
   void share(int thread, const Inputs& inputs, const Output* outputs, int count);
@@ -107,6 +130,14 @@ class Forward {
         *gate_ = nullptr, *up_ = nullptr, *rotation_ = nullptr;
   size_t q_stride_ = 0, kv_stride_ = 0;
   uint8_t* panels_ = nullptr;
+
+  // experts': places are those of rows times experts that each chooses
+  std::vector<Group> groups_;
+  float *router_ = nullptr, *taken_ = nullptr;                     // taken: inputs of all places, then their outputs
+  Choice* choices_ = nullptr;                                      // of all rows
+  int *places_ = nullptr, *owners_ = nullptr, *counts_ = nullptr;  // of all choices; rows of all places; by expert
+  uint8_t* place_panels_ = nullptr;
+  size_t place_bytes_ = 0;
 };
 
 }  // namespace engine

@@ -19,15 +19,20 @@ namespace {
 
 constexpr size_t kBufferBytes = 256 << 10;
 
-// Where a matrix comes from.
-struct Source {
-  Matrix* matrix;
+// Tensors that hold a weight.
+struct Weight {
   std::string name;
-  const Tensor *codes = nullptr, *scale = nullptr;  // codes: of the weight itself where it is not quantized
+  int rows = 0, columns = 0;
+  const Tensor *codes = nullptr, *scale = nullptr, *row_scale = nullptr;  // codes: the weight itself where not quantized
   const Scheme* scheme = nullptr;
   bool transposed = false;
-  int first = 0, all = 0;  // the matrix is the rows from the first on, of all that the tensor has
   int64_t group = 0, groups = 0, row_bytes = 0;
+};
+
+// Where a matrix comes from: rows of a weight, from the first on.
+struct Source : Weight {
+  Matrix* matrix = nullptr;
+  int first = 0;
   uint8_t* to = nullptr;
 };
 
@@ -93,8 +98,7 @@ class Loader {
   Tensor* find(const std::string& name) { return tensors_.find(file_name(name)); }
   bool has(const std::string& module) { return find(module + ".weight") || find(module + ".weight_packed"); }
 
-  // `first`: of the rows that are taken. A part behind the first takes the same tensor again.
-  Tensor& take(const std::string& name, const std::vector<int64_t>& shape, const char* dtypes, int first = 0) {
+  Tensor& take(const std::string& name, const std::vector<int64_t>& shape, const char* dtypes) {
     Tensor* tensor = find(name);
     if (!tensor)
       fail("%s: the weights have no %s, which config.json asks for; the folder is incomplete, or config.json another model's",
@@ -102,18 +106,19 @@ class Loader {
     if (tensor->shape != shape || !std::strstr(dtypes, tensor->dtype_name.c_str()))
       fail("%s: %s is %s %s, expected %s %s; config.json and the weights do not belong together", tensor->file->path().c_str(),
            name.c_str(), tensor->dtype_name.c_str(), shape_text(tensor->shape).c_str(), dtypes, shape_text(shape).c_str());
-    if (tensor->used && !first) damaged(*tensor, name, "used twice");
+    if (tensor->used) damaged(*tensor, name, "used twice");
     tensor->used = true;
     return *tensor;
   }
 
-  std::vector<float> read_floats(const Tensor& tensor, const std::string& name, size_t count) {
+  // `count` numbers, from the first on.
+  static std::vector<float> read_floats(const Tensor& tensor, const std::string& name, size_t first, size_t count) {
     std::vector<float> values(count);
     std::vector<uint16_t> halves(tensor.dtype == Dtype::kFloat32 ? 0 : count);
     if (tensor.dtype == Dtype::kFloat32) {
-      tensor.file->read(tensor.offset, values.data(), count * 4);
+      tensor.file->read(tensor.offset + first * 4, values.data(), count * 4);
     } else {
-      tensor.file->read(tensor.offset, halves.data(), count * 2);
+      tensor.file->read(tensor.offset + first * 2, halves.data(), count * 2);
       for (size_t i = 0; i < count; i++)
         values[i] = tensor.dtype == Dtype::kFloat16 ? from_float16(halves[i]) : from_bfloat16(halves[i]);
     }
@@ -125,7 +130,7 @@ class Loader {
 
   std::vector<float> read_vector(const std::string& name, int64_t count) {
     const Tensor& tensor = take(name, {count}, kFloats);
-    return read_floats(tensor, name, size_t(count));
+    return read_floats(tensor, name, 0, size_t(count));
   }
 
   std::vector<float> read_norm_weight(const std::string& module, int64_t count) {
@@ -169,83 +174,153 @@ class Loader {
     describe(&layer.o, prefix + names.o, c.hidden, q, c.o_bias);
     read_norm(&layer.attention_post_norm, prefix, names.attention_post_norm);
     read_norm(&layer.mlp_norm, prefix, names.mlp_norm);
-    if (names.fused_gate_up) {  // halves of one tensor
-      describe_part(&add(layer.gate), prefix + names.fused_gate_up, 0, c.intermediate, 2 * c.intermediate, c.hidden);
-      describe_part(&layer.up, prefix + names.fused_gate_up, c.intermediate, c.intermediate, 2 * c.intermediate, c.hidden);
-    } else {
-      if (names.gate) describe(&add(layer.gate), prefix + names.gate, c.intermediate, c.hidden, c.mlp_bias);
-      describe(&layer.up, prefix + names.up, c.intermediate, c.hidden, c.mlp_bias);
-    }
-    describe(&layer.down, prefix + names.down, c.hidden, c.intermediate, c.mlp_bias);
+    if (c.sparse[size_t(index)])
+      describe_experts(&layer.experts, prefix);
+    else
+      describe_mlp(&layer, prefix);
     read_norm(&layer.mlp_post_norm, prefix, names.mlp_post_norm);
     scale_residual(&layer.o), scale_residual(&layer.down);
   }
 
+  void describe_mlp(Layer* layer, const std::string& prefix) {
+    const Config& c = model_.config;
+    const Names& names = *c.names;
+    if (names.fused_gate_up) {  // halves of one weight
+      const Weight weight = take_weight(prefix + names.fused_gate_up, 2 * c.intermediate, c.hidden);
+      cut(&add(layer->gate), weight, 0, c.intermediate);
+      cut(&layer->up, weight, c.intermediate, c.intermediate);
+    } else {
+      if (names.gate) describe(&add(layer->gate), prefix + names.gate, c.intermediate, c.hidden, c.mlp_bias);
+      describe(&layer->up, prefix + names.up, c.intermediate, c.hidden, c.mlp_bias);
+    }
+    describe(&layer->down, prefix + names.down, c.hidden, c.intermediate, c.mlp_bias);
+  }
+
+  // Packed experts are stacks, each rows of one weight; others are tensors of their own.
+  void describe_experts(Experts* experts, const std::string& prefix) {
+    const Config& c = model_.config;
+    const Names& names = *c.names;
+    const int count = c.mixture.experts, inner = c.mixture.intermediate;
+    const std::string own = prefix + names.experts, seen = prefix + names.seen_experts;
+    describe_float(&experts->router, prefix + names.router, count, c.hidden);
+    if (has(own + "stacked_gate_up_proj")) {  // an expert's gate, then its up
+      const Weight stack = take_weight(own + "stacked_gate_up_proj", 2 * count * inner, c.hidden, false, seen + "gate_up_proj");
+      cut_each(&experts->gate, stack, 0, 2 * inner, inner);
+      cut_each(&experts->up, stack, inner, 2 * inner, inner);
+    } else {
+      describe_each(&experts->gate, own, names.expert_gate, inner, c.hidden);
+      describe_each(&experts->up, own, names.expert_up, inner, c.hidden);
+    }
+    if (has(own + "stacked_down_proj"))
+      cut_each(&experts->down, take_weight(own + "stacked_down_proj", count * c.hidden, inner, false, seen + "down_proj"), 0,
+               c.hidden, c.hidden);
+    else
+      describe_each(&experts->down, own, names.expert_down, c.hidden, inner);
+    for (Matrix& matrix : experts->down) scale_residual(&matrix);
+  }
+
+  // A matrix for each expert: `rows` rows of a stack, `step` from one to the next.
+  void cut_each(std::vector<Matrix>* matrices, const Weight& stack, int first, int step, int rows) {
+    matrices->resize(size_t(model_.config.mixture.experts));
+    for (Matrix& matrix : *matrices) {
+      cut(&matrix, stack, first, rows);
+      first += step;
+    }
+  }
+
+  void describe_each(std::vector<Matrix>* matrices, const std::string& prefix, const char* name, int rows, int columns) {
+    matrices->resize(size_t(model_.config.mixture.experts));
+    int expert = 0;
+    for (Matrix& matrix : *matrices) describe_float(&matrix, prefix + std::to_string(expert++) + "." + name, rows, columns);
+  }
+
+  // What is never packed: routers, and experts that are no stack.
+  void describe_float(Matrix* matrix, const std::string& name, int rows, int columns) {
+    Weight weight;
+    weight.name = name, weight.rows = rows, weight.columns = columns;
+    take_float(&weight, false);
+    cut(matrix, weight, 0, rows);
+  }
+
   void describe(Matrix* matrix, const std::string& name, int rows, int columns, bool bias, bool embedding = false) {
-    describe_part(matrix, name, 0, rows, rows, columns, embedding);
+    cut(matrix, take_weight(name, rows, columns, embedding), 0, rows);
     if (bias) matrix->bias = read_vector(name + ".bias", rows);
   }
 
-  // `rows` rows, from the first on, of a tensor that has `all`.
-  void describe_part(Matrix* matrix, const std::string& name, int first, int rows, int all, int columns,
-                     bool embedding = false) {
-    matrix->rows = rows, matrix->columns = columns;
-    Source source;
-    source.matrix = matrix, source.name = name, source.first = first, source.all = all;
+  // `seen`: what patterns call it, if not by its name.
+  Weight take_weight(const std::string& name, int rows, int columns, bool embedding = false, const std::string& seen = "") {
+    Weight weight;
+    weight.name = name, weight.rows = rows, weight.columns = columns;
     if (find(name + ".weight_packed"))
-      describe_packed(&source, embedding);
+      take_packed(&weight, quantization_.scheme(seen.empty() ? name : seen, embedding));
     else
-      describe_floats(&source, embedding);
-    sources_.push_back(source);
+      take_float(&weight, embedding);
+    return weight;
   }
 
-  void describe_floats(Source* source, bool embedding) {
-    Matrix& m = *source->matrix;
-    source->transposed = model_.config.transposed && !embedding;
-    std::vector<int64_t> shape{source->all, m.columns};
-    if (source->transposed) std::swap(shape[0], shape[1]);
-    source->codes = &take(source->name + ".weight", shape, kFloats, source->first);
-    m.type = source->codes->dtype == Dtype::kFloat32   ? Matrix::kFloat32
-             : source->codes->dtype == Dtype::kFloat16 ? Matrix::kFloat16
-                                                       : Matrix::kBFloat16;
+  void take_float(Weight* weight, bool embedding) {
+    weight->transposed = model_.config.transposed && !embedding;
+    std::vector<int64_t> shape{weight->rows, weight->columns};
+    if (weight->transposed) std::swap(shape[0], shape[1]);
+    weight->codes = &take(weight->name + ".weight", shape, kFloats);
   }
 
-  void describe_packed(Source* source, bool embedding) {
-    Matrix& m = *source->matrix;
-    const std::string& name = source->name;
-    const Scheme* scheme = source->scheme = quantization_.scheme(name, embedding);
+  void take_packed(Weight* weight, const Scheme* scheme) {
+    const std::string& name = weight->name;
+    weight->scheme = scheme;
     if (!scheme)
       fail(
           "%s: the weights have %s.weight_packed, but quantization_config leaves %s in full precision; config.json and the "
           "weights do not belong together",
           document_.file().c_str(), name.c_str(), name.c_str());
-    for (const int width : plane_widths(scheme->code_bits())) source->row_bytes += plane_bytes(m.columns, width);
-    source->group = scheme->grouping == Scheme::kGroups ? std::min<int64_t>(scheme->group, m.columns) : m.columns;
-    source->groups = (m.columns + source->group - 1) / source->group;
-    source->codes = &take(name + ".weight_packed", {source->all, source->row_bytes}, "U8", source->first);
-    const int64_t scale_rows = scheme->grouping == Scheme::kTensor ? 1 : source->all;
-    source->scale = &take(name + ".weight_scale", {scale_rows, source->groups}, scheme->e8m0 ? "U8" : "F16", source->first);
-    if (scheme->row_scale) {
-      const Tensor& tensor = take(name + ".weight_row_scale", {source->all, 1}, "F16", source->first);
-      m.row_scale = read_floats(tensor, name + ".weight_row_scale", size_t(source->all));
-      m.row_scale.erase(m.row_scale.begin(), m.row_scale.begin() + source->first);
-      m.row_scale.resize(size_t(m.rows));
-      for (const float value : m.row_scale) {
-        if (value < 0) damaged(tensor, name + ".weight_row_scale", "has a negative scale");
-      }
-    }
-    m.format = format_of(*source, scheme->grouping == Scheme::kTensor ? 1 : m.rows);
-    const bool tables = scheme->bits <= 4 || (scheme->bits == 8 && scheme->twos_complement);
-    // what the kernels do not know is dequantized
-    m.type = tables && scheme->fits_int8() && !potq_unsupported(&m.format) ? Matrix::kPacked : Matrix::kFloat32;
+    for (const int width : plane_widths(scheme->code_bits())) weight->row_bytes += plane_bytes(weight->columns, width);
+    weight->group = scheme->grouping == Scheme::kGroups ? std::min<int64_t>(scheme->group, weight->columns) : weight->columns;
+    weight->groups = (weight->columns + weight->group - 1) / weight->group;
+    weight->codes = &take(name + ".weight_packed", {weight->rows, weight->row_bytes}, "U8");
+    const int64_t scale_rows = scheme->grouping == Scheme::kTensor ? 1 : weight->rows;
+    weight->scale = &take(name + ".weight_scale", {scale_rows, weight->groups}, scheme->e8m0 ? "U8" : "F16");
+    if (scheme->row_scale) weight->row_scale = &take(name + ".weight_row_scale", {weight->rows, 1}, "F16");
   }
 
-  static potq_format format_of(const Source& source, int scale_rows) {
+  // `rows` rows of the weight, from the first on.
+  void cut(Matrix* matrix, const Weight& weight, int first, int rows) {
+    Source source;
+    static_cast<Weight&>(source) = weight;
+    source.matrix = matrix, source.first = first;
+    matrix->rows = rows, matrix->columns = weight.columns;
+    if (weight.row_scale) matrix->row_scale = read_row_scale(weight, first, rows);
+    if (weight.scheme) matrix->format = format_of(source);
+    matrix->type = type_of(source);
+    sources_.push_back(source);
+  }
+
+  static std::vector<float> read_row_scale(const Weight& weight, int first, int rows) {
+    const std::string name = weight.name + ".weight_row_scale";
+    std::vector<float> scale = read_floats(*weight.row_scale, name, size_t(first), size_t(rows));
+    for (const float value : scale) {
+      if (value < 0) damaged(*weight.row_scale, name, "has a negative scale");
+    }
+    return scale;
+  }
+
+  // What the kernels do not know is dequantized.
+  static Matrix::Type type_of(const Source& source) {
+    if (const Scheme* scheme = source.scheme) {
+      const bool tables = scheme->bits <= 4 || (scheme->bits == 8 && scheme->twos_complement);
+      const bool known = tables && scheme->fits_int8() && !potq_unsupported(&source.matrix->format);
+      return known ? Matrix::kPacked : Matrix::kFloat32;
+    }
+    const Dtype dtype = source.codes->dtype;
+    return dtype == Dtype::kFloat32 ? Matrix::kFloat32 : dtype == Dtype::kFloat16 ? Matrix::kFloat16 : Matrix::kBFloat16;
+  }
+
+  static potq_format format_of(const Source& source) {
     const Scheme& scheme = *source.scheme;
     potq_format format = {};
     format.rows = source.matrix->rows, format.columns = source.matrix->columns;
     format.bits = scheme.code_bits(), format.trellis = scheme.trellis;
-    format.group = int32_t(source.group), format.scale_rows = scale_rows;
+    format.group = int32_t(source.group);
+    format.scale_rows = scheme.grouping == Scheme::kTensor ? 1 : format.rows;
     format.scale_format = scheme.e8m0 ? POTQ_SCALE_E8M0 : POTQ_SCALE_FLOAT16;
     format.reference_log2 = scheme.reference_log2;
     for (size_t code = 0; code < scheme.levels.size() && code < 16; code++) format.levels[code] = int8_t(scheme.levels[code]);

@@ -16,12 +16,18 @@ struct Norm {
   std::vector<float> weight, bias;  // bias: layer norm; both empty: none
 };
 
+struct Experts {
+  Matrix router;                       // floats
+  std::vector<Matrix> gate, up, down;  // one an expert; those of one kind are alike in all but their numbers
+};
+
 struct Layer {
   Norm attention_norm, attention_post_norm, mlp_norm, mlp_post_norm;
   std::vector<float> q_norm, k_norm;  // or empty
   std::vector<Matrix> qkv;            // q, k, v, or all in one
   Matrix o, up, down;
   std::vector<Matrix> gate;  // one, or none
+  Experts experts;           // none, or in place of the MLP's up, down and gate
 };
 
 struct Model {

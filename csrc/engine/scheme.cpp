@@ -15,7 +15,6 @@ constexpr const char* kUpgrade = "upgrade potq (pip install --upgrade potq)";
 // those of src/potq/numerics/features.py
 constexpr std::string_view kFeatures[] = {"bit-planes",    "e8m0-scales", "expert-stacks", "row-scales",
                                           "signed-scales", "table-grids", "tensor-scales", "trellis"};
-constexpr std::string_view kNotComputed[] = {"expert-stacks"};
 // keys and words of quantization_config
 constexpr std::string_view kKeys[] = {"quant_method", "version", "features", "scheme",       "embedding",
                                       "targets",      "ignore",  "effort",   "scale_method", "scale_candidates"};
@@ -64,9 +63,6 @@ void require_readable(const Value& config, const std::string& file) {
     if (!name.is(Kind::kString)) damaged();
     if (!among(name.string(), kFeatures))
       fail("%s uses the feature %s, which this potq does not know; %s", file.c_str(), quoted(name.string()).c_str(), kUpgrade);
-    if (among(name.string(), kNotComputed))
-      fail("%s uses the feature %s, which the engine does not compute (potq runs it through torch)", file.c_str(),
-           quoted(name.string()).c_str());
   }
 }
 

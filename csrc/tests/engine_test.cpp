@@ -136,13 +136,19 @@ void check_prompts() {
 }
 
 void check_models() {
-  const tiny::Weights weights[tiny::kFamilies] = {tiny::kPot4, tiny::kPot3, tiny::kPot2, tiny::kInt8, tiny::kPot4};
+  const tiny::Weights weights[tiny::kFamilies] = {tiny::kPot4, tiny::kPot3, tiny::kPot2, tiny::kInt8, tiny::kPot4, tiny::kPot4};
   for (int family = 0; family < tiny::kFamilies; family++) {
     tiny::Model model;
     model.family = tiny::Family(family), model.weights = weights[family];
     model.tied = family % 2 == 0, model.biased = true, model.window = 10;
     if (model.family == tiny::kGpt2) model.kv_heads = model.heads;
     for (const int32_t arithmetic : {POTQ_INT8, POTQ_FLOAT}) check(model, arithmetic);
+  }
+  for (const tiny::Weights kind : {tiny::kFloat16, tiny::kPot3, tiny::kPot6}) {
+    tiny::Model model;
+    model.family = tiny::kQwen3Moe, model.weights = kind, model.tied = false;
+    model.layers = 3, model.experts = 20, model.chosen = 7;
+    check(model, POTQ_INT8);
   }
   for (const tiny::Weights kind : {tiny::kFloat32, tiny::kFloat16, tiny::kBFloat16, tiny::kPot6, tiny::kPot2t}) {
     tiny::Model model;

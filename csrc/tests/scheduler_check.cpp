@@ -141,11 +141,9 @@ class Run {
   char message_[2048] = "";
 };
 
-}  // namespace
-
-bool check_scheduler() {
+bool check_family(tiny::Family family) {
   tiny::Model model;
-  model.family = tiny::kQwen3, model.positions = kContext;
+  model.family = family, model.positions = kContext;
   const ScratchFolder folder;
   tiny::write(model, folder.path());
   const std::vector<Wanted> wanted = texts();
@@ -160,9 +158,13 @@ bool check_scheduler() {
     if (!Run(folder.path(), setting).all(wanted, &found)) return false;
     for (size_t i = 0; i < wanted.size(); i++) {
       if (found[i] != alone[i])
-        return wrong("text " + std::to_string(i) + " is another among others, " + std::to_string(setting.slots) + " slots:\n" +
-                     alone[i] + "\n" + found[i]);
+        return wrong(std::string(tiny::name(family)) + ", text " + std::to_string(i) + " is another among others, " +
+                     std::to_string(setting.slots) + " slots:\n" + alone[i] + "\n" + found[i]);
     }
   }
   return true;
 }
+
+}  // namespace
+
+bool check_scheduler() { return check_family(tiny::kQwen3) && check_family(tiny::kQwen3Moe); }

@@ -33,7 +33,7 @@ constexpr Kind kKinds[kWeights] = {
     {"int8", nullptr, 8, R"("encoding": "twos-complement")"},
     {"pot2t", nullptr, 3, R"("encoding": "sign-magnitude", "magnitudes": [1, 2, 4, 8])", true},
 };
-constexpr const char* kFamilyNames[kFamilies] = {"llama", "qwen2", "qwen3", "mistral", "gpt2"};
+constexpr const char* kFamilyNames[kFamilies] = {"llama", "qwen2", "qwen3", "mistral", "gpt2", "qwen3_moe"};
 
 void put(std::string* data, uint32_t value, int bytes) {
   for (int i = 0; i < bytes; i++) data->push_back(char(value >> 8 * i & 255));
@@ -48,6 +48,13 @@ class Tensors {
     std::string data;
     for (int i = 0; i < count; i++) put(&data, 0x3f000000 | (draw() & 0xffffff), 4);  // 0.5 to 2
     add(name, "F32", {count}, data);
+  }
+
+  // A matrix that no scheme quantizes.
+  void floats(const std::string& name, int rows, int columns) {
+    std::string data;
+    for (int64_t i = 0; i < int64_t(rows) * columns; i++) put(&data, number("F32"), 4);
+    add(name + ".weight", "F32", {rows, columns}, data);
   }
 
   // A linear layer or an embedding, in linear orientation; `stored_transposed`: GPT-2's, where it is not quantized.
@@ -148,6 +155,24 @@ void add_gpt2(const Model& m, Tensors* tensors) {
   norm("transformer.ln_f");
 }
 
+void add_mlp(const std::string& prefix, int intermediate, int hidden, Tensors* tensors) {
+  tensors->matrix(prefix + "gate_proj", intermediate, hidden);
+  tensors->matrix(prefix + "up_proj", intermediate, hidden);
+  tensors->matrix(prefix + "down_proj", hidden, intermediate);
+}
+
+// Packed ones are stacks.
+void add_experts(const Model& m, const std::string& prefix, Tensors* tensors) {
+  tensors->floats(prefix + "gate", m.experts, m.hidden);
+  if (!kKinds[m.weights].dtype) {
+    tensors->matrix(prefix + "experts.stacked_gate_up_proj", 2 * m.experts * m.expert_intermediate, m.hidden);
+    tensors->matrix(prefix + "experts.stacked_down_proj", m.experts * m.hidden, m.expert_intermediate);
+    return;
+  }
+  for (int i = 0; i < m.experts; i++)
+    add_mlp(prefix + "experts." + std::to_string(i) + ".", m.expert_intermediate, m.hidden, tensors);
+}
+
 void add_llama(const Model& m, Tensors* tensors) {
   const bool qkv_bias = m.family == kQwen2 || (m.biased && m.family != kMistral);
   const auto linear = [&](const std::string& name, int rows, int columns, bool biased) {
@@ -163,12 +188,14 @@ void add_llama(const Model& m, Tensors* tensors) {
     linear(attention + "k_proj", kv, m.hidden, qkv_bias);
     linear(attention + "v_proj", kv, m.hidden, qkv_bias);
     linear(attention + "o_proj", m.hidden, q, qkv_bias && m.family != kQwen2);
-    if (m.family == kQwen3) tensors->norm(attention + "q_norm.weight", m.head_size);
-    if (m.family == kQwen3) tensors->norm(attention + "k_norm.weight", m.head_size);
+    const bool head_norms = m.family == kQwen3 || m.family == kQwen3Moe;
+    if (head_norms) tensors->norm(attention + "q_norm.weight", m.head_size);
+    if (head_norms) tensors->norm(attention + "k_norm.weight", m.head_size);
     tensors->norm(layer + "post_attention_layernorm.weight", m.hidden);
-    tensors->matrix(layer + "mlp.gate_proj", m.intermediate, m.hidden);
-    tensors->matrix(layer + "mlp.up_proj", m.intermediate, m.hidden);
-    tensors->matrix(layer + "mlp.down_proj", m.hidden, m.intermediate);
+    if (m.family == kQwen3Moe && i != 1)
+      add_experts(m, layer + "mlp.", tensors);
+    else
+      add_mlp(layer + "mlp.", m.intermediate, m.hidden, tensors);
   }
   tensors->norm("model.norm.weight", m.hidden);
 }
@@ -217,6 +244,13 @@ std::string config(const Model& m) {
     result.number("num_key_value_heads", m.kv_heads);
     result.number("head_dim", m.head_size);
     result.flag("attention_bias", m.biased);
+  }
+  if (m.family == kQwen3Moe) {
+    result.number("num_experts", m.experts);
+    result.number("num_experts_per_tok", m.chosen);
+    result.number("moe_intermediate_size", m.expert_intermediate);
+    result.flag("norm_topk_prob", m.biased);
+    result.raw("mlp_only_layers", m.layers > 1 ? "[1]" : "[]");
   }
   if (m.family == kMistral) result.raw("sliding_window", m.window ? std::to_string(m.window) : "null");
   if (!kKinds[m.weights].dtype) result.raw("quantization_config", quantization(m));

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 import potq
 from potq import Engine, PoTConfig, kernels
+from potq.engine.scheduler import Scheduler
 
 HIDDEN = {
     "vocab_size": 131,
@@ -47,6 +48,9 @@ GEMMA3 = {
     "sliding_window": 20,
     "layer_types": ["sliding_attention", "full_attention"],
 }
+EXPERTS = {"head_dim": 16, "moe_intermediate_size": 40, "num_experts": 6, "num_experts_per_tok": 2}
+SOME_DENSE = {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [1]}
+ALL_CHOSEN = {"num_experts": 20, "num_experts_per_tok": 20}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", HIDDEN),
@@ -67,6 +71,27 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("Qwen3", {**HIDDEN, "head_dim": 32, "tie_word_embeddings": True}),
     "qwen3-biased": ("Qwen3", {**HIDDEN, "head_dim": 16, "attention_bias": True}),
+    "qwen3-moe": ("Qwen3Moe", {**HIDDEN, **EXPERTS}),
+    "qwen3-moe-tied": ("Qwen3Moe", {**HIDDEN, **EXPERTS, "tie_word_embeddings": True, "norm_topk_prob": True}),
+    "qwen3-moe-some-dense": (
+        "Qwen3Moe",
+        {**HIDDEN, **EXPERTS, **SOME_DENSE, "attention_bias": True},
+    ),
+    "qwen3-moe-all": (
+        "Qwen3Moe",
+        {**HIDDEN, **EXPERTS, **ALL_CHOSEN, "use_sliding_window": True, "sliding_window": 20},
+    ),
+    "qwen3-moe-none": ("Qwen3Moe", {**HIDDEN, **EXPERTS, "num_experts": 0}),
+    "olmoe": ("Olmoe", {**HIDDEN, "num_experts": 5, "num_experts_per_tok": 3}),
+    "olmoe-tied": (
+        "Olmoe",
+        {**HIDDEN, **ALL_CHOSEN, "tie_word_embeddings": True, "norm_topk_prob": True, "attention_bias": True},
+    ),
+    "mixtral": ("Mixtral", {**HIDDEN, "num_local_experts": 5}),
+    "mixtral-tied": (
+        "Mixtral",
+        {**HIDDEN, "num_local_experts": 5, "num_experts_per_tok": 3, "tie_word_embeddings": True, "sliding_window": 17},
+    ),
     "mistral": ("Mistral", {**HIDDEN, "sliding_window": None}),
     "mistral-window": ("Mistral", {**HIDDEN, "sliding_window": 17}),
     "smollm3": ("SmolLM3", {**HIDDEN, "num_hidden_layers": 4}),
@@ -165,7 +190,7 @@ def test_every_family_gives_the_modules_logits(name: str, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("name", ["qwen3", "gpt2", "qwen3-moe"])
 def test_every_kind_of_scheme(name: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rounded_cache(monkeypatch)
     settings = dict(SCHEMES[scheme])
@@ -176,15 +201,37 @@ def test_every_kind_of_scheme(name: str, scheme: str, tmp_path: Path, monkeypatc
     assert error(Engine(tmp_path / "m", activations="float").logits(ids), reference(model, ids)) < 1e-3
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"targets": {r"experts\.down_proj": "pot2", r"^model\.layers\.1\.mlp\.experts\.gate_up_proj$": "mxpot"}},
+        {"ignore": [r"experts\.gate_up_proj"]},
+        {"ignore": [r"experts\..*"]},
+    ],
+    ids=["schemes", "half", "none"],
+)
+@pytest.mark.parametrize("name", ["qwen3-moe", "mixtral"])
+def test_experts_in_several_schemes(
+    name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded_cache(monkeypatch)
+    model = tiny(name)
+    potq.quantize(model, PoTConfig("pot4", **settings))
+    potq.save(model, tmp_path / "m")
+    ids = ids_of(name)
+    assert error(Engine(tmp_path / "m", activations="float").logits(ids), reference(model, ids)) < 1e-3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["llama-tied", "qwen2", "gpt2"])
+@pytest.mark.parametrize("name", ["llama-tied", "qwen2", "gpt2", "qwen3-moe-some-dense", "olmoe", "mixtral"])
 def test_full_precision_models(name: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rounded_cache(monkeypatch)
-    model = tiny(name, dtype)
-    model.save_pretrained(tmp_path / "m")
+    tiny(name, dtype).save_pretrained(tmp_path / "m")
     ids = ids_of(name)
+    # read again: `to` rounds a model's rotations too, which no file holds
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
     with torch.inference_mode():
-        expected = model.float()(ids[None], use_cache=True).logits[0]
+        expected = model(ids[None], use_cache=True).logits[0]
     assert error(Engine(tmp_path / "m").logits(ids), expected) < 1e-3
 
 
@@ -199,7 +246,7 @@ def test_a_tied_weight_is_found_under_the_heads_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("activations", ["int8", "float"])
-@pytest.mark.parametrize("name", ["llama", "qwen2-window", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2-window", "gpt2", "qwen3-moe-all", "qwen3-moe-some-dense"])
 def test_chunks_and_threads_change_no_bit(name: str, activations: Any, tmp_path: Path) -> None:
     model = tiny(name)
     potq.quantize(model, PoTConfig("apot4", group_size=32))
@@ -216,3 +263,35 @@ def test_chunks_and_threads_change_no_bit(name: str, activations: Any, tmp_path:
         other = Engine(tmp_path / "m", activations=activations, threads=threads)
         assert torch.equal(other.logits(ids), whole)
         assert torch.equal(other._append(ids, behind=0, all=False), whole[-1:])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_experts_in_several_files_are_in_memory_once(packed: bool, tmp_path: Path) -> None:
+    model = tiny("qwen3-moe")
+    if packed:
+        potq.quantize(model, PoTConfig("pot4", group_size=32))
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "many", max_shard_size="30KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
+    one, many = Engine(tmp_path / "one"), Engine(tmp_path / "many")
+    ids = ids_of("qwen3-moe")
+    assert torch.equal(one.logits(ids), many.logits(ids))
+    stored = (tmp_path / "one/model.safetensors").stat().st_size
+    assert one.weight_bytes == many.weight_bytes < 1.3 * stored  # columns and rows are filled up
+
+
+def test_a_text_of_experts_is_the_same_among_others(tmp_path: Path) -> None:
+    model = tiny("qwen3-moe-all")
+    potq.quantize(model, PoTConfig("pot3", group_size=32))
+    potq.save(model, tmp_path / "m")
+    prompts = [ids_of("", 3 + 7 * i).tolist()[i:] for i in range(9)]
+    engine = Engine(tmp_path / "m", threads=2)
+    alone = [list(engine.generate(prompt, max_new_tokens=12, stop_token_ids=()).finish().ids) for prompt in prompts]
+    scheduler = Scheduler(engine, slots=4, chunk=16)
+    numbers = [scheduler.submit(prompt, max_new=12, stop_tokens=()) for prompt in prompts]
+    found: dict[int, list[int]] = {number: [] for number in numbers}
+    while not scheduler.idle:
+        for event in scheduler.step():
+            if event.token is not None:
+                found[event.request].append(event.token)
+    assert list(found.values()) == alone

@@ -182,6 +182,70 @@ def test_configs(name: str, folder: Path) -> None:
         opens(folder)
 
 
+@pytest.fixture(scope="module")
+def good_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("experts") / "m"
+    model = tiny("qwen3-moe")
+    potq.quantize(model, PoTConfig("mxpot", row_scale=True))
+    potq.save(model, folder)
+    return folder
+
+
+@pytest.fixture
+def experts(good_experts: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(good_experts, tmp_path / "experts"))
+
+
+EXPERTS: dict[str, tuple[dict[str, Any], str]] = {
+    "more chosen": ({"num_experts_per_tok": 7}, "num_experts_per_tok is 7, but num_local_experts is 6"),
+    "none chosen": ({"num_experts_per_tok": 0}, "num_experts_per_tok is not an integer in"),
+    "more experts": ({"num_local_experts": 7}, r"mlp.gate.weight is F32 \[6, 64\], expected"),
+    "an old name": ({"num_local_experts": None, "num_experts": 5}, "mlp.gate.weight is"),
+    "many experts": ({"num_local_experts": 2**40}, "num_local_experts is not an integer in"),
+    "large experts": ({"num_local_experts": 2**14, "moe_intermediate_size": 2**22}, "are too many"),
+    "no experts": ({"num_local_experts": 0}, "have no model.layers.0.mlp.gate_proj"),
+    "wider": ({"moe_intermediate_size": 41}, "stacked_gate_up_proj.weight_packed is U8"),
+    "norm": ({"norm_topk_prob": 1}, "norm_topk_prob is neither true nor false"),
+    "step": ({"decoder_sparse_step": 0}, "decoder_sparse_step is not an integer in"),
+    "other step": ({"decoder_sparse_step": 2}, "have no model.layers.0.mlp.gate_proj"),
+    "a dense layer": ({"mlp_only_layers": [0]}, "have no model.layers.0.mlp.gate_proj"),
+    "a layer that is none": ({"mlp_only_layers": [2]}, r"mlp_only_layers has an entry that is no layer in 0\.\.1"),
+    "layers that are no list": ({"mlp_only_layers": 0}, "mlp_only_layers is not a list"),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_configs_of_experts(name: str, experts: Path) -> None:
+    changes, message = EXPERTS[name]
+    change_config(experts, **changes)
+    with pytest.raises(EngineError, match=message):
+        opens(experts)
+
+
+@pytest.mark.parametrize(
+    ("end", "at", "message"),
+    [
+        ("stacked_down_proj.weight_scale", -1, "negative, infinite or NaN"),
+        ("stacked_gate_up_proj.weight_packed", -1, "code outside the grid"),
+        ("stacked_gate_up_proj.weight_row_scale", -1, "negative|infinity or NaN"),
+    ],
+)
+def test_damage_in_the_last_expert(end: str, at: int, message: str, experts: Path) -> None:
+    opens(experts)
+    name = f"model.layers.1.mlp.experts.{end}"
+    damage(experts, name, at, 0x33 if end.endswith("packed") else 255)
+    with pytest.raises(EngineError, match=f"{name}: .*({message})"):
+        opens(experts)
+
+
+@pytest.mark.parametrize("name", ["gate.weight", "experts.stacked_down_proj.weight_scale"])
+def test_a_part_of_the_experts_that_is_missing(name: str, experts: Path) -> None:
+    whole = f"model.layers.0.mlp.{name}"
+    change_header(experts, lambda h: h.update({f"{whole}_packed": h.pop(whole)}))  # no router is packed
+    with pytest.raises(EngineError, match=f"have no {whole}, which"):
+        opens(experts)
+
+
 def damage(folder: Path, name: str, at: int, value: int) -> None:
     head, data = header(folder)
     begin, end = head[name]["data_offsets"]

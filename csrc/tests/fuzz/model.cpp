@@ -42,6 +42,7 @@ tiny::Model model_of(Bytes* bytes) {
   m.e8m0 = bytes->flag() && m.weights != tiny::kPot2t, m.row_scale = m.e8m0 && bytes->flag(), m.tied = bytes->flag(),
   m.biased = bytes->flag();
   m.seed = uint64_t(bytes->take(0, 255));
+  m.experts = bytes->take(1, 9), m.chosen = bytes->take(1, m.experts), m.expert_intermediate = bytes->take(1, 70);
   return m;
 }
 

@@ -61,6 +61,24 @@ FOLDERS: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
     ),
     "llama-pot3s": ("Llama", LLAMA, {"preset": "pot3s"}),
     "mistral-int8": ("Mistral", {**LLAMA, "sliding_window": 4}, {"preset": "int8", "group_size": "tensor"}),
+    "qwen3-moe-pot4": (
+        "Qwen3Moe",
+        {**LLAMA, "head_dim": 8, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 20},
+        {"preset": "pot4", "targets": {r"experts\.down_proj": "pot3"}},
+    ),
+    "qwen3-moe-float32": (
+        "Qwen3Moe",
+        {
+            **LLAMA,
+            "num_hidden_layers": 2,
+            "mlp_only_layers": [0],
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "moe_intermediate_size": 20,
+            "norm_topk_prob": True,
+        },
+        None,
+    ),
     "gpt2-int3": ("GPT2", GPT2, {"preset": "int3"}),
     "gpt2-float32": ("GPT2", {**GPT2, "tie_word_embeddings": False}, None),
 }

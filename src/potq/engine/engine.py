@@ -51,8 +51,8 @@ class Engine:
     computed again. One thread at a time may use it; others open their own.
 
     Args:
-        path: a folder, packed or not, of GPT-2, Llama, Mistral, Qwen2, Qwen3, SmolLM3, OLMo 2, Granite, Gemma 3 (text) or
-            Phi-3.
+        path: a folder, packed or not, of GPT-2, Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE, SmolLM3, OLMo 2, OLMoE, Granite,
+            Gemma 3 (text), Phi-3 or Mixtral.
         threads: that compute; as many as torch's by default, see :func:`potq.engine.threads.default_threads`.
         context: tokens of room for prompt and text together; as many as the model knows by default.
         activations: whether inputs of packed products are rounded to int8 (fast), or not.
