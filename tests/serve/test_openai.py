@@ -132,7 +132,9 @@ def test_a_text_that_ends_at_once_has_the_end_tokens_logprob(chat_folder: Path, 
     with live(folder) as server:
         [choice] = server.post("/v1/completions", body)[1]["choices"]
         [said] = server.post("/v1/chat/completions", {"messages": ASK, "logprobs": True, "max_tokens": 3})[1]["choices"]
+        on = server.post("/v1/completions", body | {"ignore_eos": True})[1]
     assert (choice["text"], choice["finish_reason"]) == ("the cat", "stop")
+    assert (on["usage"]["completion_tokens"], on["choices"][0]["finish_reason"]) == (3, "length")
     assert len(choice["logprobs"]["token_logprobs"]) == len(choice["logprobs"]["tokens"]) == len(engine_ids(folder)) + 1
     assert choice["logprobs"]["token_logprobs"][-1] == pytest.approx(row.max().item(), abs=1e-5)
     assert len(said["logprobs"]["content"]) <= 3
