@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the server is not installed: pip install 'potq[serve]'")
 
 from potq import Engine
-from serve_helpers import ASK, live
+from serve_helpers import ASK, Live, live
 
 TOOL = {
     "type": "function",
@@ -185,3 +185,14 @@ def test_keys(chat_folder: Path) -> None:
         assert server.get("/metrics")[0] == 401
         assert server.get("/health") == (200, {"status": "ok"})
         assert server.get("/")[0] == 200
+
+
+def test_the_schema_tells_of_refusals_and_of_streams(server: Live) -> None:
+    schema = server.get("/openapi.json")[1]
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            kinds = set(operation["responses"])
+            assert {"200", "4XX", "5XX"} <= kinds
+            assert "422" not in kinds  # in another form, which is FastAPI's own
+            assert ("text/event-stream" in operation["responses"]["200"]["content"]) == path.endswith("completions")
+    assert set(schema["components"]["schemas"]["Failed"]["properties"]) == {"error"}
