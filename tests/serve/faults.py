@@ -135,7 +135,7 @@ def no_http(client: Client) -> None:
     with client.connected() as connection:
         connection.sendall(b"\x16\x03\x01" + client.random.randbytes(300) + b"\r\n\r\n")
         with suppress(ConnectionError):
-            assert connection.recv(4096).startswith((b"HTTP/1.1 400", b""))
+            assert connection.recv(4096)[:12] in (b"", b"HTTP/1.1 400")
 
 
 def big_body(client: Client) -> None:
@@ -144,10 +144,12 @@ def big_body(client: Client) -> None:
     length = f"content-length: {_BIG}" if told else "transfer-encoding: chunked"
     piece = b"x" * (1 << 20) if told else b"100000\r\n" + b"x" * (1 << 20) + b"\r\n"
     with client.connected() as connection:
+        answered = select.poll()  # select() knows no more than 1,024 files
+        answered.register(connection, select.POLLIN)
         connection.sendall(f"POST {TEXT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{length}\r\n\r\n".encode())
         with suppress(ConnectionError):  # told in time, or not
             for _ in range(_BIG >> 20):
-                if select.select([connection], [], [], 0)[0]:
+                if answered.poll(0):
                     break
                 connection.sendall(piece)
             assert b" 413 " in connection.recv(4096).split(b"\r\n")[0]
