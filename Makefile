@@ -118,8 +118,9 @@ potq-run: $(VENV)/.ready
 fuzz: $(VENV)/.ready
 	$(TOOLS) CXX=$(FUZZ_CXX) csrc/tests/fuzz/run.sh $(FUZZ_SECONDS)
 
-# what takes too long for every commit: sanitizers, aarch64, the long self-test, packages; many more random examples for every
-# property. On Debian or Ubuntu: apt-get install g++ g++-aarch64-linux-gnu qemu-user
+# what takes too long for every commit: sanitizers, aarch64, the long self-test, packages, half an hour of a server under load
+# with faults; many more random examples for every property. On Debian or Ubuntu: apt-get install g++ g++-aarch64-linux-gnu
+# qemu-user
 check-deep: wheel
 	$(CHECK_KERNELS)
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -q

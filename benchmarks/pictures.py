@@ -23,6 +23,8 @@ from benchmarks.qat import nanogpt_report
 from benchmarks.qat import plot as qat
 from benchmarks.qat.goals import NANOGPT, STEP
 from benchmarks.qat.report import recovery
+from benchmarks.serve import plot as serve
+from benchmarks.serve.goals import SERVE
 from benchmarks.trellis import plot as trellis
 
 PICTURES = ROOT / "docs" / "pictures"
@@ -35,6 +37,7 @@ DRAWN = {
     KERNELS: gpu.draw,
     FRONTIER: hardware.draw,
     CORES: core_plot.draw,
+    SERVE: serve.draw,
 }
 """One picture a results file, beside it."""
 

@@ -27,6 +27,7 @@ from benchmarks.ptq import report as ptq
 from benchmarks.qat import report as qat
 from benchmarks.registry import BENCHMARKS
 from benchmarks.scale import report as scale
+from benchmarks.serve import report as serve
 from benchmarks.trellis import report as trellis
 
 DOCUMENTS: Mapping[str, Callable[[], dict[str, str]]] = {
@@ -40,6 +41,7 @@ DOCUMENTS: Mapping[str, Callable[[], dict[str, str]]] = {
     "docs/gates.md": hardware.document,
     "docs/hardware.md": cores.document,
     "docs/models.md": lambda: models.document() | scale.document(),
+    "docs/serve.md": serve.document,
     "docs/trellis.md": trellis.document,
 }
 GOALS = "docs/goals.md"

@@ -39,7 +39,8 @@ class Ours:
     def folder(self, work: Path, calibration: list[torch.Tensor] | None = None, *, source: str | Path = SMOLLM2) -> Path:
         """Where it is; made if it is not there yet: rounded to nearest, or ``balanced`` with ``calibration``."""
         effort = "fast" if calibration is None else "balanced"
-        folder = work / f"{self.scheme}-{self.embedding}-{effort}"
+        whose = "" if source == SMOLLM2 else f"{Path(source).stem}-"
+        folder = work / f"{whose}{self.scheme}-{self.embedding}-{effort}"
         if not folder.exists():  # a folder is written whole or not at all
             model = potq.load(source)
             config = potq.PoTConfig(self.scheme, embedding=self.embedding, effort=effort)

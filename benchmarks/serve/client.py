@@ -5,29 +5,41 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
+@dataclass(frozen=True)
+class Streamed:
+    """A text as it came: when each piece of it did, in seconds after it was asked for, and how many tokens it has."""
+
+    times: list[float]
+    tokens: int
+
+
 async def whole(address: str, prompt: str, tokens: int) -> int:
-    """How many tokens a text of up to ``tokens`` had."""
-    body = b"".join([line async for line in _lines(address, _asked(prompt, tokens, stream=False))])
+    """How many tokens a text had: ``tokens``, for it does not end before."""
+    body = b"".join([line async for line in _lines(address, _asked(prompt, tokens))])
     found: int = json.loads(body)["usage"]["completion_tokens"]
     return found
 
 
-async def times(address: str, prompt: str, tokens: int) -> list[float]:
-    """When each token of a text came, in seconds after it was asked for."""
-    began = time.perf_counter()
-    found = []
-    async for line in _lines(address, _asked(prompt, tokens, stream=True)):
+async def streamed(address: str, prompt: str, tokens: int) -> Streamed:
+    """A text by server-sent events."""
+    began, times, count = time.perf_counter(), [], 0
+    async for line in _lines(address, _asked(prompt, tokens) | {"stream": True, "stream_options": {"include_usage": True}}):
         if line.startswith(b"data: {"):
-            found.append(time.perf_counter() - began)
-    return found
+            event = json.loads(line.removeprefix(b"data: "))
+            if event["choices"]:
+                times.append(time.perf_counter() - began)
+            if event.get("usage"):
+                count = event["usage"]["completion_tokens"]
+    return Streamed(times, count)
 
 
 def total(address: str, prompts: Sequence[str], tokens: int) -> float:
-    """Tokens per second of all texts together."""
+    """Tokens per second of all texts together, none of them streamed."""
 
     async def all_of_them() -> int:
         return sum(await asyncio.gather(*(whole(address, prompt, tokens) for prompt in prompts)))
@@ -37,11 +49,11 @@ def total(address: str, prompts: Sequence[str], tokens: int) -> float:
     return made / (time.perf_counter() - began)
 
 
-def _asked(prompt: str, tokens: int, *, stream: bool) -> dict[str, Any]:
-    return {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": stream}
+def _asked(prompt: str, tokens: int) -> dict[str, Any]:
+    return {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
 
 
-async def _lines(address: str, asked: dict[str, Any]) -> Any:
+async def _lines(address: str, asked: dict[str, Any]) -> AsyncIterator[bytes]:
     """Lines of the answer's body; sizes of chunks are lines too, which nobody takes for data."""
     host, port = address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 24)
@@ -54,6 +66,6 @@ async def _lines(address: str, asked: dict[str, Any]) -> Any:
     while (await reader.readline()).strip():
         pass
     async for line in reader:
-        if asked["stream"] or line.startswith(b"{"):
+        if "stream" in asked or line.startswith(b"{"):
             yield line
     writer.close()

@@ -54,7 +54,7 @@ def engine(model: str) -> None:
         asked: dict[str, Any] = json.loads(line)
         began, tokens = time.perf_counter(), 0
         for prompt in asked["prompts"]:
-            scheduler.submit(opened.encode(prompt), max_new=asked["tokens"])
+            scheduler.submit(opened.encode(prompt), max_new=asked["tokens"], stop_tokens=())
         while not scheduler.idle:
             tokens += sum(event.token is not None for event in scheduler.step())
         _tell(json.dumps({"seconds": time.perf_counter() - began, "tokens": tokens}))

@@ -9,7 +9,7 @@ import gguf
 import pytest
 import torch
 
-from benchmarks.decode.blocks_8b import BLOCKS, HEADS, VOCABULARY, WIDTH, metadata
+from benchmarks.common.random_llama import Sizes
 from benchmarks.peers.kernels.onnx_runtime import OnnxRuntime, packed
 from benchmarks.peers.kernels.peer import Case
 
@@ -26,7 +26,8 @@ def test_bits_of_onnx_runtime_count_scales_and_padding() -> None:
     assert (OnnxRuntime(2, 32).group, OnnxRuntime(4, 32).group) == ("2-bit", "4-bit")
 
 
-def test_a_model_of_8b_sizes_has_a_tokenizer_of_its_own_tokens() -> None:
+@pytest.mark.parametrize("vocabulary", [1024, 5000])
+def test_a_random_model_has_a_tokenizer_of_its_own_tokens(vocabulary: int) -> None:
     letters = [chr(33 + i) for i in range(60)]
     pairs = [(one, other) for one in letters for other in letters]
     read = {
@@ -34,10 +35,11 @@ def test_a_model_of_8b_sizes_has_a_tokenizer_of_its_own_tokens() -> None:
         "token_type": [1] * (len(letters) + len(pairs)),
         "merges": [f"{one} {other}" for one, other in pairs],
     }
+    sizes = Sizes(width=64, inner=96, heads=4, key_heads=2, blocks=3, vocabulary=vocabulary)
     fields = {f"tokenizer.ggml.{name}": SimpleNamespace(contents=lambda value=value: value) for name, value in read.items()}
-    found = metadata(cast(gguf.GGUFReader, SimpleNamespace(fields=fields)))
+    found = sizes.metadata(cast(gguf.GGUFReader, SimpleNamespace(fields=fields)))
     tokens = set(found["tokenizer.ggml.tokens"])
-    assert len(tokens) == len(found["tokenizer.ggml.token_type"]) == VOCABULARY
+    assert len(tokens) == len(found["tokenizer.ggml.token_type"]) == vocabulary
     assert all({*merge.split(" "), merge.replace(" ", "")} <= tokens for merge in found["tokenizer.ggml.merges"])
-    assert len(found["tokenizer.ggml.merges"]) == VOCABULARY - len(letters)
-    assert (found["llama.block_count"], found["llama.rope.dimension_count"]) == (BLOCKS, WIDTH // HEADS)
+    assert len(found["tokenizer.ggml.merges"]) == min(vocabulary, len(read["tokens"])) - len(letters)
+    assert (found["llama.block_count"], found["llama.rope.dimension_count"]) == (3, 16)

@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 
 import potq
 from cli_helpers import invoke, refused, succeed
+from harness_tasks import write_tasks
 from potq.data import calibration_text
 from potq.data.calibration_text import load_calibration
 from potq.data.tokens import tokenize
 from potq.errors import CheckpointError, ConfigError, DataError, MissingDependencyError, ModelError
 from potq.evaluate import compare as comparison
 from potq.evaluate.bootstrap import paired_bootstrap
+from potq.evaluate.divergence import kl_divergence
 from potq.evaluate.perplexity import perplexity
 from potq.kernels import set_activations
 
@@ -96,6 +98,36 @@ def test_page(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
     whole = sum(tensor.numel() for tensor in load_file(tiny_folder / "model.safetensors").values())
     assert held["rows"][0]["megabytes"] == 4 * whole / 1e6
     assert "does not exist" in refused(DataError, "compare", *words[:-1], tmp_path / "none" / "rows.html")
+
+
+def test_what_else_is_measured(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
+    words = [tiny_folder, "--schemes", "pot4,pot2", "--text", text, "--window", "64", "--windows", "2"]
+    plain = json.loads(succeed("compare", *words, "--json"))["rows"]
+    assert [(row["divergence"], row["tasks"], row["tokens_per_second"]) for row in plain] == [(None, {}, None)] * 3
+    rows = json.loads(succeed("compare", *words, "--kld", "--speed", "--json", "--resume", tmp_path / "rows.json"))["rows"]
+    again = json.loads(succeed("compare", *words, "--kld", "--speed", "--json", "--resume", tmp_path / "rows.json"))["rows"]
+    assert again == rows
+    assert [row["perplexity"] for row in rows] == [row["perplexity"] for row in plain]
+    assert rows[0]["divergence"] == 0 < rows[1]["divergence"] < rows[2]["divergence"]
+    assert all(row["tokens_per_second"] > 0 for row in rows)
+    model, tokens = potq.load(tiny_folder), tokenize(potq.load_tokenizer(tiny_folder), text.read_text())
+    packed = potq.load(tiny_folder, potq.PoTConfig("pot4", embedding="none"))
+    set_activations(packed, "float")
+    assert rows[1]["divergence"] == kl_divergence(packed, model, tokens, window=64, max_windows=2).mean
+    shown = succeed("compare", *words, "--kld", "--markdown")
+    assert "| seconds | divergence |" in shown
+    assert "for tasks alone; pass --tasks NAMES" in refused(ConfigError, "compare", *words, "--limit", "3")
+
+
+def test_tasks_beside_perplexity(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="the harness is not installed: pip install 'potq[eval]'")
+    asked = ["--tasks", "tiny_choice", "--include-path", write_tasks(tmp_path), "--limit", "2"]
+    words = [tiny_folder, "--schemes", "pot4", "--text", text, "--window", "64", "--windows", "2", *asked]
+    rows = json.loads(succeed("compare", *words, "--json"))["rows"]
+    assert [set(row["tasks"]) for row in rows] == [{"tiny_choice acc", "tiny_choice acc_norm"}] * 2
+    scores = json.loads(succeed("eval", tiny_folder, *asked, "--no-engine", "--activations", "float", "--json"))["tasks"]
+    assert rows[0]["tasks"] == {f"{score['task']} {score['metric']}": score["value"] for score in scores}
+    assert "there is no task" in refused(ConfigError, "compare", *words[:-5], "none", *asked[2:])
 
 
 # ---- rows that are kept

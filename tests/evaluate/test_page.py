@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,16 @@ def row(scheme: str, effort: str, bits: float, perplexity: float) -> Row:
     return Row(scheme, effort, bits, bits - 0.1, perplexity, 64, 126, nll, 1.5)
 
 
-ROWS = [
+PLAIN = [
     row(FULL_PRECISION, "", 32, 24.0),
     row("pot4-g64", "fast", 4.25, 51.0),
     row("pot4-g64", "gptq", 4.25, 30.0),
     row("pot2-g64", "fast", 2.25, 898_333.0),
+]
+BESIDE = [(0.0, 0.75, 10.0), (0.2, 0.5, 40.0), (0.1, 0.75, 41.0), (3.0, 0.25, 60.0)]
+ROWS = [
+    replace(each, divergence=apart, tasks={"choice acc": score}, tokens_per_second=speed)
+    for each, (apart, score, speed) in zip(PLAIN, BESIDE, strict=True)
 ]
 
 
@@ -48,6 +54,14 @@ def test_it_holds_the_rows() -> None:
     assert rows[1]["excess"] == 27.0
     assert rows[1]["interval"] == list(ROWS[1].interval(ROWS[0]) or ())
     assert "window_nll" not in rows[0]
+
+
+def test_it_holds_what_else_was_measured() -> None:
+    found = held(page(ROWS, TITLE, 1))["rows"]
+    assert isinstance(found, list)
+    assert [row["tokens_per_second"] for row in found] == [10.0, 40.0, 41.0, 60.0]
+    assert [row["tasks"]["choice acc"] for row in found] == [0.75, 0.5, 0.75, 0.25]
+    assert [row["divergence"] for row in found] == [0.0, 0.2, 0.1, 3.0]
 
 
 def test_it_asks_nobody() -> None:
@@ -105,6 +119,21 @@ def test_what_can_be_chosen(shown: Page) -> None:
     shown.run("document.querySelector('#efforts input').click()")
     shown.run("[...document.querySelectorAll('th button')].find(b => b.textContent === 'perplexity').click()")
     assert shown.run("[...document.querySelectorAll('#rows tr')].map(r => r.cells[2].textContent)")[:2] == ["24", "30"]
+
+
+def test_what_else_was_measured_can_be_chosen(shown: Page) -> None:
+    shown.run("at('across').value = 'tokens/s'; at('up').value = 'choice acc'; at('up').dispatchEvent(new Event('change'))")
+    pot4, gptq, pot2 = points(shown)
+    assert pot4[0] < gptq[0] < pot2[0]
+    assert gptq[1] < pot4[1] < pot2[1]  # up is more
+    assert shown.run("document.querySelectorAll('.base').length") == 1
+    shown.run("document.querySelector('.point').dispatchEvent(new Event('click'))")
+    assert shown.run("at('told').textContent").endswith(", divergence 0.2, choice acc 0.5, tokens/s 40")
+    assert shown.run("[...document.querySelectorAll('th')].map(h => h.textContent)")[-3:] == [
+        "divergence",
+        "choice acc",
+        "tokens/s",
+    ]
 
 
 def test_it_fits_a_phone(shown: Page) -> None:

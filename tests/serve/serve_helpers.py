@@ -60,10 +60,10 @@ def _read(content: bytes) -> Any:
 
 
 @contextmanager
-def live(folder: Path, **settings: Any) -> Iterator[Live]:
+def live(folder: Path, *, context: int | None = None, **settings: Any) -> Iterator[Live]:
     """A server of ``folder`` while the block runs."""
     chosen = ServerSettings(**{"port": 0, "slots": 4, "drain": 5.0, **settings})
-    service = Service(Engine(folder, threads=1), folder.name, chosen)
+    service = Service(Engine(folder, threads=1, context=context), folder.name, chosen)
     listening, ready = listen(chosen), threading.Event()
     server = Server(service, chosen, listening, ready.set)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the server is not installed: pip install 'potq[serve]'")
 
 from potq import Engine
-from serve_helpers import ASK, live
+from serve_helpers import ASK, Live, live
 
 TOOL = {
     "type": "function",
@@ -132,7 +132,9 @@ def test_a_text_that_ends_at_once_has_the_end_tokens_logprob(chat_folder: Path, 
     with live(folder) as server:
         [choice] = server.post("/v1/completions", body)[1]["choices"]
         [said] = server.post("/v1/chat/completions", {"messages": ASK, "logprobs": True, "max_tokens": 3})[1]["choices"]
+        on = server.post("/v1/completions", body | {"ignore_eos": True})[1]
     assert (choice["text"], choice["finish_reason"]) == ("the cat", "stop")
+    assert (on["usage"]["completion_tokens"], on["choices"][0]["finish_reason"]) == (3, "length")
     assert len(choice["logprobs"]["token_logprobs"]) == len(choice["logprobs"]["tokens"]) == len(engine_ids(folder)) + 1
     assert choice["logprobs"]["token_logprobs"][-1] == pytest.approx(row.max().item(), abs=1e-5)
     assert len(said["logprobs"]["content"]) <= 3
@@ -183,3 +185,14 @@ def test_keys(chat_folder: Path) -> None:
         assert server.get("/metrics")[0] == 401
         assert server.get("/health") == (200, {"status": "ok"})
         assert server.get("/")[0] == 200
+
+
+def test_the_schema_tells_of_refusals_and_of_streams(server: Live) -> None:
+    schema = server.get("/openapi.json")[1]
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            kinds = set(operation["responses"])
+            assert {"200", "4XX", "5XX"} <= kinds
+            assert "422" not in kinds  # in another form, which is FastAPI's own
+            assert ("text/event-stream" in operation["responses"]["200"]["content"]) == path.endswith("completions")
+    assert set(schema["components"]["schemas"]["Failed"]["properties"]) == {"error"}

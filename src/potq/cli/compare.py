@@ -14,6 +14,7 @@ from potq.cli.inputs import calibration_batches
 from potq.cli.measured import check_measured, show_measured
 from potq.cli.notes import announce, note_remarks
 from potq.cli.recipe import CalibrationRecipe, parse_schemes
+from potq.cli.tasks import manager_of, names_of
 from potq.config import EFFORTS, Effort, PoTConfig, effort_by_name
 from potq.data.text import SELF
 from potq.errors import ConfigError
@@ -53,6 +54,16 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="Seed of calibration text and refinement.")] = 0,
     dtype: Annotated[str, typer.Option(help="What the model computes in.")] = "auto",
     resume: Annotated[Path | None, typer.Option(help="JSON file that rows are kept in, and taken from if measured.")] = None,
+    kld: Annotated[bool, typer.Option("--kld", help="Measure the divergence from full precision, too.")] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure tokens a second of the decode engine, too.")] = False,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Tasks of lm-evaluation-harness to score, too, with commas between.", show_default=False),
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="For --tasks: a folder of task files.", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="For --tasks: the first so many questions of each.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw perplexity over bits as PNG (needs matplotlib).")] = None,
     html: Annotated[
         Path | None, typer.Option(help="Write a page with a chart and a table, which needs no network.", show_default=False)
@@ -60,7 +71,7 @@ def compare(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON on stdout.")] = False,
 ) -> None:
-    """Measure perplexity under several schemes and efforts, each on a fresh copy of the model.
+    """Measure perplexity under several schemes and efforts, each on a fresh copy of the model; more where asked to.
 
     potq compare smollm2 --text wikitext2 --schemes apot4,int4,pot3 --efforts fast,balanced --windows 40 --resume rows.json
 
@@ -74,12 +85,14 @@ def compare(
             "--calibration, --calibration-windows and --seed are for efforts beyond fast; name one, or leave them out"
         )
     calibration = calibration or SELF
+    asked = _asked(tasks, include_path, limit)
     content = _checked(model, dtype, resume, plot, html, text, calibration)
     console.quiet_libraries()
     from potq.checkpoint.loading import check_language_model, load, load_tokenizer
     from potq.data.calibration_text import calibration_key
     from potq.data.tokens import tokenize
     from potq.evaluate import compare as comparison
+    from potq.evaluate.further import Further
     from potq.evaluate.page import write_page
     from potq.nn.language import language_plan
     from potq.nn.properties import weight_count
@@ -100,7 +113,8 @@ def compare(
         text_key = calibration_key(calibration, loaded, tokenizer, window=recipe.window, **size)
         if text_key is None:
             batches()  # a text that cannot be read is an error now
-    rows = _measured(loaded, configs, comparison.Protocol(tokens, window, windows, batches, text_key, seed), kept)
+    further = Further(tokenizer, kld, speed, asked, include_path, limit)
+    rows = _measured(loaded, configs, comparison.Protocol(tokens, window, windows, batches, text_key, seed, further), kept)
     base = rows[0]
     protocol_line = f"{len(base.window_nll)} windows of {base.window} tokens, embedding and head: {embedding}"
     title = f"{model} on {text}: {protocol_line}"
@@ -120,6 +134,18 @@ def compare(
     if html is not None:
         write_page(rows, html, title, weight_count(loaded))
         console.stderr.print(f"wrote {html}", highlight=False)
+
+
+def _asked(tasks: str | None, include_path: Path | None, limit: int | None) -> tuple[str, ...]:
+    """The tasks, which are there."""
+    if tasks is None:
+        if include_path is not None or limit is not None:
+            raise ConfigError("--include-path and --limit are for tasks alone; pass --tasks NAMES, or leave them out")
+        return ()
+    names = names_of(tasks)
+    with console.status("reading tasks"):
+        manager_of(names, include_path)
+    return names
 
 
 def _checked(

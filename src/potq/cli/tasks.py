@@ -11,6 +11,7 @@ from potq.cli import console
 from potq.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
     from rich.table import Table
 
     from potq.config import Activations
@@ -61,14 +62,10 @@ def run(
         MissingDependencyError: lm-eval is not installed.
         PotqError: as in :func:`potq.evaluate.tasks.run_tasks` and :func:`potq.engine.runners.open_runner`.
     """
-    try:
-        from potq.evaluate.tasks import harness_model, run_tasks, task_manager
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"--tasks needs {error.name}: pip install 'potq[eval]'") from None
-    from potq.engine.runners import open_runner
-
     with console.status("reading tasks"):
-        manager = task_manager(tasks.names, tasks.include_path)
+        manager = manager_of(tasks.names, tasks.include_path)
+    from potq.engine.runners import open_runner
+    from potq.evaluate.tasks import harness_model, run_tasks
 
     def asked(source: str, options: RunnerOptions) -> Ran:
         with console.status(f"loading {source}"):
@@ -90,6 +87,20 @@ def run(
     for part in (ran, compared):
         for line in [] if part is None else [*part.runner.lines, f"{part.seconds:.1f} s"]:
             out.print(line, style="dim", highlight=False)
+
+
+def manager_of(names: tuple[str, ...], include_path: Path | None) -> TaskManager:
+    """The harness's index of tasks, which has ``names``.
+
+    Raises:
+        MissingDependencyError: lm-eval is not installed.
+        ConfigError: a task that does not exist, or no such folder.
+    """
+    try:
+        from potq.evaluate.tasks import task_manager
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"--tasks needs {error.name}: pip install 'potq[eval]'") from None
+    return task_manager(names, include_path)
 
 
 def names_of(tasks: str) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from potq.config import PoTConfig
 from potq.errors import DataError
 from potq.evaluate.bootstrap import paired_bootstrap
+from potq.evaluate.further import Further
 from potq.evaluate.outputs import check_plot, check_rows_file
 from potq.evaluate.perplexity import perplexity
 from potq.files import write_whole
@@ -45,6 +46,9 @@ class Row:
         quantized_bits_per_weight: those of what was quantized.
         seconds: the quantization's alone.
         calibration_windows: of text that the effort was given.
+        divergence: mean from full precision, in nats; None where it was not asked for, as is what follows.
+        tasks: scores, by task and metric.
+        tokens_per_second: of the decode engine.
     """
 
     scheme: str
@@ -57,6 +61,9 @@ class Row:
     window_nll: tuple[float, ...]
     seconds: float
     calibration_windows: int = 0
+    divergence: float | None = None
+    tasks: Mapping[str, float] = field(default_factory=dict)
+    tokens_per_second: float | None = None
 
     def excess(self, base: Row) -> float:
         """How much worse than ``base``, which is measured on the same windows."""
@@ -77,6 +84,7 @@ class Protocol:
         tokens: the text's token ids, 1-D.
         calibration: makes token batches for the efforts that want them; called when a row is first measured with some.
         calibration_key: what decides these batches, beside the model's weights. None: they are made, and looked at.
+        further: what is measured beside perplexity.
     """
 
     tokens: Tensor
@@ -85,10 +93,11 @@ class Protocol:
     calibration: Callable[[], Sequence[Tensor]] = tuple
     calibration_key: str | None = None
     seed: int = 0
+    further: Further = field(default_factory=Further)
 
     def keys(self, model: PreTrainedModel) -> Callable[[PoTConfig | None], str]:
         """A function that gives the hash of all that a row depends on: weights, tokens, settings, potq's version."""
-        settings = (str(self.window), str(self.windows), str(model.dtype), __version__)
+        settings = (str(self.window), str(self.windows), str(model.dtype), __version__, *self.further.key)
         plain = fingerprint(model, [self.tokens], settings)
 
         @cache
@@ -130,6 +139,7 @@ def measure_row(
         if changed is not None:
             changed(measured)
     found = perplexity(measured, protocol.tokens, window=protocol.window, max_windows=protocol.windows, progress=progress)
+    beside = protocol.further.measure(measured, model, protocol.tokens, protocol.window, protocol.windows)
     return Row(
         scheme=FULL_PRECISION if config is None else config.scheme.name,
         effort="" if config is None or config.effort is None else config.effort.name,
@@ -141,6 +151,7 @@ def measure_row(
         window_nll=found.window_nll,
         seconds=seconds,
         calibration_windows=sum(len(batch) for batch in batches or ()),
+        **asdict(beside),
     )
 
 
@@ -182,8 +193,19 @@ def _read_rows(file: Path) -> dict[str, Row]:
 # ---- for people: the first row is what the others are compared with
 
 
+def headings(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Those that all rows have, then those of what was measured beside perplexity."""
+    return (*HEADINGS, *_beside(rows[0]))
+
+
+def _beside(row: Row) -> dict[str, str]:
+    found = {} if row.divergence is None else {"divergence": f"{row.divergence:.4f}"}
+    found |= {name: f"{score:.4f}" for name, score in row.tasks.items()}
+    return found if row.tokens_per_second is None else found | {"tokens/s": f"{row.tokens_per_second:.1f}"}
+
+
 def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The rows in words, under :data:`HEADINGS`."""
+    """The rows in words, under :func:`headings`."""
     base, found = rows[0], []
     for row in rows:
         interval = row.interval(base) if row is not base else None
@@ -197,6 +219,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
                 "" if row is base else _figure(row.excess(base), sign=True),
                 f"{_figure(interval[0], sign=True)} .. {_figure(interval[1], sign=True)}" if interval else "",
                 "" if row is base else f"{row.seconds:.1f}",
+                *_beside(row).values(),
             ]
         )
     return found
@@ -213,7 +236,7 @@ def table(rows: Sequence[Row]) -> Table:
     from rich.table import Table
 
     result = Table(box=box.SIMPLE)
-    for heading in HEADINGS:
+    for heading in headings(rows):
         result.add_column(heading, justify="left" if heading in ("scheme", "effort") else "right")
     for row in cells(rows):
         result.add_row(*row)
@@ -221,7 +244,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    return markdown_table(HEADINGS, cells(rows))
+    return markdown_table(headings(rows), cells(rows))
 
 
 def to_dict(rows: Sequence[Row]) -> list[dict[str, Any]]:

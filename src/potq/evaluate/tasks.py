@@ -20,6 +20,7 @@ from potq.validation import meant
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
+    from transformers import PreTrainedTokenizerBase
 
     from potq.engine.runners import Runner
     from potq.nn.report import Progress
@@ -56,8 +57,13 @@ def harness_model(runner: Runner, progress: Progress | None = None) -> LM:
     if isinstance(runner, EngineRunner):
         return EngineLM(runner.engine, progress=progress)
     if isinstance(runner, ModulesRunner):
-        return HFLM(pretrained=runner.model, tokenizer=runner.tokenizer, batch_size=_BATCH)
+        return modules_model(runner.model, runner.tokenizer)
     raise TypeError(f"a runner is the engine or the modules, not {type(runner).__name__}")
+
+
+def modules_model(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> LM:
+    """What answers the harness by transformers' modules."""
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=_BATCH)
 
 
 def task_manager(names: Sequence[str], include_path: Path | None) -> TaskManager:

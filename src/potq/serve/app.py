@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -18,11 +19,13 @@ from potq.serve import chat, completions
 from potq.serve.failures import RequestError, on_http_error, on_invalid, on_potq_error
 from potq.serve.guard import Guard
 from potq.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from potq.serve.responses import ChatCompletion, Completion, Content, Health, Model, Models, Tokens
+from potq.serve.responses import ChatCompletion, Completion, Content, Failed, Health, Model, Models, Tokens
 from potq.serve.service import Service
 from potq.serve.settings import ServerSettings
 from potq.version import __version__
 
+_FAILURES: dict[int | str, dict[str, Any]] = {kind: {"model": Failed} for kind in ("4XX", "5XX")}
+_OR_EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _PAGE = Path(__file__).with_name("static") / "index.html"
 _PAGE_MAY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
@@ -36,7 +39,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
         yield
         await service.close()
 
-    app = FastAPI(title="potq serve", version=__version__, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="potq serve", version=__version__, lifespan=lifespan, redoc_url=None, responses=_FAILURES)
     app.add_exception_handler(PotqError, on_potq_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
@@ -60,12 +63,12 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         service.check_model(name)
         return _model(service)
 
-    @app.post("/v1/completions", response_model=Completion)
+    @app.post("/v1/completions", response_model=Completion, responses=_OR_EVENTS)
     async def complete(body: CompletionRequest, request: Request) -> Response:
         """Continue texts or token ids."""
         return await completions.complete(service, body, request)
 
-    @app.post("/v1/chat/completions", response_model=ChatCompletion)
+    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_OR_EVENTS)
     async def converse(body: ChatRequest, request: Request) -> Response:
         """The next turn of a chat."""
         return await chat.chat(service, body, request)

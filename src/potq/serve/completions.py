@@ -37,8 +37,18 @@ async def complete(service: Service, body: CompletionRequest, request: Request) 
     encoded = await ids.run(lambda: [ids.ids(prompt) for prompt in prompts])
     logprobs = 0 if body.logprobs is None else max(body.logprobs, 1)
     most = _DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
-    repeated = [(tokens, text) for tokens in encoded for text in range(body.n)]
-    jobs = [Job(tokens, most, body.sampling(text), logprobs, len(tokens) if body.echo else 0) for tokens, text in repeated]
+    jobs = [
+        Job(
+            tokens,
+            most,
+            body.sampling(text),
+            logprobs,
+            echo=len(tokens) if body.echo else 0,
+            stop_tokens=() if body.ignore_eos else None,
+        )
+        for tokens in encoded
+        for text in range(body.n)
+    ]
     echoed = [""] * len(jobs)
     if body.echo:
         texts = await ids.run(lambda: [p if isinstance(p, str) else ids.text(p) for p in prompts])

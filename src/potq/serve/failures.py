@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from potq.errors import PotqError
 from potq.serve.requests import ChatRequest, CompletionRequest
+from potq.serve.responses import Failed, Failure
 from potq.validation import meant
 
 _RETRY_SECONDS = 1
@@ -35,7 +36,7 @@ class RequestError(PotqError):
 def error_body(message: str, status: int, param: str | None = None) -> dict[str, Any]:
     """The body of an error."""
     kind = "server_error" if status >= 500 else _KINDS.get(status, "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    return Failed(error=Failure(message=message, type=kind, param=param, code=status)).model_dump()
 
 
 def error_response(message: str, status: int, param: str | None = None) -> JSONResponse:

@@ -95,6 +95,7 @@ class CompletionRequest(_Generate):
     max_tokens: int | None = Field(None, ge=0, lt=2**31, description="New tokens, at most. Default: 16.")
     logprobs: int | None = Field(None, ge=0, le=20, description="Log-probabilities, and so many of the likeliest tokens'.")
     echo: bool = Field(False, description="The text begins with the prompt.")
+    ignore_eos: bool = Field(False, description="Go on after tokens that end a text, to max_tokens: for tests of speed.")
     suffix: Annotated[None, _refused("the engine cannot fill in; leave suffix out", "")] = None
     best_of: Annotated[None, _refused("best_of is not served; use n, and choose", 1)] = None
 

@@ -163,3 +163,18 @@ class Health(BaseModel):
     """The answer of ``/health``."""
 
     status: Literal["ok"]
+
+
+class Failure(BaseModel):
+    """What is wrong; ``param`` is the field of the request, where one is to blame."""
+
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class Failed(BaseModel):
+    """The answer to a request that cannot be served."""
+
+    error: Failure

@@ -27,6 +27,7 @@ class Job:
     logprobs: int = 0
     echo: int = 0
     mask: Mask | None = None
+    stop_tokens: Sequence[int] | None = None
 
 
 @dataclass(eq=False)
@@ -169,6 +170,7 @@ class Worker:
                 job.tokens,
                 max_new=job.max_new,
                 sampling=job.sampling,
+                stop_tokens=job.stop_tokens,
                 logprobs=job.logprobs,
                 echo=job.echo,
                 mask=job.mask,
