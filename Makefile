@@ -86,6 +86,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.decode.blocks_8b --work build/bench/decode
 	$(BIN)/python -m benchmarks.serve.measure --work build/bench/decode
 	$(BIN)/python -m benchmarks.decode.agreement
+	$(BIN)/python -m benchmarks.decode.tasks --work build/bench/decode
 	$(BIN)/python -m benchmarks.export.measure --work build/bench/export --speed 5
 
 # circuits: area, delay, toggles, and what is worth building. On Debian or Ubuntu: apt-get install yosys qflow-tech-osu018 opensta

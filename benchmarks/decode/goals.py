@@ -158,5 +158,6 @@ BLOCKS_8B = Benchmark(
 )
 FILES = Benchmark("decode_files", files, packages=("xllamacpp",))
 AGREEMENT = Benchmark("engine_agreement", agreement)
+TASKS = Benchmark("engine_tasks", lambda rows: [], packages=("lm-eval",))  # the differences are there to be seen
 SMOKE = Benchmark("smoke", lambda rows: [], timed="cpu")  # judged against itself: see decode/smoke.py
-BENCHMARKS = (SPEED, BLOCKS_8B, FILES, AGREEMENT, SMOKE)
+BENCHMARKS = (SPEED, BLOCKS_8B, FILES, AGREEMENT, TASKS, SMOKE)

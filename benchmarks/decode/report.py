@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from benchmarks.common.goals import Row
 from benchmarks.common.markdown import captioned, goals_table, machine_name, table
 from benchmarks.common.results import ISAS, Content
-from benchmarks.decode.goals import AGREEMENT, BLOCKS_8B, LLAMA_FOUR, SPEED, medians
+from benchmarks.decode.goals import AGREEMENT, BLOCKS_8B, LLAMA_FOUR, SPEED, TASKS, medians
 from benchmarks.decode.quality import quality
 from benchmarks.ptq.accuracy import figure
 
@@ -134,6 +134,18 @@ def agreement_table(rows: Iterable[Row]) -> str:
     return table(AGREEMENT_HEADINGS, lines)
 
 
+def tasks_table(rows: Sequence[Row]) -> str:
+    """A line a metric: the score of each run, and how far int8 activations are from float ones on the engine."""
+    runs = list(dict.fromkeys(row["run"] for row in rows))
+    scores = {(row["task"], row["metric"], row["run"]): row["score"] for row in rows}
+    lines = []
+    for task, metric in dict.fromkeys((row["task"], row["metric"]) for row in rows):
+        found = [scores[task, metric, run] for run in runs]
+        apart = scores[task, metric, "engine, int8"] - scores[task, metric, "engine, float"]
+        lines.append([f"{task}, {metric}", *(f"{score:.4f}" for score in found), f"{apart:+.4f}"])
+    return table(("", *runs, "int8 - float"), lines)
+
+
 AGREEMENT_HEADINGS: Sequence[str] = (
     "activations",
     "equal texts",
@@ -157,6 +169,7 @@ def document() -> dict[str, str]:
     goals = "\n\n".join(filter(None, [goals_table(agreement["goals"]), *speeds]))
     return {
         "agreement": agreement_table(agreement["rows"]),
+        "tasks": tasks_table(TASKS.read()["rows"]) if TASKS.files() else "Not measured yet.",
         "speed": speed_table(),
         "8b": captioned(BLOCKS_8B, blocks_table) or "Not measured yet.",
         "start": captioned(SPEED, start_table),

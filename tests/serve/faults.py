@@ -152,7 +152,9 @@ def big_body(client: Client) -> None:
                 if answered.poll(0):
                     break
                 connection.sendall(piece)
-            assert b" 413 " in connection.recv(4096).split(b"\r\n")[0]
+            answer = connection.recv(4096)[:12]
+            in_time = told or answer != b"HTTP/1.1 408"  # of a body whose length is not told 8 MB have to come first
+            assert not in_time or answer == b"HTTP/1.1 413", answer
 
 
 def beyond_the_context(client: Client) -> None:
@@ -201,7 +203,7 @@ class Load:
     """Threads of clients on one server until they are told to end; what fails in one of them ends all.
 
     Attributes:
-        counts: requests by what they were.
+        counts: requests by what they were, and connections that said nothing.
         failure: what failed first.
     """
 
@@ -215,13 +217,18 @@ class Load:
         loops = [(self._honest, number) for number in range(3)] + [(self._faulty, number) for number in range(3)]
         self._threads = [threading.Thread(target=self._guarded, args=loop) for loop in [*loops, (self._say_nothing, 0)]]
 
+    @property
+    def requests(self) -> int:
+        """How many were sent so far."""
+        return self.counts.total() - self.counts["silent"]
+
     def run(self, seconds: float, watch: Callable[[int], None]) -> None:
         """So long; ``watch`` gets the number of requests so far, twenty times."""
         for thread in self._threads:
             thread.start()
         for _ in range(20):
             self._over.wait(seconds / 20)
-            watch(self.counts.total())
+            watch(self.requests)
         self._over.set()
         for thread in self._threads:
             thread.join(180)
