@@ -66,6 +66,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.ptq.signed_tables
 	$(BIN)/python -m benchmarks.ptq.token_weights
 	$(BIN)/python -m benchmarks.ptq.scale_methods
+	$(BIN)/python -m benchmarks.ptq.default --text test
 	$(BIN)/python -m benchmarks.ptq.rtn_table
 	$(BIN)/python -m benchmarks.kernels.activations
 	$(BIN)/python -m benchmarks.kernels.cpu

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -22,6 +22,10 @@ METHODS = ("absmax", "mse", "mse, 16 candidates", "magnitude")
 METHOD_GRIDS = ("pot4", "apot4", "int4", "nf4", "pot3s", "apot3s")
 GRIDS = ("pot2", "pot3", "pot4", "apot4")  # of the ablation
 STORIES, SMOLLM2 = "TinyStories-656K", "SmolLM2-135M"
+GEMMA = "Gemma-3-270M"
+ROUNDED = "rounded"
+DEFAULT_NOW = "apot4:group_size=32"  # what the command line takes without options, embedding and head too
+NEIGHBOUR = "llama.cpp IQ4_NL"  # what it is judged by
 _JUDGED = ("fast", "gptq", "balanced", "best")
 
 
@@ -62,6 +66,37 @@ def token_weights(rows: Sequence[Row]) -> list[Goal]:
         for model in (STORIES, SMOLLM2)
         for scheme, target in targets.items()
     ]
+
+
+def default(rows: Sequence[Row]) -> list[Goal]:
+    """The default against the neighbour, rounded against rounded, on test text: in nothing worse, at no more bytes."""
+    found: list[Goal] = []
+    for model in (SMOLLM2, STORIES, GEMMA):
+        own, other = (
+            next((row for row in rows if contest(row) == (model, "test", scheme, ROUNDED)), None)
+            for scheme in (DEFAULT_NOW, NEIGHBOUR)
+        )
+        for name, figure, better in FIGURES:
+            ours, theirs = (figure(row) if row is not None else None for row in (own, other))
+            ratio = ours / theirs if ours is not None and theirs else None
+            goal = at_most if better == "less" else at_least
+            found.append(goal(f"{model}, rounded: {name}, the default / {NEIGHBOUR}", 1.0, ratio))
+    return found
+
+
+FIGURES: tuple[tuple[str, Callable[[Row], float], str], ...] = (
+    ("bytes", lambda row: float(row["bytes"]), "less"),
+    ("perplexity", lambda row: float(row["perplexity"]), "less"),
+    ("mean divergence", lambda row: float(row["divergence"]["mean"]), "less"),
+    ("99 % divergence", lambda row: float(row["divergence"]["percentile_99"]), "less"),
+    ("likeliest tokens that agree", lambda row: float(row["divergence"]["top1_agreement"]), "more"),
+    ("last words that are right", lambda row: float(row["last_words"]), "more"),
+)
+
+
+def contest(row: Row) -> tuple[str, ...]:
+    """What a row of the default's benchmark is of."""
+    return row["model"], row["text"], row["scheme"], row["algorithm"]
 
 
 def scale_methods(rows: Sequence[Row]) -> list[Goal]:
@@ -203,4 +238,16 @@ SIGNED_TABLES = Benchmark("signed_tables", signed_tables)
 ABLATION = Benchmark("potptq_ablation", ablation)
 TOKEN_WEIGHTS = Benchmark("token_weights", token_weights)
 SCALE_METHODS = Benchmark("scale_methods", scale_methods)
-BENCHMARKS = (RTN_TABLE, TABLE, ABLATION, TOKEN_WEIGHTS, SCALE_METHODS, APOT_SEARCH, SIGNED_TABLES, COST, QUANTIZE_SPEED)
+DEFAULT = Benchmark("default", default, packages=("xllamacpp",))
+BENCHMARKS = (
+    DEFAULT,
+    RTN_TABLE,
+    TABLE,
+    ABLATION,
+    TOKEN_WEIGHTS,
+    SCALE_METHODS,
+    APOT_SEARCH,
+    SIGNED_TABLES,
+    COST,
+    QUANTIZE_SPEED,
+)

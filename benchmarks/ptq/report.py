@@ -11,7 +11,7 @@ from benchmarks.common.goals import Goal, Row, target_of, verdict
 from benchmarks.common.markdown import captioned, table
 from benchmarks.common.results import Content
 from benchmarks.ptq.accuracy import accuracy, wikitext2_of_stories
-from benchmarks.ptq.goals import ABLATION, COST, QUANTIZE_SPEED, SCALE_METHODS, TABLE, TOKEN_WEIGHTS
+from benchmarks.ptq.goals import ABLATION, COST, DEFAULT, FIGURES, QUANTIZE_SPEED, SCALE_METHODS, TABLE, TOKEN_WEIGHTS
 from benchmarks.ptq.settings import FULL, full_precision
 from potq.evaluate.bootstrap import paired_bootstrap
 
@@ -87,6 +87,18 @@ def effects_table(rows: list[Row]) -> str:
     return table(("model", "scheme", *algorithms), lines)
 
 
+def default_table(rows: list[Row]) -> str:
+    """A line a contestant of the default's benchmark."""
+    headings = ("model", "text", "scheme", "", *(name for name, _, _ in FIGURES))
+    order = {name: place for place, name in enumerate(("validation", "test"))}
+    lines = []
+    for row in sorted(rows, key=lambda row: (row["model"], order[row["text"]])):
+        size, perplexity, *others = (figure(row) for _, figure, _ in FIGURES)
+        shown = [f"{size / 1e6:.2f} MB", f"{perplexity:.2f}", *(f"{each:.3f}" for each in others)]
+        lines.append([row["model"], row["text"], row["scheme"], row["algorithm"], *shown])
+    return table(headings, lines)
+
+
 def _divergence(row: Row | None) -> str:
     return f" ({row['divergence']['mean']:.4f})" if row is not None else ""
 
@@ -146,6 +158,7 @@ def document() -> dict[str, str]:
         "ablation": steps_table(ABLATION.read()["rows"]),
         "wikitext2 of TinyStories": wikitext2_of_stories(),
         "weights of tokens": effects_table(TOKEN_WEIGHTS.read()["rows"]),
+        "default": default_table(DEFAULT.read()["rows"]),
         "scale methods": effects_table(SCALE_METHODS.read()["rows"]),
         "cost": captioned(COST, cost_table),
         "quantizing": captioned(QUANTIZE_SPEED, quantizing_table),

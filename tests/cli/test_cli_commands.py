@@ -190,8 +190,8 @@ def test_inspect_plot_without_matplotlib(packed_folder: Path, tmp_path: Path, mo
 
 def test_inspect_of_a_full_precision_model_says_what_would_be_done(tiny_folder: Path) -> None:
     out = " ".join(succeed("inspect", tiny_folder).split())
-    assert "15 modules to be quantized at 4.908, 0 skipped" in out
-    assert "apot4-g64" in out
+    assert "15 modules to be quantized at 4.500, 0 skipped" in out
+    assert "apot4-g32" in out
     expected = potq.load(tiny_folder, potq.PoTConfig("pot3", group_size=32)).quant_report
     (tiny_folder / "model.safetensors").unlink()  # no weights are read
     found = json.loads(succeed("inspect", tiny_folder, "--scheme", "pot3:group_size=32", "--json"))

@@ -22,6 +22,9 @@ from potq.resume import WorkFolder
 FEW = ["calibration.window=64", "calibration.windows=2"]
 
 
+DEFAULT = potq.PoTConfig("apot4:group_size=32", embedding="apot4:group_size=32")
+
+
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
@@ -33,10 +36,10 @@ def test_quantize_writes_a_checkpoint_and_a_table(tiny_folder: Path, out: Path, 
     assert "15 modules quantized at" in result.stdout
     assert "model.layers.*.mlp.up_proj" in result.stdout
     assert f"wrote {out} in" in result.stdout
-    assert "apot4-g64" in result.stdout
+    assert "apot4-g32" in result.stdout
     model = potq.load(out)
-    assert model.config.quantization_config == potq.PoTConfig("apot4")
-    assert torch.equal(model(tokens).logits, potq.load(tiny_folder, potq.PoTConfig("apot4"))(tokens).logits)
+    assert model.config.quantization_config == DEFAULT
+    assert torch.equal(model(tokens).logits, potq.load(tiny_folder, DEFAULT)(tokens).logits)
     assert potq.load_tokenizer(out)("the cat")["input_ids"] == potq.load_tokenizer(tiny_folder)("the cat")["input_ids"]
 
 
@@ -136,17 +139,17 @@ def test_a_recipe_with_overrides(tiny_folder: Path, out: Path, tmp_path: Path) -
     assert potq.load(out).config.quantization_config.scheme == potq.QuantScheme("pot3", group_size=16)
 
 
-def test_a_recipe_without_preset_is_apot4_too(tiny_folder: Path, out: Path, tmp_path: Path) -> None:
+def test_a_recipe_without_preset_is_the_default_too(tiny_folder: Path, out: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(f"{{model: {tiny_folder}, output: {out}}}")
     assert invoke("quantize", "-c", tmp_path / "recipe.yaml").exit_code == 0
-    assert potq.load(out).config.quantization_config == potq.PoTConfig("apot4")
+    assert potq.load(out).config.quantization_config == DEFAULT
 
 
 def test_a_recipe_without_preset_with_an_override(tiny_folder: Path, out: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(f"{{model: {tiny_folder}, output: {out}}}")
-    result = invoke("quantize", "-c", tmp_path / "recipe.yaml", "quantization.group_size=32")
+    result = invoke("quantize", "-c", tmp_path / "recipe.yaml", "quantization.group_size=64")
     assert result.exit_code == 0, result.exception
-    assert potq.load(out).config.quantization_config == potq.PoTConfig("apot4", group_size=32)
+    assert potq.load(out).config.quantization_config == potq.PoTConfig("apot4", embedding="apot4:group_size=32")
 
 
 @pytest.mark.parametrize("source", ["pydoc", "self"])
@@ -166,7 +169,7 @@ def test_calibration_is_the_librarys(tiny_folder: Path, out: Path) -> None:
     assert result.exit_code == 0, result.exception
     model = potq.load(tiny_folder)
     batches = load_calibration("self", model, potq.load_tokenizer(tiny_folder), windows=3, seed=5)
-    report = potq.quantize(model, potq.PoTConfig("apot4", scale_method="weighted"), batches)
+    report = potq.quantize(model, DEFAULT.model_copy(update={"scale_method": "weighted"}), batches)
     assert potq.load(out).quant_report == report
 
 
@@ -305,7 +308,7 @@ def test_a_budget(tiny_folder: Path, out: Path) -> None:
     found = json.loads(result.stdout)
     model = potq.load(tiny_folder)
     batches = load_calibration("self", model, potq.load_tokenizer(tiny_folder), window=64, windows=2)
-    config = potq.PoTConfig("apot4", effort="fast")
+    config = potq.PoTConfig("apot4", effort="fast", embedding="apot4:group_size=32")
     expected = potq.allocate(model, config, ["pot2", "pot3", "pot3s", "apot3s", "pot4", "apot4"], batches, budget=3.3)
     assert potq.load(out).config.quantization_config.targets == expected.targets
     linears = [module for module in found["modules"] if module["kind"] == "linear"]

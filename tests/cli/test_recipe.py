@@ -9,10 +9,12 @@ import pytest
 
 from potq import PoTConfig, QuantScheme
 from potq.cli.recipe import CalibrationRecipe, QuantizeRecipe, build, parse_schemes
+from potq.config import EFFORTS
 from potq.errors import ConfigError
 from potq.qat.recipe import TrainRecipe
 
 BASE = {"model": "m", "output": "o"}
+DEFAULT = PoTConfig("apot4:group_size=32", embedding="apot4:group_size=32")
 
 
 def recipe(tmp_path: Path, text: str, overrides: list[str] | None = None, **options: Any) -> QuantizeRecipe:
@@ -23,8 +25,25 @@ def recipe(tmp_path: Path, text: str, overrides: list[str] | None = None, **opti
 def test_defaults() -> None:
     found = build(QuantizeRecipe, None, [], BASE)
     assert found == QuantizeRecipe(model="m", output=Path("o"))
-    assert found.config() == PoTConfig("apot4")
+    assert found.config() == DEFAULT
     assert (found.calibration, found.dtype, found.max_shard_size, found.force) == (None, "auto", "5GB", False)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"quantization.preset": "pot3"}, PoTConfig("pot3")),
+        ({"quantization.group_size": "row"}, PoTConfig("apot4", group_size="row", embedding="apot4:group_size=32")),
+        ({"quantization.embedding": "int8"}, PoTConfig("apot4:group_size=32")),
+        ({"quantization.embedding": "none"}, PoTConfig("apot4:group_size=32", embedding=None)),
+        ({"quantization.effort": "balanced"}, DEFAULT.model_copy(update={"effort": EFFORTS["balanced"]})),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_embedding_and_head_are_as_the_default_linears_and_8_bits_beside_others(
+    options: dict[str, Any], expected: PoTConfig
+) -> None:
+    assert build(QuantizeRecipe, None, [], BASE | options).config() == expected
 
 
 def test_a_whole_recipe(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from potq.cli import console
-from potq.cli.recipe import DEFAULT_PRESET
+from potq.cli.recipe import quantization_config
 from potq.config import PoTConfig
 from potq.errors import ConfigError, ModelError
 
@@ -17,7 +17,7 @@ def inspect(
     model: Annotated[str, typer.Argument(help="A packed checkpoint folder, or a model that is not quantized yet.")],
     scheme: Annotated[
         str | None,
-        typer.Option(help="For a model that is not quantized yet: what this preset would do. Default: apot4."),
+        typer.Option(help="For a model that is not quantized yet: what this preset would do. Default: that of quantize."),
     ] = None,
     model_class: Annotated[
         str | None, typer.Option("--class", help="For a model that is not quantized yet: its class of transformers.")
@@ -39,7 +39,7 @@ def inspect(
     from potq.checkpoint.files import check_source, read_config
     from potq.evaluate.outputs import check_plot
 
-    config = PoTConfig(scheme or DEFAULT_PRESET)
+    config = quantization_config({"preset": scheme} if scheme else {})
     quantized = "quantization_config" in read_config(check_source(model, weights=False))
     if quantized and (scheme is not None or model_class is not None):
         option = "--scheme" if scheme is not None else "--class"

@@ -48,10 +48,16 @@ def quantize(
         typer.Option("--class", help="Class of transformers to load the model as. Default: the one its config.json names."),
     ] = None,
     scheme: Annotated[
-        str | None, typer.Option(help="Preset of the linears, e.g. pot4 or pot4:group_size=32. Default: apot4.")
+        str | None,
+        typer.Option(help="Preset of the linears, e.g. pot4 or pot4:group_size=64. Default: apot4:group_size=32."),
     ] = None,
     group_size: Annotated[str | None, typer.Option(help="Inputs per scale: a number, row or tensor.")] = None,
-    embedding: Annotated[str | None, typer.Option(help="Preset of embeddings and head, or none. Default: int8.")] = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option(
+            help="Preset of embeddings and head, or none. Default: int8, and apot4:group_size=32 where no scheme is named."
+        ),
+    ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of modules to leave alone; repeatable.")] = None,
     scale_method: Annotated[str | None, typer.Option(help="absmax, mse, magnitude, weighted, fisher. Default: mse.")] = None,
     effort: Annotated[

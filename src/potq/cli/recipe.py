@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from potq.validation import Strict
 _Recipe = TypeVar("_Recipe", bound=Strict)
 
 
-DEFAULT_PRESET = "apot4"
+_DEFAULT = {"preset": "apot4", "group_size": 32, "embedding": "apot4:group_size=32"}  # benchmarks/ptq/default.py
 _LACKS_TEXT = "needs calibration text: --calibration self (the model writes it), a file or dataset"
 DEFAULT_CANDIDATES = ("pot2", "pot3", "pot3s", "apot3s", "pot4", "apot4")
 
@@ -68,9 +69,7 @@ class QuantizeRecipe(Strict):
         Raises:
             ConfigError: unknown keys or presets.
         """
-        fields = dict(self.quantization)
-        preset = fields.pop("preset", None if {"grid", "scheme"} & fields.keys() else DEFAULT_PRESET)
-        return PoTConfig(preset, **fields)
+        return quantization_config(self.quantization)
 
     @property
     def allocates(self) -> bool:
@@ -107,6 +106,27 @@ class QuantizeRecipe(Strict):
         if not isinstance(value, (list, tuple)):
             return value
         return tuple(coerce_scheme(item) for item in value)
+
+
+def quantization_config(fields: Mapping[str, Any]) -> PoTConfig:
+    """The config of a recipe's ``quantization``: the keys of PoTConfig and QuantScheme, and ``preset``.
+
+    Without a scheme everything is ``apot4`` in groups of 32, embedding and head too: 4.5 bits a weight.
+
+    Raises:
+        ConfigError: unknown keys or presets.
+
+    Example:
+        >>> from potq.cli.recipe import quantization_config
+        >>> config = quantization_config({})
+        >>> config.scheme.name, config.embedding.name
+        ('apot4-g32', 'apot4-g32')
+        >>> quantization_config({"preset": "pot3"}).embedding.name
+        'int8-g64'
+    """
+    named = {"preset", "grid", "scheme"} & fields.keys()
+    chosen = dict(fields) if named else {**_DEFAULT, **fields}
+    return PoTConfig(chosen.pop("preset", None), **chosen)
 
 
 def parse_schemes(text: str) -> tuple[QuantScheme, ...]:
