@@ -30,7 +30,7 @@ from benchmarks.scale import report as scale
 from benchmarks.trellis import report as trellis
 
 DOCUMENTS: Mapping[str, Callable[[], dict[str, str]]] = {
-    "README.md": lambda: ptq.readme() | decode.readme(),
+    "README.md": lambda: ptq.readme() | decode.readme() | cores.readme(),
     "docs/ptq.md": ptq.document,
     "docs/qat.md": qat.document,
     "docs/kernels.md": kernels.document,
