@@ -31,7 +31,7 @@ from benchmarks.serve import report as serve
 from benchmarks.trellis import report as trellis
 
 DOCUMENTS: Mapping[str, Callable[[], dict[str, str]]] = {
-    "README.md": lambda: ptq.readme() | decode.readme(),
+    "README.md": lambda: ptq.readme() | decode.readme() | cores.readme(),
     "docs/ptq.md": ptq.document,
     "docs/qat.md": qat.document,
     "docs/kernels.md": kernels.document,

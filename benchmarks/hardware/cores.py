@@ -1,13 +1,14 @@
-"""Cycles of kernels on simulated cores, true to the cycle.
+"""Cycles of kernels on simulated cores, true to the cycle, and instructions where an emulator has no cycles.
 
-``python -m benchmarks.hardware.cores [--work DIR] [--data DIR]``. PicoRV32 with memory that answers at once. A matrix has
-128x128 weights in groups of 64, 8-bit inputs, power-of-two scales. Cycles of a weight are those of the product, and of the
-table that is made of the inputs, over 16384. Every product's results are compared with the integer model's. The baselines:
-int8 by multiplication (by the compiler's library where there is no multiplier), int8 by a good loop of shifts and sums, int4
-by every kernel, floats by the compiler's library.
+``python -m benchmarks.hardware.cores [--work DIR] [--data DIR] [--only CORE]``. PicoRV32, SERV and Ibex with memory that
+answers at once; Cortex-M0, M3 and M4 in QEMU (instructions). A matrix has 128x128 weights in groups of 64, 8-bit inputs,
+power-of-two scales. Cycles of a weight are those of the product, and of the table that is made of the inputs, over 16384.
+Every product's results are compared with the integer model's. The baselines: int8 by multiplication (by the compiler's
+library where there is no multiplier), int8 by a good loop of shifts and sums, int4 by every kernel, floats by the compiler's
+library.
 
-``--data`` (or POTQ_DATA) has tinystories-656k: then a whole token of it is measured on PicoRV32 without multiplier, the
-first of a text, from its embedding to its logits, at pot3 and at int8.
+``--data`` (or POTQ_DATA) has tinystories-656k: then a whole token of it is measured, the first of a text, from its embedding
+to its logits, at pot3 by the cheapest kernels, and at int8.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +25,23 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import potq
 from benchmarks.common.goals import Row, print_goals
-from benchmarks.hardware.core_goals import BARREL, CORES, MULTIPLIER, SEQUENTIAL, SHAPE, TOKEN
-from firmware.build import BOARDS, Board, build, run
+from benchmarks.hardware.core_boards import CORES_BY_NAME, COUNTS_INSTRUCTIONS
+from benchmarks.hardware.core_goals import (
+    BARREL,
+    CORES,
+    IBEX,
+    IBEX_SLOW,
+    MULTIPLIER,
+    SEQUENTIAL,
+    SERV,
+    SHAPE,
+    TOKEN,
+)
+from firmware.boards import Board
+from firmware.build import build, run
 from potq.hardware import IntegerModel
 from potq.hardware.fixed_point import Integers
-from potq.hardware.kernels import FORMS, Form
+from potq.hardware.kernels import FORMS, TOGETHER, Form
 from potq.hardware.matrix import IntegerMatrix
 from potq.hardware.program import Program, build_program
 from potq.hardware.vocabulary import NONE, Vocabulary
@@ -37,32 +49,35 @@ from potq.hardware.vocabulary import NONE, Vocabulary
 SIDE = 128
 PARTS = ("q", "k", "v", "o", "gate", "up", "down")
 CASES = (
-    *(("int8", kernel) for kernel in ("multiply_bytes", "add_bytes", "planes")),
-    *(("int4", kernel) for kernel in ("buckets", "table", "planes", "multiply")),
-    *(("pot4", kernel) for kernel in ("shift", "buckets", "table", "multiply")),
-    *(("apot4", kernel) for kernel in ("buckets", "table")),
-    *(("pot3", kernel) for kernel in ("shift", "buckets", "table", "pairs")),
-    *(("int3", kernel) for kernel in ("buckets", "table", "pairs", "planes")),
-    *(("pot2", kernel) for kernel in ("shift", "buckets", "table", "planes")),
-    *(("int2", kernel) for kernel in ("buckets", "planes")),
+    *(("int8", kernel) for kernel in ("multiply_bytes", "dual_bytes", "add_bytes", "planes")),
+    *(("int4", kernel) for kernel in ("test_and_add", "buckets", "table", "pairs", "planes", "multiply", "dual")),
+    *(("pot4", kernel) for kernel in ("shift", "buckets", "table", "pairs", "multiply", "dual")),
+    *(("apot4", kernel) for kernel in ("buckets", "table", "pairs")),
+    *(("pot3", kernel) for kernel in ("shift", "buckets", "table", "pairs", "multiply")),
+    *(("int3", kernel) for kernel in ("test_and_add", "buckets", "table", "pairs", "planes")),
+    *(("pot2", kernel) for kernel in ("shift", "buckets", "table", "planes", "multiply")),
+    *(("int2", kernel) for kernel in ("test_and_add", "buckets", "planes")),
     ("pot4 float16", "shift"),
 )
 """Scheme and kernel, seven to a layer."""
-PICO = BOARDS["picorv32"]
-CORES_BY_NAME: Mapping[str, Board] = {
-    BARREL: PICO,
-    "PicoRV32 rv32i, serial shifter": replace(PICO, parameters=()),
-    SEQUENTIAL: replace(BOARDS["picorv32-mul"], parameters=("-GBARREL=1", "-GMULTIPLIER=1")),
-    MULTIPLIER: BOARDS["picorv32-mul"],
-}
 PROTOCOL = {
     "matrix": f"{SHAPE}, groups of 64, 8-bit inputs, power-of-two scales unless the scheme says float16",
     "cycles": "product and table of inputs; rounding of the inputs is not counted",
-    "compiler": "riscv64-unknown-elf-gcc -O2",
+    "instructions": "of Cortex-M in QEMU, which has no cycles",
+    "compilers": "riscv64-unknown-elf-gcc and arm-none-eabi-gcc 12.2, -O2",
     "memory": "answers at once",
+    "rows at once": TOGETHER,
 }
-TOKENS = {"pot3": ("pot3", None), "loop": ("int8", "add_bytes"), "library": ("int8", "multiply_bytes")}
+TOKENS = {"pot3": ("pot3", None), "loop": ("int8", "add_bytes"), "multiplication": ("int8", "multiply_bytes")}
 """Scheme, and the kernel of every matrix where it is not the cheapest."""
+TOKENS_OF: Mapping[str, Sequence[str]] = {
+    BARREL: ("pot3", "loop", "multiplication"),
+    SEQUENTIAL: ("pot3", "multiplication"),
+    MULTIPLIER: ("pot3", "multiplication"),
+    IBEX_SLOW: ("pot3", "multiplication"),
+    IBEX: ("pot3", "multiplication"),
+    SERV: ("pot3", "loop"),  # the library's multiplication would take four billion cycles
+}
 _NO_TEXT = Vocabulary([b""], {}, {}, [NONE] * 256, NONE, False, [], True, 0)
 
 
@@ -129,52 +144,60 @@ def kernels_of(core: str, board: Board, work: Path) -> Iterator[Row]:
     )
     elf = build(_written(program, work), board, work, main=Path(__file__).with_name("cycles.c"))
     lines = run(elf, board).splitlines()
+    unit = "instructions" if core in COUNTS_INSTRUCTIONS else "cycles"
     for (scheme, kernel), matrix, line in zip(CASES, ordered, lines, strict=False):
-        cycles, found = (int(word, 16) for word in line.split())
+        made, summed, found = (int(word, 16) for word in line.split())
         if found != checksum(matrix):
             raise SystemExit(f"{core}: {scheme} by {kernel} does not give what the integer model gives")
-        row = {"core": core, "shape": SHAPE, "scheme": scheme, "kernel": kernel}
-        yield row | {"cycles_per_weight": round(cycles / SIDE**2, 2)}
-    row = {"core": core, "shape": f"a product of {SIDE}", "scheme": "float32", "kernel": "library"}
-    yield row | {"cycles_per_weight": round(int(lines[-1], 16) / SIDE, 2)}
+        row = {"core": core, "shape": SHAPE, "scheme": scheme, "kernel": kernel, "unit": unit}
+        yield row | {"per_weight": round((made + summed) / SIDE**2, 2), "of_table": round(made / SIDE**2, 2)}
+    row = {"core": core, "shape": f"a product of {SIDE}", "scheme": "float32", "kernel": "library", "unit": unit}
+    yield row | {"per_weight": round(int(lines[-1], 16) / SIDE, 2)}
 
 
-def token(kernel: str, source: str, work: Path) -> Row:
+def token(core: str, kernel: str, source: str, work: Path) -> Row:
     """A row of the whole model's first token."""
     scheme, forced = TOKENS[kernel]
+    board = CORES_BY_NAME[core]
     packed = potq.load(source, potq.PoTConfig(scheme, embedding="int8"))
     model = IntegerModel.from_packed(packed, context=8)
     form = FORMS[forced] if forced else None
-    program = build_program(model, _NO_TEXT, ends=[], core=PICO.core, forms=lambda matrix: form)
-    elf = build(_written(program, work), PICO, work, main=Path(__file__).with_name("token.c"))
-    cycles, found = (int(word, 16) for word in run(elf, PICO).split())
+    program = build_program(model, _NO_TEXT, ends=[], core=board.core, forms=lambda matrix: form)
+    elf = build(_written(program, work), board, work, main=Path(__file__).with_name("token.c"))
+    cycles, found = (int(word, 16) for word in run(elf, board).split())
     if found != _checksum(model.logits([1])[0]):
-        raise SystemExit(f"a token by {kernel} does not give what the integer model gives")
-    return {"core": BARREL, "shape": TOKEN, "scheme": scheme, "kernel": kernel, "cycles": cycles}
+        raise SystemExit(f"{core}: a token by {kernel} does not give what the integer model gives")
+    return {"core": core, "shape": TOKEN, "scheme": scheme, "kernel": kernel, "cycles": cycles}
+
+
+def _cases(data: Path | None, rows: Sequence[Row]) -> Iterator[tuple[str, str | None]]:
+    """What is not measured yet: a core and its token's kernels, or None for its kernels."""
+    done = {(row["core"], row["kernel"] if row["shape"] == TOKEN else None) for row in rows}
+    cases: list[tuple[str, str | None]] = [(core, None) for core in CORES_BY_NAME]
+    cases += [(core, kernel) for core, kernels in TOKENS_OF.items() for kernel in kernels if data]
+    return (case for case in cases if case not in done)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="keeps programs and simulators")
     parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder with tinystories-656k")
+    parser.add_argument("--only", action="append", choices=CORES_BY_NAME, help="a core; may be repeated")
     options = parser.parse_args()
     rows = CORES.load(PROTOCOL)
     with tempfile.TemporaryDirectory() as temporary:
-        for core, board in CORES_BY_NAME.items():
-            if any(row["core"] == core and row["shape"] == SHAPE for row in rows):
+        for core, kernel in list(_cases(options.data, rows)):
+            if options.only and core not in options.only:
                 continue
             folder = (options.work or Path(temporary)) / core.replace(" ", "-").replace(",", "")
-            for row in kernels_of(core, board, folder):
-                rows.append(row)
-                print(row, flush=True)
-            CORES.write(PROTOCOL, rows)
-        measured = [row["kernel"] for row in rows if row["shape"] == TOKEN]
-        for kernel in TOKENS if options.data else ():
-            if kernel not in measured:
-                folder = (options.work or Path(temporary)) / f"token-{kernel}"
-                rows.append(token(kernel, str(options.data / "tinystories-656k"), folder))
+            if kernel is None:
+                rows += kernels_of(core, CORES_BY_NAME[core], folder)
+            else:
+                rows.append(token(core, kernel, str(options.data / "tinystories-656k"), folder))
                 print(rows[-1], flush=True)
-                CORES.write(PROTOCOL, rows)
+            print(core, "measured", flush=True)
+            rows.sort(key=lambda row: list(CORES_BY_NAME).index(row["core"]))
+            CORES.write(PROTOCOL, rows)
     print_goals(CORES.judge(rows))
 
 

@@ -24,7 +24,7 @@ WINDOW = 512
 WINDOWS = {"tinystories": 16, "smollm2": 4}
 SCHEMES = {
     "tinystories": ("pot4", "apot4", "mxpot", "int4", "pot3", "pot3s", "int3", "pot2", "int2"),
-    "smollm2": ("apot4", "pot4"),
+    "smollm2": ("pot4", "apot4", "mxpot", "int4", "pot3", "int3"),
 }
 PROTOCOL = {
     "perplexity": "GPTQ protocol, non-overlapping windows of 512 tokens",

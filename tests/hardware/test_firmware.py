@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 import potq
-from firmware.build import BOARDS, Board, build, run
+from firmware.boards import BOARDS, Board
+from firmware.build import build, run
+from firmware.simulation import System
 from potq.export.c import CExport
 from potq.hardware import IntegerModel
 
@@ -19,8 +20,8 @@ from .c_program import require
 from .test_model import random_model
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
-EMULATED = [name for name, board in BOARDS.items() if board.emulator is not None]
-SIMULATED = [name for name in BOARDS if name not in EMULATED]
+SIMULATED = [name for name, board in BOARDS.items() if isinstance(board.emulator, System)]
+EMULATED = [name for name in BOARDS if name not in SIMULATED]
 
 
 def told(model: Any, tokenizer: Any, board: Board, folder: Path, prompt: str, count: int) -> None:
@@ -44,18 +45,16 @@ def test_an_emulated_board_tells_the_integer_models_story(
     told(random_model("llama", "pot3"), byte_tokenizer, BOARDS[name], tmp_path, "the cat", 8)
 
 
-def require_core() -> None:
-    if importlib.util.find_spec("pythondata_cpu_picorv32") is None and "PICORV32" not in os.environ:
-        pytest.skip("pip install pythondata-cpu-picorv32, or set PICORV32 to picorv32.v")
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not DEEP, reason="builds a simulator: make check-deep")
 @pytest.mark.parametrize("name", SIMULATED)
 def test_a_simulated_core_tells_the_integer_models_story(
     name: str, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    require_core()
+    system = BOARDS[name].emulator
+    assert isinstance(system, System)
+    if not system.is_installed:
+        pytest.skip(f"pip install {system.package}")
     told(random_model("llama", "pot3"), byte_tokenizer, BOARDS[name], tmp_path, "the cat", 8)
 
 

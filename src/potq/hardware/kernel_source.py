@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from potq.hardware.kernels import Form, affine, shift_pattern
 from potq.hardware.matrix import IntegerMatrix
 
@@ -11,7 +13,7 @@ class KernelSource:
 
     def __init__(self) -> None:
         self._names: dict[tuple[str, tuple[int, ...], int], str] = {}
-        self._text = ['#include "kernels.h"\n\n#include <stddef.h>\n']
+        self._text = ['#include "table_kernels.h"\n']
 
     @property
     def names(self) -> list[str]:
@@ -23,7 +25,7 @@ class KernelSource:
 
     def use(self, form: Form, matrix: IntegerMatrix) -> str:
         """The C name of a kernel of this form for the matrix's levels."""
-        levels = () if form.layout == "BYTES" or form.name == "multiply" else matrix.levels
+        levels = () if form.layout in ("BYTES", "QUADS") or form.name == "multiply" else matrix.levels
         key = (form.name, levels, matrix.bits)
         if key not in self._names:
             self._names[key] = f"potq_{form.name}_{len(self._names)}"
@@ -32,25 +34,43 @@ class KernelSource:
 
 
 def _definition(name: str, form: Form, matrix: IntegerMatrix) -> str:
-    bits, levels = matrix.bits, matrix.levels
-    if form.name == "shift":
-        pattern = shift_pattern(levels)
-        assert pattern is not None
-        return f"POTQ_SHIFT_ZERO({name}, {bits})\n" if pattern[0] else f"POTQ_SHIFT_POWER({name}, {bits}, {pattern[1]})\n"
-    if form.name == "buckets":
-        return _combine(name, levels) + f"POTQ_BUCKETS({name}, {bits}, {name}_combine)\n"
-    if form.name == "table":
-        return _fill(name, levels) + f"POTQ_TABLE({name}, {bits}, {name}_fill)\n"
-    if form.name == "pairs":
-        return _fill(name, levels) + f"POTQ_PAIRS_OF({name}, {name}_fill)\n"
-    if form.name == "planes":
-        found = affine(levels, bits)
-        assert found is not None
-        return (
-            _combine(name, (*found[1], found[0])) + f"POTQ_PLANES_OF({name}, {bits}, {int(found[0] != 0)}, {name}_combine)\n"
-        )
-    arguments = f"{name}, {bits}" if form.name == "multiply" else name
-    return f"POTQ_{form.name.upper()}({arguments})\n"
+    if form.layout in ("BYTES", "QUADS"):
+        return f"POTQ_{form.name.upper()}({name})\n"
+    return _DEFINITIONS[form.name](name, matrix.bits, matrix.levels)
+
+
+def _shift(name: str, bits: int, levels: tuple[int, ...]) -> str:
+    pattern = shift_pattern(levels)
+    assert pattern is not None
+    return f"POTQ_SHIFT_ZERO({name}, {bits})\n" if pattern[0] else f"POTQ_SHIFT_POWER({name}, {bits}, {pattern[1]})\n"
+
+
+def _test_and_add(name: str, bits: int, levels: tuple[int, ...]) -> str:
+    constant, weights, _ = _affine(levels, bits)
+    return _fill(name, (*weights, constant), "uint32_t") + f"POTQ_TEST_AND_ADD({name}, {bits}, {name}_fill)\n"
+
+
+def _planes(name: str, bits: int, levels: tuple[int, ...]) -> str:
+    constant, weights, _ = _affine(levels, bits)
+    return _combine(name, (*weights, constant)) + f"POTQ_PLANES_OF({name}, {bits}, {int(constant != 0)}, {name}_combine)\n"
+
+
+def _affine(levels: tuple[int, ...], bits: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    found = affine(levels, bits)
+    assert found is not None
+    return found
+
+
+_DEFINITIONS: Mapping[str, Callable[[str, int, tuple[int, ...]], str]] = {
+    "shift": _shift,
+    "test_and_add": _test_and_add,
+    "buckets": lambda name, bits, levels: _combine(name, levels) + f"POTQ_BUCKETS({name}, {bits}, {name}_combine)\n",
+    "table": lambda name, bits, levels: _fill(name, levels) + f"POTQ_TABLE({name}, {bits}, {name}_fill)\n",
+    "pairs": lambda name, bits, levels: _fill(name, levels) + f"POTQ_PAIRS_OF({name}, {bits}, {name}_fill)\n",
+    "planes": _planes,
+    "multiply": lambda name, bits, _: f"POTQ_MULTIPLY({name}, {bits})\n",
+    "dual": lambda name, _, levels: _pairs_of_levels(name, levels) + f"POTQ_DUAL({name}, {name}_levels)\n",
+}
 
 
 def _combine(name: str, levels: tuple[int, ...]) -> str:
@@ -62,11 +82,21 @@ def _combine(name: str, levels: tuple[int, ...]) -> str:
     return "\n".join([*lines, "  return sum;", "}\n"])
 
 
-def _fill(name: str, levels: tuple[int, ...]) -> str:
+def _fill(name: str, levels: tuple[int, ...], kind: str = "int16_t") -> str:
     """A function: the products of ``v`` with all levels."""
-    lines = [f"static void {name}_fill(int16_t *t, uint32_t v) {{"]
-    lines += [f"  t[{i}] = (int16_t)(int32_t)({product(level, 'v')});" for i, level in enumerate(levels)]
+    cast = "" if kind == "uint32_t" else f"({kind})(int32_t)"
+    lines = [f"static inline void {name}_fill({kind} *t, uint32_t v) {{"]
+    for i, level in enumerate(levels):
+        given = f"0u - p{levels.index(-level)}" if level and -level in levels[:i] else product(level, "v")
+        lines += [f"  const uint32_t p{i} = {given};", f"  t[{i}] = {cast}p{i};"]
     return "\n".join([*lines, "}\n"])
+
+
+def _pairs_of_levels(name: str, levels: tuple[int, ...]) -> str:
+    """A table: of every byte, the levels of its two codes as halves of a word."""
+    words = [f"0x{((second & 0xFFFF) << 16) | (first & 0xFFFF):08x}u" for second in levels for first in levels]
+    lines = [", ".join(words[start : start + 8]) for start in range(0, len(words), 8)]
+    return f"static const uint32_t {name}_levels[] = {{\n" + ",\n".join(lines) + "};\n"
 
 
 def product(level: int, variable: str) -> str:

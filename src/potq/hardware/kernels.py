@@ -32,6 +32,7 @@ class Form:
         entries: of the table of the inputs, for every input and number of bits; None where there is no table.
         multiplies: whether it multiplies with levels.
         takes: whether it computes products with a matrix.
+        constants: bytes of those that belong to a grid's kernel.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Form:
     entries: Callable[[int], int] | None
     multiplies: bool
     takes: Callable[[IntegerMatrix], bool]
+    constants: int = 0
 
     def width(self, bits: int) -> int:
         """Bits that a weight takes."""
@@ -46,6 +48,8 @@ class Form:
 
     def layout_of(self, bits: int) -> str:
         """The C name of the layout."""
+        if self.layout == "PAIRS" and bits == 4:  # two codes a byte anyway
+            return "POTQ_WORDS"
         return "POTQ_SPLIT" if self.layout == "WORDS" and bits == 3 else f"POTQ_{self.layout}"
 
 
@@ -90,71 +94,94 @@ def _small(matrix: IntegerMatrix) -> bool:
     return matrix.bits in (2, 3, 4)
 
 
+def _pairs(matrix: IntegerMatrix) -> bool:
+    """Whether 16 bits hold the sum of two products."""
+    return _small(matrix) and 2 * 127 * largest(matrix) <= _INT16
+
+
 FORMS = {
     form.name: form
     for form in (
         Form(
             "shift", "WORDS", None, False, lambda m: _small(m) and shift_pattern(m.levels) is not None and m.bound < 1 << 30
         ),
+        Form("test_and_add", "WORDS", None, False, lambda m: _small(m) and affine(m.levels, m.bits) is not None),
         Form("buckets", "WORDS", None, False, _small),
         Form("table", "WORDS", lambda bits: 1 << bits, False, lambda m: _small(m) and 127 * largest(m) <= _INT16),
-        Form("pairs", "PAIRS", lambda bits: 32, False, lambda m: m.bits == 3 and 254 * largest(m) <= _INT16),
+        Form("pairs", "PAIRS", lambda bits: 1 << (2 * bits - 1), False, lambda m: m.bits > 2 and _pairs(m)),
         Form("planes", "PLANES", lambda bits: 32, False, lambda m: affine(m.levels, m.bits) is not None),
         Form("multiply", "WORDS", None, True, lambda m: _small(m) and largest(m) <= _INT16),
+        Form("dual", "WORDS", lambda bits: 1, True, lambda m: m.bits == 4 and largest(m) <= _INT16, 1024),
         Form("multiply_bytes", "BYTES", None, True, lambda m: m.bits == 8 and largest(m) <= 128),
+        Form("dual_bytes", "QUADS", lambda bits: 1, True, lambda m: m.bits == 8 and largest(m) <= 128),
         Form("add_bytes", "BYTES", None, False, lambda m: m.bits == 8 and largest(m) <= 128),
     )
 }
 """Every form, by name."""
 
-# Cycles a weight by bits, without the table of inputs. PicoRV32 (rv32i: barrel shifter, no multiplier; rv32im: fast
-# multiplier): benchmarks/hardware/cores.py. SERV and Ibex: simulations of a prototype of the same forms. Cortex-M, generic:
-# instructions counted by hand, one a cycle.
+# Cycles a weight by bits, without the table of inputs, by benchmarks/hardware/cores.py. rv32i is PicoRV32 with a barrel
+# shifter, rv32im the same with a fast multiplier; Cortex-M: instructions.
 _Costs = dict[str, dict[int, float]]
 _PICO: _Costs = {
-    "shift": {4: 32.7, 3: 28.8, 2: 30.6},
-    "buckets": {4: 35.9, 3: 41.2, 2: 31.8},
-    "table": {4: 22.7, 3: 31.0, 2: 21.5},
-    "pairs": {3: 15.7},
-    "planes": {8: 34.0, 4: 19.7, 3: 16.1, 2: 13.7},
-    "add_bytes": {8: 129.0},
+    "shift": {4: 27.8, 3: 26.1, 2: 25.3},
+    "test_and_add": {4: 45.6, 3: 35.2, 2: 24.1},
+    "buckets": {4: 31.4, 3: 41.3, 2: 29.0},
+    "table": {4: 21.8, 3: 29.9, 2: 20.8},
+    "pairs": {4: 12.8, 3: 12.7},
+    "planes": {8: 28.4, 4: 15.7, 3: 12.5, 2: 9.8},
+    "add_bytes": {8: 119.1},
 }
-_ARM: _Costs = {
-    "shift": {4: 9.0, 3: 9.0, 2: 7.0},
-    "buckets": {4: 9.0, 3: 10.0, 2: 9.0},
-    "table": {4: 5.0, 3: 7.0, 2: 5.0},
-    "pairs": {3: 5.0},
-    "planes": {8: 9.0, 4: 4.7, 3: 3.9, 2: 2.8},
-    "multiply": {4: 6.0, 3: 8.0, 2: 6.0},
-    "multiply_bytes": {8: 3.5},
-    "add_bytes": {8: 40.0},
+_M3: _Costs = {
+    "shift": {4: 9.4, 3: 8.6, 2: 8.4},
+    "test_and_add": {4: 15.1, 3: 11.7, 2: 8.0},
+    "buckets": {4: 7.3, 3: 9.9, 2: 7.5},
+    "table": {4: 6.3, 3: 9.1, 2: 6.1},
+    "pairs": {4: 3.3, 3: 3.3},
+    "planes": {8: 7.9, 4: 4.5, 3: 3.7, 2: 3.1},
+    "multiply": {4: 4.8, 3: 9.9, 2: 5.7},
+    "multiply_bytes": {8: 3.8},
+    "add_bytes": {8: 37.1},
 }
 COSTS: dict[Core, _Costs] = {
     "rv32i": _PICO,
     "rv32im": _PICO | {"multiply": {4: 34.0, 3: 43.0, 2: 32.0}, "multiply_bytes": {8: 23.0}},
     "ibex": {
-        "shift": {4: 11.6, 3: 11.0, 2: 9.0},
-        "buckets": {4: 14.6, 3: 13.0, 2: 11.0},
-        "table": {4: 7.6, 3: 9.0, 2: 7.6},
-        "pairs": {3: 7.5},
-        "planes": {8: 14.0, 4: 7.3, 3: 6.3, 2: 5.3},
-        "multiply": {4: 9.0, 3: 11.0, 2: 9.0},
-        "multiply_bytes": {8: 6.9},
-        "add_bytes": {8: 53.0},
+        "shift": {4: 10.7, 3: 10.3, 2: 9.4},
+        "test_and_add": {4: 18.5, 3: 14.3, 2: 9.9},
+        "buckets": {4: 11.6, 3: 14.9, 2: 10.7},
+        "table": {4: 8.0, 3: 10.6, 2: 7.5},
+        "pairs": {4: 4.9, 3: 4.8},
+        "planes": {8: 10.6, 4: 6.0, 3: 4.8, 2: 3.8},
+        "multiply": {4: 9.3, 3: 12.0, 2: 9.3},
+        "multiply_bytes": {8: 6.5},
+        "add_bytes": {8: 50.0},
     },
     "serv": {
-        "shift": {4: 518.0, 3: 500.0, 2: 400.0},
-        "buckets": {4: 546.0, 3: 480.0, 2: 420.0},
-        "table": {4: 317.0, 3: 360.0, 2: 317.0},
-        "pairs": {3: 273.0},
-        "planes": {8: 540.0, 4: 270.0, 3: 229.0, 2: 188.0},
-        "add_bytes": {8: 2115.0},
+        "shift": {4: 490.0, 3: 460.0, 2: 415.0},
+        "test_and_add": {4: 668.0, 3: 513.0, 2: 349.0},
+        "buckets": {4: 459.0, 3: 615.0, 2: 424.0},
+        "table": {4: 330.0, 3: 470.0, 2: 318.0},
+        "pairs": {4: 190.0, 3: 190.0},
+        "planes": {8: 420.0, 4: 231.0, 3: 184.0, 2: 143.0},
+        "add_bytes": {8: 2021.0},
     },
-    "cortex-m0": _ARM,
-    "cortex-m3": _ARM,
-    "cortex-m4": _ARM,
-    "generic": _ARM,
+    "cortex-m0": {
+        "shift": {4: 15.6, 3: 18.7, 2: 15.1},
+        "test_and_add": {4: 17.2, 3: 14.8, 2: 9.2},
+        "buckets": {4: 12.3, 3: 16.5, 2: 9.6},
+        "table": {4: 8.6, 3: 16.1, 2: 8.0},
+        "pairs": {4: 6.1, 3: 5.1},
+        "planes": {8: 13.3, 4: 7.7, 3: 6.2, 2: 4.8},
+        "multiply": {4: 11.8, 3: 17.5, 2: 10.9},
+        "multiply_bytes": {8: 8.8},
+        "add_bytes": {8: 42.2},
+    },
+    "cortex-m3": _M3,
+    "cortex-m4": _M3 | {"dual": {4: 3.0}, "dual_bytes": {8: 2.7}},
+    "generic": _M3,
 }
+TOGETHER: dict[Core, int] = {core: 2 if core.startswith("cortex") else 4 for core in COSTS}
+"""Rows that kernels walk over at once: as many as registers hold."""
 MULTIPLIES: dict[Core, bool] = {core: "multiply_bytes" in costs for core, costs in COSTS.items()}
 """Which cores have a multiplier."""
 
@@ -222,16 +249,20 @@ def cost(form: Form, matrix: IntegerMatrix, core: Core) -> float:
 def stored(matrix: IntegerMatrix, form: Form) -> tuple[Codes, tuple[int, ...]]:
     """The codes as the form's layout has them, 1-D, and the level of every code as it is stored."""
     codes: Codes = matrix.codes.astype(np.uint8)
-    if form.layout == "BYTES":
-        return matrix.values().astype(np.int8).view(np.uint8).ravel(), ()
-    if form.layout == "PLANES":
-        found = affine(matrix.levels, matrix.bits)
+    if form.layout in ("BYTES", "QUADS"):
+        values: Codes = matrix.values().astype(np.int8).view(np.uint8)
+        return _words(values, 8) if form.layout == "QUADS" else values.ravel(), ()
+    levels = matrix.levels
+    if form.name in ("planes", "test_and_add"):
+        found = affine(levels, matrix.bits)
         assert found is not None
-        levels = tuple(level for _, level in sorted(zip(found[2], matrix.levels, strict=True)))
-        return _planes(np.array(found[2], np.uint8)[codes], matrix.bits, matrix.group), levels
+        codes = np.array(found[2], np.uint8)[codes]
+        levels = tuple(level for _, level in sorted(zip(found[2], levels, strict=True)))
+    if form.layout == "PLANES":
+        return _planes(codes, matrix.bits, matrix.group), levels
     if form.layout == "PAIRS":
-        return (codes[:, ::2] | codes[:, 1::2] << np.uint8(3)).ravel(), matrix.levels
-    return (_split(codes) if matrix.bits == 3 else _words(codes, matrix.bits)), matrix.levels
+        return _words(codes[:, ::2] | codes[:, 1::2] << np.uint8(matrix.bits), 8), levels
+    return (_split(codes) if matrix.bits == 3 else _words(codes, matrix.bits)), levels
 
 
 def _words(codes: Codes, bits: int) -> Codes:
@@ -251,4 +282,4 @@ def _planes(codes: Codes, bits: int, group: int) -> Codes:
     for start in range(0, codes.shape[1], group):
         block = codes[:, start : start + group]
         parts += [np.packbits((block >> np.uint8(bit)) & np.uint8(1), axis=1, bitorder="little") for bit in range(bits)]
-    return np.concatenate(parts, axis=1).ravel()
+    return _words(np.concatenate(parts, axis=1), 8)

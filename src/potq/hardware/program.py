@@ -11,7 +11,7 @@ import numpy as np
 from potq.errors import ExportError
 from potq.hardware.arrays import Arrays
 from potq.hardware.kernel_source import KernelSource
-from potq.hardware.kernels import MULTIPLIES, Core, Form, Saving, choose, stored
+from potq.hardware.kernels import MULTIPLIES, TOGETHER, Core, Form, Saving, choose, stored
 from potq.hardware.layers import IntegerAttention, IntegerNorm
 from potq.hardware.matrix import IntegerLinear, IntegerMatrix
 from potq.hardware.model import IntegerModel
@@ -213,6 +213,7 @@ class _Builder:
         name = self.source.use(form, matrix)
         if len(self.source.names) > known:
             self.arrays.write(f"extern const potq_kernel {name};")
+            self.structures += form.constants
         return name
 
     def _scales(self, number: int, matrix: IntegerMatrix) -> tuple[str, str]:
@@ -251,6 +252,7 @@ class _Builder:
         model, attention, words = self.model, self.model.blocks[0].attention, self.vocabulary
         settings = self._sizes() | {
             "MULTIPLIES": int(not self.strict),
+            "TOGETHER": TOGETHER[self.core],
             "GATED": int(model.blocks[0].mlp.gate is not None),
             "CENTERED": int(model.norm.centered),
             "ROTARY": int(model.rotation is not None),
@@ -290,7 +292,7 @@ def _unit(matrix: IntegerMatrix) -> int:
 
 _TEMPLATES = (
     "arithmetic.h", "kernels.h", "layers.c", "layers.h", "main.c", "matrix.c", "matrix.h", "model.c", "model.h", "planes.c",
-    "tokenizer.c", "weights.h",
+    "table_kernels.h", "tokenizer.c", "weights.h",
 )  # fmt: skip
 
 

@@ -46,37 +46,70 @@ void potq_load(const potq_matrix* matrix, const int32_t* values, const potq_matr
   }
 }
 
+/* a sum of a group times its scale, which is a power of two (32 bits have room for all of the sum) or not; `more` is shifted
+   beyond */
+static inline int32_t shifted_sum(const potq_matrix* matrix, int32_t sum, uint32_t index, unsigned more) {
+  unsigned shift = matrix->shifts[index] + more;
+  return potq_left(sum, matrix->unit) >> (shift < 31 ? shift : 31);
+}
+
 static int32_t scaled_sum(const potq_matrix* matrix, int32_t sum, uint32_t index, unsigned more) {
-  unsigned shift;
-  sum >>= matrix->dropped;
-  if (matrix->shifts != NULL) {
-    shift = matrix->shifts[index] + more;
-    return potq_left(sum, matrix->unit) >> (shift < 31 ? shift : 31);
+  uint32_t scale = matrix->scales[index];
+  unsigned shift = ((scale >> 10) & 31) + more;
+  sum = potq_times(sum >> matrix->dropped, 1024u + (scale & 1023u));
+  return (scale >> 15 ? -sum : sum) >> (shift < 31 ? shift : 31);
+}
+
+#define TOTAL(r) int32_t total##r = 0;
+#define ADD_SHIFTED(r) total##r += shifted_sum(matrix, sums[r], index + (r) * groups, more);
+#define ADD_SCALED(r) total##r += scaled_sum(matrix, sums[r], index + (r) * groups, more);
+#define GIVE_TOTAL(r) totals[r] = total##r;
+
+/* Products of POTQ_TOGETHER rows, whose codes are `stride` bytes apart and whose scales `groups`. */
+static void sum_rows(const potq_matrix* matrix, const uint8_t* codes, uint32_t stride, uint32_t index, uint32_t groups,
+                     int32_t* totals) {
+  int32_t sums[POTQ_TOGETHER];
+  uint32_t first = 0;
+  uint32_t group;
+  POTQ_ROWS(TOTAL)
+  for (group = 0; first < matrix->columns; group++, index++) {
+    uint32_t count = width_of(matrix, first);
+    unsigned more = finer[group];
+    matrix->kernel->sum(matrix, codes, stride, first, count, sums);
+    if (matrix->shifts != NULL) {
+      POTQ_ROWS(ADD_SHIFTED)
+    } else {
+      POTQ_ROWS(ADD_SCALED)
+    }
+    first += count;
+    codes += matrix->group_bytes;
   }
-  shift = ((matrix->scales[index] >> 10) & 31) + more;
-  sum = potq_times(sum, 1024u + (matrix->scales[index] & 1023u));
-  if (matrix->scales[index] >> 15) sum = -sum;
-  return sum >> (shift < 31 ? shift : 31);
+  POTQ_ROWS(GIVE_TOTAL)
 }
 
 void potq_multiply(const potq_matrix* matrix, int32_t* results) {
-  const uint8_t* row_codes = (const uint8_t*)matrix->codes;
-  uint32_t last = width_of(matrix, (matrix->groups - 1) * matrix->group); /* columns of the last group */
+  const uint8_t* codes = (const uint8_t*)matrix->codes;
+  int exponent = matrix->exponent + coarsest;
+  int32_t totals[POTQ_TOGETHER];
   uint32_t index = 0;
-  uint32_t row;
-  for (row = 0; row < matrix->rows; row++, row_codes += matrix->row_bytes) {
-    const uint8_t* codes = row_codes;
-    int32_t total = 0;
-    uint32_t first = 0;
-    uint32_t group;
-    for (group = 1; group <= matrix->groups; group++) { /* no product here: a core may have no multiplier */
-      uint32_t count = group < matrix->groups ? matrix->group : last;
-      total += scaled_sum(matrix, matrix->kernel->sum(matrix, codes, first, count), index++, finer[group - 1]);
-      first += count;
-      codes += matrix->group_bytes;
+  uint32_t row, i;
+  uint32_t count = POTQ_TOGETHER;
+  uint32_t groups = matrix->groups;
+  uint32_t row_bytes = matrix->row_bytes;
+  for (row = 0; row < matrix->rows; row += count) {
+    if (row + POTQ_TOGETHER > matrix->rows) { /* the last rows come one by one, each in all places */
+      count = 1;
+      groups = 0;
+      row_bytes = 0;
     }
-    results[row] = potq_scaled(total, matrix->exponent + coarsest);
-    if (matrix->bias != NULL) results[row] = potq_saturated((int64_t)results[row] + matrix->bias[row]);
+    sum_rows(matrix, codes, row_bytes, index, groups, totals);
+    for (i = 0; i < count; i++) results[row + i] = potq_scaled(totals[i], exponent);
+    index += count * matrix->groups;
+    codes += count * matrix->row_bytes;
+  }
+  if (matrix->bias == NULL) return;
+  for (row = 0; row < matrix->rows; row++) {
+    results[row] = potq_saturated((int64_t)results[row] + matrix->bias[row]);
   }
 }
 
@@ -87,6 +120,7 @@ static int32_t level_at(const potq_matrix* matrix, const uint8_t* codes, uint32_
   uint32_t bit;
   switch (matrix->layout) {
     case POTQ_BYTES: return ((const int8_t*)codes)[column];
+    case POTQ_QUADS: return (int8_t)((words[column >> 2] >> ((column & 3) * 8)) & 255);
     case POTQ_WORDS:
       bit = column * matrix->bits;
       code = (words[bit >> 5] >> (bit & 31)) & ((1u << matrix->bits) - 1);
@@ -96,10 +130,13 @@ static int32_t level_at(const potq_matrix* matrix, const uint8_t* codes, uint32_
       code = (words[(column >> 4) & 1] >> ((column & 15) * 2)) & 3;
       code |= ((words[2] >> (column & 31)) & 1) << 2;
       break;
-    case POTQ_PAIRS: code = (codes[column >> 1] >> ((column & 1) * 3)) & 7; break;
+    case POTQ_PAIRS: /* two codes a byte, four bytes a word */
+      code = words[column >> 3] >> ((column & 6) * 4);
+      code = (code >> (column & 1 ? matrix->bits : 0)) & ((1u << matrix->bits) - 1);
+      break;
     default:
       for (bit = 0; bit < matrix->bits; bit++) {
-        code |= (uint32_t)((codes[(column >> 3) + bit * (count >> 3)] >> (column & 7)) & 1) << bit;
+        code |= ((words[(column >> 5) + bit * (count >> 5)] >> (column & 31)) & 1) << bit;
       }
   }
   return matrix->levels[code];

@@ -8,18 +8,31 @@
 
 typedef enum {
   POTQ_BYTES, /* a level a byte */
+  POTQ_QUADS, /* four levels a word */
   POTQ_WORDS, /* codes of 2 or 4 bits in words of 32 */
   POTQ_SPLIT, /* of every 32 codes of 3 bits: two words of low bits, one of high bits */
-  POTQ_PAIRS, /* two codes of 3 bits a byte */
-  POTQ_PLANES /* of every group: bit 0 of all codes, then bit 1, ... */
+  POTQ_PAIRS, /* two codes of 3 bits a byte, four bytes a word */
+  POTQ_PLANES /* of every group: bit 0 of all codes, 32 a word, then bit 1, ... */
 } potq_layout;
+
+/* what is done for rows 0 to POTQ_TOGETHER - 1 */
+#if POTQ_TOGETHER == 4
+#define POTQ_ROWS(DO) DO(0) DO(1) DO(2) DO(3)
+#elif POTQ_TOGETHER == 2
+#define POTQ_ROWS(DO) DO(0) DO(1)
+#else
+#define POTQ_ROWS(DO) DO(0)
+#endif
 
 struct potq_matrix;
 
-/* A kernel sums levels times inputs over `count` columns from `first` on, exactly. */
+/* A kernel sums levels times inputs over `count` columns from `first` on, exactly, for POTQ_TOGETHER rows. The codes of the
+   first row's group begin at `codes`, those of the next `stride` bytes behind. */
 typedef struct {
-  int32_t (*sum)(const struct potq_matrix* matrix, const uint8_t* codes, uint32_t first, uint32_t count);
+  void (*sum)(const struct potq_matrix* matrix, const uint8_t* codes, uint32_t stride, uint32_t first, uint32_t count,
+              int32_t* sums);
   void (*prepare)(const struct potq_matrix* matrix); /* tables of the inputs; may be NULL */
+  const void* constants;                             /* of a grid; may be NULL */
 } potq_kernel;
 
 typedef struct potq_matrix {

@@ -1,4 +1,4 @@
-/* The simulated system of picorv32.v: two addresses. */
+/* The simulated systems of rtl/: three addresses. */
 #include <stdint.h>
 
 #include "board.h"
@@ -6,6 +6,8 @@
 void board_start(void) {}
 
 void board_put(char character) { *(volatile uint32_t*)0x10000000 = (unsigned char)character; }
+
+uint32_t board_clock(void) { return *(volatile uint32_t*)0x20000000; }
 
 void board_stop(void) {
   *(volatile uint32_t*)0x30000000 = 1;

@@ -1,0 +1,89 @@
+"""Cores in Verilog, simulated by Verilator to the cycle, with memory that answers at once (``rtl/memory.v``)."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+RTL = Path(__file__).with_name("rtl")
+_OPTIONS = "--cc --exe --build -O3 -Wno-fatal -Wno-lint -CFLAGS -O2 -DSYNTHESIS --top-module system"
+
+
+@dataclass(frozen=True)
+class System:
+    """A core and what is around it.
+
+    Attributes:
+        name: of its file in ``rtl/``.
+        package: of PyPI, which has the core's Verilog.
+        sources: its files there, in the order of their packages; ``*`` stands for any name.
+        includes: folders there with files that others include.
+        parameters: of the module ``system``.
+    """
+
+    name: str
+    package: str
+    sources: tuple[str, ...]
+    includes: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+
+    @property
+    def is_installed(self) -> bool:
+        return importlib.util.find_spec(self._module) is not None
+
+    @property
+    def _module(self) -> str:
+        return self.package.replace("-", "_")
+
+    def folder(self) -> Path:
+        """Of the package.
+
+        Raises:
+            SystemExit: it is not installed.
+        """
+        found = importlib.util.find_spec(self._module)
+        if found is None or found.origin is None:
+            raise SystemExit(f"the core's Verilog is missing: pip install {self.package}")
+        return Path(found.origin).parent
+
+
+_PRIM = "system_verilog/vendor/lowrisc_ip/ip/prim/rtl"
+_IBEX = ("alu", "compressed_decoder", "controller", "counter", "csr", "cs_registers", "decoder", "ex_block", "id_stage")
+_IBEX += ("if_stage", "load_store_unit", "multdiv_slow", "multdiv_fast", "prefetch_buffer", "fetch_fifo")
+_IBEX += ("register_file_ff", "wb_stage", "core", "top")
+
+
+def picorv32(*parameters: str) -> System:
+    """PicoRV32."""
+    return System("picorv32.v", "pythondata-cpu-picorv32", ("verilog/picorv32.v",), parameters=parameters)
+
+
+def ibex(*parameters: str) -> System:
+    """lowRISC's Ibex."""
+    packages = ("ram_1p", "secded", "cipher", "mubi", "util")
+    sources = ("system_verilog/rtl/ibex_pkg.sv", *(f"{_PRIM}/prim_{name}_pkg.sv" for name in packages))
+    sources += tuple(f"system_verilog/rtl/ibex_{name}.sv" for name in _IBEX)
+    includes = (_PRIM, "system_verilog/vendor/lowrisc_ip/dv/sv/dv_utils")
+    return System("ibex.sv", "pythondata-cpu-ibex", sources, includes, parameters)
+
+
+def serv() -> System:
+    """SERV, which computes a bit a cycle."""
+    return System("serv.v", "pythondata-cpu-serv", ("verilog/rtl/serv_*.v",))
+
+
+def simulator(system: System, output: Path) -> Path:
+    """Build it with Verilator, once a folder; returns the program."""
+    program = output / "simulator" / "Vsystem"
+    if not program.exists():
+        folder = system.folder()
+        program.parent.mkdir(parents=True, exist_ok=True)
+        command = ["verilator", *_OPTIONS.split(), *system.parameters, "--Mdir", program.parent]
+        command += [f"-I{folder / name}" for name in system.includes]
+        for pattern in system.sources:
+            command += sorted(folder.glob(pattern))
+        command += [RTL / "memory.v", RTL / system.name, RTL / "simulate.cpp"]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    return program
