@@ -11,7 +11,7 @@ from benchmarks.decode import plot as decode
 from benchmarks.decode.goals import SPEED
 from benchmarks.gpu import plot as gpu
 from benchmarks.gpu.goals import KERNELS
-from benchmarks.hardware import core_plot
+from benchmarks.hardware import circuits_plot, core_plot
 from benchmarks.hardware import plot as hardware
 from benchmarks.hardware.core_goals import CORES
 from benchmarks.hardware.goals import FRONTIER
@@ -24,7 +24,7 @@ from benchmarks.qat import plot as qat
 from benchmarks.qat.goals import NANOGPT, STEP
 from benchmarks.qat.report import recovery
 
-OVERVIEW = ROOT / "docs" / "pictures" / "overview.png"
+OVERVIEW, CIRCUITS = (ROOT / "docs" / "pictures" / name for name in ("overview.png", "circuits.svg"))
 DRAWN = {
     TABLE: ptq.draw,
     NANOGPT: nanogpt_report.draw,
@@ -43,6 +43,7 @@ def drawn() -> Iterator[str]:
         yield from (draw(read(path)["rows"], path.with_suffix(".png")) for path in benchmark.files())
     yield qat.draw_recovery(recovery(), RESULTS / "qat_recovery.png")
     yield overview.draw(OVERVIEW)
+    yield circuits_plot.draw(CIRCUITS)
 
 
 def main() -> None:

@@ -118,8 +118,9 @@ def simulator(board: Board, output: Path) -> Path:
             "--top-module",
             "system",
         ]
-        command += [*board.parameters, "--Mdir", str(program.parent), str(HERE / "picorv32.v"), str(picorv32())]
-        subprocess.run([*command, str(HERE / "simulate.cpp")], check=True, capture_output=True)
+        command += [*board.parameters, "--Mdir", str(program.parent)]
+        command += [str(HERE / "picorv32.v"), str(HERE / "processor.v"), str(picorv32()), str(HERE / "simulate.cpp")]
+        subprocess.run(command, check=True, capture_output=True)
     return program
 
 

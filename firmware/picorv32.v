@@ -12,10 +12,9 @@ module system #(parameter BARREL = 0, MULTIPLIER = 0, FAST = 0) (
   wire [31:0] la_address, la_data;
   wire [3:0] la_strobe;
   reg [31:0] read;
-  picorv32 #(.BARREL_SHIFTER(BARREL), .ENABLE_MUL(MULTIPLIER), .ENABLE_FAST_MUL(FAST), .ENABLE_DIV(MULTIPLIER | FAST)) core (
-      .clk(clock), .resetn(running), .mem_ready(1'b1), .mem_rdata(read), .mem_la_read(la_read), .mem_la_write(la_write),
-      .mem_la_addr(la_address), .mem_la_wdata(la_data), .mem_la_wstrb(la_strobe), .irq(0),
-      .pcpi_wr(1'b0), .pcpi_rd(0), .pcpi_wait(1'b0), .pcpi_ready(1'b0));
+  processor #(.BARREL(BARREL), .MULTIPLIER(MULTIPLIER), .FAST(FAST)) processor (
+      .clock(clock), .running(running), .read(read), .la_read(la_read), .la_write(la_write), .la_address(la_address),
+      .la_data(la_data), .la_strobe(la_strobe));
 
   always @(posedge clock) begin
     cycles <= running ? cycles + 1 : 0;

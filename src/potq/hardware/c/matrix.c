@@ -46,6 +46,20 @@ void potq_load(const potq_matrix* matrix, const int32_t* values, const potq_matr
   }
 }
 
+/* a row's result of its total */
+static int32_t finished(const potq_matrix* matrix, uint32_t row, int32_t total) {
+  int32_t result = potq_scaled(total, matrix->exponent + coarsest);
+  return matrix->bias == NULL ? result : potq_saturated((int64_t)result + matrix->bias[row]);
+}
+
+#ifdef POTQ_TOTALS /* a header with potq_totals(matrix, totals), which computes the rows' totals by what else there is */
+#include POTQ_TOTALS
+void potq_multiply(const potq_matrix* matrix, int32_t* results) {
+  uint32_t row;
+  potq_totals(matrix, results);
+  for (row = 0; row < matrix->rows; row++) results[row] = finished(matrix, row, results[row]);
+}
+#else
 static int32_t scaled_sum(const potq_matrix* matrix, int32_t sum, uint32_t index, unsigned more) {
   unsigned shift;
   sum >>= matrix->dropped;
@@ -75,10 +89,10 @@ void potq_multiply(const potq_matrix* matrix, int32_t* results) {
       first += count;
       codes += matrix->group_bytes;
     }
-    results[row] = potq_scaled(total, matrix->exponent + coarsest);
-    if (matrix->bias != NULL) results[row] = potq_saturated((int64_t)results[row] + matrix->bias[row]);
+    results[row] = finished(matrix, row, total);
   }
 }
+#endif
 
 /* the level in one column of a group that begins at `codes` */
 static int32_t level_at(const potq_matrix* matrix, const uint8_t* codes, uint32_t column, uint32_t count) {
