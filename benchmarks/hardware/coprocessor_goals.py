@@ -30,7 +30,7 @@ def tokens_per_second(row: Row, core: Row) -> float:
 
 def density(row: Row, core: Row) -> float:
     """Tokens a second for a square millimetre."""
-    return tokens_per_second(row, core) / (row["area"] / 1e6)
+    return tokens_per_second(row, core) / float(row["area"] / 1e6)
 
 
 def advantage(rows: Sequence[Row], effort: str, int4: str = INT4) -> float | None:
