@@ -50,7 +50,17 @@ class System:
 
 
 _PRIM = "system_verilog/vendor/lowrisc_ip/ip/prim/rtl"
-_IBEX = ("alu", "compressed_decoder", "controller", "counter", "csr", "cs_registers", "decoder", "ex_block", "id_stage")
+_IBEX: tuple[str, ...] = (
+    "alu",
+    "compressed_decoder",
+    "controller",
+    "counter",
+    "csr",
+    "cs_registers",
+    "decoder",
+    "ex_block",
+    "id_stage",
+)
 _IBEX += ("if_stage", "load_store_unit", "multdiv_slow", "multdiv_fast", "prefetch_buffer", "fetch_fifo")
 _IBEX += ("register_file_ff", "wb_stage", "core", "top")
 

@@ -8,7 +8,7 @@ from benchmarks.common.goals import Row
 from benchmarks.common.markdown import goals_table, table
 from benchmarks.hardware.core_goals import BARREL, CORES, MODEL, SHAPE, TABLE_FREE, TABLES, TOKEN, cycles
 
-KERNELS = ("shift", "test_and_add", "buckets", "table", "pairs", "planes")
+KERNELS: tuple[str, ...] = ("shift", "test_and_add", "buckets", "table", "pairs", "planes")
 KERNELS += ("multiply", "multiply_bytes", "dual", "dual_bytes", "add_bytes", "library")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from benchmarks.common.goals import Row
@@ -23,7 +23,7 @@ from benchmarks.serve.goals import (
 )
 from benchmarks.serve.plot import lines
 
-_OTHERS = {
+_OTHERS: Mapping[str, Callable[[Sequence[Row]], list[float]]] = {
     "time to the first token behind a shared prefix of 1,000 tokens / without": lambda rows: ratios(
         rows, "prefix", "second", "first"
     ),

@@ -31,7 +31,7 @@ def text(windows: int, window: int = 64) -> list[Tensor]:
 def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every piece takes another power of ten; a batch is 1024 tokens, 16 windows."""
     trial = Trial(LINEARS, plain=1, mixed=10, moments=100, layers=1000, step=10_000, head=100_000, back=1e8, end=1e9)
-    monkeypatch.setattr(module, "try_block", lambda *_: trial)
+    monkeypatch.setattr(module, "try_block", lambda *_, **__: trial)
     monkeypatch.setattr(module, "rounding_seconds", lambda model, targets, config: 1e6 * len(targets))
 
 

@@ -143,7 +143,7 @@ def record_calls(
             )
         others[module] = tuple(map(without_cache, args[1:])), kept
         if module is blocks[-1]:
-            raise _Reached
+            raise Reached
 
     def put_out(module: nn.Module, args: tuple[Any, ...], found: Any) -> None:
         nonlocal output
@@ -155,7 +155,7 @@ def record_calls(
             stack.callback(block.register_forward_hook(put_out).remove)
         for batch in batches:
             others, output = {}, None
-            with suppress(_Reached):
+            with suppress(Reached):
                 model(batch.to(input_device(model)), use_cache=False)
             if missed := [index for index, block in enumerate(blocks) if block not in others]:
                 raise ModelError(f"the model never runs block {missed[0]} of {len(blocks)}; use effort='fast'")
@@ -181,8 +181,8 @@ def without_cache(value: Any) -> Any:
     return None if hasattr(value, "get_seq_length") else value
 
 
-class _Reached(Exception):  # noqa: N818  # not an error
-    pass
+class Reached(Exception):  # noqa: N818  # not an error
+    """Ends a pass where all that it was for has been seen."""
 
 
 class Keeper:
@@ -324,7 +324,7 @@ def second_moments(
 
     for done, call in enumerate(calls):
         once = call.text or 0 < done >= runs[names[0]]  # what has run no more than once in every pass so far
-        with _inputs_seen(block, names, add, stop=once and len(names) == 1), suppress(_Reached), call.precision():
+        with _inputs_seen(block, names, add, stop=once and len(names) == 1), suppress(Reached), call.precision():
             call(block)
     return [_mean(block, name, total.get(name), (runs[name], count[name]), prefix, ranks) for name in names]
 
@@ -368,7 +368,7 @@ def _inputs_seen(
             with torch.autocast(input.device.type, enabled=False):
                 see(name, input)
             if stop:
-                raise _Reached
+                raise Reached
 
         return seen
 

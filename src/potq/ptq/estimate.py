@@ -17,6 +17,7 @@ from potq.nn.report import duration
 from potq.ptq.blocks import CACHE_BYTES, TOKENS, find_blocks, merge, record_calls, shared_inputs
 from potq.ptq.calibration import check_batches
 from potq.ptq.effort import effort_in_parts
+from potq.ptq.ends import ENOUGH, calibrated_ends
 from potq.ptq.experts import MOMENT_BYTES, experts_apart
 from potq.ptq.layer import WEIGHTS
 from potq.ptq.run import REPORTED
@@ -29,6 +30,7 @@ _COPIES = 16  # of the rows of a layer that are quantized at a time
 _LIBRARIES = 300_000_000  # bytes of torch and transformers themselves
 _READ = 5  # times that a model in parts is read: checks, fingerprint, a first batch, the work itself, errors of the weights
 _READ_FOR_WEIGHTS = 2  # of tokens: forward and back
+_READ_FOR_ENDS = 3  # the same for embedding and head, and a first batch
 _LOGITS = 4  # arrays of a window's logits for them: these, their gradient, and what comes between
 
 
@@ -72,30 +74,40 @@ def estimate(model: nn.Module, config: PoTConfig | Effort, batches: Sequence[Ten
     inside = [target for target in targets if target.name.startswith(f"{prefix}.")]
     groups, weights = _groups(model, config), sum(target.weights for target in inside)
     calibrated = inside if effort.calibrated and batches else []
-    seconds = rounding_seconds(model, [target for target in targets if target not in calibrated], config)
+    ends = calibrated_ends(model, targets, effort) if calibrated else []
+    seconds = rounding_seconds(model, [target for target in targets if target not in (*calibrated, *ends)], config)
     if calibrated:
-        seconds += _calibrated_seconds(model, calibrated, effort, merge(batches), len(blocks), processes)
-        seconds += _reading_seconds(model, batches, effort) if in_parts else 0.0
+        seconds += _calibrated_seconds(model, calibrated, ends, effort, merge(batches), len(blocks), processes)
+        seconds += _reading_seconds(model, batches, effort, ends=bool(ends)) if in_parts else 0.0
     learned = 0
     if effort.scope != "none":
         learned = _LEARNED * (weights if effort.scope == "model" else weights // len(blocks))
     if in_parts:
-        found = _bytes_in_parts(model, groups, effort, batches)
+        found = _bytes_in_parts(model, groups, effort, batches, ends=bool(ends))
         return Estimate(seconds, learned + found + _moments_of_experts(calibrated))
-    working = _working_bytes(model, groups, weights, effort, batches, processes) + _moments_of_experts(calibrated)
-    return Estimate(seconds, tensor_bytes(model) + learned + working)
+    working = _working_bytes(model, groups, weights, effort, batches, processes, ends=bool(ends))
+    return Estimate(seconds, tensor_bytes(model) + learned + working + _moments_of_experts(calibrated))
 
 
 def _calibrated_seconds(
-    model: nn.Module, targets: Sequence[WeightPlan], effort: Effort, batches: list[Tensor], blocks: int, processes: int
+    model: nn.Module,
+    targets: Sequence[WeightPlan],
+    ends: Sequence[WeightPlan],
+    effort: Effort,
+    batches: list[Tensor],
+    blocks: int,
+    processes: int,
 ) -> float:
-    tried = try_block(model, targets, effort, batches[0])
+    tried = try_block(model, targets, effort, batches[0], ends=bool(ends))
     part = sum(target.weights for target in targets) / tried.weights  # blocks' worth of layers
     times = sum(batch.numel() for batch in batches) / batches[0].numel()
     passes = 2 if effort.scope == "block" else 1
     seconds = part * (tried.layers + times * tried.moments) + blocks * times * (tried.plain + passes * tried.mixed)
     if effort.weigh_tokens:
         seconds += times * (blocks * tried.back + tried.end)
+    if ends:
+        seconds += min(times, ENOUGH / batches[0].numel()) * (blocks * tried.back + tried.end)
+        seconds += processes * tried.layers * sum(target.weights for target in ends) / tried.weights  # not shared
     steps = effort.epochs * times
     if effort.scope == "block":
         seconds += part * steps * tried.step
@@ -128,7 +140,14 @@ def _groups(model: nn.Module, config: PoTConfig) -> list[_Layers]:
 
 
 def _working_bytes(
-    model: nn.Module, groups: list[_Layers], weights: int, effort: Effort, batches: Sequence[Tensor], processes: int
+    model: nn.Module,
+    groups: list[_Layers],
+    weights: int,
+    effort: Effort,
+    batches: Sequence[Tensor],
+    processes: int,
+    *,
+    ends: bool,
 ) -> int:
     """Hidden states, a layer's matrices, what is quantized so far, and logits where the whole model is refined."""
     tokens = -(-sum(batch.numel() for batch in batches) // processes)
@@ -136,7 +155,7 @@ def _working_bytes(
     tallest = max((max(group.outputs) for group in groups), default=0)
     hidden = tokens * min((group.inputs for group in groups), default=0) * 4 * (2 if effort.scope == "block" else 1)
     largest = max(parameter.numel() for parameter in model.parameters())
-    weighing = _weighing_bytes(model, groups, batches, min(tokens, TOKENS)) if effort.weigh_tokens else 0
+    weighing = _weighing_bytes(model, groups, batches, min(tokens, TOKENS)) if effort.weigh_tokens or ends else 0
     rounding = _layer_bytes(widest, widest * tallest) + weights * 5 // 8
     total = _LIBRARIES + _ROUNDED * largest + hidden + max(rounding, weighing)
     if effort.scope == "model":
@@ -153,18 +172,21 @@ def _weighing_bytes(model: nn.Module, groups: list[_Layers], batches: Sequence[T
     return min(CACHE_BYTES, entered) + _LOGITS * 4 * window * (vocabulary(model) or 0)
 
 
-def _reading_seconds(model: nn.Module, batches: Sequence[Tensor], effort: Effort) -> float:
+def _reading_seconds(model: nn.Module, batches: Sequence[Tensor], effort: Effort, *, ends: bool) -> float:
     """Of a model in parts: what reading it over and over takes, by the time that a block takes."""
     prefix, blocks = find_blocks(model)
     size, seconds = read_block(model, f"{prefix}.{len(blocks) - 1}")
-    passes = _READ + _READ_FOR_WEIGHTS * effort.weigh_tokens + len(merge(batches[:REPORTED]))
+    passes = _READ + _READ_FOR_WEIGHTS * effort.weigh_tokens + _READ_FOR_ENDS * ends + len(merge(batches[:REPORTED]))
     return seconds * passes * tensor_bytes(model) / size
 
 
-def _bytes_in_parts(model: nn.Module, groups: list[_Layers], effort: Effort, batches: Sequence[Tensor]) -> int:
+def _bytes_in_parts(
+    model: nn.Module, groups: list[_Layers], effort: Effort, batches: Sequence[Tensor], *, ends: bool
+) -> int:
     """A block and its quantized copy, a layer's matrices, hidden states; or embeddings and head, if they are larger."""
     tokens = sum(batch.numel() for batch in batches)
-    weighing = _weighing_bytes(model, groups, batches, tokens) if effort.weigh_tokens else 0
+    weighed = tokens if effort.weigh_tokens else min(tokens, ENOUGH)
+    weighing = _weighing_bytes(model, groups, batches, weighed) if effort.weigh_tokens or ends else 0
     prefix, blocks = find_blocks(model)
     block = max(map(tensor_bytes, blocks))
     outside = sum(p.nbytes for name, p in model.named_parameters() if not name.startswith(f"{prefix}."))

@@ -25,6 +25,7 @@ from potq.ptq import calibration as calib
 from potq.ptq.algorithms.hessian import Hessian
 from potq.ptq.blocks import Chain, Keeper, find_blocks, merge
 from potq.ptq.chain import Blocks, agreed_lists, find_lists, record_chain
+from potq.ptq.ends import calibrated_ends, end_moments, first_tokens
 from potq.ptq.feed import Feed
 from potq.ptq.kept import Reader, block_part, in_folder, in_memory, weight_tensors
 from potq.ptq.layer import calibrated_layer, rounded_layer, rounded_only
@@ -76,15 +77,34 @@ class Run:
         return done
 
     def calibrated(self, folder: WorkFolder | None) -> Done:
-        """What is outside the blocks, and embeddings, to the nearest level; then the blocks by the steps of the effort."""
+        """What is outside the blocks, by itself; then the blocks by the steps of the effort."""
         if isinstance(self.source, Feed):
             return self._in_chains(self.source, folder)
         inside, outside = self._divided((find_blocks(self.model)[0],))
-        done = self.rounded(outside)
+        ends = calibrated_ends(self.model, outside, self.effort)
+        done = self.rounded([target for target in outside if target not in ends]) | self._ends(ends, self.source)
         if folder is not None and parts_of(self.model) is not None:
             done = _moved(folder, outside, done)  # and memory is free for the blocks
             return self._in_parts(inside, done, self.source, folder)
         return done | self._in_blocks(inside, done, self.source, None, folder, self.progress)
+
+    def _ends(self, targets: Sequence[WeightPlan], batches: list[Tensor]) -> Done:
+        """Embedding and head, each by itself on the gradients of the model in full precision."""
+        if not targets:
+            return {}
+        some = merge(self.ranks.share(first_tokens(batches)))
+        moments = end_moments(self.model, targets, some, seed=self.seed, cache_bytes=self.cache_bytes, ranks=self.ranks)
+        done: Done = {}
+        for target in targets:
+            bring(self.model, target.name)
+            weight, found = matrix_of(self.model, target.name), moments.pop(target.name, None)
+            if found is None:
+                layer = rounded_layer(weight, target.scheme, "the loss does not show what it is worth")
+            else:
+                layer = calibrated_layer(weight, Hessian(found, self.effort.damping), target.scheme, self.effort)
+            entry = describe_weight(weight, target, layer.weight, layer.algorithm, self.ranks)
+            done[target.name] = in_memory(layer.weight), entry
+        return done
 
     def _in_parts(self, inside: list[WeightPlan], done: Done, batches: list[Tensor], folder: WorkFolder) -> Done:
         """The blocks of a model that is read in parts; each leaves memory when it is done."""

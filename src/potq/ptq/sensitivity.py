@@ -59,7 +59,7 @@ def token_weights(
     for start in range(0, len(batches), at_once):
         lot = slice(start, start + at_once)
         with ExitStack() as stack:
-            _pass(model, chain, chain.calls[lot], batches[lot], seed, Keeper(cache_bytes, stack), found)
+            through_blocks(model, chain, lot, batches[lot], seed, Keeper(cache_bytes, stack), found)
     tokens = sum(batch.numel() for batch in batches)
     joined = {name: torch.cat(parts) if parts else torch.empty(0) for name, parts in found.items()}
     energies = ranks.values({name: (len(each), float(each.sum(dtype=torch.float64))) for name, each in joined.items()})
@@ -72,23 +72,32 @@ def token_weights(
     return weights
 
 
-def _pass(
+def through_blocks(
     model: nn.Module,
     chain: Chain,
-    calls: Sequence[Call],
+    lot: slice,
     batches: Sequence[Tensor],
     seed: int,
     keep: Keeper,
     found: dict[str, list[Tensor]],
-) -> None:
-    """Forward through all blocks, keeping what enters each; then back, a block's pass made again for its gradients."""
+) -> list[Tensor]:
+    """Forward through all blocks, keeping what enters each; then back, a block's pass made again for its gradients.
+
+    Args:
+        lot: the calls of ``chain``, on these ``batches``.
+        found: squared gradients at the outputs of the layers of these names, as :func:`token_weights` wants them.
+
+    Returns:
+        The gradients at what enters the first block, for each call; none if its hidden states became NaN or infinite.
+    """
+    calls = chain.calls[lot]
     entered, extras = [[call.hidden for call in calls]], Extras()
     with torch.no_grad(), noted(chain.blocks, extras):
         for block in chain.blocks:
             entered.append([keep(_output(block, call, hidden)) for call, hidden in zip(calls, entered[-1], strict=True)])
     last = entered.pop()
     if not all(map(all_finite, last)):
-        return  # second moments will name the layer
+        return []  # second moments will name the layer
     gradients = [gradient_at_the_end(model, extras, *each, seed) for each in zip(batches, last, strict=True)]
     for start, block in reversed(list(zip(chain.names, chain.blocks, strict=True))):
         inside = {name: name.removeprefix(f"{start}.") for name in found if name.startswith(f"{start}.")}
@@ -103,6 +112,7 @@ def _pass(
                         problem = "its gradients on the calibration text are NaN or infinite; load the model in float32"
                         raise ModelError(f"{name}: {problem}")
                     found[name] += each
+    return gradients
 
 
 def _output(block: nn.Module, call: Call, hidden: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Trial:
         plain: a pass through the block as the model computes it.
         mixed: the same in mixed precision, where that is faster.
         moments: second moments of the inputs of all layers, with the passes that they take.
-        back: a pass forward and back for the weights of tokens, and one more forward before it.
+        back: a pass forward and back for the weights of tokens or for embedding and head, and one more forward before it.
         end: the gradients at the logits, and back to the last block.
         factors: of the second moments; these and ``layers`` do not depend on the text.
         layers: quantizing all layers.
@@ -69,8 +69,12 @@ class Trial:
     head: float = 0.0
 
 
-def try_block(model: nn.Module, targets: Sequence[WeightPlan], effort: Effort, batch: Tensor) -> Trial:
+def try_block(
+    model: nn.Module, targets: Sequence[WeightPlan], effort: Effort, batch: Tensor, *, ends: bool = False
+) -> Trial:
     """Time the pieces of ``effort`` on the first block that has one of the ``targets``; the model stays as it is.
+
+    ``ends``: embedding or head are calibrated too, so that passes go back.
 
     Raises:
         ModelError: the model has no blocks; NaN activations.
@@ -82,11 +86,13 @@ def try_block(model: nn.Module, targets: Sequence[WeightPlan], effort: Effort, b
         if inside:
             with evaluation_mode(model), frozen(model):
                 call = record_calls(model, [block], [batch])[0]
-                end = _end(model, block, call, batch) if effort.weigh_tokens else 0.0
+                end = _end(model, block, call, batch) if effort.weigh_tokens or ends else 0.0
                 bring(model, start)
                 with experts_apart(block, inside) as experts:
                     weighed = [name for name in inside if name in experts.apart] if effort.weigh_tokens else []
-                    return replace(_try(model, block, start, experts.apart, effort, call, weighed), end=end)
+                    tried = _try(model, block, start, experts.apart, effort, call, weighed)
+                    back = _seconds(partial(_back, block, weighed, call)) if effort.weigh_tokens or ends else 0.0
+                    return replace(tried, back=back, end=end)
     return Trial(0)
 
 
@@ -123,7 +129,6 @@ def _try(
         plain=_seconds(lambda: _pass(block, call, mixed=False)),
         mixed=_seconds(lambda: _pass(block, call, mixed=True)),
         moments=moments,
-        back=_seconds(partial(_back, block, weighed, call)) if weighed else 0.0,
         factors=factors,
         layers=layers,
         step=_step(block, inside, groups, effort, seen) if effort.scope != "none" else 0.0,
