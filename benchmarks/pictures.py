@@ -11,7 +11,7 @@ from benchmarks.decode import plot as decode
 from benchmarks.decode.goals import SPEED
 from benchmarks.gpu import plot as gpu
 from benchmarks.gpu.goals import KERNELS
-from benchmarks.hardware import core_plot
+from benchmarks.hardware import circuits_plot, core_plot
 from benchmarks.hardware import plot as hardware
 from benchmarks.hardware.core_goals import CORES
 from benchmarks.hardware.goals import FRONTIER
@@ -48,6 +48,7 @@ def drawn() -> Iterator[str]:
     yield qat.draw_recovery(recovery(), RESULTS / "qat_recovery.png")
     yield overview.draw(PICTURES / "overview.png")
     yield trellis.draw(PICTURES / "trellis.svg")
+    yield circuits_plot.draw(PICTURES / "circuits.svg")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from benchmarks.decode import goals as decode
 from benchmarks.export import goals as export
 from benchmarks.first_hour import goals as first_hour
 from benchmarks.gpu import goals as gpu
+from benchmarks.hardware import coprocessor_goals as coprocessors
 from benchmarks.hardware import core_goals as cores
 from benchmarks.hardware import goals as hardware
 from benchmarks.kernels import goals as kernels
@@ -27,6 +28,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *export.BENCHMARKS,
     *gpu.BENCHMARKS,
     *hardware.BENCHMARKS,
+    *coprocessors.BENCHMARKS,
     *cores.BENCHMARKS,
     *first_hour.BENCHMARKS,
     *models.BENCHMARKS,

@@ -19,6 +19,7 @@ from benchmarks.common.results import kind_of, read, save
 from benchmarks.decode import report as decode
 from benchmarks.export import report as export
 from benchmarks.gpu import report as gpu
+from benchmarks.hardware import coprocessor_report as coprocessors
 from benchmarks.hardware import core_report as cores
 from benchmarks.hardware import report as hardware
 from benchmarks.kernels import report as kernels
@@ -38,7 +39,7 @@ DOCUMENTS: Mapping[str, Callable[[], dict[str, str]]] = {
     "docs/engine.md": decode.document,
     "docs/export.md": export.document,
     "docs/gpu.md": gpu.document,
-    "docs/gates.md": hardware.document,
+    "docs/gates.md": lambda: hardware.document() | coprocessors.document(),
     "docs/hardware.md": cores.document,
     "docs/models.md": lambda: models.document() | scale.document(),
     "docs/serve.md": serve.document,

@@ -16,14 +16,14 @@ class System:
     """A core and what is around it.
 
     Attributes:
-        name: of its file in ``rtl/``.
+        surroundings: what is around it, files of our own, in ``rtl/`` where no folder is named.
         package: of PyPI, which has the core's Verilog.
         sources: its files there, in the order of their packages; ``*`` stands for any name.
         includes: folders there with files that others include.
-        parameters: of the module ``system``.
+        parameters: options of Verilator: ``-GNAME=VALUE`` gives the module ``system`` a parameter.
     """
 
-    name: str
+    surroundings: tuple[str | Path, ...]
     package: str
     sources: tuple[str, ...]
     includes: tuple[str, ...] = ()
@@ -65,9 +65,13 @@ _IBEX += ("if_stage", "load_store_unit", "multdiv_slow", "multdiv_fast", "prefet
 _IBEX += ("register_file_ff", "wb_stage", "core", "top")
 
 
-def picorv32(*parameters: str) -> System:
-    """PicoRV32."""
-    return System("picorv32.v", "pythondata-cpu-picorv32", ("verilog/picorv32.v",), parameters=parameters)
+def picorv32(*parameters: str, coprocessor: Path | None = None) -> System:
+    """PicoRV32; at its port, the module ``unit_coprocessor`` of a file, if one is given."""
+    files: tuple[str | Path, ...] = ("processor.v", "picorv32.v")
+    if coprocessor is not None:
+        files += (coprocessor,)
+        parameters += ("-DCOPROCESSOR=unit_coprocessor",)
+    return System(files, "pythondata-cpu-picorv32", ("verilog/picorv32.v",), parameters=parameters)
 
 
 def ibex(*parameters: str) -> System:
@@ -76,12 +80,12 @@ def ibex(*parameters: str) -> System:
     sources = ("system_verilog/rtl/ibex_pkg.sv", *(f"{_PRIM}/prim_{name}_pkg.sv" for name in packages))
     sources += tuple(f"system_verilog/rtl/ibex_{name}.sv" for name in _IBEX)
     includes = (_PRIM, "system_verilog/vendor/lowrisc_ip/dv/sv/dv_utils")
-    return System("ibex.sv", "pythondata-cpu-ibex", sources, includes, parameters)
+    return System(("ibex.sv",), "pythondata-cpu-ibex", sources, includes, parameters)
 
 
 def serv() -> System:
     """SERV, which computes a bit a cycle."""
-    return System("serv.v", "pythondata-cpu-serv", ("verilog/rtl/serv_*.v",))
+    return System(("serv.v",), "pythondata-cpu-serv", ("verilog/rtl/serv_*.v",))
 
 
 def simulator(system: System, output: Path) -> Path:
@@ -94,6 +98,6 @@ def simulator(system: System, output: Path) -> Path:
         command += [f"-I{folder / name}" for name in system.includes]
         for pattern in system.sources:
             command += sorted(folder.glob(pattern))
-        command += [RTL / "memory.v", RTL / system.name, RTL / "simulate.cpp"]
+        command += [RTL / "memory.v", *(RTL / file for file in system.surroundings), RTL / "simulate.cpp"]
         subprocess.run(list(map(str, command)), check=True, capture_output=True)
     return program

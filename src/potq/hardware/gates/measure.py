@@ -30,6 +30,17 @@ def sources_of(design: Design, kind: Kind) -> str:
     return modules.product(design) + (modules.mac if kind == "mac" else modules.dot)(design)
 
 
+def registered_mac(design: Design) -> str:
+    """``NAME_registered``: a multiply-accumulate whose inputs come from registers, as routing wants them."""
+    inputs = {"first": 1, "code": design.grid.bits, "activation": design.activation_bits}
+    ports = [f"input  logic [{width - 1}:0] next_{name}" for name, width in inputs.items()]
+    ports = ["input  logic clock", *ports, f"output logic signed [{design.sum_bits - 1}:0] sum"]
+    body = [f"logic [{width - 1}:0] {name};" for name, width in inputs.items()]
+    body += [f"always_ff @(posedge clock) {name} <= next_{name};" for name in inputs]
+    body += [f"{design.name}_mac the_mac (.clock, .first, .code, .activation, .sum);"]
+    return sources_of(design, "mac") + modules.module(design, "registered", [], ports, body)
+
+
 def toggles_of(design: Design, gates: Gates, stream: Stream) -> float:
     """Changes of nets for each product of a multiply-accumulate unit (see :func:`potq.hardware.gates.toggles.toggles`).
 

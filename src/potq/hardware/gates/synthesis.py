@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from potq.errors import MissingDependencyError
@@ -15,6 +16,9 @@ from potq.hardware.gates import tools
 
 MAPPING = "+strash;ifraig;scorr;dc2;dch,-f;amap,-m;topo"
 """abc's script. Its area-oriented mapper leaves 12 to 15 % less area than yosys' own, for shifts and multipliers alike."""
+
+BUFFERED = f"{MAPPING};buffer,-c,-N,12;topo;upsize;dnsize;topo"
+"""For whole processors, some of whose nets have a thousand readers: no net keeps more than 12; gates on long paths grow."""
 
 Family = Literal["ice40", "xc7"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -45,8 +49,12 @@ class Blocks:
     dsps: int
 
 
-def gates(verilog: str, top: str) -> Gates:
+def gates(verilog: str, top: str, *, parameters: Mapping[str, int] = MappingProxyType({}), mapping: str = MAPPING) -> Gates:
     """Map ``top`` of SystemVerilog to the standard cells, flat.
+
+    Args:
+        parameters: of ``top``, other than their defaults.
+        mapping: abc's script, :data:`MAPPING` or :data:`BUFFERED`.
 
     Raises:
         MissingDependencyError: yosys, OpenSTA or the cells are not here, or fail.
@@ -54,7 +62,7 @@ def gates(verilog: str, top: str) -> Gates:
     tools.require("yosys", "sta", cells=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        found = _mapped(verilog, top, folder, ("yosys",))
+        found = _mapped(verilog, top, folder, ("yosys",), parameters, mapping)
         netlist = json.loads((folder / "netlist.json").read_text(encoding="utf-8"))["modules"][top]
         return Gates(found, _delay(folder, top), netlist)
 
@@ -70,14 +78,22 @@ def area(verilog: str, top: str, yosys: Sequence[str] = ("yosys",)) -> float:
         return _mapped(verilog, top, Path(temporary), yosys)
 
 
-def _mapped(verilog: str, top: str, folder: Path, yosys: Sequence[str]) -> float:
+def _mapped(
+    verilog: str,
+    top: str,
+    folder: Path,
+    yosys: Sequence[str],
+    parameters: Mapping[str, int] = MappingProxyType({}),
+    mapping: str = MAPPING,
+) -> float:
     """The area; the netlist is written to ``folder``."""
     (folder / "in.sv").write_text(verilog, encoding="utf-8")
     script = [
         "read_verilog -sv in.sv",
+        *(f"chparam -set {name} {value} {top}" for name, value in parameters.items()),
         f"synth -flatten -top {top}",
         f"dfflibmap -liberty {tools.CELLS}",
-        f"abc -liberty {tools.CELLS} -script {MAPPING}",
+        f"abc -liberty {tools.CELLS} -script {mapping}",
         "opt_clean",
         f"tee -o stat.txt stat -liberty {tools.CELLS}",
         "write_json netlist.json",

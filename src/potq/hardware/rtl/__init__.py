@@ -1,1 +1,1 @@
-"""SystemVerilog of integer arithmetic on any grid: product, multiply-accumulate, dot product, group scaling, test."""
+"""SystemVerilog of integer arithmetic on any grid: products, sums, group scaling, a test; a co-processor."""

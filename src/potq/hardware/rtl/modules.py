@@ -20,7 +20,7 @@ def product(design: Design) -> str:
         f"One product on the levels {_wrapped(design.grid.levels)} (by code), structure {design.structure}:",
         f"level * activation == (sum of the unsigned terms) {design.product.constant:+d}.",
     ]
-    return _module(design, "product", comment, ports, [*design.product.lines, *assigns])
+    return module(design, "product", comment, ports, [*design.product.lines, *assigns])
 
 
 def mac(design: Design) -> str:
@@ -41,15 +41,16 @@ def mac(design: Design) -> str:
         body += _register(f"sum <= {before} + {width}'(chain_{len(terms) - 1});")
     else:
         body += _register(f"sum <= {before}", *(f"  + {width}'(term_{i})" for i in terms), end=";")
-    return _module(design, "mac", _sum_comment(design, 1), ports, body)
+    return module(design, "mac", _sum_comment(design, 1), ports, body)
 
 
-def dot(design: Design) -> str:
-    """``NAME_dot``: a product of every lane a cycle, summed over a group."""
+def dot(design: Design, *, enabled: bool = False) -> str:
+    """``NAME_dot``: a product of every lane a cycle, summed over a group; if ``enabled``, only in cycles with ``enable``."""
     width, lanes, terms = design.sum_bits, design.lanes, design.product.terms
     code, bits = design.grid.bits, design.activation_bits
     ports = [
         *_STEERING,
+        *(["input  logic enable"] if enabled else []),
         f"input  logic [{lanes * code - 1}:0] codes",
         f"input  logic [{lanes * bits - 1}:0] activations",
         f"output logic signed [{width - 1}:0] sum",
@@ -74,16 +75,15 @@ def dot(design: Design) -> str:
         f"  for (int lane = 0; lane < {lanes}; lane++)",
         "    total = total" + "".join(f" + {width}'({part})" for part in parts) + ";",
         "end",
-        *_register("sum <= total;"),
+        *_register("if (enable) sum <= total;" if enabled else "sum <= total;"),
     ]
-    return _module(design, "dot", _sum_comment(design, lanes), ports, body)
+    return module(design, "dot", _sum_comment(design, lanes), ports, body)
 
 
 def scale(design: Design) -> str:
     """``NAME_scale``: a group's sum, scaled, added to a row's total."""
     width, total = design.sum_bits, design.total_bits
     is_float = design.scale_dtype == "float16"
-    scaled = width + MANTISSA_BITS - (not is_float)
     ports = [
         *_STEERING,
         f"input  logic [{width - 1}:0] sum",
@@ -92,22 +92,31 @@ def scale(design: Design) -> str:
         f"input  logic [{design.shift_bits - 1}:0] shift",
         f"output logic signed [{total - 1}:0] total",
     ]
-    body = [] if not is_float else [f"wire [{MANTISSA_BITS}:0] multiplier = {{1'b0, mantissa}};"]
-    if is_float:
-        negative = "negative" if design.signed_scale else "1'b0"
-        lines, terms, constant = booth_rows("multiplier", MANTISSA_BITS + 1, "sum", width, negative=negative)
-        added = [f"  + {scaled}'({term.expression})" for term in terms]
-        body += [*lines, f"wire signed [{scaled - 1}:0] scaled = {scaled}'d{constant % (1 << scaled)}", *added]
-        body[-1] += ";"
-    else:
-        body.append(f"wire signed [{scaled - 1}:0] scaled = {{sum, {MANTISSA_BITS - 1}'b0}};")
+    body, scaled = scaled_sum(design, MANTISSA_BITS - 1)
     body += [
         f"wire signed [{scaled - 1}:0] shifted = scaled >>> shift;",
         *_register(f"total <= (first ? {total}'d0 : total) + {total}'(shifted);"),
     ]
     factor = "the mantissa of a float16 scale" if is_float else f"2^{MANTISSA_BITS - 1}: scales are powers of two"
     comment = [f"total += (sum * {factor}) >>> shift; with `first`, a total begins.", *_SHIFT]
-    return _module(design, "scale", comment, ports, body)
+    return module(design, "scale", comment, ports, body)
+
+
+def scaled_sum(design: Design, unit: int) -> tuple[list[str], int]:
+    """Lines that declare ``scaled``, and its width: ``sum`` times ``mantissa``, by ``negative`` turned; or ``2**unit``."""
+    if design.scale_dtype != "float16":
+        width = design.sum_bits + unit
+        return [f"wire signed [{width - 1}:0] scaled = {{sum, {unit}'b0}};"], width
+    width, negative = design.sum_bits + MANTISSA_BITS, "negative" if design.signed_scale else "1'b0"
+    lines, terms, constant = booth_rows("multiplier", MANTISSA_BITS + 1, "sum", design.sum_bits, negative=negative)
+    added = [f"  + {width}'({term.expression})" for term in terms]
+    added[-1] += ";"
+    return [
+        f"wire [{MANTISSA_BITS}:0] multiplier = {{1'b0, mantissa}};",
+        *lines,
+        f"wire signed [{width - 1}:0] scaled = {width}'d{constant % (1 << width)}",
+        *added,
+    ], width
 
 
 _STEERING = ("input  logic clock", "input  logic first")
@@ -146,7 +155,8 @@ def _wrapped(levels: Sequence[int]) -> str:
     return " ".join(map(str, levels)) if len(levels) <= 16 else f"{min(levels)} to {max(levels)}"
 
 
-def _module(design: Design, kind: str, comment: Sequence[str], ports: Sequence[str], body: Sequence[str]) -> str:
+def module(design: Design, kind: str, comment: Sequence[str], ports: Sequence[str], body: Sequence[str]) -> str:
+    """``NAME_KIND`` of its parts."""
     lines = [*(f"// {line}" for line in comment), f"module {design.name}_{kind} ("]
     lines += [f"  {port}," for port in ports[:-1]] + [f"  {ports[-1]}", ");"]
     return "\n".join([*lines, *(f"  {line}" for line in body), "endmodule"]) + "\n"
