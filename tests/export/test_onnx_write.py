@@ -6,6 +6,7 @@ import copy
 import errno
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -68,7 +69,13 @@ def float_path(model: Any) -> Any:
     return found
 
 
-@pytest.fixture(params=[*TRIED, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+DEEP = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "deep", reason="another kind stands for it: make check-deep"),
+]
+
+
+@pytest.fixture(params=[*TRIED, *(pytest.param(name, marks=DEEP) for name in SLOW)])
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: PreTrainedTokenizerFast
 ) -> tuple[Any, Path]:

@@ -14,7 +14,10 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'potq
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+OLDER = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "deep", reason="takes a minute: make check-deep")
+
+
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=OLDER), 90])
 def test_they_compile(capability: int, tmp_path: Path) -> None:
     outside = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     outside["TRITON_CACHE_DIR"] = str(tmp_path)
