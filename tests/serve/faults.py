@@ -57,13 +57,13 @@ class Client:
     def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """Status and whole body of an answer."""
         connection = http.client.HTTPConnection(*self.address, timeout=120)
-        connection.sock = self.connected()
+        connection.sock = sock = self.connected()
         try:
             connection.request(method, path, body, {"content-type": "application/json"})
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
-            connection.sock.close()
+            sock.close()  # the connection forgets it where the server closes it
 
     def text(self, path: str, asked: dict[str, Any]) -> Any:
         """All of an answer but what no two have in common."""
