@@ -88,8 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data DIR or set POTQ_DATA")
-    kept: list[Row] = TRELLIS.load(PROTOCOL)
-    rows = [*source_rows(), *(row for row in kept if "perplexity" in row)]
+    rows: list[Row] = TRELLIS.load(PROTOCOL) or [*source_rows()]
     setting = settings(Path(options.data))[options.model]
     for scheme, algorithm, draw in cells(options.draw, options.only):
         if not any((scheme, algorithm, draw) == (row["scheme"], row["algorithm"], row["draw"]) for row in of(rows, setting)):

@@ -94,17 +94,19 @@ class Run:
             return {}
         some = merge(self.ranks.share(first_tokens(batches)))
         moments = end_moments(self.model, targets, some, seed=self.seed, cache_bytes=self.cache_bytes, ranks=self.ranks)
-        done: Done = {}
-        for target in targets:
-            bring(self.model, target.name)
-            weight, found = matrix_of(self.model, target.name), moments.pop(target.name, None)
-            if found is None:
-                layer = rounded_layer(weight, target.scheme, "the loss does not show what it is worth")
-            else:
-                layer = calibrated_layer(weight, Hessian(found, self.effort.damping), target.scheme, self.effort)
-            entry = describe_weight(weight, target, layer.weight, layer.algorithm, self.ranks)
-            done[target.name] = in_memory(layer.weight), entry
-        return done
+        unseen = "the loss does not show what it is worth"
+        return {target.name: self._alone(target, moments.pop(target.name, None), unseen) for target in targets}
+
+    def _alone(self, target: WeightPlan, moments: Tensor | None, reason: str) -> tuple[Reader, ModuleReport]:
+        """One target by itself: by its second moments, or rounded for a ``reason`` where there are none."""
+        bring(self.model, target.name)
+        weight = matrix_of(self.model, target.name)
+        if moments is None:
+            layer = rounded_layer(weight, target.scheme, reason)
+        else:
+            layer = calibrated_layer(weight, Hessian(moments, self.effort.damping), target.scheme, self.effort)
+        entry = describe_weight(weight, target, layer.weight, layer.algorithm, self.ranks)
+        return in_memory(layer.weight), entry
 
     def _in_parts(self, inside: list[WeightPlan], done: Done, batches: list[Tensor], folder: WorkFolder) -> Done:
         """The blocks of a model that is read in parts; each leaves memory when it is done."""
@@ -191,13 +193,8 @@ class Run:
         able = [name for name, reason in reasons.items() if not reason]
         moments = calib.second_moments(self.model, able, feed, self.ranks) if able else {}
         for target in layers:
-            weight, found = matrix_of(self.model, target.name), moments.pop(target.name, None)
-            if found is None:
-                layer = rounded_layer(weight, target.scheme, reasons[target.name] or "no input reaches it")
-            else:
-                layer = calibrated_layer(weight, Hessian(found, self.effort.damping), target.scheme, self.effort)
-            entry = describe_weight(weight, target, layer.weight, layer.algorithm, self.ranks)
-            done[target.name] = in_memory(layer.weight), entry
+            reason = reasons[target.name] or "no input reaches it"
+            done[target.name] = self._alone(target, moments.pop(target.name, None), reason)
         return done
 
     def folder(self, path: str | os.PathLike[str] | None) -> WorkFolder | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ SCHEMES = ("pot2:scale_dtype=e8m0", "pot3s", "int4", "mxpot", "int8:group_size=6
 
 def designed(name: str, **options: int) -> Design:
     scheme = QuantScheme(name)
-    return design_of(scheme, name="unit", **{"lanes": lanes_of(scheme.grid.bits), **options})  # type: ignore[arg-type]
+    changes: dict[str, Any] = {"lanes": lanes_of(scheme.grid.bits), **options}
+    return design_of(scheme, name="unit", **changes)
 
 
 @pytest.mark.parametrize(
