@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -153,6 +154,20 @@ def test_clients_that_say_nothing(chat_folder: Path) -> None:
             client.settimeout(20)
             with suppress(ConnectionResetError):
                 assert client is slow or client.recv(1) == b""
+            client.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one address of their own unless told otherwise")
+def test_a_crowd_does_not_drive_out_other_addresses(chat_folder: Path) -> None:
+    with live(chat_folder, connections=64) as server:
+        address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        early = _connected(server)
+        crowd = [socket.create_connection(address, timeout=20, source_address=("127.0.0.2", 0)) for _ in range(200)]
+        with suppress(ConnectionResetError):
+            assert crowd[0].recv(1) == b""  # the oldest of the crowd went,
+        early.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")  # and what came before it stays
+        assert early.recv(4096).startswith(b"HTTP/1.1 200")
+        for client in [early, *crowd]:
             client.close()
 
 

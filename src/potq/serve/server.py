@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -88,20 +88,25 @@ class Server(uvicorn.Server):
 
 
 def _protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
-    """uvicorn's protocol, which has all the time in the world for clients that send nothing, without that time."""
+    """uvicorn's protocol, which has all the time in the world for clients that send nothing, without that time.
+
+    Of too many connections one goes of the address that has most silent ones: a crowd does not drive out others.
+    """
     most = min(settings.connections, _files() // 2)
+    silent: dict[str, dict[Impatient, asyncio.TimerHandle]] = {}  # by address: whose request has not come, oldest first
+    leaving: set[Impatient] = set()  # sent away, but not gone yet
 
     class Impatient(HttpToolsProtocol):
-        silent: ClassVar[dict[HttpToolsProtocol, asyncio.TimerHandle]] = {}  # whose next request has not come, oldest first
-
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._wait()
-            if len(self.connections) > most:
-                next(iter(self.silent)).transport.close()
+            if len(self.connections) - len(leaving) > most:
+                crowd = max(silent.values(), key=len)
+                next(iter(crowd))._send_away()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._heard()
+            leaving.discard(self)
             super().connection_lost(exc)
 
         def on_message_begin(self) -> None:
@@ -114,11 +119,23 @@ def _protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
 
         def _wait(self) -> None:
             self._heard()
-            self.silent[self] = self.loop.call_later(settings.patience, self.transport.close)
+            silent.setdefault(self._address, {})[self] = self.loop.call_later(settings.patience, self.transport.close)
 
         def _heard(self) -> None:
-            if (timer := self.silent.pop(self, None)) is not None:
+            here = silent.get(self._address, {})
+            if (timer := here.pop(self, None)) is not None:
                 timer.cancel()
+            if not here:
+                silent.pop(self._address, None)
+
+        def _send_away(self) -> None:
+            self._heard()
+            leaving.add(self)
+            self.transport.close()
+
+        @property
+        def _address(self) -> str:
+            return self.client[0] if self.client else ""  # of a socket that is already closed nobody knows whose it was
 
     return Impatient
 

@@ -24,7 +24,7 @@ class ServerSettings(Strict):
         api_keys: of which a request has to bear one; none: everybody is served.
         origins: of web pages that may use the server (CORS), "*" for all.
         body_bytes: of a request, at most.
-        connections: at once, at most; beyond them those go that said nothing for longest.
+        connections: at once, at most; beyond them those go that said nothing for longest, of the address with most such.
         patience: seconds in which a client has to send its request.
         drain: seconds that texts under way have to end when the server is told to stop.
 
