@@ -44,13 +44,13 @@ HONEST: Sequence[tuple[str, dict[str, Any]]] = (
 
 
 class Client:
-    """What asks one server. A request has a connection of its own, which leaves no trace."""
+    """What asks one server, from an address of its own. A request has a connection of its own, which leaves no trace."""
 
-    def __init__(self, address: tuple[str, int], seed: int) -> None:
-        self.address, self.random = address, random.Random(seed)
+    def __init__(self, address: tuple[str, int], seed: int, here: str = "127.0.0.1") -> None:
+        self.address, self.random, self._here = address, random.Random(seed), here
 
     def connected(self) -> socket.socket:
-        found = socket.create_connection(self.address, timeout=120)
+        found = socket.create_connection(self.address, timeout=120, source_address=(self._here, 0))
         found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         return found
 
@@ -259,7 +259,7 @@ class Load:
 
     def _say_nothing(self, number: int) -> None:
         """A crowd that is connected and sends nothing, or half a head, and comes again when it is sent away."""
-        client = Client(self._address, 200 + number)
+        client = Client(self._address, 200 + number, "127.0.0.2")
         while not self._over.is_set():
             crowd = []
             with suppress(ConnectionError, TimeoutError):
