@@ -91,7 +91,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.export.measure --work build/bench/export --speed 5
 
 # circuits: area, delay, toggles, a core with a co-processor, and what is worth building. What it wants says docs/gates.md
-gates: $(VENV)/.ready
+gates: $(VENV)/.deep
 	$(BIN)/python -m benchmarks.hardware.gates
 	$(BIN)/python -m benchmarks.hardware.coprocessor --work build/bench/coprocessor
 	$(BIN)/python -m benchmarks.hardware.frontier --work build/bench/hardware
@@ -121,9 +121,9 @@ fuzz: $(VENV)/.ready
 	$(TOOLS) CXX=$(FUZZ_CXX) csrc/tests/fuzz/run.sh $(FUZZ_SECONDS)
 
 # what takes too long for every commit: sanitizers, aarch64, the long self-test, packages, half an hour of a server under load
-# with faults; many more random examples for every property. On Debian or Ubuntu: apt-get install g++ g++-aarch64-linux-gnu
-# qemu-user
-check-deep: wheel
+# with faults, firmware on simulated cores; many more random examples for every property. On Debian or Ubuntu: apt-get install
+# g++ g++-aarch64-linux-gnu qemu-user, and what docs/hardware.md and docs/gates.md name, or those tests are skipped
+check-deep: wheel $(VENV)/.deep
 	$(CHECK_KERNELS)
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -q
 
@@ -134,13 +134,13 @@ firmware: $(VENV)/.ready
 	$(BIN)/python -m potq quantize "$(POTQ_DATA)/tinystories-656k" build/firmware/stories --scheme pot3 --force
 	$(BIN)/python -m firmware.build build/firmware/stories $(BOARD) build/firmware/$(BOARD) --run
 
-# the figures of docs/hardware.md that are simulated or computed; wants what benchmarks/README.md says
-hardware: $(VENV)/.ready
+# the figures of docs/hardware.md, which are simulated or computed; wants what it names
+hardware: $(VENV)/.deep
 	$(BIN)/python -m benchmarks.hardware.cores --work build/bench/cores
 	$(BIN)/python -m benchmarks.hardware.integer_model
 
 # every board tells the integer model's story, token for token, simulated cores too
-firmware-test: $(VENV)/.ready
+firmware-test: $(VENV)/.deep
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -q tests/hardware/test_firmware.py
 
 # sdist and wheel in dist/, repaired for other systems and tried in a fresh environment
@@ -152,6 +152,9 @@ $(VENV)/.demo: pyproject.toml constraints.txt src/potq/version.py tools/install.
 
 $(VENV)/.ready: $(VENV)/.demo
 	$(PYTHON) tools/install.py $(VENV) ready
+
+$(VENV)/.deep: $(VENV)/.ready
+	$(PYTHON) tools/install.py $(VENV) deep
 
 $(VENV)/.docs: $(VENV)/.demo
 	$(PYTHON) tools/install.py $(VENV) docs

@@ -9,6 +9,7 @@ picorv32-mul, ibex and serv (simulated by Verilator; PyPI's pythondata-cpu-picor
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -19,7 +20,12 @@ HERE = Path(__file__).parent
 
 
 def build(program: Path, board: Board, output: Path, *, main: Path = HERE / "tell.c", defines: tuple[str, ...] = ()) -> Path:
-    """Compile a folder that ``potq export --to c`` wrote; returns the ELF file in the folder ``output``."""
+    """Compile a folder that ``potq export --to c`` wrote; returns the ELF file in the folder ``output``.
+
+    Raises:
+        SystemExit: no compiler.
+    """
+    _require(board.tools[0])
     output.mkdir(parents=True, exist_ok=True)
     sources = [file for file in sorted(program.glob("*.c")) if file.name != "main.c"]
     sources += [main, HERE / "memory.c", HERE / f"{board.name}.c", *(HERE / name for name in board.others)]
@@ -32,13 +38,23 @@ def build(program: Path, board: Board, output: Path, *, main: Path = HERE / "tel
 
 
 def run(elf: Path, board: Board) -> str:
-    """What the firmware writes."""
+    """What the firmware writes.
+
+    Raises:
+        SystemExit: no emulator.
+    """
+    _require(board.tools[1])
     if isinstance(board.emulator, System):
         command = [str(simulator(board.emulator, elf.parent)), f"+image={_image(elf, board)}"]
     else:
         command = [*board.emulator, str(elf)]
     done = subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
     return done.stdout.decode(errors="replace").replace("\r", "")
+
+
+def _require(tool: str) -> None:
+    if shutil.which(tool) is None:
+        raise SystemExit(f"{tool} is not installed; firmware/README.md names the package")
 
 
 def _image(elf: Path, board: Board) -> Path:
@@ -67,7 +83,10 @@ def main() -> None:
     from potq.export.c import CExport
 
     board = BOARDS[words.board]
-    export = CExport(potq.load(words.model), potq.load_tokenizer(words.model), core=board.core, context=256)
+    try:
+        export = CExport(potq.load(words.model), potq.load_tokenizer(words.model), core=board.core, context=256)
+    except potq.PotqError as error:
+        parser.error(str(error))
     print(export.report.summary())
     export.write(words.output / "program", force=True)
     prompt = words.prompt.replace("\\", "\\\\").replace('"', '\\"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import subprocess
 from dataclasses import dataclass
@@ -89,15 +90,22 @@ def serv() -> System:
 
 
 def simulator(system: System, output: Path) -> Path:
-    """Build it with Verilator, once a folder; returns the program."""
+    """Build it with Verilator, unless the folder has it of the same sources; returns the program.
+
+    Raises:
+        SystemExit: the core is not installed.
+    """
     program = output / "simulator" / "Vsystem"
-    if not program.exists():
-        folder = system.folder()
+    folder, mark = system.folder(), program.with_name("sources")
+    files = [file for pattern in system.sources for file in sorted(folder.glob(pattern))]
+    files += [RTL / "memory.v", *(RTL / file for file in system.surroundings), RTL / "simulate.cpp"]
+    digest = hashlib.blake2b(repr(system.parameters).encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    if not program.exists() or not mark.exists() or mark.read_text() != digest.hexdigest():
         program.parent.mkdir(parents=True, exist_ok=True)
         command = ["verilator", *_OPTIONS.split(), *system.parameters, "--Mdir", program.parent]
-        command += [f"-I{folder / name}" for name in system.includes]
-        for pattern in system.sources:
-            command += sorted(folder.glob(pattern))
-        command += [RTL / "memory.v", *(RTL / file for file in system.surroundings), RTL / "simulate.cpp"]
+        command += [*(f"-I{folder / name}" for name in system.includes), *files]
         subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        mark.write_text(digest.hexdigest())
     return program

@@ -1,8 +1,9 @@
 """Set up a virtual environment with potq, step by step, and record how long each step took.
 
 ``make`` runs it: ``install.py VENV demo`` installs potq and the demo's model, ``install.py VENV ready`` adds what tests and
-linters need, ``install.py VENV docs`` what the documentation needs. The stamp ``VENV/.demo``, ``VENV/.ready`` or
-``VENV/.docs`` holds the times of the steps as JSON. Standard library only.
+linters need, ``install.py VENV deep`` what the long checks and simulated hardware need, ``install.py VENV docs`` what the
+documentation needs. The stamp ``VENV/.demo``, ``VENV/.ready``, ... holds the times of the steps as JSON.
+Standard library only.
 """
 
 import argparse
@@ -54,11 +55,15 @@ def ready(steps: Steps, _: Path) -> None:
     steps.pip("install the packages of tests and linters", "potq[dev]")
 
 
+def deep(steps: Steps, _: Path) -> None:
+    steps.pip("install the packages of long checks and of hardware", "potq[deep]")
+
+
 def docs(steps: Steps, _: Path) -> None:
     steps.pip("install the packages of the documentation", "potq[docs]")
 
 
-STAGES = {"demo": demo, "ready": ready, "docs": docs}
+STAGES = {"demo": demo, "ready": ready, "deep": deep, "docs": docs}
 
 
 def main() -> None:

@@ -18,6 +18,13 @@ BARREL, SERIAL = "PicoRV32 rv32i, barrel shifter", "PicoRV32 rv32i, serial shift
 SEQUENTIAL, MULTIPLIER = "PicoRV32 rv32im, sequential", "PicoRV32 rv32im, fast multiplier"
 SERV = "SERV rv32i"
 IBEX_SLOW, IBEX = "Ibex rv32i", "Ibex rv32im, single-cycle multiplier"
+EVERYWHERE = ", everywhere"
+"""Behind a scheme: of embedding and head, too, which are int8 otherwise."""
+MODEL_SCHEMES = {
+    "TinyStories-656K": ("pot4", "apot4", "mxpot", "int4", "pot3", f"pot3{EVERYWHERE}", "pot3s", "int3", "pot2", "int2"),
+    "SmolLM2-135M": ("pot4", "apot4", "mxpot", "int4", "pot3", "int3"),
+}
+"""What the integer model is tried with."""
 
 
 def cycles(rows: Sequence[Row], core: str, scheme: str, kernels: Sequence[str]) -> float | None:
@@ -37,9 +44,10 @@ def _ratio(one: float | None, other: float | None) -> float | None:
 def _model(rows: Sequence[Row]) -> list[Goal]:
     goals = []
     for model, most in (("TinyStories-656K", 1.02), ("SmolLM2-135M", 1.05)):
-        ratios = [row["integer"] / row["packed"] for row in rows if row["model"] == model]
+        ratios = {row["scheme"]: row["integer"] / row["packed"] for row in rows if row["model"] == model}
+        complete = ratios.keys() >= set(MODEL_SCHEMES[model])
         name = f"{model}: perplexity of the integer model / the packed model's, the worst of all schemes"
-        goals.append(at_most(name, most, round(max(ratios), 4) if ratios else None))
+        goals.append(at_most(name, most, round(max(ratios.values()), 4) if complete else None))
     return goals
 
 
@@ -48,12 +56,14 @@ def _cores(rows: Sequence[Row]) -> list[Goal]:
     pot4 = cycles(rows, BARREL, "pot4", TABLE_FREE)
     loop, int4 = cycles(rows, BARREL, "int8", ("add_bytes",)), cycles(rows, BARREL, "int4", TABLE_FREE)
     goals = [
-        at_most(f"{at}: cycles of a pot4 weight, no table", 28, pot4),
+        at_most(f"{at}: cycles of a weight of pot4, no table", 28, pot4),
         at_least(f"{at}: int8 by the good loop / pot4, no table", 4.2, _ratio(loop, pot4)),
         at_least(f"{at}: the best int4 without table / pot4, no table", 1.25, _ratio(int4, pot4)),
     ]
     for scheme, most in (("pot4", 21), ("apot4", 21), ("pot3", 18), ("pot2", 13)):
-        goals.append(at_most(f"{at}: cycles of a {scheme} weight, with tables", most, cycles(rows, BARREL, scheme, TABLES)))
+        goals.append(
+            at_most(f"{at}: cycles of a weight of {scheme}, with tables", most, cycles(rows, BARREL, scheme, TABLES))
+        )
     multiplied = cycles(rows, SEQUENTIAL, "int8", ("multiply_bytes",))
     goals.append(
         at_least(

@@ -32,11 +32,11 @@ def gains_table(rows: Sequence[Row]) -> str:
     for core in cores:
         unit = next(row["unit"] for row in rows if row["core"] == core and "unit" in row)
         multiplied = cycles(rows, core, "int8", ("multiply_bytes", "dual_bytes"))
-        found = [multiplied, cycles(rows, core, "int8", ("add_bytes",))]
+        found = [multiplied, cycles(rows, core, "int8", ("add_bytes",)), cycles(rows, core, "int8", TABLES)]
         found += [cycles(rows, core, scheme, kernels) for kernels in (TABLE_FREE, TABLES) for scheme in ("int4", "pot4")]
         found += [cycles(rows, core, scheme, TABLES) for scheme in ("pot3", "pot2")]
         lines.append([core, unit, *("-" if each is None else f"{each:.1f}" for each in found)])
-    headings = ("int8 multiplied", "int8 by shifts and sums", "int4 no table", "pot4 no table")
+    headings = ("int8 multiplied", "int8 by shifts and sums", "int8 table", "int4 no table", "pot4 no table")
     return table(("core", "of a weight", *headings, "int4 table", "pot4 table", "pot3 table", "pot2 table"), lines)
 
 
@@ -52,6 +52,8 @@ def token_table(rows: Sequence[Row]) -> str:
     cores = list(dict.fromkeys(row["core"] for row in tokens))
     names = {
         "pot3": "pot3, cheapest kernels",
+        "int4": "int4, cheapest kernels",
+        "int8": "int8, cheapest kernels",
         "loop": "int8, good loop of shifts and sums",
         "multiplication": "int8, multiplication",
     }

@@ -7,8 +7,8 @@ Every product's results are compared with the integer model's. The baselines: in
 library where there is no multiplier), int8 by a good loop of shifts and sums, int4 by every kernel, floats by the compiler's
 library.
 
-``--data`` (or POTQ_DATA) has tinystories-656k: then a whole token of it is measured, the first of a text, from its embedding
-to its logits, at pot3 by the cheapest kernels, and at int8.
+``--data`` (or POTQ_DATA) has tinystories-656k, of which a whole token is measured, the first of a text, from embedding to
+logits: at pot3, int4 and int8 by the cheapest kernels, and at int8 by loops and by multiplication.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from firmware.boards import Board
 from firmware.build import build, run
 from potq.hardware import IntegerModel
 from potq.hardware.fixed_point import Integers
-from potq.hardware.kernels import FORMS, TOGETHER, Form
+from potq.hardware.kernels import FORMS, TOGETHER, Core, Form
 from potq.hardware.matrix import IntegerMatrix
 from potq.hardware.program import Program, build_program
 from potq.hardware.vocabulary import NONE, Vocabulary
@@ -68,16 +68,24 @@ PROTOCOL = {
     "memory": "answers at once",
     "rows at once": TOGETHER,
 }
-TOKENS = {"pot3": ("pot3", None), "loop": ("int8", "add_bytes"), "multiplication": ("int8", "multiply_bytes")}
+TOKENS = {
+    "pot3": ("pot3", None),
+    "int4": ("int4", None),
+    "int8": ("int8", None),
+    "loop": ("int8", "add_bytes"),
+    "multiplication": ("int8", "multiply_bytes"),
+}
 """Scheme, and the kernel of every matrix where it is not the cheapest."""
 TOKENS_OF: Mapping[str, Sequence[str]] = {
-    BARREL: ("pot3", "loop", "multiplication"),
+    BARREL: ("pot3", "int4", "int8", "loop", "multiplication"),
     SEQUENTIAL: ("pot3", "multiplication"),
     MULTIPLIER: ("pot3", "multiplication"),
     IBEX_SLOW: ("pot3", "multiplication"),
     IBEX: ("pot3", "multiplication"),
     SERV: ("pot3", "loop"),  # the library's multiplication would take four billion cycles
 }
+LIKE: Mapping[str, Core] = {SEQUENTIAL: "rv32i"}
+"""Whose costs choose the cheapest kernels, where the board's core has other ones: a slow multiplication costs more."""
 NO_TEXT = Vocabulary([b""], {}, {}, [NONE] * 256, NONE, False, [], True, 0)
 
 
@@ -162,7 +170,8 @@ def token(core: str, kernel: str, source: str, work: Path) -> Row:
     packed = potq.load(source, potq.PoTConfig(scheme, embedding="int8"))
     model = IntegerModel.from_packed(packed, context=8)
     form = FORMS[forced] if forced else None
-    program = build_program(model, NO_TEXT, ends=[], core=board.core, forms=lambda matrix: form)
+    chosen = board.core if forced else LIKE.get(core, board.core)
+    program = build_program(model, NO_TEXT, ends=[], core=chosen, forms=lambda matrix: form)
     elf = build(written(program, work), board, work, main=Path(__file__).with_name("token.c"))
     cycles, found = (int(word, 16) for word in run(elf, board).split())
     if found != checksum_of(model.logits([1])[0]):
@@ -170,11 +179,11 @@ def token(core: str, kernel: str, source: str, work: Path) -> Row:
     return {"core": core, "shape": TOKEN, "scheme": scheme, "kernel": kernel, "cycles": cycles}
 
 
-def _cases(data: Path | None, rows: Sequence[Row]) -> Iterator[tuple[str, str | None]]:
+def _cases(rows: Sequence[Row]) -> Iterator[tuple[str, str | None]]:
     """What is not measured yet: a core and its token's kernels, or None for its kernels."""
     done = {(row["core"], row["kernel"] if row["shape"] == TOKEN else None) for row in rows}
     cases: list[tuple[str, str | None]] = [(core, None) for core in CORES_BY_NAME]
-    cases += [(core, kernel) for core, kernels in TOKENS_OF.items() for kernel in kernels if data]
+    cases += [(core, kernel) for core, kernels in TOKENS_OF.items() for kernel in kernels]
     return (case for case in cases if case not in done)
 
 
@@ -184,16 +193,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("POTQ_DATA"), help="folder with tinystories-656k")
     parser.add_argument("--only", action="append", choices=CORES_BY_NAME, help="a core; may be repeated")
     options = parser.parse_args()
+    if options.data is None:
+        parser.error("give --data DIR or set POTQ_DATA")
     rows = CORES.load(PROTOCOL)
     with tempfile.TemporaryDirectory() as temporary:
-        for core, kernel in list(_cases(options.data, rows)):
+        for core, kernel in list(_cases(rows)):
             if options.only and core not in options.only:
                 continue
             folder = (options.work or Path(temporary)) / core.replace(" ", "-").replace(",", "")
             if kernel is None:
                 rows += kernels_of(core, CORES_BY_NAME[core], folder)
             else:
-                rows.append(token(core, kernel, str(options.data / "tinystories-656k"), folder))
+                rows.append(token(core, kernel, str(Path(options.data) / "tinystories-656k"), folder))
                 print(rows[-1], flush=True)
             print(core, "measured", flush=True)
             rows.sort(key=lambda row: list(CORES_BY_NAME).index(row["core"]))

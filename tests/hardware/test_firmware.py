@@ -45,17 +45,22 @@ def test_an_emulated_board_tells_the_integer_models_story(
     told(random_model("llama", "pot3"), byte_tokenizer, BOARDS[name], tmp_path, "the cat", 8)
 
 
+def installed(name: str) -> Board:
+    """A board with a simulated core; without the core's Verilog the test is skipped, and says so."""
+    system = BOARDS[name].emulator
+    assert isinstance(system, System)
+    if not system.is_installed:
+        pytest.skip(f"pip install {system.package}")
+    return BOARDS[name]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not DEEP, reason="builds a simulator: make check-deep")
 @pytest.mark.parametrize("name", SIMULATED)
 def test_a_simulated_core_tells_the_integer_models_story(
     name: str, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    system = BOARDS[name].emulator
-    assert isinstance(system, System)
-    if not system.is_installed:
-        pytest.skip(f"pip install {system.package}")
-    told(random_model("llama", "pot3"), byte_tokenizer, BOARDS[name], tmp_path, "the cat", 8)
+    told(random_model("llama", "pot3"), byte_tokenizer, installed(name), tmp_path, "the cat", 8)
 
 
 @pytest.mark.slow
@@ -65,3 +70,11 @@ def test_a_real_story(name: str, tmp_path: Path, data_dir: Path) -> None:
     source = data_dir / "tinystories-656k"
     model = potq.load(source, potq.PoTConfig("pot3", embedding="int8"))
     told(model, potq.load_tokenizer(source), BOARDS[name], tmp_path, "Once upon a time", 40)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DEEP, reason="simulates 200 million cycles of a real model: make check-deep")
+def test_a_real_story_without_a_multiplier(tmp_path: Path, data_dir: Path) -> None:
+    source = data_dir / "tinystories-656k"
+    model = potq.load(source, potq.PoTConfig("pot3", embedding="int8"))
+    told(model, potq.load_tokenizer(source), installed("picorv32"), tmp_path, "Once upon a time", 6)

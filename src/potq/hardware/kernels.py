@@ -180,10 +180,29 @@ COSTS: dict[Core, _Costs] = {
     "cortex-m4": _M3 | {"dual": {4: 3.0}, "dual_bytes": {8: 2.7}},
     "generic": _M3,
 }
+# Bytes of a kernel's instructions, at most: of RISC-V (and any other core), and of Cortex-M.
+_CODE: dict[str, tuple[int, int]] = {
+    "shift": (2800, 1800),
+    "test_and_add": (3200, 1300),
+    "buckets": (3800, 1400),
+    "table": (1800, 1400),
+    "pairs": (1600, 1000),
+    "planes": (900, 700),
+    "multiply": (5000, 1300),
+    "dual": (1900, 600),
+    "multiply_bytes": (1400, 400),
+    "dual_bytes": (3700, 900),
+    "add_bytes": (400, 200),
+}
 TOGETHER: dict[Core, int] = {core: 2 if core.startswith("cortex") else 4 for core in COSTS}
 """Rows that kernels walk over at once: as many as registers hold."""
 MULTIPLIES: dict[Core, bool] = {core: "multiply_bytes" in costs for core, costs in COSTS.items()}
 """Which cores have a multiplier."""
+
+
+def code_bytes(form: Form, core: Core) -> int:
+    """Bytes of a kernel's instructions, at most, as gcc -O2 makes them (``tests/hardware`` compiles them)."""
+    return _CODE[form.name][core.startswith("cortex")]
 
 
 def check_layout(matrix: IntegerMatrix) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from potq.errors import ExportError
 from potq.hardware.arrays import Arrays
 from potq.hardware.kernel_source import KernelSource
-from potq.hardware.kernels import MULTIPLIES, TOGETHER, Core, Form, Saving, choose, stored
+from potq.hardware.kernels import MULTIPLIES, TOGETHER, Core, Form, Saving, choose, code_bytes, stored
 from potq.hardware.layers import IntegerAttention, IntegerNorm
 from potq.hardware.matrix import IntegerLinear, IntegerMatrix
 from potq.hardware.model import IntegerModel
@@ -19,10 +19,10 @@ from potq.hardware.tables import POWERS
 from potq.hardware.vocabulary import NONE, Vocabulary
 
 Forms = Callable[[IntegerMatrix], Form | None]
-CODE = 12 << 10
-"""Bytes of instructions, at most: a build for Cortex-M3 or RV32IM has some 8 KB (``tests/hardware`` compiles them)."""
 STACK = 1 << 10
 """Bytes of stack, at most."""
+_CODE = 12 << 10, 8 << 10
+"""Bytes of instructions without kernels, at most: of RISC-V (and any other core), and of Cortex-M."""
 _LAST = 2**32 - 1  # ends a list
 _POINTERS = 52  # bytes of a matrix's description on a 32-bit core
 _NORM = 12
@@ -34,11 +34,13 @@ class Memory:
 
     Attributes:
         flash: constants and instructions.
+        code: the instructions of these, at most.
         ram: static variables.
         stack: the deepest call.
     """
 
     flash: int
+    code: int
     ram: int
     stack: int
 
@@ -114,6 +116,7 @@ class _Builder:
     forms: dict[str, int] = field(default_factory=dict)
     entries: int = 1  # of the table of inputs
     structures: int = 0  # bytes
+    code: int = 0  # bytes of kernels
     emitted: dict[int, str] = field(default_factory=dict)  # descriptions by matrix
 
     def build(self) -> Program:
@@ -122,7 +125,8 @@ class _Builder:
         self._write_blocks()
         files = {name: _template(name) for name in _TEMPLATES}
         files |= {"weights.c": self.arrays.text, "kernels.c": self.source.text, "config.h": self._config()}
-        memory = Memory(self.arrays.nbytes + self.structures + CODE, self._ram(), STACK)
+        code = self.code + _CODE[self.core.startswith("cortex")]
+        memory = Memory(self.arrays.nbytes + self.structures + code, code, self._ram(), STACK)
         return Program(files, memory, self.forms)
 
     def _write_tables(self) -> None:
@@ -214,6 +218,7 @@ class _Builder:
         if len(self.source.names) > known:
             self.arrays.write(f"extern const potq_kernel {name};")
             self.structures += form.constants
+            self.code += code_bytes(form, self.core)
         return name
 
     def _scales(self, number: int, matrix: IntegerMatrix) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The co-processor: what it takes, and that it scales as the C program does. Firmware runs on it in tests/benchmarks."""
+"""The co-processor: what it takes, and that it scales as the C program does. Firmware runs on it in ``test_attached.py``."""
 
 from __future__ import annotations
 
