@@ -7,7 +7,7 @@ import json
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ def test_an_engine_that_fails(chat_folder: Path, monkeypatch: pytest.MonkeyPatch
     with live(chat_folder) as server:
         monkeypatch.setattr(Scheduler, "step", lambda _: 1 / 0)
         status, answer = server.post(TEXT, {"prompt": "the"})
-        assert status >= 400
+        assert status == 503
         assert "the engine stopped (ZeroDivisionError" in answer["error"]["message"]
         assert server.get("/health")[0] == 503
         assert server.post(TEXT, {"prompt": "the"})[0] == 503
@@ -189,12 +189,40 @@ def test_stopping(chat_folder: Path) -> None:
         assert client.recv(50)
         server.server.handle_exit(15, None)
         assert "shutting down" in server.refused(503, TEXT, {"prompt": "a"})
-        received = b""
-        while piece := client.recv(65536):
-            received += piece
-        assert b"data: [DONE]" in received
+        assert b"data: [DONE]" in _all_of(client)
     with pytest.raises(ConnectionRefusedError):
         _connected(server)
+
+
+@pytest.mark.parametrize("signals", [1, 2], ids=["the time is up", "a second signal"])
+def test_texts_that_do_not_end_in_time(
+    chat_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], signals: int
+) -> None:
+    """Each ends with an error, and the scheduler hears of it. A client that sends half a request is left."""
+    step, cancel, cancelled = Scheduler.step, Scheduler.cancel, []
+    monkeypatch.setattr(Scheduler, "step", lambda self: time.sleep(0.05) or step(self))
+    monkeypatch.setattr(Scheduler, "cancel", lambda self, text: cancelled.append(text) or cancel(self, text))
+    bodies = [json.dumps({"prompt": "a", "n": 3, "max_tokens": 900, "stream": stream}).encode() for stream in (True, False)]
+    with live(chat_folder, drain=0.3 if signals == 1 else 60.0) as server, ExitStack() as stack:
+        streamed, whole, half = (stack.enter_context(_connected(server)) for _ in range(3))
+        half.sendall(_head(99) + b"{")
+        for client, body in zip((streamed, whole), bodies, strict=True):
+            client.sendall(_head(len(body)) + body)
+        wait_until(lambda: server.service.worker.open_texts == 6)
+        assert streamed.recv(1) == b"H"  # a stream that begun, for whose status it is too late
+        begun = time.monotonic()
+        for _ in range(signals):
+            server.server.handle_exit(15, None)
+        error, done = _all_of(streamed).split(b"data: ")[-2:]
+        assert json.loads(error.split(b"\n")[0])["error"]["code"] == 503
+        assert b"[DONE]" in done
+        status, _, answer = _all_of(whole).partition(b"\r\n")
+        assert status == b"HTTP/1.1 503 Service Unavailable"
+        assert b"the server is shutting down" in answer
+        assert _all_of(half) == b""
+    assert time.monotonic() - begun < 4
+    assert len(cancelled) == 6
+    assert capsys.readouterr().err == ""
 
 
 def test_an_address_in_use() -> None:
@@ -223,6 +251,15 @@ def test_batches_end_alone(chat_folder: Path) -> None:
 def _connected(server: Live) -> socket.socket:
     host, port = server.url.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), timeout=30)
+
+
+def _all_of(client: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    received = b""
+    with suppress(ConnectionResetError):
+        while piece := client.recv(65536):
+            received += piece
+    return received
 
 
 def _head(length: int) -> bytes:

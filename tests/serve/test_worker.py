@@ -167,7 +167,7 @@ def test_what_is_under_way_when_it_is_stopped_is_told() -> None:
         reader = asyncio.ensure_future(tokens(batch))
         await asyncio.sleep(0.05)
         await worker.stop()
-        with pytest.raises(PotqError, match="shut down"):
+        with pytest.raises(PotqError, match="shutting down"):
             await reader
 
     run(scenario)

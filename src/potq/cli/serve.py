@@ -47,7 +47,7 @@ def serve(
 
     potq serve out --port 8000
 
-    Ctrl-C or SIGTERM: new requests get 503, texts under way end, then the server does. A second one ends it now.
+    Ctrl-C or SIGTERM: new requests get 503, texts under way end, then the server does. A second one ends them with an error.
     """
     try:
         from potq.serve.server import Server, listen

@@ -33,6 +33,11 @@ class RequestError(PotqError):
         self.status, self.param = status, param
 
 
+def shutting_down() -> RequestError:
+    """The answer to what the server has no time for."""
+    return RequestError("the server is shutting down; ask again later", status=503)
+
+
 def error_body(message: str, status: int, param: str | None = None) -> dict[str, Any]:
     """The body of an error."""
     kind = "server_error" if status >= 500 else _KINDS.get(status, "invalid_request_error")

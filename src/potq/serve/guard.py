@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from potq.serve.failures import error_response
+from potq.serve.failures import error_response, shutting_down
 
 if TYPE_CHECKING:
     from potq.serve.service import Service
@@ -45,7 +45,7 @@ class Guard:
     def _refusal(self, scope: Scope) -> tuple[str, int] | None:
         headers = Headers(scope=scope)
         if self._service.draining:
-            return "the server is shutting down", 503
+            return str(shutting_down()), 503
         if self._keys and scope["path"] not in _OPEN and not self._known(headers.get("authorization", "")):
             return "give an API key of this server, as Authorization: Bearer KEY", 401
         if int(headers.get("content-length", "0")) > self._settings.body_bytes:  # the HTTP parser takes digits alone

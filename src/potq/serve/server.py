@@ -15,11 +15,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from potq.errors import ConfigError
 from potq.serve.app import create_app
+from potq.serve.failures import shutting_down
 from potq.serve.service import Service
 from potq.serve.settings import ServerSettings
 
 _BACKLOG = 2048  # connections that wait to be accepted
-_LAST_WORDS = 5  # seconds for answers that are ready but not sent when the server ends
+_LAST_WORDS = 1  # seconds for answers that are ready but not sent when the server ends
+_AT_LAST = 10  # seconds after which uvicorn ends what still computes
 
 
 def listen(settings: ServerSettings) -> socket.socket:
@@ -37,7 +39,9 @@ def listen(settings: ServerSettings) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Serves until a signal; then new requests get 503, texts under way end, and it does. A second signal ends it now.
+    """Serves until a signal; then new requests get 503, texts under way end, and it does.
+
+    Texts that the time does not suffice for end with an error, as all do at a second signal.
 
     Args:
         service: the model.
@@ -59,7 +63,7 @@ class Server(uvicorn.Server):
             access_log=False,
             log_level="warning",
             server_header=False,
-            timeout_graceful_shutdown=_LAST_WORDS,
+            timeout_graceful_shutdown=_AT_LAST,
         )
         super().__init__(config)
 
@@ -82,9 +86,20 @@ class Server(uvicorn.Server):
         """Whether to end; asked ten times a second."""
         if self._service.draining:
             self._ends = self._ends or time.monotonic() + self._drain
-            if not self._service.worker.open_texts or time.monotonic() > self._ends:
+            if not self.server_state.tasks or time.monotonic() > self._ends:  # a request is one, its prompt's encoding too
                 self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End what is under way, with an error, and then the server."""
+        self._service.worker.fail(shutting_down())
+        asyncio.get_running_loop().call_later(_LAST_WORDS, self._hang_up)
+        await super().shutdown(sockets)
+
+    def _hang_up(self) -> None:
+        """Leave clients that do not read, or do not end their requests."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def _protocol(settings: ServerSettings) -> type[asyncio.Protocol]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from potq.engine.scheduler import Event, Mask, Scheduler, Statistics
 from potq.errors import EngineError, PotqError
-from potq.serve.failures import RequestError
+from potq.serve.failures import RequestError, shutting_down
 
 if TYPE_CHECKING:
     from potq.engine.generation import Settings
@@ -111,7 +111,14 @@ class Worker:
         """End the thread, and with it every text that is under way."""
         self._orders.put(None)
         await asyncio.to_thread(self._thread.join)
-        self._fail(EngineError("the server was shut down"))
+        self.fail(shutting_down())
+
+    def fail(self, error: PotqError) -> None:
+        """Every text that is under way or wanted later ends with ``error``, or with that of an earlier call."""
+        self.failure = self.failure or error
+        for text in list(self._open):
+            self.forget(text)
+            text.batch.put(text.index, self.failure)
 
     @property
     def open_texts(self) -> int:
@@ -149,8 +156,8 @@ class Worker:
                 events = self._scheduler.step()
                 self._loop.call_soon_threadsafe(self._deliver, events, self._scheduler.statistics)
         except Exception as error:  # nobody else would hear of it: the thread would end, and every client wait
-            failure = EngineError(f"the engine stopped ({type(error).__name__}: {error}); restart the server")
-            self._loop.call_soon_threadsafe(self._fail, failure)
+            reason = f"the engine stopped ({type(error).__name__}: {error}); restart the server"
+            self._loop.call_soon_threadsafe(self.fail, RequestError(reason, status=503))
 
     def _obey(self) -> bool:
         """Carry out what was ordered, waiting for it while there is nothing to compute; False at the end."""
@@ -202,9 +209,3 @@ class Worker:
     def _end(self, text: _Text, error: PotqError) -> None:
         self._open.discard(text)
         text.batch.put(text.index, error)
-
-    def _fail(self, error: PotqError) -> None:
-        self.failure = error
-        for text in list(self._open):
-            self._end(text, error)
-        self._texts.clear()
