@@ -22,6 +22,7 @@ from potq.serve.settings import ServerSettings
 from serve_helpers import ASK, Live, live, wait_until
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+_POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,64 @@ def test_big_bodies(chat_folder: Path) -> None:
             client.sendall((b"800\r\n" + b"x" * 2048 + b"\r\n") * 8)
             assert b"413" in client.recv(4096).split(b"\r\n")[0]
         assert server.post(TEXT, {"prompt": "the", "max_tokens": 2})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("before", "piece", "times"),
+    [
+        (b"GET /health HTTP/1.1\r\n", b"a: b\r\n" * 1000, 1),
+        (b"GET /health HTTP/1.1\r\n", b"a: " + b"x" * 2001 + b"\r\n", 1),
+        (b"GET /health HTTP/1.1\r\na: ", b"x" * 500, 5),
+        (b"GET /health?", b"x" * 500, 5),
+        (_POST + b"transfer-encoding: chunked\r\n\r\n0\r\na: ", b"x" * 500, 5),
+    ],
+    ids=["many headers", "one", "one that does not end", "a long address", "behind the body"],
+)
+def test_big_heads(chat_folder: Path, before: bytes, piece: bytes, times: int) -> None:
+    with live(chat_folder, head_bytes=2000) as server, _connected(server) as client:
+        client.sendall(before)
+        for _ in range(times):
+            time.sleep(0.02)  # so that each is a chunk
+            client.sendall(piece)
+        head, _, body = _all_of(client).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 431 ")
+        assert "at most 2000 bytes" in json.loads(body)["error"]["message"]
+        assert 'potq_requests_total{path="other",status="431"} 1.0' in server.get("/metrics")[1]
+
+
+def test_a_body_is_no_part_of_the_head(chat_folder: Path) -> None:
+    with live(chat_folder, head_bytes=200) as server, _connected(server) as client:
+        body = json.dumps({"prompt": "the", "max_tokens": 1}).encode() + b" " * 5000
+        for together in (True, False):
+            client.sendall(_head(len(body)) + (body if together else b""))
+            time.sleep(0.05)
+            client.sendall(b"" if together else body)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_what_is_no_http(server: Live) -> None:
+    with _connected(server) as client:
+        client.sendall(b"nothing\r\n\r\n")
+        head, _, body = _all_of(client).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"] == {
+        "message": "this is no HTTP request",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": 400,
+    }
+
+
+def test_a_web_socket_is_answered_without_a_word_in_the_log(chat_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with live(chat_folder) as server, _connected(server) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+    assert capsys.readouterr().err == ""
+
+
+def test_idle_connections_stay_as_long_as_silent_ones(chat_folder: Path) -> None:
+    with live(chat_folder, patience=7.5) as server:
+        assert server.server.config.timeout_keep_alive == 8
 
 
 def test_a_queue_that_is_full(chat_folder: Path) -> None:
@@ -263,7 +322,4 @@ def _all_of(client: socket.socket) -> bytes:
 
 
 def _head(length: int) -> bytes:
-    return (
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        + f"content-length: {length}\r\n\r\n".encode()
-    )
+    return _POST + f"content-length: {length}\r\n\r\n".encode()

@@ -1,20 +1,19 @@
-"""The HTTP server: how it listens, bears silent clients, and ends."""
+"""The HTTP server: how it listens, and how it ends."""
 
 from __future__ import annotations
 
 import asyncio
-import resource
+import math
 import socket
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from potq.errors import ConfigError
 from potq.serve.app import create_app
+from potq.serve.connections import protocol
 from potq.serve.failures import shutting_down
 from potq.serve.service import Service
 from potq.serve.settings import ServerSettings
@@ -58,11 +57,12 @@ class Server(uvicorn.Server):
         self._ends: float | None = None  # when it ends at the latest
         config = uvicorn.Config(
             create_app(service, settings),
-            http=_protocol(settings),
+            http=protocol(settings, service.metrics),
             ws="none",
             access_log=False,
             log_level="warning",
             server_header=False,
+            timeout_keep_alive=math.ceil(settings.patience),
             timeout_graceful_shutdown=_AT_LAST,
         )
         super().__init__(config)
@@ -100,63 +100,3 @@ class Server(uvicorn.Server):
         """Leave clients that do not read, or do not end their requests."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
-
-
-def _protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
-    """uvicorn's protocol, which has all the time in the world for clients that send nothing, without that time.
-
-    Of too many connections one goes of the address that has most silent ones: a crowd does not drive out others.
-    """
-    most = min(settings.connections, _files() // 2)
-    silent: dict[str, dict[Impatient, asyncio.TimerHandle]] = {}  # by address: whose request has not come, oldest first
-    leaving: set[Impatient] = set()  # sent away, but not gone yet
-
-    class Impatient(HttpToolsProtocol):
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._wait()
-            if len(self.connections) - len(leaving) > most:
-                crowd = max(silent.values(), key=len)
-                next(iter(crowd))._send_away()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._heard()
-            leaving.discard(self)
-            super().connection_lost(exc)
-
-        def on_message_begin(self) -> None:
-            self._wait()
-            super().on_message_begin()
-
-        def on_headers_complete(self) -> None:
-            self._heard()
-            super().on_headers_complete()
-
-        def _wait(self) -> None:
-            self._heard()
-            silent.setdefault(self._address, {})[self] = self.loop.call_later(settings.patience, self.transport.close)
-
-        def _heard(self) -> None:
-            here = silent.get(self._address, {})
-            if (timer := here.pop(self, None)) is not None:
-                timer.cancel()
-            if not here:
-                silent.pop(self._address, None)
-
-        def _send_away(self) -> None:
-            self._heard()
-            leaving.add(self)
-            self.transport.close()
-
-        @property
-        def _address(self) -> str:
-            return self.client[0] if self.client else ""  # of a socket that is already closed nobody knows whose it was
-
-    return Impatient
-
-
-def _files() -> int:
-    """How many files and connections the process may have, after it asked for all that it may."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
