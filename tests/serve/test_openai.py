@@ -153,6 +153,23 @@ def test_a_forced_tool_call(client: Any, choice: Any) -> None:
     assert json.loads(streamed.function.arguments)["city"] in ("Paris", "Rome")
 
 
+def test_what_the_client_keeps_of_an_answer_is_a_turn(client: Any) -> None:
+    asked = {"model": "tiny-pot4", "max_tokens": 40, "temperature": 0}
+    said = client.chat.completions.create(**asked, messages=ASK).choices[0].message
+    called = client.chat.completions.create(**asked, messages=ASK, tools=[TOOL], tool_choice="required").choices[0].message
+    [call] = called.model_dump()["tool_calls"]
+    kept = called.model_dump() | {"tool_calls": [{**call, "index": 0}]}  # as of a stream
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "rain"}
+    history = [*ASK, said.model_dump(), kept, result, said.model_dump() | {"annotations": []}]
+    assert {"annotations", "audio", "function_call"} <= set(kept)
+    brief = [*ASK, {"role": "assistant", "content": said.content}, called.model_dump(exclude_none=True), result]
+    found = [
+        client.chat.completions.create(**asked, messages=messages).choices[0].message.content
+        for messages in (history, [*brief, brief[1]])
+    ]
+    assert found[0] == found[1]
+
+
 def test_one_of_several_tools(client: Any) -> None:
     other = {"type": "function", "function": {"name": "clock"}}
     asked = {"model": "tiny-pot4", "messages": ASK, "tools": [TOOL, other], "tool_choice": "required"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import socket
 import sys
@@ -22,20 +23,22 @@ from potq.serve.settings import ServerSettings
 from serve_helpers import ASK, Live, live, wait_until
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+_TOOL = {"type": "function", "function": {"name": "f"}}
 _POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 
 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"", "Field required"),
+        (b"", "no JSON object; send one, with content-type: application/json"),
+        (b"[5]", "no JSON object"),
         (b"{", "not JSON"),
         (b'{"prompt": "a\xff"}', "parsing the body"),
         (rb'{"prompt": "\ud800"}', "not valid Unicode"),
         (b"[" * 100_000, "parsing the body"),
         (b'{"prompt": ' + b"9" * 10_000 + b"}", "parsing the body"),
     ],
-    ids=["empty", "cut", "no UTF-8", "half a pair", "deep", "huge number"],
+    ids=["empty", "a list", "cut", "no UTF-8", "half a pair", "deep", "huge number"],
 )
 def test_bodies_that_are_no_json(server: Live, body: bytes, said: str) -> None:
     status, answer = server.post(TEXT, body)
@@ -47,6 +50,10 @@ def test_bodies_that_are_no_json(server: Live, body: bytes, said: str) -> None:
     ("path", "change", "param", "said"),
     [
         (CHAT, {"max_token": 3}, "max_token", "did you mean 'max_tokens'"),
+        (CHAT, {"top-p": 1}, "top-p", "did you mean 'top_p'"),
+        (CHAT, {"max tokens": 3}, "max tokens", "did you mean 'max_tokens'"),
+        (TEXT, {"str": 1}, "str", "unknown key"),
+        (TEXT, {"kind of str": 1}, "kind of str", "unknown key"),
         (CHAT, {"messages": []}, "messages", "at least 1"),
         (CHAT, {"messages": [{"role": "user", "text": "a"}]}, "messages.0.text", "unknown key"),
         (CHAT, {"temperature": -1}, "temperature", "greater than or equal to 0"),
@@ -54,6 +61,24 @@ def test_bodies_that_are_no_json(server: Live, body: bytes, said: str) -> None:
         (CHAT, {"stop": ["a"] * 5000}, "stop", "at most 16"),
         (CHAT, {"stop": "a" * 500}, "stop.0", "at most 128"),
         (CHAT, {"stop": [""]}, "stop.0", "at least 1"),
+        (CHAT, {"stop": 5}, "stop", "give a text, or a list of texts"),
+        (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "a list of parts that are text"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages.0.content.0.type", "'text'"),
+        (CHAT, {"messages": [{"role": "user", "audio": {"id": "a"}}]}, "messages.0.audio", "text alone"),
+        (CHAT, {"messages": [{"role": "user", "annotations": [{}]}]}, "messages.0.annotations", "text alone"),
+        (CHAT, {"messages": [{"role": "user", "function_call": {"name": "f"}}]}, "messages.0.function_call", "tool_calls"),
+        (CHAT, {"response_format": {"type": "json_schema"}}, "response_format.json_schema", "Field required"),
+        (
+            CHAT,
+            {"response_format": {"type": "json_schema", "json_schema": {"json_schema": {}}}},
+            "response_format.json_schema.schema",
+            "Field required",
+        ),
+        (CHAT, {"response_format": {"type": "xml"}}, "response_format", "json_object or json_schema"),
+        (CHAT, {"response_format": "json"}, "response_format", "json_object or json_schema"),
+        (CHAT, {"tool_choice": {"type": "function"}}, "tool_choice.function", "Field required"),
+        (CHAT, {"tool_choice": "any"}, "tool_choice", "'none', 'auto' or 'required'"),
+        (CHAT, {"tool_choice": 5}, "tool_choice", "that names a function"),
         (CHAT, {"frequency_penalty": 0.5}, "frequency_penalty", "use repetition_penalty"),
         (CHAT, {"logit_bias": {"5": 1}}, "logit_bias", "leave it out"),
         (CHAT, {"n": 1000}, "n", "less than or equal to 128"),
@@ -61,6 +86,12 @@ def test_bodies_that_are_no_json(server: Live, body: bytes, said: str) -> None:
         (TEXT, {"suffix": "end"}, "suffix", "cannot fill in"),
         (TEXT, {"best_of": 3}, "best_of", "use n"),
         (TEXT, {"prompt": [-1]}, "prompt.0", "greater than or equal to 0"),
+        (TEXT, {"prompt": ["a", 5]}, "prompt.1", "valid string"),
+        (TEXT, {"prompt": [[1], []]}, "prompt.1", "at least 1"),
+        *(
+            (TEXT, {"prompt": prompt}, "prompt", "a text or token ids, or a list")
+            for prompt in ([], None, {"str": 1}, [None])
+        ),
     ],
 )
 def test_a_field_that_cannot_be_is_named(server: Live, path: str, change: dict[str, Any], param: str, said: str) -> None:
@@ -69,6 +100,12 @@ def test_a_field_that_cannot_be_is_named(server: Live, path: str, change: dict[s
     assert status == 422
     assert answer["error"]["param"] == param
     assert said in answer["error"]["message"]
+
+
+def test_a_body_of_an_unknown_kind(server: Live) -> None:
+    status, answer = server.post(TEXT, {"prompt": "a"}, **{"content-type": "text/plain"})
+    assert status == 422
+    assert "content-type: application/json" in answer["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -80,6 +117,8 @@ def test_a_field_that_cannot_be_is_named(server: Live, path: str, change: dict[s
         (TEXT, {"prompt": ["a"] * 100, "n": 2}, "may have 128 texts"),
         (CHAT, {"messages": ASK, "top_logprobs": 2}, "wants logprobs"),
         (CHAT, {"messages": ASK, "tool_choice": "required"}, "wants tools"),
+        (CHAT, {"messages": ASK, "stop": "}", "response_format": {"type": "json_object"}}, "leave stop out"),
+        (CHAT, {"messages": ASK, "stop": "}", "tools": [_TOOL], "tool_choice": "required"}, "leave stop out"),
         (CHAT, {"messages": ASK, "response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}}, "not"),
         (
             CHAT,
@@ -100,6 +139,50 @@ def test_another_model_or_path(server: Live) -> None:
     assert server.get("/v1/models/none")[0] == 404
     assert server.get("/none")[0] == 404
     assert server.get(TEXT)[0] == 405
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [("DELETE", TEXT, 405, "POST"), ("POST", "/health", 405, "GET, HEAD"), ("HEAD", TEXT, 405, "POST")]
+    + [("HEAD", path, 200, None) for path in ("/", "/health", "/v1/models")],
+)
+def test_methods(server: Live, method: str, path: str, status: int, allow: str | None) -> None:
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    for _ in range(2):  # over one connection: an answer to HEAD has no body
+        connection.request(method, path)
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("allow")) == (status, allow)
+        assert bool(answer.read()) == (method != "HEAD")
+    connection.close()
+
+
+def test_a_mistake_of_the_server(chat_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with live(chat_folder) as server:
+        monkeypatch.setattr(server.service, "check_model", lambda _: 1 / 0)
+        assert "its log says which" in server.refused(500, TEXT, {"prompt": "a"})
+        assert 'potq_requests_total{path="/v1/completions",status="500"} 1.0' in server.get("/metrics")[1]
+
+
+def test_web_pages(chat_folder: Path) -> None:
+    """Those that are named may use the server; preflights need no key."""
+    with live(chat_folder, origins=("https://a.org",), api_keys=("secret",)) as server:
+        ask = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        answers = [_preflight(server, TEXT, {**ask, "origin": origin}) for origin in ("https://a.org", "https://b.org")]
+        (good, rights, _), (bad, none, body) = answers
+        assert (good, rights, bad, none) == (200, "https://a.org", 400, None)
+        assert "--cors-origin" in json.loads(body)["error"]["message"]
+        page = server.get("/metrics", authorization="Bearer secret")[1]
+        assert 'potq_requests_total{path="other",status="400"} 1.0' in page
+        assert 'potq_requests_total{path="other",status="200"} 1.0' in page
+
+
+def _preflight(server: Live, path: str, headers: dict[str, str]) -> tuple[int, str | None, bytes]:
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    connection.request("OPTIONS", path, headers=headers)
+    answer = connection.getresponse()
+    found = answer.status, answer.getheader("access-control-allow-origin"), answer.read()
+    connection.close()
+    return found
 
 
 def test_a_schema_that_no_token_meets(server: Live) -> None:
@@ -183,7 +266,7 @@ def test_idle_connections_stay_as_long_as_silent_ones(chat_folder: Path) -> None
 
 def test_a_queue_that_is_full(chat_folder: Path) -> None:
     with live(chat_folder, waiting=2) as server:
-        assert "try again later" in server.refused(429, TEXT, {"prompt": "a", "n": 3})
+        assert "can never" in server.refused(400, TEXT, {"prompt": "a", "n": 3})
         assert server.post(TEXT, {"prompt": "a", "n": 2, "max_tokens": 2})[0] == 200
 
 

@@ -143,6 +143,9 @@ def test_too_many_texts() -> None:
         with pytest.raises(RequestError, match="3 texts are under way or wait, of 4") as error:
             worker.submit([job(1, 1)] * 2)
         assert error.value.status == 429
+        with pytest.raises(RequestError, match="5 texts can never be served together; 4 may") as error:
+            worker.submit([job(1, 1)] * 5)
+        assert error.value.status == 400
         batch.cancel()
         worker.submit([job(1, 1)] * 4)
 

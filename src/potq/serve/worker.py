@@ -129,10 +129,12 @@ class Worker:
         """Queue texts, all or none.
 
         Raises:
-            RequestError: the engine stopped (503), or too many texts wait (429).
+            RequestError: the engine stopped (503), too many texts wait (429), or there are more than may ever (400).
         """
         if self.failure is not None:
             raise RequestError(str(self.failure), status=503)
+        if len(jobs) > self._waiting:
+            raise RequestError(f"{len(jobs)} texts can never be served together; {self._waiting} may be under way or wait")
         if len(self._open) + len(jobs) > self._waiting:
             raise RequestError(
                 f"{len(self._open)} texts are under way or wait, of {self._waiting} that may; try again later", status=429
