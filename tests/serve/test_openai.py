@@ -121,6 +121,16 @@ def test_echo_has_the_logprobs_of_the_engine(client: Any, chat_folder: Path) -> 
     assert alone.logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("spelled", [False, True], ids=["text", "ids"])
+def test_offsets_count_characters(server: Live, byte_tokenizer: Any, spelled: bool) -> None:
+    ids = byte_tokenizer.encode("aé b<|end|>€c")
+    text = byte_tokenizer.decode(ids)
+    body = {"prompt": ids if spelled else text, "echo": True, "logprobs": 0, "max_tokens": 0}
+    [choice] = server.post("/v1/completions", body)[1]["choices"]
+    assert choice["text"] == text == "aé b<|end|>€c"
+    assert choice["logprobs"]["text_offset"] == [0, 1, 1, 2, 3, 4, 11, 11, 11, 12]
+
+
 def test_a_text_that_ends_at_once_has_the_end_tokens_logprob(chat_folder: Path, tmp_path: Path) -> None:
     """lm-evaluation-harness asks for a token behind what it scores, and leaves the last logprob out: there must be one."""
     folder = shutil.copytree(chat_folder, tmp_path / "ends")
