@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the server is not installed: pip install 'potq[serve]'")
 
 from potq import Engine
-from serve_helpers import ASK, Live, live
+from serve_helpers import ASK, Live, live, wait_until
 
 TOOL = {
     "type": "function",
@@ -200,6 +200,40 @@ def test_json_by_schema(client: Any) -> None:
     said = client.chat.completions.create(model="tiny-pot4", messages=ASK, response_format=wanted).choices[0]
     assert said.finish_reason == "stop"
     assert type(json.loads(said.message.content)["a"]) is bool
+
+
+def test_tokens_of_a_text_and_back(server: Live, byte_tokenizer: Any) -> None:
+    text = "the cat, zwölf €<|end|>"
+    ids = byte_tokenizer.encode(text)
+    assert server.post("/tokenize", {"content": text}) == (200, {"tokens": ids})
+    assert server.post("/detokenize", {"tokens": ids}) == (200, {"content": text})
+    assert server.post("/detokenize", {"tokens": []}) == (200, {"content": ""})
+
+
+def test_figures(chat_folder: Path) -> None:
+    """What /metrics says after two texts, of which the second finds its beginning in the cache."""
+    body = {"prompt": [5] * 200, "max_tokens": 6, "ignore_eos": True, "stream": True}
+    with live(chat_folder) as server:
+        for _ in range(2):
+            assert server.post("/v1/completions", body)[0] == 200
+        wait_until(lambda: _figures(server)["potq_cache_pages_used"] == 0)
+        found = _figures(server)
+    assert found['potq_requests_total{path="/v1/completions",status="200"}'] == 2
+    assert found["potq_prompt_tokens_total"] == 400
+    assert found["potq_tokens_total"] == 12
+    assert found["potq_shared_tokens"] == 192  # three pages
+    assert found["potq_time_to_first_token_seconds_count"] == 2
+    assert 0 < found["potq_time_to_first_token_seconds_sum"] < 60
+    assert 0 < found["potq_time_between_tokens_seconds_count"] <= 10
+    assert found["potq_cache_pages"] > 0
+    assert found["potq_texts_running"] == found["potq_texts_waiting"] == 0
+
+
+def _figures(server: Live) -> dict[str, float]:
+    status, page = server.get("/metrics")
+    assert status == 200
+    lines = (line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in lines}
 
 
 def test_keys(chat_folder: Path) -> None:
