@@ -157,6 +157,18 @@ def big_body(client: Client) -> None:
             assert not in_time or answer == b"HTTP/1.1 413", answer
 
 
+def big_head(client: Client) -> None:
+    """Many headers, a long one, or one that never ends; refused before all is read."""
+    pieces = (b"a: b\r\n" * (1 << 17), b"a: " + b"x" * (1 << 20) + b"\r\n", b"x" * (1 << 20))
+    piece = client.random.choice(pieces)
+    with client.connected() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\na: ")
+        with suppress(ConnectionError):  # told in time, or not
+            for _ in range(_BIG >> 20):
+                connection.sendall(piece)
+            raise AssertionError("a head of 100 MB was taken")
+
+
 def beyond_the_context(client: Client) -> None:
     prompt = [1] * client.random.randint(2_000, 50_000)
     assert "does not fit the context" in client.refused(TEXT, {"prompt": prompt}, 400)["message"]
@@ -191,6 +203,7 @@ FAULTS: Sequence[Callable[[Client], None]] = (
     no_utf8,
     no_http,
     big_body,
+    big_head,
     beyond_the_context,
     unknown_key,
     many_stops,

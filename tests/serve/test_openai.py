@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the server is not installed: pip install 'potq[serve]'")
 
 from potq import Engine
-from serve_helpers import ASK, Live, live
+from serve_helpers import ASK, Live, live, wait_until
 
 TOOL = {
     "type": "function",
@@ -121,6 +121,16 @@ def test_echo_has_the_logprobs_of_the_engine(client: Any, chat_folder: Path) -> 
     assert alone.logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("spelled", [False, True], ids=["text", "ids"])
+def test_offsets_count_characters(server: Live, byte_tokenizer: Any, spelled: bool) -> None:
+    ids = byte_tokenizer.encode("aé b<|end|>€c")
+    text = byte_tokenizer.decode(ids)
+    body = {"prompt": ids if spelled else text, "echo": True, "logprobs": 0, "max_tokens": 0}
+    [choice] = server.post("/v1/completions", body)[1]["choices"]
+    assert choice["text"] == text == "aé b<|end|>€c"
+    assert choice["logprobs"]["text_offset"] == [0, 1, 1, 2, 3, 4, 11, 11, 11, 12]
+
+
 def test_a_text_that_ends_at_once_has_the_end_tokens_logprob(chat_folder: Path, tmp_path: Path) -> None:
     """lm-evaluation-harness asks for a token behind what it scores, and leaves the last logprob out: there must be one."""
     folder = shutil.copytree(chat_folder, tmp_path / "ends")
@@ -153,6 +163,23 @@ def test_a_forced_tool_call(client: Any, choice: Any) -> None:
     assert json.loads(streamed.function.arguments)["city"] in ("Paris", "Rome")
 
 
+def test_what_the_client_keeps_of_an_answer_is_a_turn(client: Any) -> None:
+    asked = {"model": "tiny-pot4", "max_tokens": 40, "temperature": 0}
+    said = client.chat.completions.create(**asked, messages=ASK).choices[0].message
+    called = client.chat.completions.create(**asked, messages=ASK, tools=[TOOL], tool_choice="required").choices[0].message
+    [call] = called.model_dump()["tool_calls"]
+    kept = called.model_dump() | {"tool_calls": [{**call, "index": 0}]}  # as of a stream
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "rain"}
+    history = [*ASK, said.model_dump(), kept, result, said.model_dump() | {"annotations": []}]
+    assert {"annotations", "audio", "function_call"} <= set(kept)
+    brief = [*ASK, {"role": "assistant", "content": said.content}, called.model_dump(exclude_none=True), result]
+    found = [
+        client.chat.completions.create(**asked, messages=messages).choices[0].message.content
+        for messages in (history, [*brief, brief[1]])
+    ]
+    assert found[0] == found[1]
+
+
 def test_one_of_several_tools(client: Any) -> None:
     other = {"type": "function", "function": {"name": "clock"}}
     asked = {"model": "tiny-pot4", "messages": ASK, "tools": [TOOL, other], "tool_choice": "required"}
@@ -173,6 +200,40 @@ def test_json_by_schema(client: Any) -> None:
     said = client.chat.completions.create(model="tiny-pot4", messages=ASK, response_format=wanted).choices[0]
     assert said.finish_reason == "stop"
     assert type(json.loads(said.message.content)["a"]) is bool
+
+
+def test_tokens_of_a_text_and_back(server: Live, byte_tokenizer: Any) -> None:
+    text = "the cat, zwölf €<|end|>"
+    ids = byte_tokenizer.encode(text)
+    assert server.post("/tokenize", {"content": text}) == (200, {"tokens": ids})
+    assert server.post("/detokenize", {"tokens": ids}) == (200, {"content": text})
+    assert server.post("/detokenize", {"tokens": []}) == (200, {"content": ""})
+
+
+def test_figures(chat_folder: Path) -> None:
+    """What /metrics says after two texts, of which the second finds its beginning in the cache."""
+    body = {"prompt": [5] * 200, "max_tokens": 6, "ignore_eos": True, "stream": True}
+    with live(chat_folder) as server:
+        for _ in range(2):
+            assert server.post("/v1/completions", body)[0] == 200
+        wait_until(lambda: _figures(server)["potq_cache_pages_used"] == 0)
+        found = _figures(server)
+    assert found['potq_requests_total{path="/v1/completions",status="200"}'] == 2
+    assert found["potq_prompt_tokens_total"] == 400
+    assert found["potq_tokens_total"] == 12
+    assert found["potq_shared_tokens"] == 192  # three pages
+    assert found["potq_time_to_first_token_seconds_count"] == 2
+    assert 0 < found["potq_time_to_first_token_seconds_sum"] < 60
+    assert 0 < found["potq_time_between_tokens_seconds_count"] <= 10
+    assert found["potq_cache_pages"] > 0
+    assert found["potq_texts_running"] == found["potq_texts_waiting"] == 0
+
+
+def _figures(server: Live) -> dict[str, float]:
+    status, page = server.get("/metrics")
+    assert status == 200
+    lines = (line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in lines}
 
 
 def test_keys(chat_folder: Path) -> None:

@@ -143,6 +143,9 @@ def test_too_many_texts() -> None:
         with pytest.raises(RequestError, match="3 texts are under way or wait, of 4") as error:
             worker.submit([job(1, 1)] * 2)
         assert error.value.status == 429
+        with pytest.raises(RequestError, match="5 texts can never be served together; 4 may") as error:
+            worker.submit([job(1, 1)] * 5)
+        assert error.value.status == 400
         batch.cancel()
         worker.submit([job(1, 1)] * 4)
 
@@ -167,7 +170,7 @@ def test_what_is_under_way_when_it_is_stopped_is_told() -> None:
         reader = asyncio.ensure_future(tokens(batch))
         await asyncio.sleep(0.05)
         await worker.stop()
-        with pytest.raises(PotqError, match="shut down"):
+        with pytest.raises(PotqError, match="shutting down"):
             await reader
 
     run(scenario)

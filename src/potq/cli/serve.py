@@ -24,7 +24,12 @@ def serve(
     slots: Annotated[int, typer.Option(min=1, max=64, help="Texts that are computed at once.")] = 16,
     waiting: Annotated[int, typer.Option(min=1, help="Texts under way or waiting, at most; more get 429.")] = 256,
     cache_mb: Annotated[
-        int | None, typer.Option(min=1, help="Memory for keys and values, at most, in MB.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1,
+            help="Memory for keys and values, at most, in MB. Default: for full slots, a quarter of the RAM at most.",
+            show_default=False,
+        ),
     ] = None,
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a prompt and its text. Default: the model's.", show_default=False)
@@ -47,7 +52,7 @@ def serve(
 
     potq serve out --port 8000
 
-    Ctrl-C or SIGTERM: new requests get 503, texts under way end, then the server does. A second one ends it now.
+    Ctrl-C or SIGTERM: new requests get 503, texts under way end, then the server does. A second one ends them with an error.
     """
     try:
         from potq.serve.server import Server, listen

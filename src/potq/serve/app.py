@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -17,7 +16,7 @@ from starlette.exceptions import HTTPException
 from potq.errors import PotqError
 from potq.serve import chat, completions
 from potq.serve.failures import RequestError, on_http_error, on_invalid, on_potq_error
-from potq.serve.guard import Guard
+from potq.serve.guard import Counted, Guard, Pages
 from potq.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from potq.serve.responses import ChatCompletion, Completion, Content, Failed, Health, Model, Models, Tokens
 from potq.serve.service import Service
@@ -45,7 +44,8 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_middleware(Guard, service=service, settings=settings)
     if settings.origins:
-        app.add_middleware(CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"])
+        app.add_middleware(Pages, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(Counted, metrics=service.metrics)
     _add_openai(app, service)
     _add_others(app, service)
     return app

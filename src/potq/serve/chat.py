@@ -48,6 +48,8 @@ async def chat(service: Service, body: ChatRequest, request: Request) -> Respons
         raise RequestError("top_logprobs wants logprobs; set it to true", param="top_logprobs")
     tools = _tools(body)
     schema, field = _schema(body, tools)
+    if schema is not None and body.stop:
+        raise RequestError("a stop text would cut the JSON; leave stop out", param="stop")
     grammar = None
     if schema is not None:
         grammar = await service.prompts.run(partial(service.vocabulary.grammar, schema, field))

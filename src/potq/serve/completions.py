@@ -9,6 +9,7 @@ from fastapi import Request, Response
 
 from potq.serve.answers import Answer, head, streamed, whole
 from potq.serve.failures import RequestError
+from potq.serve.places import Places
 from potq.serve.requests import MOST_TEXTS, CompletionRequest
 from potq.serve.responses import Completion, CompletionChoice, CompletionLogprobs
 from potq.serve.worker import Job
@@ -67,7 +68,7 @@ class _Writer:
         self._vocabulary = service.vocabulary if body.logprobs is not None else None
         self._body, self._head = body, head("cmpl", service.name)
         self._first, self._echoed = first, echoed
-        self._offsets = [0] * len(echoed)
+        self._places = [Places(text, service.prompts.special) for text in echoed]
 
     async def events(self, answer: Answer) -> AsyncIterator[Completion]:
         async for index, piece in answer.pieces():
@@ -93,13 +94,13 @@ class _Writer:
     def _logprobs(self, vocabulary: Vocabulary, index: int, entries: Sequence[TokenLogprobs | None]) -> CompletionLogprobs:
         found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for entry in entries:  # a prompt's first token has none: nothing stands before it
-            text = vocabulary.text_of(self._first[index] if entry is None else entry.token)
+            token = self._first[index] if entry is None else entry.token
+            text = vocabulary.text_of(token)
             top = () if entry is None else entry.top[: self._body.logprobs]
             found.tokens.append(text)
             found.token_logprobs.append(None if entry is None else entry.logprob)
             found.top_logprobs.append(None if entry is None else {vocabulary.text_of(token): p for token, p in top})
-            found.text_offset.append(self._offsets[index])
-            self._offsets[index] += len(text)
+            found.text_offset.append(self._places[index].take(token, vocabulary.bytes_of(token)))
         return found
 
 

@@ -1,4 +1,4 @@
-"""What every request passes before anything looks at it: keys, the size of its body, the time it takes to come."""
+"""What every request passes before anything looks at it: counts, web pages' rights, keys, its size, the time it takes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from potq.serve.failures import error_response
+from potq.serve.failures import error_response, shutting_down
 
 if TYPE_CHECKING:
+    from potq.serve.metrics import Metrics
     from potq.serve.service import Service
     from potq.serve.settings import ServerSettings
 
@@ -24,7 +27,7 @@ class Guard:
 
     Args:
         app: what it protects.
-        service: whose requests are counted, and which may be about to end.
+        service: which may be about to end.
         settings: the server's.
     """
 
@@ -36,16 +39,27 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        counted = self._counted(scope, send)
         if (refused := self._refusal(scope)) is not None:
-            await error_response(*refused)(scope, receive, counted)
+            await error_response(*refused)(scope, receive, send)
             return
-        await self._app(scope, self._bounded(receive), counted)
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, self._bounded(receive), noted)
+        except Exception:  # of potq itself: uvicorn logs it
+            if not begun:
+                await error_response("the server made a mistake; its log says which", 500)(scope, receive, send)
+            raise
 
     def _refusal(self, scope: Scope) -> tuple[str, int] | None:
         headers = Headers(scope=scope)
         if self._service.draining:
-            return "the server is shutting down", 503
+            return str(shutting_down()), 503
         if self._keys and scope["path"] not in _OPEN and not self._known(headers.get("authorization", "")):
             return "give an API key of this server, as Authorization: Bearer KEY", 401
         if int(headers.get("content-length", "0")) > self._settings.body_bytes:  # the HTTP parser takes digits alone
@@ -82,11 +96,40 @@ class Guard:
 
         return bounded
 
-    def _counted(self, scope: Scope, send: Send) -> Send:
+
+class Pages(CORSMiddleware):
+    """Tells web pages whether they may use the server, in the API's form where they may not."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to a browser's question."""
+        found = super().preflight_response(request_headers)
+        if found.status_code < 400:
+            return found
+        reason = bytes(found.body).decode()
+        return error_response(f"{reason}; --cors-origin names pages that may use the server", found.status_code)
+
+
+class Counted:
+    """Middleware around all others: counts answers. HEAD is GET here; the protocol leaves the body out.
+
+    Args:
+        app: whose answers.
+        metrics: what gets them.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                path = getattr(scope.get("route"), "path", "other")  # paths that clients make up are one
-                self._service.metrics.requests.labels(path, str(message["status"])).inc()
+                path = getattr(asked.get("route"), "path", "other")  # paths that clients make up are one
+                self._metrics.requests.labels(path, str(message["status"])).inc()
             await send(message)
 
-        return counted
+        await self._app(asked, receive, counted)

@@ -32,6 +32,7 @@ class Prompts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
         self._thread = ThreadPoolExecutor(1, "potq-tokenizer")
+        self.special = frozenset(tokenizer.all_special_ids)
         self.template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
 
     async def run(self, work: Callable[[], Found]) -> Found:

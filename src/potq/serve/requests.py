@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from potq.engine.generation import Settings
 
 _STOPS, _STOP_LENGTH = 16, 128
 MOST_TEXTS = 128  # of a request
 _SEEDS = 2**64
+KIND = "kind of "  # begins the tags of a union's kinds, which errors have amid the names of fields
 
 
 class _Request(BaseModel):
@@ -27,8 +29,21 @@ def _refused(reason: str, *harmless: object) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _kinds(kind: Callable[[Any], object], reason: str) -> Discriminator:
+    """Chooses by ``kind`` among a union's kinds, so that an error is that of one of them; ``reason`` where none fits."""
+    return Discriminator(lambda value: f"{KIND}{kind(value)}", custom_error_type="kind", custom_error_message=reason)
+
+
+def _is(kind: str) -> Tag:
+    return Tag(KIND + kind)
+
+
 def _several(stop: object) -> object:
-    return (stop,) if isinstance(stop, str) else () if stop is None else stop
+    if stop is None or isinstance(stop, str):
+        return () if stop is None else (stop,)
+    if not isinstance(stop, list | tuple):
+        raise ValueError("give a text, or a list of texts")
+    return stop
 
 
 _Stop = Annotated[str, StringConstraints(min_length=1, max_length=_STOP_LENGTH)]
@@ -83,15 +98,25 @@ _Token = Annotated[int, Field(ge=0, lt=2**31)]
 _Ids = Annotated[list[_Token], Field(min_length=1)]
 
 
+_Texts = Annotated[list[str], Field(min_length=1, max_length=MOST_TEXTS)]
+_Several = Annotated[list[_Ids], Field(min_length=1, max_length=MOST_TEXTS)]
+
+
+def _prompt_kind(prompt: object) -> str:
+    first = prompt[0] if isinstance(prompt, list) and prompt else None
+    return type(prompt).__name__ if first is None else f"list of {type(first).__name__}"
+
+
 class CompletionRequest(_Generate):
     """``POST /v1/completions``: continue a text."""
 
-    prompt: (
-        str
-        | _Ids
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_TEXTS)]
-        | Annotated[list[_Ids], Field(min_length=1, max_length=MOST_TEXTS)]
-    ) = Field(description="A text or token ids, or several of them.")
+    prompt: Annotated[
+        Annotated[str, _is("str")]
+        | Annotated[_Ids, _is("list of int")]
+        | Annotated[_Texts, _is("list of str")]
+        | Annotated[_Several, _is("list of list")],
+        _kinds(_prompt_kind, "give a text or token ids, or a list of several"),
+    ] = Field(description="A text or token ids, or several of them.")
     max_tokens: int | None = Field(None, ge=0, lt=2**31, description="New tokens, at most. Default: 16.")
     logprobs: int | None = Field(None, ge=0, le=20, description="Log-probabilities, and so many of the likeliest tokens'.")
     echo: bool = Field(False, description="The text begins with the prompt.")
@@ -127,17 +152,31 @@ class ToolCall(_Request):
     id: str
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: int | None = Field(None, description="Accepted; calls are in the order of the list.")
+
+
+def _type_name(value: object) -> str:
+    return type(value).__name__
+
+
+_Content = Annotated[
+    Annotated[str, _is("str")] | Annotated[list[TextPart], _is("list")],
+    _kinds(_type_name, "give a text, or a list of parts that are text"),
+]
 
 
 class Message(_Request):
-    """A turn of a chat."""
+    """A turn of a chat. What the official client keeps of an answer is one."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: _Content | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
+    annotations: Annotated[None, _refused("the models read text alone; leave annotations out", [])] = None
+    audio: Annotated[None, _refused("the models read text alone; leave audio out")] = None
+    function_call: Annotated[None, _refused("use tool_calls")] = None
 
     @property
     def text(self) -> str:
@@ -202,7 +241,20 @@ class JsonBySchema(_Request):
     json_schema: JsonSchema
 
 
-ResponseFormat: TypeAlias = Annotated[PlainText | JsonObject | JsonBySchema, Field(discriminator="type")]
+def _format_kind(wanted: object) -> object:
+    return wanted.get("type") if isinstance(wanted, dict) else None
+
+
+ResponseFormat: TypeAlias = Annotated[
+    Annotated[PlainText, _is("text")]
+    | Annotated[JsonObject, _is("json_object")]
+    | Annotated[JsonBySchema, _is("json_schema")],
+    _kinds(_format_kind, "give an object whose type is text, json_object or json_schema"),
+]
+_Choice = Annotated[
+    Annotated[Literal["none", "auto", "required"], _is("str")] | Annotated[NamedTool, _is("dict")],
+    _kinds(_type_name, "give none, auto, required, or an object that names a function"),
+]
 
 
 class ChatRequest(_Generate):
@@ -214,7 +266,7 @@ class ChatRequest(_Generate):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20, description="So many of the likeliest tokens'; wants logprobs.")
     tools: list[Tool] | None = Field(None, max_length=MOST_TEXTS)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: _Choice | None = None
     parallel_tool_calls: bool | None = Field(None, description="Accepted; it has no effect.")
     response_format: ResponseFormat | None = None
 

@@ -1,25 +1,26 @@
-"""The HTTP server: how it listens, bears silent clients, and ends."""
+"""The HTTP server: how it listens, and how it ends."""
 
 from __future__ import annotations
 
 import asyncio
-import resource
+import math
 import socket
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from potq.errors import ConfigError
 from potq.serve.app import create_app
+from potq.serve.connections import protocol
+from potq.serve.failures import shutting_down
 from potq.serve.service import Service
 from potq.serve.settings import ServerSettings
 
 _BACKLOG = 2048  # connections that wait to be accepted
-_LAST_WORDS = 5  # seconds for answers that are ready but not sent when the server ends
+_LAST_WORDS = 1  # seconds for answers that are ready but not sent when the server ends
+_AT_LAST = 10  # seconds after which uvicorn ends what still computes
 
 
 def listen(settings: ServerSettings) -> socket.socket:
@@ -37,7 +38,9 @@ def listen(settings: ServerSettings) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Serves until a signal; then new requests get 503, texts under way end, and it does. A second signal ends it now.
+    """Serves until a signal; then new requests get 503, texts under way end, and it does.
+
+    Texts that the time does not suffice for end with an error, as all do at a second signal.
 
     Args:
         service: the model.
@@ -54,12 +57,13 @@ class Server(uvicorn.Server):
         self._ends: float | None = None  # when it ends at the latest
         config = uvicorn.Config(
             create_app(service, settings),
-            http=_protocol(settings),
+            http=protocol(settings, service.metrics),
             ws="none",
             access_log=False,
             log_level="warning",
             server_header=False,
-            timeout_graceful_shutdown=_LAST_WORDS,
+            timeout_keep_alive=math.ceil(settings.patience),
+            timeout_graceful_shutdown=_AT_LAST,
         )
         super().__init__(config)
 
@@ -82,66 +86,17 @@ class Server(uvicorn.Server):
         """Whether to end; asked ten times a second."""
         if self._service.draining:
             self._ends = self._ends or time.monotonic() + self._drain
-            if not self._service.worker.open_texts or time.monotonic() > self._ends:
+            if not self.server_state.tasks or time.monotonic() > self._ends:  # a request is one, its prompt's encoding too
                 self.should_exit = True
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End what is under way, with an error, and then the server."""
+        self._service.worker.fail(shutting_down())
+        asyncio.get_running_loop().call_later(_LAST_WORDS, self._hang_up)
+        await super().shutdown(sockets)
 
-def _protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
-    """uvicorn's protocol, which has all the time in the world for clients that send nothing, without that time.
-
-    Of too many connections one goes of the address that has most silent ones: a crowd does not drive out others.
-    """
-    most = min(settings.connections, _files() // 2)
-    silent: dict[str, dict[Impatient, asyncio.TimerHandle]] = {}  # by address: whose request has not come, oldest first
-    leaving: set[Impatient] = set()  # sent away, but not gone yet
-
-    class Impatient(HttpToolsProtocol):
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._wait()
-            if len(self.connections) - len(leaving) > most:
-                crowd = max(silent.values(), key=len)
-                next(iter(crowd))._send_away()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._heard()
-            leaving.discard(self)
-            super().connection_lost(exc)
-
-        def on_message_begin(self) -> None:
-            self._wait()
-            super().on_message_begin()
-
-        def on_headers_complete(self) -> None:
-            self._heard()
-            super().on_headers_complete()
-
-        def _wait(self) -> None:
-            self._heard()
-            silent.setdefault(self._address, {})[self] = self.loop.call_later(settings.patience, self.transport.close)
-
-        def _heard(self) -> None:
-            here = silent.get(self._address, {})
-            if (timer := here.pop(self, None)) is not None:
-                timer.cancel()
-            if not here:
-                silent.pop(self._address, None)
-
-        def _send_away(self) -> None:
-            self._heard()
-            leaving.add(self)
-            self.transport.close()
-
-        @property
-        def _address(self) -> str:
-            return self.client[0] if self.client else ""  # of a socket that is already closed nobody knows whose it was
-
-    return Impatient
-
-
-def _files() -> int:
-    """How many files and connections the process may have, after it asked for all that it may."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+    def _hang_up(self) -> None:
+        """Leave clients that do not read, or do not end their requests."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()

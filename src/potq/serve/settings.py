@@ -23,6 +23,7 @@ class ServerSettings(Strict):
         cache_bytes: the most memory for keys and values.
         api_keys: of which a request has to bear one; none: everybody is served.
         origins: of web pages that may use the server (CORS), "*" for all.
+        head_bytes: of a request's address and headers, at most.
         body_bytes: of a request, at most.
         connections: at once, at most; beyond them those go that said nothing for longest, of the address with most such.
         patience: seconds in which a client has to send its request.
@@ -39,6 +40,7 @@ class ServerSettings(Strict):
     cache_bytes: Positive | None = None
     api_keys: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     origins: tuple[str, ...] = ()
+    head_bytes: Positive = 64 << 10
     body_bytes: Positive = 8 << 20
     connections: Positive = 4096
     patience: Seconds = 10.0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from potq.engine.scheduler import Event, Mask, Scheduler, Statistics
 from potq.errors import EngineError, PotqError
-from potq.serve.failures import RequestError
+from potq.serve.failures import RequestError, shutting_down
 
 if TYPE_CHECKING:
     from potq.engine.generation import Settings
@@ -111,7 +111,14 @@ class Worker:
         """End the thread, and with it every text that is under way."""
         self._orders.put(None)
         await asyncio.to_thread(self._thread.join)
-        self._fail(EngineError("the server was shut down"))
+        self.fail(shutting_down())
+
+    def fail(self, error: PotqError) -> None:
+        """Every text that is under way or wanted later ends with ``error``, or with that of an earlier call."""
+        self.failure = self.failure or error
+        for text in list(self._open):
+            self.forget(text)
+            text.batch.put(text.index, self.failure)
 
     @property
     def open_texts(self) -> int:
@@ -122,10 +129,12 @@ class Worker:
         """Queue texts, all or none.
 
         Raises:
-            RequestError: the engine stopped (503), or too many texts wait (429).
+            RequestError: the engine stopped (503), too many texts wait (429), or there are more than may ever (400).
         """
         if self.failure is not None:
             raise RequestError(str(self.failure), status=503)
+        if len(jobs) > self._waiting:
+            raise RequestError(f"{len(jobs)} texts can never be served together; {self._waiting} may be under way or wait")
         if len(self._open) + len(jobs) > self._waiting:
             raise RequestError(
                 f"{len(self._open)} texts are under way or wait, of {self._waiting} that may; try again later", status=429
@@ -149,8 +158,8 @@ class Worker:
                 events = self._scheduler.step()
                 self._loop.call_soon_threadsafe(self._deliver, events, self._scheduler.statistics)
         except Exception as error:  # nobody else would hear of it: the thread would end, and every client wait
-            failure = EngineError(f"the engine stopped ({type(error).__name__}: {error}); restart the server")
-            self._loop.call_soon_threadsafe(self._fail, failure)
+            reason = f"the engine stopped ({type(error).__name__}: {error}); restart the server"
+            self._loop.call_soon_threadsafe(self.fail, RequestError(reason, status=503))
 
     def _obey(self) -> bool:
         """Carry out what was ordered, waiting for it while there is nothing to compute; False at the end."""
@@ -202,9 +211,3 @@ class Worker:
     def _end(self, text: _Text, error: PotqError) -> None:
         self._open.discard(text)
         text.batch.put(text.index, error)
-
-    def _fail(self, error: PotqError) -> None:
-        self.failure = error
-        for text in list(self._open):
-            self._end(text, error)
-        self._texts.clear()
