@@ -45,6 +45,7 @@ lint: $(VENV)/.ready
 	$(BIN)/shellcheck $(SHELL_FILES)
 	$(TOOLS) actionlint $(wildcard .github/workflows/*.yml)
 	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/hadolint --ignore DL3008 deploy/Containerfile  # Debian keeps no old versions to pin
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .

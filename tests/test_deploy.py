@@ -57,7 +57,7 @@ def test_the_image_serves_as_a_user_of_its_own() -> None:
     found = instructions()
     names = [name for name, _ in found]
     last = len(names) - 1 - names[::-1].index("FROM")
-    assert found[names.index("USER", last)] == ("USER", "potq")
+    assert found[names.index("USER", last)] == ("USER", "10001")
     assert names.index("USER", last) < names.index("ENTRYPOINT")
     program, command, *words = json.loads(found[names.index("ENTRYPOINT")][1])
     assert (program, command) == ("/opt/potq/bin/potq", "serve")
