@@ -161,8 +161,10 @@ void Scheduler::share(Text& text) { shared_tokens_ += text.sequence.share(text.t
 // Oldest first: every text that only lacks its last token, and chunks of the others.
 void Scheduler::plan() {
   spans_.clear(), planned_.clear();
-  const bool decoding = std::any_of(running_.begin(), running_.end(), [](const auto& text) { return text->pending() == 1; });
-  int left = decoding ? chunk_ : Forward::kChunk;
+  const auto flows = [](const auto& text) { return text->pending() == 1; };
+  const int flowing = int(std::count_if(running_.begin(), running_.end(), flows)), others = int(running_.size()) - flowing;
+  // A chunk makes those that flow wait for those that do not: the more of these there are for each of those, the longer.
+  int left = flowing ? std::min(chunk_ * std::max(1, others / flowing), Forward::kChunk) : Forward::kChunk;
   for (size_t i = 0; i < running_.size(); i++) {  // which may become shorter
     Text& text = *running_[i];
     share(text);

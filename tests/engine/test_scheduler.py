@@ -116,6 +116,26 @@ def test_a_common_beginning_is_computed_once(roomy: Path) -> None:
         assert scheduler.statistics.shared_tokens == (5 + 2) * PAGE
 
 
+def _steps_to_read(engine: Engine, flowing: int, prompts: int, tokens: int) -> int:
+    """Until so many prompts of so many tokens are read, beside texts that go on."""
+    scheduler = Scheduler(engine, slots=flowing + prompts, chunk=16)
+    for i in range(flowing):
+        scheduler.submit([i + 1], max_new=300, stop_tokens=())
+    scheduler.step()
+    wanted = {scheduler.submit([100 + i] * tokens, max_new=300, stop_tokens=()) for i in range(prompts)}
+    steps = 0
+    while wanted:
+        wanted -= {event.request for event in scheduler.step()}
+        steps += 1
+    return steps
+
+
+def test_few_texts_do_not_hold_up_many_prompts(roomy: Path) -> None:
+    with Engine(roomy, threads=1) as engine:
+        assert _steps_to_read(engine, 2, 2, 64) == 8  # 16 tokens a step
+        assert _steps_to_read(engine, 1, 7, 16) == 1  # 112
+
+
 def test_logprobs(roomy: Path) -> None:
     prompt = [5, 6, 7, 8]
     with Engine(roomy, threads=1) as engine:

@@ -102,7 +102,7 @@ class Scheduler:
         cache_bytes: the most memory for keys and values; what all slots can use by default, or a quarter of the machine's
             memory where that is less.
         chunk: tokens of prompts in a step in which other texts go on, 1 to 128. Fewer let texts flow, more read prompts
-            sooner.
+            sooner. Where more prompts wait than texts go on, it is as many times more.
 
     Attributes:
         cache_bytes: the most memory for keys and values.
