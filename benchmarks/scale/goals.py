@@ -20,11 +20,7 @@ def scale(rows: Sequence[Row]) -> list[Goal]:
 
     off = [max(ratio, 1 / ratio) for ratio in medians(TIME, "ratio")]
     return [
-        at_most(
-            "8B, balanced: peak resident memory beside the hidden states, bytes",
-            6e9,
-            max(medians(MEMORY, "beside_cache"), default=None),
-        ),
+        _peak(rows),
         at_most("two blocks of 8B, balanced: estimate and time, the larger over the smaller", 1.5, max(off, default=None)),
         at_least(
             "SmolLM2-135M, balanced: two processes of a thread / one, times as fast",
@@ -33,6 +29,15 @@ def scale(rows: Sequence[Row]) -> list[Goal]:
         ),
         at_least("speed of an expert's weight / a linear's", 0.5, min(medians(EXPERTS, "speed"), default=None)),
     ]
+
+
+def _peak(rows: Sequence[Row]) -> Goal:
+    """Of the run with the most blocks: all of them, or those whose time was taken."""
+    found = [row for row in rows if "beside_cache" in row]
+    blocks = max((row["blocks"] for row in found), default=0)
+    peak = max((row["beside_cache"] for row in found if row["blocks"] == blocks), default=None)
+    goal = at_most("8B, balanced: peak resident memory beside the hidden states, bytes", 6e9, peak)
+    return goal if peak is None else goal | {"rows": [f"{blocks} blocks"]}
 
 
 SCALE = Benchmark("scale", scale, timed="cpu")

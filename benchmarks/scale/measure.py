@@ -2,7 +2,7 @@
 
 * ``memory``: ``balanced`` on all 32 blocks, the most memory at one time (hours; 16 GB of DIR for the model, 5 GB for what
   comes out; any machine that has the memory).
-* ``time``: on two of the blocks, what the estimate said and what it took.
+* ``time``: on two of the blocks, what the estimate said and what it took; and the most memory, until all are measured.
 * ``ranks``: SmolLM2-135M, one process of one thread, and two that share the work.
 * ``experts``: a packed stack of experts against packed linears of the same weights.
 
@@ -55,9 +55,7 @@ class Bench:
 
     def memory(self) -> Iterator[Row]:
         found = self._quantized(self.shapes, MEMORY)
-        hidden = WINDOWS[MEMORY] * WINDOW * self.shapes.width * 4
-        beside = {"hidden_states": hidden, "beside_cache": found.resident - hidden}
-        yield {"part": MEMORY, "blocks": self.shapes.blocks, **_facts(found), **beside}
+        yield {"part": MEMORY, "blocks": self.shapes.blocks, **_facts(found), **self._beside(found, MEMORY)}
 
     def time(self) -> Iterator[Row]:
         shapes = replace(self.shapes, blocks=2)
@@ -65,7 +63,8 @@ class Bench:
             found = self._quantized(shapes, TIME)
             expected, seconds = estimated(found.told), found.json()["seconds"]
             times = {"estimated_seconds": expected, "seconds": seconds, "ratio": expected / seconds}
-            yield {"part": TIME, "blocks": shapes.blocks, "round": number, **_facts(found), **times}
+            facts = {**_facts(found), **self._beside(found, TIME)}
+            yield {"part": TIME, "blocks": shapes.blocks, "round": number, **facts, **times}
 
     def ranks(self) -> Iterator[Row]:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "potq"]
@@ -84,6 +83,10 @@ class Bench:
 
     def _quantized(self, shapes: Shapes, part: str) -> Watched:
         return self._watched([*potq(), *self._words(str(write(shapes, self.work)), part)], THREADS)
+
+    def _beside(self, found: Watched, part: str) -> Row:
+        hidden = WINDOWS[part] * WINDOW * self.shapes.width * 4
+        return {"hidden_states": hidden, "beside_cache": found.resident - hidden}
 
     def _words(self, model: str, part: str) -> list[str]:
         out = self.work / f"{part}-packed"

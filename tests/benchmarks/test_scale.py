@@ -72,6 +72,9 @@ def test_rows_are_judged_and_told() -> None:
     ]
     assert [verdict(goal) for goal in scale(rows)] == ["met", "missed", "met", "missed"]
     assert [goal["measured"] for goal in scale(rows)] == [4.9e9, 2.0, 100 / 51, 1 / 3]
+    two = [row | {"beside_cache": 4.8e9} for row in rows[1:2]]
+    assert scale([*rows, *two])[0]["measured"] == 4.9e9  # more blocks tell more
+    assert scale(two)[0]["rows"] == ["2 blocks"]
     assert {verdict(goal) for goal in scale([])} == {"not measured"}
     assert line(rows[0]) == ("8B, 32 blocks: peak memory", "5.00 GB, 4.00 GB without mapped files; 1.0 h")
     assert line(rows[1]) == ("8B, 2 blocks: time", "100 s, said to be 50 s; peak 5.00 GB")
