@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,8 +108,13 @@ def test_a_frontier_with_real_circuits(tiny_model: LlamaForCausalLM, tokens: tor
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_tables_and_json_say_the_same(tmp_path: Path) -> None:
+def test_tables_and_json_say_the_same() -> None:
     points: list[Any] = with_best(POINTS)
+    base = SimpleNamespace(perplexity=7.0)
+    told = json.loads(json.dumps(report.to_dict(base, points)))  # type: ignore[arg-type]
+    assert told["full_precision"] == 7
+    assert [(each["scheme"], each["perplexity"], each["circuit"]["dot"]) for each in told["points"]][1] == ("b", 8, 2)
+    assert told["points"][1]["best"] == ["area", "toggles", "bytes"]
     lines = report.markdown(points).splitlines()
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]][:4] == ["b", "int8", "8.00", "2"]
     assert lines[3].rstrip(" |").endswith("area, toggles, bytes")
