@@ -22,7 +22,8 @@ unsigned potq_likeliest(const int32_t* logits);
 typedef int (*potq_callback)(void* context, unsigned token, const char* bytes, unsigned length);
 
 /* Tokens of a text that ends with a zero byte, those that begin every text included. Returns how many, or -1: they are more
-   than `most`, or the text is far longer than the context; or -2: the text has bytes that this tokenizer does not cut (see tokenizer.c). */
+   than `most`, or the text is far longer than the context; or -2: the text has bytes that this tokenizer does not cut (see
+   tokenizer.c). */
 int potq_encode(const char* text, uint16_t* tokens, unsigned most);
 
 /* The bytes of a token. */
