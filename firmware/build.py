@@ -25,7 +25,7 @@ def build(program: Path, board: Board, output: Path, *, main: Path = HERE / "tel
     Raises:
         SystemExit: no compiler.
     """
-    _require(board.tools[0])
+    _require(board.compiler)
     output.mkdir(parents=True, exist_ok=True)
     sources = [file for file in sorted(program.glob("*.c")) if file.name != "main.c"]
     sources += [main, HERE / "memory.c", HERE / f"{board.name}.c", *(HERE / name for name in board.others)]

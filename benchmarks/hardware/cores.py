@@ -204,7 +204,7 @@ def main() -> None:
             if kernel is None:
                 rows += kernels_of(core, CORES_BY_NAME[core], folder)
             else:
-                rows.append(token(core, kernel, str(Path(options.data) / "tinystories-656k"), folder))
+                rows.append(token(core, kernel, str(options.data / "tinystories-656k"), folder))
                 print(rows[-1], flush=True)
             print(core, "measured", flush=True)
             rows.sort(key=lambda row: list(CORES_BY_NAME).index(row["core"]))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from firmware.simulation import System
+
 WARNINGS = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
 SANITIZERS = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 DRIVER = Path(__file__).with_name("driver.c")
@@ -20,6 +22,12 @@ def require(tool: str) -> str:
     if found is None:
         pytest.skip(f"{tool} is not installed")
     return found
+
+
+def require_core(system: System) -> None:
+    """Skip a test whose simulated core has no Verilog here, and say so."""
+    if not system.is_installed:
+        pytest.skip(f"pip install {system.package}")
 
 
 class Built:

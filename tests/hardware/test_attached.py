@@ -23,9 +23,7 @@ deep = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "deep", reason
 def require() -> None:
     for program in ("verilator", "riscv64-unknown-elf-gcc"):
         c_program.require(program)
-    core = picorv32()
-    if not core.is_installed:
-        pytest.skip(f"pip install {core.package}")
+    c_program.require_core(picorv32())
 
 
 def token(name: str, unit: str, folder: Path) -> int:

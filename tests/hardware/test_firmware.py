@@ -16,7 +16,7 @@ from firmware.simulation import System
 from potq.export.c import CExport
 from potq.hardware import IntegerModel
 
-from .c_program import require
+from .c_program import require, require_core
 from .test_model import random_model
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
@@ -28,6 +28,8 @@ def told(model: Any, tokenizer: Any, board: Board, folder: Path, prompt: str, co
     """Build, run and compare."""
     for tool in board.tools:
         require(tool)
+    if isinstance(board.emulator, System):
+        require_core(board.emulator)
     CExport(model, tokenizer, core=board.core, context=64).write(folder / "program")
     elf = build(folder / "program", board, folder, defines=(f'PROMPT="{prompt}"', f"TOKENS={count}"))
     text, _, numbers = run(elf, board).rpartition("tokens:")
@@ -45,36 +47,19 @@ def test_an_emulated_board_tells_the_integer_models_story(
     told(random_model("llama", "pot3"), byte_tokenizer, BOARDS[name], tmp_path, "the cat", 8)
 
 
-def installed(name: str) -> Board:
-    """A board with a simulated core; without the core's Verilog the test is skipped, and says so."""
-    system = BOARDS[name].emulator
-    assert isinstance(system, System)
-    if not system.is_installed:
-        pytest.skip(f"pip install {system.package}")
-    return BOARDS[name]
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not DEEP, reason="builds a simulator: make check-deep")
 @pytest.mark.parametrize("name", SIMULATED)
 def test_a_simulated_core_tells_the_integer_models_story(
     name: str, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    told(random_model("llama", "pot3"), byte_tokenizer, installed(name), tmp_path, "the cat", 8)
+    told(random_model("llama", "pot3"), byte_tokenizer, BOARDS[name], tmp_path, "the cat", 8)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not DEEP, reason="compiles a real model: make check-deep")
-@pytest.mark.parametrize("name", EMULATED)
-def test_a_real_story(name: str, tmp_path: Path, data_dir: Path) -> None:
+@pytest.mark.parametrize(("name", "count"), [*((name, 40) for name in EMULATED), ("picorv32", 6)])
+def test_a_real_story(name: str, count: int, tmp_path: Path, data_dir: Path) -> None:
     source = data_dir / "tinystories-656k"
     model = potq.load(source, potq.PoTConfig("pot3", embedding="int8"))
-    told(model, potq.load_tokenizer(source), BOARDS[name], tmp_path, "Once upon a time", 40)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not DEEP, reason="simulates 200 million cycles of a real model: make check-deep")
-def test_a_real_story_without_a_multiplier(tmp_path: Path, data_dir: Path) -> None:
-    source = data_dir / "tinystories-656k"
-    model = potq.load(source, potq.PoTConfig("pot3", embedding="int8"))
-    told(model, potq.load_tokenizer(source), installed("picorv32"), tmp_path, "Once upon a time", 6)
+    told(model, potq.load_tokenizer(source), BOARDS[name], tmp_path, "Once upon a time", count)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 import potq
 from potq.errors import ConfigError
-from potq.evaluate.compare import KeptRows, Protocol
+from potq.evaluate.compare import KeptRows, Protocol, Row
 from potq.evaluate.perplexity import perplexity
 from potq.hardware import report
 from potq.hardware.gates import frontier as frontiers
@@ -110,8 +109,8 @@ def test_a_frontier_with_real_circuits(tiny_model: LlamaForCausalLM, tokens: tor
 
 def test_tables_and_json_say_the_same() -> None:
     points: list[Any] = with_best(POINTS)
-    base = SimpleNamespace(perplexity=7.0)
-    told = json.loads(json.dumps(report.to_dict(base, points)))  # type: ignore[arg-type]
+    base = Row("full precision", "-", 32.0, 32.0, 7.0, 512, 511, (), 0.0)
+    told = json.loads(json.dumps(report.to_dict(base, points)))
     assert told["full_precision"] == 7
     assert [(each["scheme"], each["perplexity"], each["circuit"]["dot"]) for each in told["points"]][1] == ("b", 8, 2)
     assert told["points"][1]["best"] == ["area", "toggles", "bytes"]
