@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.common.goals import Goal, target_of, verdict
-from benchmarks.common.results import Benchmark, Content, instruction_set
+from benchmarks.common.results import Benchmark, Content, cpu_name, instruction_set
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,7 @@ def machine_name(kind: str, content: Content) -> str:
     """The instruction set first: it decides."""
     machine = content["machine"]
     name = kind if "gpu" in machine else instruction_set(machine)
-    return f"{name} ({machine.get('gpu', machine['cpu'])}, {machine['cores']} cores)"
+    return f"{name} ({machine.get('gpu') or cpu_name(machine)}, {machine['cores']} cores)"
 
 
 def goals_table(goals: Sequence[Goal]) -> str:

@@ -114,10 +114,15 @@ class Benchmark:
         save(path, content | {"rows": list(rows), "goals": goals})
         return goals
 
-    def _refuse_others(self, recorded: Mapping[str, Any]) -> None:
+    def elsewhere(self, recorded: Mapping[str, Any]) -> bool:
+        """Whether the machine that a file records is not this one, so that speeds are not to be compared."""
         here = machine(self.timed)
         same = [key for key in _SAME if key != "cpu_id" or key in recorded]  # files of before have none
-        if self.timed and any(recorded.get(key) != here.get(key) for key in same):
+        return bool(self.timed) and any(recorded.get(key) != here.get(key) for key in same)
+
+    def _refuse_others(self, recorded: Mapping[str, Any]) -> None:
+        here = machine(self.timed)
+        if self.elsewhere(recorded):
             raise SystemExit(
                 f"{self.file()} was measured on another machine. Its machine: {described(recorded)}. This machine: "
                 f"{described(here)}. Speeds of two machines are not mixed. Write to another folder with "
@@ -133,6 +138,12 @@ def described(machine: Mapping[str, Any]) -> str:
     cpu = machine["cpu"] + (f" ({machine['cpu_id']})" if machine.get("cpu_id") else "")
     words = [cpu, f"{machine['cores']} cores", instruction_set(machine)]
     return ", ".join([*words, machine["gpu"]] if "gpu" in machine else words)
+
+
+def cpu_name(machine: Mapping[str, Any]) -> str:
+    """With what tells CPUs of one name apart, where it is known: virtual machines name a CPU by its make alone."""
+    cpu, known = str(machine["cpu"]), str(machine.get("cpu_id") or "").split()
+    return f"{cpu} family {known[1]} model {known[2]}" if len(known) > 2 else cpu
 
 
 def instruction_set(machine: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common.goals import Row
-from benchmarks.common.results import read
+from benchmarks.common.results import described, read
 from benchmarks.decode.contestants import Entry
 from benchmarks.decode.goals import SMOKE
 from benchmarks.decode.speed import workers
@@ -84,13 +84,16 @@ def _row(what: str, ratios: list[float]) -> Row:
 
 def compared(rows: list[Row], say: Callable[[str], None]) -> bool:
     """Whether no row fell below what is kept for this kind of machine; tells each."""
-    kept = {row["what"]: row["ratio"] for row in read(SMOKE.file())["rows"]} if SMOKE.file().exists() else {}
+    content = read(SMOKE.file()) if SMOKE.file().exists() else {"rows": []}
+    other = "machine" in content and SMOKE.elsewhere(content["machine"])
+    kept = {} if other else {row["what"]: row["ratio"] for row in content["rows"]}
+    nothing = f"not compared: kept is {described(content['machine'])}" if other else "none kept for this kind of machine"
     good = True
     for row in rows:
         before = kept.get(row["what"])
         fell = before is not None and row["ratio"] < LEAST * before
         good &= not fell
-        then = f"kept {before:.2f}{', FELL' if fell else ''}" if before is not None else "none kept for this kind of machine"
+        then = f"kept {before:.2f}{', FELL' if fell else ''}" if before is not None else nothing
         low, high = row["quartiles"]
         say(f"{row['what']:20} {row['ratio']:6.2f} of torch's int8 (quartiles {low:.2f} to {high:.2f}; {then})")
     return good

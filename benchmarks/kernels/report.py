@@ -110,10 +110,10 @@ def roofline_table(content: Content) -> str:
     lines = []
     for name, m in roof.names:
         cached, cold = roof.products["cache", m, name], roof.products["memory", m, name]
-        compute = f"{cached['gops']:.0f} ({roof.of_peak(name, m):.0%})"
+        compute = f"{cached['gops']:.0f} of {roof.peak[name]:.0f} ({roof.of_peak(name, m):.0%})"
         memory = f"{cold['gbytes_per_s']:.1f} ({roof.of_bandwidth(name, m):.0%})"
         lines.append([f"`{name}`, m = {m}", compute, f"{cached['gbytes_per_s']:.1f}", f"{cold['gops']:.0f}", memory])
-    compute, memory = f"in the caches: GOP/s (of the peak, {roof.peak:.0f})", "codes, GB/s (of what is read meanwhile)"
+    compute, memory = "in the caches: GOP/s of the peak", "codes, GB/s (of what is read meanwhile)"
     return table(("product", compute, "codes, GB/s", "from memory: GOP/s", memory), lines)
 
 

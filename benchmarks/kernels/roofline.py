@@ -29,6 +29,8 @@ from benchmarks.peers.kernels.read_bandwidth import ReadBandwidth
 from benchmarks.peers.packages import THREADS
 
 SCHEMES = ("pot4", "apot4", "pot3", "pot2")
+PAIRS = {"pot4": 2, "apot4": 2, "pot3": 16, "pot2": 16, "any int8": 1}
+"""Of products that AVX2 adds in 16 bits (csrc/kernels/isa/avx2.cpp): the largest level tells. Of any int8 no two fit."""
 ROWS = (1, 16, 128)  # of activations
 CACHED, COPIES = (1536, 1024), 2  # a thread has half of their 1.6 MB
 COLD = (4096, 4096)
@@ -44,7 +46,7 @@ PROTOCOL = {
     "threads": THREADS,
     "cached": f"{COPIES} weights of {CACHED[0]}x{CACHED[1]} in one native call",
     "from memory": f"{COLD[0]}x{COLD[1]}, copies that exceed the last-level cache",
-    "int8 peak": "the instruction set's dot product out of registers: vpmaddubsw, vpmaddwd and vpaddd on AVX2",
+    "int8 peak": "of a scheme: dot products out of registers; with AVX2 as many additions in 16 bits as its levels allow",
     "rounds": ROUNDS,
     "profile": f"perf, CPU clock: {REPEATS} times {NEW_TOKENS} tokens after one, or a prompt of {PROMPT_TOKENS}",
 }
@@ -92,6 +94,8 @@ def profile(folder: Path, text: str, work: str) -> Row:
 def shares(report: str) -> dict[str, float]:
     """By part of the work, from ``perf report``; what is not the library's (loading a model, Python) does not count."""
     found = dict.fromkeys([*PARTS, "other"], 0.0)
+    if any(re.match(r"\s*[\d.]+%\s+\S*libpotq\S*\s+\[.\]\s+0x", line) for line in report.splitlines()):
+        raise SystemExit("the library has no symbols: set POTQ_LIBRARY=PATH to one built by cmake and not stripped")
     for line in report.splitlines():
         match = re.match(r"\s*([\d.]+)%\s+(\S+)\s+\[.\]\s+(.*)", line)
         if match is None or "libpotq" not in match[2] or "pack" in match[3]:
@@ -100,7 +104,7 @@ def shares(report: str) -> dict[str, float]:
         found[part] += float(match[1])
     whole = sum(found.values())
     if not whole:
-        raise SystemExit("perf found no sample in the library: does it have its symbols?")
+        raise SystemExit("perf found no sample in the library")
     return {part: round(share / whole, 4) for part, share in found.items()}
 
 
@@ -110,7 +114,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a packed folder that the engine runs")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
-    rows: list[Row] = [{"what": "int8 peak", "gops": int8_peak()}]
+    peaks = {pairs: int8_peak(pairs) for pairs in set(PAIRS.values())}
+    rows: list[Row] = [{"what": "int8 peak", "name": name, "gops": peaks[pairs]} for name, pairs in PAIRS.items()]
     for where in ("cache", "memory"):
         for m in ROWS:
             rows += products(where, m)

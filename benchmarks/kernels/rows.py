@@ -64,13 +64,13 @@ class Roofline:
 
     def __init__(self, rows: Iterable[Row]) -> None:
         rows = list(rows)
-        self.peak: float = next(row["gops"] for row in rows if row["what"] == "int8 peak")
+        self.peak: dict[str, float] = {row["name"]: row["gops"] for row in rows if row["what"] == "int8 peak"}
         self.products = {(row["where"], row["m"], row["name"]): row for row in rows if row["what"] == "product"}
         self.names = [(name, m) for where, m, name in self.products if where == "cache"]
 
     def of_peak(self, name: str, m: int) -> float:
         """Of a product whose weight stays in the caches."""
-        return float(self.products["cache", m, name]["gops"]) / self.peak
+        return float(self.products["cache", m, name]["gops"]) / self.peak[name]
 
     def of_bandwidth(self, name: str, m: int) -> float:
         """Of a product whose weight comes from memory, beside bytes that are merely read."""

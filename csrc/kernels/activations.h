@@ -87,7 +87,7 @@ inline void interleave(const void* from, size_t step, int steps, int row, int ro
 }
 
 inline void prepare_float(const potq_product& product, const Layout& layout, int64_t first, int rows, uint8_t* panel) {
-  const Panel shape(layout, POTQ_FLOAT, rows);
+  const Panel shape(layout, POTQ_FLOAT, rows, 0);
   float values[kMaxBlock];
   for (int b = 0; b < layout.blocks; b++) {
     for (int row = 0; row < rows; row++) {
@@ -100,33 +100,48 @@ inline void prepare_float(const potq_product& product, const Layout& layout, int
 // Room in a panel for one block of `rows` rows: a number of each, the starts of their sums, their values.
 struct BlockWriter {
   uint8_t* to;
-  int rows, offset, steps;
+  int rows, offset, steps, narrow_steps;
 
   void write(int row, const void* number, const int8_t* values, int32_t sum) const {
-    const int32_t start = -offset * sum;
     std::memcpy(to + size_t(row) * 4, number, 4);
-    std::memcpy(to + size_t(rows + row) * 4, &start, 4);
-    interleave(values, 4, steps, row, rows, to + size_t(rows) * 8);
+    int32_t starts[kMaxBlock / 4] = {-offset * sum};
+    const int count = starts_of(steps * 4 / kUnit, narrow_steps);
+    if (narrow_steps) narrow_starts(values, count, starts);
+    interleave(starts, 4, count, row, rows, to + size_t(rows) * 4);
+    interleave(values, 4, steps, row, rows, to + size_t(rows) * size_t(4 * (1 + count)));
+  }
+
+  // Each holds two int16: -offset times the sum of the columns 0 and 1 of its steps, and of 2 and 3.
+  void narrow_starts(const int8_t* values, int count, int32_t* starts) const {
+    for (int s = 0; s < count; s++) {
+      int32_t sums[2] = {};
+      for (int k = s * narrow_steps; k < smaller((s + 1) * narrow_steps, steps); k++) {
+        sums[0] += values[4 * k] + values[4 * k + 1];
+        sums[1] += values[4 * k + 2] + values[4 * k + 3];
+      }
+      starts[s] = int32_t(uint32_t(uint16_t(-offset * sums[0])) | uint32_t(-offset * sums[1]) << 16);
+    }
   }
 };
 
 template <class V>
 inline void prepare_int8(const potq_product& product, const Layout& layout, int64_t first, int rows, uint8_t* panel) {
-  const Panel shape(layout, POTQ_INT8, rows);
+  const int narrow_steps = V::narrow_steps(*product.format);
+  const Panel shape(layout, POTQ_INT8, rows, narrow_steps);
   const float reference = float_of(uint32_t(127 - product.format->reference_log2) << 23);
   const int steps = layout.block / 4, offset = V::offset(*product.format);
   float values[kMaxBlock];
   Rounded rounded[kMaxPanelRows];
   for (int b = 0; b < layout.blocks; b++) {
     int32_t fine_rows[kMaxPanelRows], fine = 0;
-    const BlockWriter coarse{panel + shape.blocks + size_t(b) * shape.block_bytes, rows, offset, steps};
+    const BlockWriter coarse{panel + shape.blocks + size_t(b) * shape.block_bytes, rows, offset, steps, narrow_steps};
     for (int row = 0; row < rows; row++) {
       load_block(product, first + row, b * layout.block, layout.block, values);
       if (round_block(values, layout.block, reference, &rounded[row])) fine_rows[fine++] = row;
       coarse.write(row, &rounded[row].scale, rounded[row].coarse, rounded[row].coarse_sum);
     }
     panel[b] = uint8_t(fine);
-    const BlockWriter second{panel + shape.fine + size_t(b) * shape.block_bytes, fine, offset, steps};
+    const BlockWriter second{panel + shape.fine + size_t(b) * shape.block_bytes, fine, offset, steps, narrow_steps};
     for (int i = 0; i < fine; i++) second.write(i, &fine_rows[i], rounded[fine_rows[i]].fine, rounded[fine_rows[i]].fine_sum);
   }
 }

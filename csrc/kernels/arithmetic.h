@@ -20,7 +20,7 @@ struct Integer {
                               typename V::Ints (*result)[M]) {
     if constexpr (V::kPairsRows)
       V::template dot_pairs<Bits, M, R>(decoder, codes, panel, result);
-    else if constexpr (V::kNarrowSteps > 1)
+    else if constexpr (V::kNarrowSteps > 0)
       dot_narrow(decoder, codes, panel, result);
     else
       dot_wide(decoder, codes, panel, result);
@@ -76,47 +76,55 @@ struct Integer {
     }
   }
 
-  // The same where a few steps of 4 columns fit 16 bits: their sums are made twice as wide once for all of them.
+  // The same where a few steps of 4 columns fit 16 bits: their sums are made twice as wide once for all of them. They begin at
+  // what the offset of the levels will add, with the other sign, and may wrap around on the way: what remains fits.
   static POTQ_INLINE void dot_narrow(const Decoder<V, Bits>& decoder, const Codes& codes, const uint8_t* panel,
                                      typename V::Ints (*total)[M]) {
-    constexpr bool kEachUnit = V::kNarrowSteps < kMaxBlock / 4;  // else once a block
-    static_assert(V::kNarrowSteps >= 4, "a unit has 4 steps");
     const int32_t* starts = reinterpret_cast<const int32_t*>(panel) + M;
-    const int8_t* values = reinterpret_cast<const int8_t*>(panel) + 8 * M;
+    const int8_t* values = reinterpret_cast<const int8_t*>(starts + M * starts_of(codes.units, V::kNarrowSteps));
+    constexpr bool kHalves = V::kNarrowSteps == 2;                             // half a unit has a start
+    constexpr int kUnits = kHalves ? kMaxBlock / kUnit : V::kNarrowSteps / 4;  // so many units do
+    static_assert(kHalves || (kUnits > 0 && V::kNarrowSteps % 4 == 0), "the steps of half a unit, or of some units");
     typename V::Ints narrow[R][M];
     POTQ_UNROLL
-    for (int i = 0; i < R * M; i++) {
-      total[i / M][i % M] = V::start(starts + i % M);
-      narrow[i / M][i % M] = V::zero();
-    }
-    POTQ_UNROLL_UNITS
-    for (int u = 0; u < codes.units; u++) {
-      POTQ_UNROLL
-      for (int half = 0; half < 2; half++, values += 8 * M) {
-        typename V::Bytes levels[R][2];
+    for (int i = 0; i < R * M; i++) total[i / M][i % M] = V::zero();
+    for (int first = 0, last = 0; first < codes.units; first = last) {
+      last = kUnits == kMaxBlock / kUnit ? codes.units : smaller(first + kUnits, codes.units);
+      for (int i = 0; !kHalves && i < M; i++) begin(starts[i], i, narrow);
+      POTQ_UNROLL_UNITS
+      for (int u = first; u < last; u++) {
         POTQ_UNROLL
-        for (int r = 0; r < R; r++) codes.decode<V, Bits>(decoder, r, u, half, levels[r]);
-        POTQ_UNROLL
-        for (int s = 0; s < 2; s++) {
+        for (int half = 0; half < 2; half++, values += 8 * M) {
+          typename V::Bytes levels[R][2];
+          POTQ_UNROLL
+          for (int r = 0; r < R; r++) codes.decode<V, Bits>(decoder, r, u, half, levels[r]);
           POTQ_UNROLL
           for (int i = 0; i < M; i++) {
-            const auto four = V::four(values + 4 * (s * M + i));
+            if (kHalves) begin(starts[i], i, narrow);
             POTQ_UNROLL
-            for (int r = 0; r < R; r++) {
-              const typename V::Ints sums = V::dot_narrow(levels[r][s], four);
-              narrow[r][i] = kEachUnit && half == 0 && s == 0 ? sums : V::add_narrow(narrow[r][i], sums);
+            for (int s = 0; s < 2; s++) {
+              const auto four = V::four(values + 4 * (s * M + i));
+              POTQ_UNROLL
+              for (int r = 0; r < R; r++) narrow[r][i] = V::add_narrow(narrow[r][i], V::dot_narrow(levels[r][s], four));
             }
+            if (kHalves) widen(i, narrow, total);
           }
+          if (kHalves) starts += M;
         }
       }
-      if (kEachUnit) widen(narrow, total);
+      for (int i = 0; !kHalves && i < M; i++) widen(i, narrow, total);
+      if (!kHalves) starts += M;
     }
-    if (!kEachUnit) widen(narrow, total);
   }
 
-  static POTQ_INLINE void widen(const typename V::Ints (*narrow)[M], typename V::Ints (*total)[M]) {
+  static POTQ_INLINE void begin(const int32_t& start, int i, typename V::Ints (*narrow)[M]) {
     POTQ_UNROLL
-    for (int i = 0; i < R * M; i++) total[i / M][i % M] = V::add(total[i / M][i % M], V::widen(narrow[i / M][i % M]));
+    for (int r = 0; r < R; r++) narrow[r][i] = V::start(&start);
+  }
+
+  static POTQ_INLINE void widen(int i, const typename V::Ints (*narrow)[M], typename V::Ints (*total)[M]) {
+    POTQ_UNROLL
+    for (int r = 0; r < R; r++) total[r][i] = V::add_wide(total[r][i], narrow[r][i]);
   }
 
   // `fine`: the second int8 of `fine_rows` of the rows

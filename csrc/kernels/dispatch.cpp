@@ -129,7 +129,8 @@ int32_t potq_row_blocks(const potq_format* format) { return (format->rows + kRow
 size_t potq_tiles_bytes(const potq_format* format) { return Layout(*format).row_block_bytes * size_t(potq_row_blocks(format)); }
 
 static Panels panels_of(const potq_format& format, int32_t isa, int32_t arithmetic, int32_t rows) {
-  return Panels(Layout(format), arithmetic, rows, kIsas[isa].kernels->panel_rows[arithmetic]);
+  const Kernels& kernels = *kIsas[isa].kernels;
+  return Panels(Layout(format), arithmetic, rows, kernels.panel_rows[arithmetic], kernels.narrow_steps(format));
 }
 
 int32_t potq_panels(int32_t isa, int32_t arithmetic, int32_t rows) {

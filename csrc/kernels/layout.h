@@ -88,13 +88,19 @@ struct Layout {
   }
 };
 
+// How many starts the sums of a row's block have: one for `narrow_steps` steps of 4 columns, or one for the block.
+constexpr int starts_of(int units, int narrow_steps) {
+  return narrow_steps ? (units * (kUnit / 4) + narrow_steps - 1) / narrow_steps : 1;
+}
+
 // A panel of prepared activations.
 //
 // FLOAT: per block of columns the values, 4 columns of each row in turn.
-// INT8: a byte a block, how many of its rows hold an outlier; then per block `rows` float scales, `rows` int32 starts of the
-// sums (-V::offset times the sum of the values), and the int8 values in the same order. A row whose block holds an outlier is
-// rounded finer, to 254 q + r with a second int8 r. Behind all blocks a second set of blocks holds these rows alone: their
-// numbers in the panel, the starts of the sums of r, and r.
+// INT8: a byte a block, how many of its rows hold an outlier; then per block `rows` float scales, the starts of the sums, and
+// the int8 values in the same order. A start takes out again what an offset on the levels adds. It is an int32 for the block,
+// -V::offset times the sum of the values; or two int16 for every few steps, which are the sums of the columns 0 and 1 of the
+// steps and of 2 and 3. A row whose block holds an outlier is rounded finer, to 254 q + r with a second int8 r. Behind all
+// blocks a second set of blocks holds these rows alone: their numbers in the panel, the starts of the sums of r, and r.
 struct Panel {
   size_t blocks;  // offset of the first block
   size_t values;  // offset of the values in a block
@@ -102,10 +108,10 @@ struct Panel {
   size_t fine;  // offset of the second set, whose blocks are as large
   size_t bytes;
 
-  Panel(const Layout& layout, int arithmetic, int rows) {
+  Panel(const Layout& layout, int arithmetic, int rows, int narrow_steps) {
     const bool integer = arithmetic == POTQ_INT8;
     blocks = integer ? round_up(size_t(layout.blocks), kTile) : 0;
-    values = integer ? size_t(rows) * 8 : 0;
+    values = integer ? size_t(rows) * 4 * size_t(1 + starts_of(layout.block / kUnit, narrow_steps)) : 0;
     block_bytes = values + size_t(layout.block) * size_t(rows) * (integer ? 1 : 4);
     fine = round_up(blocks + block_bytes * size_t(layout.blocks), kTile);
     bytes = integer ? round_up(fine + block_bytes * size_t(layout.blocks), kTile) : fine;
@@ -117,8 +123,9 @@ struct Panels {
   int total, count;
   size_t panel_bytes;  // of the highest
 
-  Panels(const Layout& layout, int arithmetic, int rows, int most) : total(rows), count((rows + most - 1) / most) {
-    panel_bytes = Panel(layout, arithmetic, (rows + count - 1) / count).bytes;
+  Panels(const Layout& layout, int arithmetic, int rows, int most, int narrow_steps)
+      : total(rows), count((rows + most - 1) / most) {
+    panel_bytes = Panel(layout, arithmetic, (rows + count - 1) / count, narrow_steps).bytes;
   }
   int first(int panel) const { return int(int64_t(total) * panel / count); }
   int rows(int panel) const { return first(panel + 1) - first(panel); }

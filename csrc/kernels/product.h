@@ -23,10 +23,9 @@
 namespace potq {
 namespace {
 
-constexpr int kPrefetch = 8192;    // bytes ahead: the hardware stops at the end of a page, and that is too late
-constexpr int kChunkBlocks = 16;   // blocks of columns that several panels meet while they are in the first-level cache
-constexpr int kDecodedBlocks = 8;  // the same, if their levels are bytes
-constexpr int kGroupPanels = 24;   // panels whose sums wait at the same time
+constexpr int kPrefetch = 8192;   // bytes ahead: the hardware stops at the end of a page, and that is too late
+constexpr int kChunkBlocks = 16;  // blocks of columns that several panels meet while they are in the first-level cache
+constexpr int kGroupPanels = 24;  // panels whose sums wait at the same time
 
 template <class V, template <class, int, int, int> class Arithmetic>
 constexpr bool is_integer() {
@@ -110,7 +109,7 @@ void multiply_chunk(const Decoder<V, Bits>& decoder, const Chunk& chunk, typenam
   constexpr bool kInteger = is_integer<V, Arithmetic>();
   constexpr int kBlocks = R * V::kLanes / kRows;
   const Layout& layout = *chunk.layout;
-  const Panel shape(layout, kInteger ? POTQ_INT8 : POTQ_FLOAT, M);
+  const Panel shape(layout, kInteger ? POTQ_INT8 : POTQ_FLOAT, M, V::kNarrowSteps);
   const int units = Units ? Units : layout.block / kUnit, scale_format = chunk.format->scale_format;
   const size_t thirds = size_t(units) * Decoder<V, Bits>::kUnitBytes;
   const float reference = float_of(uint32_t(127 - chunk.format->reference_log2) << 23);
@@ -204,13 +203,12 @@ void multiply_group(const potq_product& product, const Decoder<V, Bits>& decoder
                     const uint8_t* prepared, int64_t first, int first_panel, int last_panel, int block, const uint8_t* end) {
   constexpr int kParts = kRows / V::kLanes, kStrips = kBlocks * kParts;
   constexpr bool kDecodes = V::kDecodesFirst && Bits != 8 && is_integer<V, Arithmetic>();
-  constexpr int kStep = kDecodes ? kDecodedBlocks : kChunkBlocks;
   const Decoder<V, kDecodes ? kDecoded : Bits> decoded(product.format->levels, 0);
   typename V::Floats y[kGroupPanels][kStrips * kMax];
-  alignas(64) uint8_t levels[kDecodes ? kDecodedBlocks * kMaxBlock * kRows : 1];
+  alignas(64) uint8_t levels[kDecodes ? kChunkBlocks * kMaxBlock * kRows : 1];
   const uint8_t* row_block = product.tiles + size_t(block) * layout.row_block_bytes;
   for (int b = 0; b < kBlocks; b++) fetch<V>(row_block + size_t(b) * layout.row_block_bytes, layout.scales_bytes, end);
-  const int step = panels.count == 1 ? layout.blocks : kStep;
+  const int step = panels.count == 1 ? layout.blocks : kChunkBlocks;
   for (int b = 0; b < layout.blocks; b += step) {
     const bool starts = b == 0, ends = b + step >= layout.blocks;
     const uint8_t* tiles = row_block + layout.scales_bytes + size_t(b) * layout.block_bytes;
@@ -245,7 +243,7 @@ template <class V, int Bits, template <class, int, int, int> class Arithmetic, i
 void multiply_bits(const potq_product& product, const uint8_t* prepared, int64_t first, int rows, int first_block,
                    int last_block) {
   const Layout layout(*product.format);
-  const Panels panels(layout, product.arithmetic, rows, kMax);
+  const Panels panels(layout, product.arithmetic, rows, kMax, V::kNarrowSteps);
   const Decoder<V, Bits> decoder(product.format->levels, is_integer<V, Arithmetic>() ? V::offset(*product.format) : 0);
   const uint8_t* end = product.tiles + size_t(last_block) * layout.row_block_bytes;
   constexpr bool kPairs = V::kPairFrom <= kMax;  // of row blocks; else they need no code
@@ -282,7 +280,7 @@ void multiply(const potq_product& product, const uint8_t* prepared, int64_t firs
 
 template <class V>
 constexpr Kernels kernels_of() {
-  return {{V::kPanelRows, V::kFloatPanelRows}, prepare_panel<V>, multiply<V>};
+  return {{V::kPanelRows, V::kFloatPanelRows}, V::narrow_steps, prepare_panel<V>, multiply<V>};
 }
 
 }  // namespace

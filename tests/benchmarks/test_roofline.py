@@ -26,3 +26,8 @@ def test_shares_are_of_the_library_without_what_loads_a_model() -> None:
 def test_a_profile_without_the_library_is_refused() -> None:
     with pytest.raises(SystemExit, match="no sample in the library"):
         shares(REPORT.replace("libpotq", "libother"))
+
+
+def test_a_library_without_symbols_is_refused() -> None:
+    with pytest.raises(SystemExit, match="no symbols"):
+        shares(REPORT + "\n     4.45%  libpotq.so  [.] 0x000000000006bfe5\n")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.common.results import save
+from benchmarks.common.results import machine, save
 from benchmarks.decode import smoke
 from benchmarks.decode.goals import SMOKE
 
@@ -24,6 +24,16 @@ def test_a_ratio_that_fell_is_named(ratio: float, good: bool, tmp_path: Path, mo
     assert smoke.compared([row("decode", ratio), row("prefill", 2.0)], said.append) == good
     assert ("FELL" in said[0]) == (not good)
     assert "FELL" not in said[1]
+
+
+def test_another_cpu_of_the_kind_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = machine("cpu") | {"cpu": "another CPU"}
+    save(tmp_path / "smoke.json", {"machine": other, "rows": [row("decode", 9.0)]})
+    monkeypatch.setattr(type(SMOKE), "file", lambda self: tmp_path / "smoke.json")
+    said: list[str] = []
+    assert smoke.compared([row("decode", 1.0)], said.append)
+    assert "another CPU" in said[0]
+    assert "FELL" not in said[0]
 
 
 def test_another_kind_of_machine_has_nothing_to_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from benchmarks import tables
 from benchmarks.common import results
 from benchmarks.common.goals import verdict
 from benchmarks.common.markdown import filled
-from benchmarks.common.results import RESULTS, read, save
+from benchmarks.common.results import RESULTS, cpu_name, read, save
 from benchmarks.decode import report as decode
 from benchmarks.decode.goals import BLOCKS_8B
 from benchmarks.ptq.accuracy import accuracy, figure, wikitext2_of_stories
@@ -65,9 +65,10 @@ def test_speeds_of_another_machine_stand_apart(copied: Path) -> None:
     save(copied / "decode.avx2.json", content | {"machine": content["machine"] | {"isa": "avx2"}, "rows": slower})
     line = next(line for line in decode.speed_table().splitlines() if line.startswith("| potq pot4 |"))
     assert _cells(line)[-2:] == ["100", "200"]
-    assert "AVX-512 VNNI (AMD EPYC, 2 cores); AVX2 (AMD EPYC, 2 cores)" in decode.speed_table()
+    cpu = f"({cpu_name(content['machine'])}, 2 cores)"
+    assert f"AVX-512 VNNI {cpu}; AVX2 {cpu}" in decode.speed_table()
     heading, _, first, *others = map(_cells, decode.readme_speed().splitlines())
-    assert heading[-1] == "decode / prompt of 512, tokens/s, AVX2 (AMD EPYC, 2 cores)"
+    assert heading[-1] == f"decode / prompt of 512, tokens/s, AVX2 {cpu}"
     assert (first[0], first[-1]) == ("`pot4`", "100 / 200")
     assert {line[-1] for line in others} == {"- / -"}
 
@@ -75,7 +76,7 @@ def test_speeds_of_another_machine_stand_apart(copied: Path) -> None:
 def test_a_forced_instruction_set_is_named_in_tables(copied: Path) -> None:
     content = read(copied / "decode.avx2.json")
     save(copied / "decode.avx2.json", content | {"machine": content["machine"] | {"forced_on": "avx512vnni"}})
-    assert "AVX2 forced on AVX-512 VNNI (AMD EPYC, 2 cores)" in decode.readme_speed()
+    assert f"AVX2 forced on AVX-512 VNNI ({cpu_name(content['machine'])}, 2 cores)" in decode.readme_speed()
 
 
 def test_goals_of_a_kind_of_machine_that_was_never_measured_are_on_the_list(copied: Path) -> None:

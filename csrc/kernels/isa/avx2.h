@@ -9,7 +9,7 @@ namespace potq {
 namespace {
 
 struct Avx2 {
-  static constexpr int kLanes = 8, kPanelRows = 4, kFloatPanelRows = 2, kPairFrom = 99, kNarrowSteps = 1;
+  static constexpr int kLanes = 8, kPanelRows = 4, kFloatPanelRows = 2, kPairFrom = 99, kNarrowSteps = 0;
   // levels take a byte, and are decoded once for all rows: with half as many lanes as AVX-512 there is more to decode beside
   // fewer products
   static constexpr bool kDecodesFirst = true, kPairsRows = false, kOneRowApart = true;

@@ -8,7 +8,7 @@ namespace potq {
 namespace {
 
 struct Avx512Vnni {
-  static constexpr int kLanes = 16, kPanelRows = 6, kFloatPanelRows = 4, kPairFrom = 4, kNarrowSteps = 1;
+  static constexpr int kLanes = 16, kPanelRows = 6, kFloatPanelRows = 4, kPairFrom = 4, kNarrowSteps = 0;
   static constexpr bool kDecodesFirst = false, kPairsRows = false, kOneRowApart = false;
   using Bytes = __m512i;
   using Table = __m512i;
@@ -16,6 +16,7 @@ struct Avx512Vnni {
   using Floats = __m512;
 
   static int offset(const potq_format&) { return 128; }
+  static int narrow_steps(const potq_format&) { return kNarrowSteps; }
   static POTQ_INLINE void prefetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
   static POTQ_INLINE void prefetch_write(const uint8_t* from) { __builtin_prefetch(from, 1); }
   static POTQ_INLINE Bytes load(const uint8_t* from) { return _mm512_loadu_si512(from); }

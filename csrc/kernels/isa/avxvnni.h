@@ -12,6 +12,7 @@ struct AvxVnni : Avx2 {
   static constexpr int kPanelRows = 6;  // 12 sums, 2 vectors of levels and one of activations: 15 of 16 registers
   static constexpr bool kOneRowApart = false;
   static int offset(const potq_format&) { return 128; }
+  static int narrow_steps(const potq_format&) { return kNarrowSteps; }
   static POTQ_INLINE Ints dot(Ints sum, Bytes level, Bytes x) { return kept(Dot::dot(sum, level, x)); }
 };
 
@@ -26,7 +27,7 @@ void multiply_avxvnni(const potq_product& product, const uint8_t* prepared, int6
 template <class Dot>
 constexpr Kernels avxvnni_kernels() {
   using V = AvxVnni<Dot>;
-  return {{V::kPanelRows, V::kFloatPanelRows}, prepare_panel<V>, multiply_avxvnni<V>};
+  return {{V::kPanelRows, V::kFloatPanelRows}, V::narrow_steps, prepare_panel<V>, multiply_avxvnni<V>};
 }
 
 }  // namespace

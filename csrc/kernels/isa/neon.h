@@ -11,7 +11,7 @@ namespace {
 
 template <class Dot>
 struct Neon {
-  static constexpr int kLanes = 4, kPanelRows = 4, kFloatPanelRows = 2, kPairFrom = 99, kNarrowSteps = 1;
+  static constexpr int kLanes = 4, kPanelRows = 4, kFloatPanelRows = 2, kPairFrom = 99, kNarrowSteps = 0;
   static constexpr bool kDecodesFirst = false, kPairsRows = false, kOneRowApart = false;
   using Bytes = uint8x16_t;
   using Table = uint8x16_t;
@@ -19,6 +19,7 @@ struct Neon {
   using Floats = float32x4_t;
 
   static int offset(const potq_format&) { return 0; }
+  static int narrow_steps(const potq_format&) { return kNarrowSteps; }
   static POTQ_INLINE void prefetch(const uint8_t* from) { __builtin_prefetch(from); }
   static POTQ_INLINE void prefetch_write(const uint8_t* from) { __builtin_prefetch(from, 1); }
   static POTQ_INLINE Bytes load(const uint8_t* from) { return vld1q_u8(from); }

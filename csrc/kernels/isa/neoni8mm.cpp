@@ -78,6 +78,7 @@ void multiply_i8mm(const potq_product& product, const uint8_t* prepared, int64_t
 
 }  // namespace
 
-const Kernels kNeonI8mm = {{NeonI8mm::kPanelRows, NeonI8mm::kFloatPanelRows}, prepare_panel<NeonI8mm>, multiply_i8mm};
+const Kernels kNeonI8mm = {
+    {NeonI8mm::kPanelRows, NeonI8mm::kFloatPanelRows}, NeonI8mm::narrow_steps, prepare_panel<NeonI8mm>, multiply_i8mm};
 
 }  // namespace potq

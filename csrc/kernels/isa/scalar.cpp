@@ -8,7 +8,7 @@ namespace potq {
 namespace {
 
 struct Scalar {
-  static constexpr int kLanes = 16, kPanelRows = 2, kFloatPanelRows = 2, kPairFrom = 99, kNarrowSteps = 1;
+  static constexpr int kLanes = 16, kPanelRows = 2, kFloatPanelRows = 2, kPairFrom = 99, kNarrowSteps = 0;
   static constexpr bool kDecodesFirst = false, kPairsRows = false, kOneRowApart = false;
   struct Bytes {
     uint8_t at[64];
@@ -31,6 +31,7 @@ struct Scalar {
   }
 
   static int offset(const potq_format&) { return 0; }
+  static int narrow_steps(const potq_format&) { return kNarrowSteps; }
   static void prefetch(const uint8_t*) {}
   static void prefetch_write(const uint8_t*) {}
   static Bytes load(const uint8_t* from) {
