@@ -86,14 +86,23 @@ inline uint32_t load4(const uint8_t* from) {
 
 inline void store4(uint32_t value, uint8_t* to) { std::memcpy(to, &value, 4); }
 
+// Four bytes of four fields of 2 bits: field j of byte i becomes field i of byte j.
+inline uint32_t transposed(uint32_t fields) {
+  const uint32_t ones = (fields ^ fields >> 6) & 0x00cc00cc;  // neighbours
+  fields ^= ones | ones << 6;
+  const uint32_t twos = (fields ^ fields >> 12) & 0x0000f0f0;  // pairs
+  return fields ^ (twos | twos << 12);
+}
+
+// Bit j of a nibble as the lowest bit of byte j.
+inline uint32_t spread(int nibble) { return uint32_t(nibble) * 0x00204081 & 0x01010101; }
+
 // Third bits of 16 columns of a row: `bits`, lowest first. Lanes come in order, and lane 0 to 7 of a byte before the others.
 inline void pack_thirds(const uint8_t* bits, int lane, uint8_t* thirds) {
-  for (int j = 0; j < 4; j++) {
-    int byte = 0;
-    for (int step = 0; step < 4; step++) byte |= (bits[step / 2] >> (step % 2 * 4 + j) & 1) << third_shift(lane, step);
-    uint8_t* to = thirds + lane % 8 * 4 + j;
-    *to = uint8_t(lane < 8 ? byte : *to | byte);
-  }
+  uint32_t bytes = 0;
+  for (int step = 0; step < 4; step++) bytes |= spread(bits[step / 2] >> step % 2 * 4 & 15) << third_shift(lane, step);
+  uint8_t* to = thirds + lane % 8 * 4;
+  store4(lane < 8 ? bytes : load4(to) | bytes, to);
 }
 
 // The same as pack_unit for one row whose 16 columns are all there, without a code by itself: `row` is canonical. No trellis.
@@ -109,16 +118,13 @@ inline void pack_whole_unit(const potq_format& format, const uint8_t* row, int c
       const uint32_t even = (low & 0x000f000f) | (high & 0x000f000f) << 4;
       const uint32_t odd = (low >> 4 & 0x000f000f) | (high & 0x00f000f0);
       const uint32_t codes = even | odd << 8;
-      for (int j = 0; j < 4; j++) to[half * kTile + j] = uint8_t(codes >> (8 * j));
+      store4(codes, to + half * kTile);
     }
   } else {
-    const uint8_t* from = row + column / 4;
-    for (int j = 0; j < 4; j++) {
-      int codes = 0;
-      for (int step = 0; step < 4; step++) codes |= (from[step] >> (2 * j) & 3) << field_shift(format.bits, step);
-      to[j] = uint8_t(codes);
-    }
-    if (format.bits == 3) pack_thirds(row + plane_bytes(format, 2) + column / 8, lane, thirds);
+    const uint32_t steps = transposed(load4(row + column / 4));
+    if (format.bits == 2) return store4(steps, to);
+    store4((steps & 0xc3c3c3c3) | (steps & 0x0c0c0c0c) << 2 | (steps & 0x30303030) >> 2, to);  // steps 0, 2, 1, 3
+    pack_thirds(row + plane_bytes(format, 2) + column / 8, lane, thirds);
   }
 }
 
