@@ -121,11 +121,10 @@ class Benchmark:
         return bool(self.timed) and any(recorded.get(key) != here.get(key) for key in same)
 
     def _refuse_others(self, recorded: Mapping[str, Any]) -> None:
-        here = machine(self.timed)
         if self.elsewhere(recorded):
             raise SystemExit(
                 f"{self.file()} was measured on another machine. Its machine: {described(recorded)}. This machine: "
-                f"{described(here)}. Speeds of two machines are not mixed. Write to another folder with "
+                f"{described(machine(self.timed))}. Speeds of two machines are not mixed. Write to another folder with "
                 "POTQ_SPEED_RESULTS=FOLDER, or remove the file to measure this machine instead."
             )
 

@@ -94,12 +94,12 @@ def profile(folder: Path, text: str, work: str) -> Row:
 def shares(report: str) -> dict[str, float]:
     """By part of the work, from ``perf report``; what is not the library's (loading a model, Python) does not count."""
     found = dict.fromkeys([*PARTS, "other"], 0.0)
-    if any(re.match(r"\s*[\d.]+%\s+\S*libpotq\S*\s+\[.\]\s+0x", line) for line in report.splitlines()):
-        raise SystemExit("the library has no symbols: set POTQ_LIBRARY=PATH to one built by cmake and not stripped")
     for line in report.splitlines():
         match = re.match(r"\s*([\d.]+)%\s+(\S+)\s+\[.\]\s+(.*)", line)
         if match is None or "libpotq" not in match[2] or "pack" in match[3]:
             continue
+        if match[3].startswith("0x"):
+            raise SystemExit("the library has no symbols: set POTQ_LIBRARY=PATH to one built by cmake and not stripped")
         part = next((part for part, pattern in PARTS.items() if re.search(pattern, match[3])), "other")
         found[part] += float(match[1])
     whole = sum(found.values())

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.common import results
 from benchmarks.common.goals import Goal, Row, at_least
-from benchmarks.common.results import RESULTS, Benchmark, described, read, save
+from benchmarks.common.results import RESULTS, Benchmark, cpu_name, described, read, save
 from benchmarks.registry import BENCHMARKS
 
 HERE = {"cpu": "A", "cores": 2, "isa": "avx2"}
@@ -125,3 +125,12 @@ def test_speeds_say_what_they_were_measured_on(path: Path) -> None:
 
 def test_results_stay_small() -> None:
     assert sum(file.stat().st_size for file in RESULTS.iterdir()) <= 3.5e6
+
+
+@pytest.mark.parametrize(
+    ("cpu_id", "name"),
+    [("AuthenticAMD 25 17 1", "AMD EPYC family 25 model 17"), (None, "AMD EPYC"), ("ARM", "AMD EPYC")],
+)
+def test_a_cpu_is_named_with_what_tells_it_apart(cpu_id: str | None, name: str) -> None:
+    assert cpu_name({"cpu": "AMD EPYC", "cpu_id": cpu_id}) == name
+    assert cpu_name({"cpu": "AMD EPYC"}) == "AMD EPYC"

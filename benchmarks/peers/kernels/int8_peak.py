@@ -18,13 +18,12 @@ from benchmarks.peers.packages import THREADS
 
 STEPS = 2_000_000  # dot products of a chain: a few milliseconds
 RUNS = 25
-PAIRS = (1, 2, 16)
 
 
 def int8_peak(pairs: int = 16) -> float | None:
     """Operations per second in units of 1e9 (a multiply-add is two), or None without a C++ compiler that can build it.
 
-    ``pairs``, one of ``PAIRS``, is how many pairs are added in 16 bits before sums are made wider, where (AVX2) that
+    ``pairs``, 1, 2 or 16, is how many pairs are added in 16 bits before sums are made wider, where (AVX2) that
     costs an instruction; 16 is a roof for whatever is multiplied.
     """
     compiler = os.environ.get("CXX") or shutil.which("c++")
