@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from potq.errors import ModelError
 from potq.nn.packed import PackedModule
 from potq.nn.packed_model import packed_modules
+from potq.nn.precision import fast_products
 
 
 def embeddings(model: nn.Module, side: Literal["input", "output"]) -> nn.Module | None:
@@ -26,11 +27,12 @@ def embeddings(model: nn.Module, side: Literal["input", "output"]) -> nn.Module 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, and afterwards each in the mode it was in."""
+    """Every module in evaluation mode, and afterwards each in the mode it was in; products by :func:`fast_products`."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with fast_products(model):
+            yield
     finally:
         for module in training:
             module.training = True

@@ -1,0 +1,95 @@
+"""Half-precision products on processors that have no instructions for them.
+
+torch multiplies bfloat16 and float16 matrices on every processor. Without such instructions (AVX-512 BF16, AMX) it takes
+some five times as long as in float32 where it adds up products of rows with rows of the weight, and a hundred times as long
+elsewhere: on every way back, and in GPT-2's layers. So :func:`fast_products` converts, multiplies in float32, and rounds the
+result as such instructions do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+_FEW = 16  # rows: up to here torch reads a weight once, as it lies, and its conversion would take longer
+_CONVERTED = 1 << 22  # weights of a matrix that are float32 at a time
+_ATEN = torch.ops.aten
+_WHOLE = (
+    *(_ATEN.bmm.default, _ATEN.baddbmm.default),
+    *(_ATEN.convolution.default, _ATEN.convolution_backward.default),
+)
+
+
+def is_slow(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies ``dtype`` in software.
+
+    Example:
+        >>> is_slow(torch.float32)
+        False
+    """
+    if dtype == torch.bfloat16:
+        return not torch.cpu._is_avx512_bf16_supported()
+    return dtype == torch.float16 and not torch.cpu._is_amx_fp16_supported()
+
+
+@contextmanager
+def fast_products(model: nn.Module) -> Iterator[None]:
+    """Whatever is computed on the CPU meanwhile, half-precision products take float32's way if ``model`` would be slow.
+
+    Results have the dtype that they had; memory holds some megabytes more, whatever the size of a weight.
+    """
+    tensors = chain(model.parameters(), model.buffers())
+    slow = {dtype for dtype in {tensor.dtype for tensor in tensors} if is_slow(dtype)}
+    if not slow:
+        yield
+        return
+    with _Float32Products(slow):
+        yield
+
+
+class _Float32Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's metaclass hook
+    """Below autograd, so that gradients take the same way, and what is kept for them stays as small as it was."""
+
+    def __init__(self, slow: set[torch.dtype]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._slow = slow
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is _ATEN.mm.default and self._serves(*args):
+            return _product(*args)
+        if func is _ATEN.addmm.default and self._serves(*args[1:]):
+            bias, first, second = args
+            return _product(first, second, bias, **kwargs)
+        if func in _WHOLE and args[0].dtype in self._slow and args[0].device.type == "cpu":
+            dtype = args[0].dtype
+            found = func(*tree_map_only(Tensor, Tensor.float, args), **kwargs)
+            return tree_map_only(Tensor, lambda tensor: tensor.to(dtype), found)
+        return func(*args, **kwargs)
+
+    def _serves(self, first: Tensor, second: Tensor) -> bool:
+        if first.dtype not in self._slow or first.device.type != "cpu":
+            return False
+        return len(first) > _FEW or second.stride(0) != 1
+
+
+def _product(first: Tensor, second: Tensor, bias: Tensor | None = None, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """``beta * bias + alpha * first @ second``, of shapes ``(m, k)`` and ``(k, n)``, some columns at a time."""
+    result = first.new_empty(len(first), second.shape[1])
+    added = result.new_zeros(()) if bias is None else bias
+    added = added.expand_as(result)
+    wide, step = first.float(), max(1, _CONVERTED // max(1, len(second)))
+    for start in range(0, second.shape[1], step):
+        columns = slice(start, start + step)
+        part = second[:, columns].float()
+        result[:, columns] = torch.addmm(added[:, columns].float(), wide, part, beta=beta, alpha=alpha)
+    return result
