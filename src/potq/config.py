@@ -151,7 +151,7 @@ class PoTConfig(Strict):
         embedding: the scheme of token and position embeddings and of the head; None (or "none") leaves them in full
             precision.
         scale_method: how a scale is chosen: ``"absmax"``, ``"mse"`` (least squared error, the data-free step 1 of
-            2507.11959), ``"magnitude"`` (the same, but errors of large weights count more:
+            2507.11959), ``"magnitude"`` (the same, but errors of a group's outliers count more:
             :func:`~potq.numerics.scale_search.magnitude_importance`), ``"weighted"`` (by the mean square of each input on
             calibration text) or ``"fisher"`` (by the mean squared gradient of each weight, SqueezeLLM's sensitivity,
             2306.07629); embeddings and heads fall back to ``"mse"`` under the last two, stacks of experts under

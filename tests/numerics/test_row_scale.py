@@ -70,7 +70,9 @@ def test_no_row_is_worse_than_with_e8m0_alone(name: str, group_size: Any, import
 def test_no_row_is_worse_by_magnitude(name: str, group_size: Any) -> None:
     scheme, plain, weight = _scheme(name, group_size), _scheme(name, group_size, row_scale=False), _weight()
     squares = [part.square() for part in split_groups(weight, plain)]
-    importance = torch.cat([(each + 2 * each.mean(-1, keepdim=True)).flatten(1) for each in squares], dim=1)
+    means = [each.mean(-1, keepdim=True) for each in squares]
+    outliers = [(each - 9 * mean).clamp(min=0) for each, mean in zip(squares, means, strict=True)]
+    importance = torch.cat([(mean + more).flatten(1) for mean, more in zip(means, outliers, strict=True)], dim=1)
     alone = _errors(weight, plain, choose_scale(weight, plain, "magnitude"), None, importance)
     found = _errors(weight, scheme, *choose_row_scale(weight, scheme, method="magnitude"), importance)
     assert (found <= alone * (1 + TOLERANCE)).all()

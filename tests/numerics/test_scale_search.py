@@ -61,7 +61,9 @@ def test_searching_is_no_worse_than_absmax_in_any_group(name: str, group_size: A
 def test_by_magnitude_large_weights_count_more(name: str, group_size: Any) -> None:
     scheme, weight = QuantScheme(name, group_size=group_size), _weight()
     squares = [part.square() for part in split_groups(weight, scheme)]
-    importance = torch.cat([(each + 2 * each.mean(-1, keepdim=True)).flatten(1) for each in squares], dim=1)
+    means = [each.mean(-1, keepdim=True) for each in squares]
+    outliers = [(each - 9 * mean).clamp(min=0) for each, mean in zip(squares, means, strict=True)]
+    importance = torch.cat([(mean + more).flatten(1) for mean, more in zip(means, outliers, strict=True)], dim=1)
     found, plain = choose_scale(weight, scheme, "magnitude"), choose_scale(weight, scheme)
     assert (_errors(weight, found, scheme, importance) <= _errors(weight, plain, scheme, importance) * (1 + TOLERANCE)).all()
 

@@ -28,6 +28,7 @@ _BLOCK = 1 << 15  # weights per block of torch's: its temporaries stay in the se
 _NATIVE_BLOCK = 1 << 20  # the same for the library, which needs none: what a copy may take where groups are not contiguous
 _CHUNK = 64  # errors of a group that are added up by halves: kChunk of csrc/fit/chunk.h
 _REFERENCE_GROUP = 1 << 17  # weights of a group whose breakpoints torch sorts in some 100 MB
+_OUTLIER = 3  # times the root mean square: weights beyond count more under "magnitude"
 _EQUAL = 1e-12  # of what a scale gains over none: errors that differ by less are equal
 
 
@@ -43,8 +44,8 @@ def choose_scale(
     Args:
         weight: ``(out, in)``, any float dtype, finite.
         method: ``"absmax"`` maps the group's largest magnitude to the grid's largest level; ``"mse"`` takes the scale of
-            least squared error; ``"magnitude"`` weighs the errors by :func:`magnitude_importance`; ``"weighted"`` by
-            ``importance``.
+            least squared error; ``"magnitude"`` weighs errors of outliers more (:func:`magnitude_importance`);
+            ``"weighted"`` weighs by ``importance``.
         candidates: how many scales around the absmax one are tried. None is the exact optimum where :func:`is_exact`, else
             16. (Without the compiled library, groups of more than 131072 weights are searched by candidates too.)
         importance: non-negative weights of the errors: ``(in,)``, e.g. the mean square of each input, or ``(out, in)``.
@@ -68,10 +69,11 @@ def choose_scale(
 
 
 def magnitude_importance(groups: Tensor) -> Tensor:
-    """What ``"magnitude"`` weighs errors by: ``2 m + w**2``, ``m`` being the mean square of the weight's group.
+    """What ``"magnitude"`` weighs errors by: ``m``, the mean square of the weight's group, and ``w**2 - 9 m`` of an outlier.
 
-    Least squared error clips a group's largest weights wherever that pays for the many small ones. Here an error of a weight
-    of three times the root mean square counts 5.5 times that of a small one. llama.cpp's searches weigh by such sums, too.
+    Least squared error clips a group's largest weights wherever that pays for the many small ones. Here weights up to three
+    times the root mean square count alike. Beyond, an error of one of four times it counts 8 times as much, of five times it
+    17 times. Gaussian groups have few such weights and hardly change. docs/ptq.md compares ("Scales without text").
 
     Args:
         groups: weights ``(..., size)``, float32, whose squares float32 holds; the last dimension is a group.
@@ -82,11 +84,12 @@ def magnitude_importance(groups: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> from potq.numerics.scale_search import magnitude_importance
-        >>> magnitude_importance(torch.tensor([1.0, 0.0, -1.0, 2.0]))
-        tensor([4., 3., 4., 7.])
+        >>> magnitude_importance(torch.tensor([1.0] * 15 + [7.0]))[-2:]
+        tensor([ 4., 17.])
     """
     squares = groups.square()
-    return squares + 2 * squares.mean(-1, keepdim=True)
+    mean = squares.mean(-1, keepdim=True)
+    return mean + (squares - _OUTLIER**2 * mean).clamp(min=0)
 
 
 def is_exact(scheme: QuantScheme, candidates: int | None) -> bool:
