@@ -101,6 +101,16 @@ def test_other_dtypes_and_fast_processors_are_left_alone(monkeypatch):
         half @ half.t()
 
 
+def test_a_model_on_another_device_is_left_alone(monkeypatch):
+    monkeypatch.setattr(precision, "_HERE", ("meta",))  # as if the CPU were another
+    monkeypatch.setattr(precision, "_product", None)
+    x = normal(40, 24, dtype=torch.bfloat16)
+    with fast_products(nn.Linear(2, 2, dtype=torch.bfloat16)):
+        x @ x.t()
+    with fast_products(nn.Linear(2, 2, dtype=torch.bfloat16, device="meta")), pytest.raises(TypeError):
+        x @ x.t()
+
+
 def test_the_library_runs_models_so(monkeypatch):
     layer = nn.Linear(64, 32, dtype=torch.bfloat16, bias=False)
     called = []

@@ -8,7 +8,7 @@ result as such instructions do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 _FEW = 16  # rows: up to here torch reads a weight once, as it lies, and its conversion would take longer
 _CONVERTED = 1 << 22  # weights of a matrix that are float32 at a time
+_HERE = ("cpu", "meta")  # what is read in parts is on the meta device until it is read
 _ATEN = torch.ops.aten
 _WHOLE = (
     *(_ATEN.bmm.default, _ATEN.baddbmm.default),
@@ -36,7 +37,8 @@ def is_slow(dtype: torch.dtype) -> bool:
     """
     if dtype == torch.bfloat16:
         return not torch.cpu._is_avx512_bf16_supported()
-    return dtype == torch.float16 and not torch.cpu._is_amx_fp16_supported()
+    supported: Callable[[], bool] = getattr(torch.cpu, "_is_amx_fp16_supported", bool)  # older torch has no word for it
+    return dtype == torch.float16 and not supported()
 
 
 @contextmanager
@@ -45,8 +47,8 @@ def fast_products(model: nn.Module) -> Iterator[None]:
 
     Results have the dtype that they had; memory holds some megabytes more, whatever the size of a weight.
     """
-    tensors = chain(model.parameters(), model.buffers())
-    slow = {dtype for dtype in {tensor.dtype for tensor in tensors} if is_slow(dtype)}
+    here = (tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.device.type in _HERE)
+    slow = {dtype for dtype in {tensor.dtype for tensor in here} if is_slow(dtype)}
     if not slow:
         yield
         return
