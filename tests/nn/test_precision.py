@@ -125,6 +125,8 @@ def test_float32_is_never_slow_and_flags_decide_for_halves(monkeypatch):
     monkeypatch.undo()
     assert not is_slow(torch.float32)
     for supported in (True, False):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
-        monkeypatch.setattr(torch.cpu, "_is_amx_fp16_supported", lambda supported=supported: supported)
-        assert [is_slow(dtype) for dtype in HALVES] == [not supported] * 2
+        for name in precision._SUPPORT.values():
+            assert isinstance(getattr(torch.ops.mkldnn, name)(), bool)  # torch's own name for it
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.ops.mkldnn, name, lambda supported=supported: supported)
+                assert [is_slow(dtype) for dtype in HALVES if precision._SUPPORT[dtype] == name] == [not supported]

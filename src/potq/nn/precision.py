@@ -1,14 +1,14 @@
-"""Half-precision products on processors that have no instructions for them.
+"""Half-precision products on processors for which torch has no compiled ones.
 
-torch multiplies bfloat16 and float16 matrices on every processor. Without such instructions (AVX-512 BF16, AMX) it takes
-some five times as long as in float32 where it adds up products of rows with rows of the weight, and a hundred times as long
-elsewhere: on every way back, and in GPT-2's layers. So :func:`fast_products` converts, multiplies in float32, and rounds the
-result as such instructions do.
+torch multiplies bfloat16 and float16 matrices on every processor. Where its library (oneDNN) does not, as with AVX2 alone,
+that takes several times as long as in float32 where rows are multiplied with rows of the weight, and far longer elsewhere:
+on every way back, and in GPT-2's layers. So :func:`fast_products` converts, multiplies in float32, and rounds the result, as
+the library does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 _FEW = 16  # rows: up to here torch reads a weight once, as it lies, and its conversion would take longer
 _CONVERTED = 1 << 22  # weights of a matrix that are float32 at a time
+_SUPPORT = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 _HERE = ("cpu", "meta")  # what is read in parts is on the meta device until it is read
 _ATEN = torch.ops.aten
 _WHOLE = (
@@ -29,16 +30,16 @@ _WHOLE = (
 
 
 def is_slow(dtype: torch.dtype) -> bool:
-    """Whether this processor multiplies ``dtype`` in software.
+    """Whether torch has no compiled products of ``dtype`` for this processor.
 
     Example:
         >>> is_slow(torch.float32)
         False
     """
-    if dtype == torch.bfloat16:
-        return not torch.cpu._is_avx512_bf16_supported()
-    supported: Callable[[], bool] = getattr(torch.cpu, "_is_amx_fp16_supported", bool)  # older torch has no word for it
-    return dtype == torch.float16 and not supported()
+    if dtype not in _SUPPORT:
+        return False
+    supported = getattr(torch.ops.mkldnn, _SUPPORT[dtype], None)  # missing where torch is built without oneDNN
+    return supported is None or not supported()
 
 
 @contextmanager
