@@ -1,11 +1,13 @@
 """Half-precision products in float32: the same numbers, rounded once; on any processor, since slowness is feigned."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from potq.nn import precision
 from potq.nn.precision import fast_products, is_slow
@@ -15,22 +17,22 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 @pytest.fixture(autouse=True)
-def slow(monkeypatch):
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "is_slow", lambda dtype: dtype in HALVES)
 
 
-def normal(*shape, dtype=torch.float32, seed=0):
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def exactly(found, expected, dtype):
+def rounded_from(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     """``found`` is float32's result, rounded."""
     assert found.dtype == dtype
     # sums of other lengths are added up in another order: at most one rounding apart
     torch.testing.assert_close(found.float(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
 
 
-PRODUCTS = {
+PRODUCTS: dict[str, Any] = {
     "mm": (lambda a, b, c: a @ b, (40, 24), (24, 30), (30,)),
     "linear": (F.linear, (2, 20, 24), (30, 24), (30,)),
     "addmm": (lambda a, b, c: torch.addmm(c, a, b, beta=0.5, alpha=2.0), (40, 24), (24, 30), (40, 30)),
@@ -43,7 +45,7 @@ PRODUCTS = {
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_products_and_their_gradients_are_float32s_rounded(name, dtype):
+def test_products_and_their_gradients_are_float32s_rounded(name: str, dtype: torch.dtype) -> None:
     product, *shapes = PRODUCTS[name]
     inputs = [normal(*shape, dtype=dtype, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
     wide = [each.detach().float().requires_grad_() for each in inputs]
@@ -52,7 +54,7 @@ def test_products_and_their_gradients_are_float32s_rounded(name, dtype):
         toward = normal(*found.shape, dtype=dtype, seed=9)
         gradients = torch.autograd.grad(found, inputs, toward, allow_unused=True)
     expected = product(*wide)
-    exactly(found, expected, dtype)
+    rounded_from(found, expected, dtype)
     for one, other in zip(gradients, torch.autograd.grad(expected, wide, toward.float(), allow_unused=True), strict=True):
         assert (one is None) == (other is None)
         if one is not None:
@@ -60,18 +62,18 @@ def test_products_and_their_gradients_are_float32s_rounded(name, dtype):
 
 
 @given(rows=st.integers(17, 40), inner=st.integers(1, 40), columns=st.integers(1, 70), step=st.integers(1, 400))
-def test_some_columns_at_a_time_are_all_columns(rows, inner, columns, step):
+def test_some_columns_at_a_time_are_all_columns(rows: int, inner: int, columns: int, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision, "_CONVERTED", step)
         a, b = normal(rows, inner, dtype=torch.bfloat16), normal(inner, columns, dtype=torch.bfloat16, seed=1)
         with fast_products(nn.Linear(2, 2, dtype=torch.bfloat16)):
             found = a @ b
-    exactly(found, a.float() @ b.float(), torch.bfloat16)
+    rounded_from(found, a.float() @ b.float(), torch.bfloat16)
 
 
-def test_no_more_than_a_part_of_a_weight_is_float32_at_a_time(monkeypatch):
+def test_no_more_than_a_part_of_a_weight_is_float32_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_CONVERTED", 1 << 10)
-    seen = []
+    seen: list[int] = []
     own = torch.Tensor.float
     monkeypatch.setattr(torch.Tensor, "float", lambda self: seen.append(self.numel()) or own(self))
     layer = nn.Linear(64, 512, dtype=torch.bfloat16)
@@ -80,7 +82,7 @@ def test_no_more_than_a_part_of_a_weight_is_float32_at_a_time(monkeypatch):
     assert max(seen) <= max(20 * 64, 1 << 10)
 
 
-def test_a_few_rows_keep_torchs_way(monkeypatch):
+def test_a_few_rows_keep_torchs_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_product", None)
     layer = nn.Linear(64, 32, dtype=torch.bfloat16, bias=False)
     x = normal(2, 64, dtype=torch.bfloat16)
@@ -90,7 +92,7 @@ def test_a_few_rows_keep_torchs_way(monkeypatch):
             x @ layer.weight.t().contiguous()  # torch's way is slow however few the rows are
 
 
-def test_other_dtypes_and_fast_processors_are_left_alone(monkeypatch):
+def test_other_dtypes_and_fast_processors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_product", None)
     x = normal(40, 24)
     with fast_products(nn.Linear(2, 2, dtype=torch.bfloat16)):
@@ -101,7 +103,7 @@ def test_other_dtypes_and_fast_processors_are_left_alone(monkeypatch):
         half @ half.t()
 
 
-def test_a_model_on_another_device_is_left_alone(monkeypatch):
+def test_a_model_on_another_device_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_HERE", ("meta",))  # as if the CPU were another
     monkeypatch.setattr(precision, "_product", None)
     x = normal(40, 24, dtype=torch.bfloat16)
@@ -111,9 +113,9 @@ def test_a_model_on_another_device_is_left_alone(monkeypatch):
         x @ x.t()
 
 
-def test_the_library_runs_models_so(monkeypatch):
+def test_the_library_runs_models_so(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = nn.Linear(64, 32, dtype=torch.bfloat16, bias=False)
-    called = []
+    called: list[int] = []
     own = precision._product
     monkeypatch.setattr(precision, "_product", lambda *args: called.append(1) or own(*args))
     with evaluation_mode(layer), torch.no_grad():
@@ -121,7 +123,7 @@ def test_the_library_runs_models_so(monkeypatch):
     assert called
 
 
-def test_float32_is_never_slow_and_flags_decide_for_halves(monkeypatch):
+def test_float32_is_never_slow_and_flags_decide_for_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert not is_slow(torch.float32)
     for supported in (True, False):

@@ -61,7 +61,7 @@ class _Float32Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
     """Below autograd, so that gradients take the same way, and what is kept for them stays as small as it was."""
 
     def __init__(self, slow: set[torch.dtype]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's, without types
         self._slow = slow
 
     def __torch_dispatch__(
@@ -88,11 +88,13 @@ class _Float32Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
 def _product(first: Tensor, second: Tensor, bias: Tensor | None = None, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """``beta * bias + alpha * first @ second``, of shapes ``(m, k)`` and ``(k, n)``, some columns at a time."""
     result = first.new_empty(len(first), second.shape[1])
-    added = result.new_zeros(()) if bias is None else bias
-    added = added.expand_as(result)
+    added = None if bias is None else bias.expand_as(result)
     wide, step = first.float(), max(1, _CONVERTED // max(1, len(second)))
     for start in range(0, second.shape[1], step):
         columns = slice(start, start + step)
         part = second[:, columns].float()
-        result[:, columns] = torch.addmm(added[:, columns].float(), wide, part, beta=beta, alpha=alpha)
+        if added is None:
+            result[:, columns] = wide @ part
+        else:
+            result[:, columns] = torch.addmm(added[:, columns].float(), wide, part, beta=beta, alpha=alpha)
     return result
