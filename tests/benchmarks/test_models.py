@@ -19,7 +19,8 @@ from benchmarks.models.report import Notes, line
 from benchmarks.models.table import tried
 from benchmarks.models.tiny import SMALL, shrunk
 from potq.errors import ModelError
-from potq.ptq.blocks import mixed_precision, text_chain
+from potq.nn.precision import mixed_precision
+from potq.ptq.blocks import text_chain
 
 
 def test_architectures_are_many_and_each_is_there_once() -> None:

@@ -49,7 +49,7 @@ def test_products_and_their_gradients_are_float32s_rounded(name: str, dtype: tor
     product, *shapes = PRODUCTS[name]
     inputs = [normal(*shape, dtype=dtype, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
     wide = [each.detach().float().requires_grad_() for each in inputs]
-    with fast_products(nn.Linear(2, 2, dtype=dtype)):
+    with fast_products([dtype]):
         found = product(*inputs)
         toward = normal(*found.shape, dtype=dtype, seed=9)
         gradients = torch.autograd.grad(found, inputs, toward, allow_unused=True)
@@ -66,7 +66,7 @@ def test_some_columns_at_a_time_are_all_columns(rows: int, inner: int, columns: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision, "_CONVERTED", step)
         a, b = normal(rows, inner, dtype=torch.bfloat16), normal(inner, columns, dtype=torch.bfloat16, seed=1)
-        with fast_products(nn.Linear(2, 2, dtype=torch.bfloat16)):
+        with fast_products([torch.bfloat16]):
             found = a @ b
     rounded_from(found, a.float() @ b.float(), torch.bfloat16)
 
@@ -77,7 +77,7 @@ def test_no_more_than_a_part_of_a_weight_is_float32_at_a_time(monkeypatch: pytes
     own = torch.Tensor.float
     monkeypatch.setattr(torch.Tensor, "float", lambda self: seen.append(self.numel()) or own(self))
     layer = nn.Linear(64, 512, dtype=torch.bfloat16)
-    with fast_products(layer), torch.no_grad():
+    with fast_products([torch.bfloat16]), torch.no_grad():
         layer(normal(20, 64, dtype=torch.bfloat16))
     assert max(seen) <= max(20 * 64, 1 << 10)
 
@@ -86,7 +86,7 @@ def test_a_few_rows_keep_torchs_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_product", None)
     layer = nn.Linear(64, 32, dtype=torch.bfloat16, bias=False)
     x = normal(2, 64, dtype=torch.bfloat16)
-    with fast_products(layer), torch.no_grad():
+    with fast_products([torch.bfloat16]), torch.no_grad():
         assert torch.equal(layer(x), x @ layer.weight.t())
         with pytest.raises(TypeError):
             x @ layer.weight.t().contiguous()  # torch's way is slow however few the rows are
@@ -95,11 +95,11 @@ def test_a_few_rows_keep_torchs_way(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_dtypes_and_fast_processors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_product", None)
     x = normal(40, 24)
-    with fast_products(nn.Linear(2, 2, dtype=torch.bfloat16)):
+    with fast_products([torch.bfloat16]):
         assert torch.equal(x @ x.t(), x @ x.t())
     monkeypatch.setattr(precision, "is_slow", lambda dtype: False)
     half = x.bfloat16()
-    with fast_products(nn.Linear(2, 2, dtype=torch.bfloat16)):
+    with fast_products([torch.bfloat16]):
         half @ half.t()
 
 
@@ -107,10 +107,25 @@ def test_a_model_on_another_device_is_left_alone(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(precision, "_HERE", ("meta",))  # as if the CPU were another
     monkeypatch.setattr(precision, "_product", None)
     x = normal(40, 24, dtype=torch.bfloat16)
-    with fast_products(nn.Linear(2, 2, dtype=torch.bfloat16)):
+    with evaluation_mode(nn.Linear(2, 2, dtype=torch.bfloat16)):
         x @ x.t()
-    with fast_products(nn.Linear(2, 2, dtype=torch.bfloat16, device="meta")), pytest.raises(TypeError):
+    with evaluation_mode(nn.Linear(2, 2, dtype=torch.bfloat16, device="meta")), pytest.raises(TypeError):
         x @ x.t()
+
+
+class Other(Tensor):
+    """A tensor that computes in its own way, as one that is spread over processes does."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return torch.tensor(1.5)
+
+
+def test_tensors_of_other_kinds_compute_in_their_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_product", None)
+    x = normal(40, 24, dtype=torch.bfloat16)
+    with fast_products([torch.bfloat16]):
+        assert float(x.as_subclass(Other) @ x.t()) == 1.5
 
 
 def test_the_library_runs_models_so(monkeypatch: pytest.MonkeyPatch) -> None:

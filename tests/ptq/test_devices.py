@@ -19,7 +19,6 @@ from potq.ptq.allocation import allocate
 from ranks_helpers import EFFORTS, module, windows
 
 SOURCE = Path(potq.__file__).parent
-NAMED = {("blocks.py", "mixed_precision")}  # asks what the CPU can do, for there bfloat16 may be slow
 
 
 @pytest.fixture
@@ -92,7 +91,4 @@ def _names_the_cpu(node: ast.AST) -> bool:
 @pytest.mark.parametrize("file", sorted((SOURCE / "ptq").rglob("*.py")), ids=lambda file: file.stem)
 def test_no_file_names_a_device(file: Path) -> None:
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    excused = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and (file.name, node.name) in NAMED]
-    within = {id(node) for function in excused for node in ast.walk(function)}
-    found = [ast.unparse(node) for node in ast.walk(tree) if _names_the_cpu(node) and id(node) not in within]
-    assert not found
+    assert not [ast.unparse(node) for node in ast.walk(tree) if _names_the_cpu(node)]

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 import potq
 from potq.checkpoint.files import read_json
 from potq.errors import ModelError
+from potq.nn import precision
 from potq.nn.losses import next_token_loss
 from potq.nn.packed_model import packed_modules
 from potq.qat import prepare
@@ -170,6 +171,19 @@ def test_bfloat16(scales: str, make: Callable[..., TrainRecipe], text: Path) -> 
     assert run.model(torch.zeros(1, 2, dtype=torch.long)).logits.dtype == torch.float32
     assert "forward" not in vars(run.model)  # no autocast stays behind
     run.finish()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_product_is_slow(dtype: str, make: Callable[..., TrainRecipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU without bfloat16 products they take float32's way, on the way back too; float32 is as it was."""
+    monkeypatch.setattr(precision, "is_slow", lambda dtype: dtype == torch.bfloat16)
+    shapes: set[tuple[int, ...]] = set()
+    own = precision._product
+    monkeypatch.setattr(precision, "_product", lambda *args: shapes.add((*args[0].shape, *args[1].shape)) or own(*args))
+    run = train(make("run", optimization={"dtype": dtype}))
+    out, inside = next(parameter for name, parameter in run.model.named_parameters() if "up_proj" in name).shape
+    ways = [{(n, inside, inside, out), (n, out, out, inside), (out, n, n, inside)} for n, *_ in shapes]  # n tokens
+    assert any(shapes >= way for way in ways) if dtype == "bfloat16" else not shapes
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2"])

@@ -1,4 +1,4 @@
-"""Half-precision products on processors for which torch has no compiled ones.
+"""The dtype of products: half precision where it is fast, and on processors for which torch has no compiled products of it.
 
 torch multiplies bfloat16 and float16 matrices on every processor. Where its library (oneDNN) does not, as with AVX2 alone,
 that takes several times as long as in float32 where rows are multiplied with rows of the weight, and far longer elsewhere:
@@ -8,7 +8,7 @@ the library does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -42,14 +42,30 @@ def is_slow(dtype: torch.dtype) -> bool:
     return supported is None or not supported()
 
 
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 products where they are fast, as calibration can do with; elsewhere nothing changes."""
+    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
+def dtypes_here(model: nn.Module) -> set[torch.dtype]:
+    """Of the parameters and buffers that are on the CPU."""
+    return {tensor.dtype for tensor in chain(model.parameters(), model.buffers()) if tensor.device.type in _HERE}
+
+
 @contextmanager
-def fast_products(model: nn.Module) -> Iterator[None]:
-    """Whatever is computed on the CPU meanwhile, half-precision products take float32's way if ``model`` would be slow.
+def fast_products(dtypes: Iterable[torch.dtype]) -> Iterator[None]:
+    """Whatever is computed on the CPU meanwhile, products of those of ``dtypes`` that are slow take float32's way.
 
     Results have the dtype that they had; memory holds some megabytes more, whatever the size of a weight.
+
+    Example:
+        >>> x = torch.ones(32, 4, dtype=torch.bfloat16)
+        >>> with fast_products([torch.bfloat16]):
+        ...     (x @ x.t()).dtype
+        torch.bfloat16
     """
-    here = (tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.device.type in _HERE)
-    slow = {dtype for dtype in {tensor.dtype for tensor in here} if is_slow(dtype)}
+    slow = {dtype for dtype in dtypes if is_slow(dtype)}
     if not slow:
         yield
         return
@@ -68,6 +84,8 @@ class _Float32Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if types:  # tensors of other kinds, spread over processes, say, which compute in their own way
+            return func(*args, **kwargs)
         if func is _ATEN.mm.default and self._serves(*args):
             return _product(*args)
         if func is _ATEN.addmm.default and self._serves(*args[1:]):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from potq.errors import ModelError
 from potq.nn.packed import PackedModule
 from potq.nn.packed_model import packed_modules
-from potq.nn.precision import fast_products
+from potq.nn.precision import dtypes_here, fast_products
 
 
 def embeddings(model: nn.Module, side: Literal["input", "output"]) -> nn.Module | None:
@@ -31,7 +31,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with fast_products(model):
+        with fast_products(dtypes_here(model)):
             yield
     finally:
         for module in training:

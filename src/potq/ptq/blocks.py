@@ -22,6 +22,7 @@ from potq.errors import ModelError
 from potq.nn.convolution import reading, rows
 from potq.nn.language import language_prefixes
 from potq.nn.parts import input_device
+from potq.nn.precision import mixed_precision
 from potq.nn.weights import linear_weight
 from potq.numerics.functional import all_finite
 
@@ -68,12 +69,6 @@ class Chain:
 def _hidden(output: Any) -> Tensor:
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
-
-
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 products where they are fast, as calibration can do with; elsewhere nothing changes."""
-    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from potq.config import Effort
 from potq.nn.losses import divergence, output_loss
+from potq.nn.precision import mixed_precision
 from potq.nn.report import Progress
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq.algorithms.learned import LearnedWeight
 from potq.ptq.algorithms.refine import Learning, fit
 from potq.ptq.algorithms.rounding import SchemeRounding
-from potq.ptq.blocks import HiddenStates, mixed_precision
+from potq.ptq.blocks import HiddenStates
 from potq.ptq.layer import Found, Layer
 from potq.ptq.share import Share
 from potq.ptq.substitute import Exchange

@@ -16,13 +16,14 @@ from potq.config import Effort, PoTConfig
 from potq.nn.losses import divergence
 from potq.nn.parts import bring
 from potq.nn.plan import WeightPlan
+from potq.nn.precision import mixed_precision
 from potq.nn.properties import evaluation_mode
 from potq.nn.weights import linear_weight, matrix_of
 from potq.numerics.scheme import QuantScheme
 from potq.ptq.algorithms.gptq import fit_groups
 from potq.ptq.algorithms.hessian import Hessian, NotFactorableError
 from potq.ptq.algorithms.rounding import SchemeRounding, round_to_nearest
-from potq.ptq.blocks import Call, HiddenStates, find_blocks, mixed_precision, record_calls, shared_inputs
+from potq.ptq.blocks import Call, HiddenStates, find_blocks, record_calls, shared_inputs
 from potq.ptq.experts import Moments, experts_apart, is_weighed, together
 from potq.ptq.layer import Found, panels, quantize_layer
 from potq.ptq.refinement import Refinement, refine_block

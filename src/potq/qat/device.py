@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 from potq.checkpoint.memory import memory_available
 from potq.errors import ConfigError
+from potq.nn.precision import fast_products
 from potq.nn.properties import tensor_bytes, vocabulary
 from potq.qat.recipe import Precision, TrainRecipe
 
@@ -55,9 +58,16 @@ def training_device() -> torch.device:
     return device if device.type == "cuda" else torch.device("cpu")  # several processes have cpu:0
 
 
-def in_precision(dtype: Precision, device: torch.device) -> torch.autocast:
+def fast_training(dtype: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """Meanwhile products in ``dtype``, and those of the way back, are as fast as the CPU allows, if it is what trains."""
+    return fast_products([torch.bfloat16] if dtype == "bfloat16" and device.type == "cpu" else [])
+
+
+@contextmanager
+def in_precision(dtype: Precision, device: torch.device) -> Iterator[None]:
     """Products in that dtype."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+    with fast_training(dtype, device), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        yield
 
 
 def estimate_bytes(model: nn.Module, recipe: TrainRecipe, teacher: nn.Module | None = None) -> int:

@@ -25,8 +25,8 @@ from potq.data.text import read_documents, read_text
 from potq.data.tokens import choose_window, require_own_tokens
 from potq.errors import ConfigError, DataError, MissingDependencyError
 from potq.nn.plan import Plan
+from potq.nn.precision import mixed_precision
 from potq.nn.report import Progress, QuantReport
-from potq.ptq.blocks import mixed_precision
 from potq.qat.checks import check_recipe
 from potq.qat.device import (
     idle_devices,

@@ -31,6 +31,7 @@ from transformers import (
 from potq.errors import CheckpointError, ModelError
 from potq.nn.losses import next_token_loss
 from potq.nn.report import Progress
+from potq.qat.device import fast_training
 from potq.qat.objective import Objective
 from potq.qat.preparation import load_scale_state, qat_modules, refresh_scales, scale_state
 from potq.qat.recipe import OptimizationRecipe
@@ -92,14 +93,18 @@ class QATTrainer(Trainer):
         last = last_checkpoint(self._folder)
         state = TrainerState() if last is None else TrainerState.load_from_json(str(last / _STATE))
         if last is None:
-            self.train()
+            self._train()
         elif state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:  # it was killed after its last step
             self._load_from_checkpoint(str(self._folder / Path(state.best_model_checkpoint or last).name))
         else:
             self.args.eval_on_start = False  # it is in the log, and would count as a checkpoint without progress
-            self.train(resume_from_checkpoint=str(last))
+            self._train(resume_from_checkpoint=str(last))
         for name in ("forward", "_original_forward"):
             self.model.__dict__.pop(name, None)  # accelerate's autocast
+
+    def _train(self, **options: Any) -> None:
+        with fast_training(self._recipe.dtype, self.args.device):
+            self.train(**options)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
         loss = self._objective(model, inputs)
