@@ -8,7 +8,8 @@
 
 Weights are random, in bfloat16. ``--data`` (or the environment variable POTQ_DATA) is a folder with
 ``tinyshakespeare/input.txt``, the calibration text. Every part but ``memory`` wants a machine that does nothing else. Rows
-are kept as they come; a killed run of ``memory`` goes on after the last block that it finished. ``--tiny`` tries a part on a
+are kept as they come; a killed run of ``memory`` goes on after the last block that it finished, and knows the most memory
+until then. ``--tiny`` tries a part on a
 tiny model and keeps no row.
 """
 
@@ -54,7 +55,7 @@ class Bench:
     rounds: int
 
     def memory(self) -> Iterator[Row]:
-        found = self._quantized(self.shapes, MEMORY)
+        found = self._quantized(self.shapes, MEMORY, self.work / "memory-until-now.json")
         yield {"part": MEMORY, "blocks": self.shapes.blocks, **_facts(found), **self._beside(found, MEMORY)}
 
     def time(self) -> Iterator[Row]:
@@ -81,8 +82,8 @@ class Bench:
         torch.set_num_threads(THREADS)
         yield from rounds(self.rounds)
 
-    def _quantized(self, shapes: Shapes, part: str) -> Watched:
-        return self._watched([*potq(), *self._words(str(write(shapes, self.work)), part)], THREADS)
+    def _quantized(self, shapes: Shapes, part: str, kept: Path | None = None) -> Watched:
+        return self._watched([*potq(), *self._words(str(write(shapes, self.work)), part)], THREADS, kept)
 
     def _beside(self, found: Watched, part: str) -> Row:
         hidden = WINDOWS[part] * WINDOW * self.shapes.width * 4
@@ -97,8 +98,8 @@ class Bench:
             *(["--stream"] if part in (MEMORY, TIME) else []),
         ]
 
-    def _watched(self, command: list[str], threads: int) -> Watched:
-        return watched(command, threads=threads, folder=self.work, TMPDIR=str(self.work))
+    def _watched(self, command: list[str], threads: int, kept: Path | None = None) -> Watched:
+        return watched(command, threads=threads, folder=self.work, kept=kept, TMPDIR=str(self.work))
 
 
 def _facts(found: Watched) -> Row:

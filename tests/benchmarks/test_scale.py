@@ -46,6 +46,23 @@ def test_a_command_is_watched(tmp_path: Path) -> None:
     assert 200e6 < found.private <= found.resident < 400e6
 
 
+def test_a_command_that_was_killed_is_watched_on(tmp_path: Path) -> None:
+    program = """
+import pathlib, sys, time
+first = pathlib.Path(sys.argv[1])
+if first.exists(): print(0)
+else: kept = bytearray(200_000_000); time.sleep(0.5); first.touch(); sys.exit(1)
+"""
+    command, kept = [sys.executable, "-c", program, str(tmp_path / "first")], tmp_path / "until-now.json"
+    with pytest.raises(SystemExit):
+        watched(command, threads=1, folder=tmp_path, kept=kept)
+    found = watched(command, threads=1, folder=tmp_path, kept=kept)
+    assert found.seconds > 0.5
+    assert 200e6 < found.private <= found.resident < 400e6
+    assert not kept.exists()
+    assert watched(command, threads=1, folder=tmp_path, kept=kept).resident < 200e6
+
+
 def test_a_command_that_fails_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"ended with 3:\nwhy"):
         watched([sys.executable, "-c", "import sys; print('why', file=sys.stderr); sys.exit(3)"], threads=1, folder=tmp_path)
