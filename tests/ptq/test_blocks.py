@@ -18,11 +18,18 @@ from potq.ptq.blocks import (
     Keeper,
     _in_file,
     find_blocks,
+    first_tokens,
     merge,
     record_calls,
     second_moments,
     shared_inputs,
 )
+
+
+def test_no_more_text_than_is_enough() -> None:
+    batches = [torch.zeros(shape, dtype=torch.long) for shape in ((1, 10), (4, 20), (3, 5))]
+    for enough, windows in ((1, [1]), (10, [1]), (11, [1, 1]), (50, [1, 2]), (91, [1, 4, 1]), (1000, [1, 4, 3])):
+        assert [len(each) for each in first_tokens(batches, enough)] == windows
 
 
 def _tokens() -> list[Tensor]:

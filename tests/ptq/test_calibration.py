@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from potq.config import Effort
 from potq.errors import DataError, ModelError
 from potq.nn.report import decibels
 from potq.numerics.scheme import QuantScheme
+from potq.ptq import run
 from potq.ptq.algorithms.rtn import rtn
 from potq.ptq.calibration import check_batches, input_mean_squares, mean_squared_gradients, output_snr
 
@@ -55,6 +57,17 @@ def test_output_errors_are_those_of_the_outputs(tiny_model: Any, tokens: torch.T
     error = tiny_model.get_submodule("model.embed_tokens").weight[tokens.flatten()].double() - rows
     found = entries["model.embed_tokens"].output_snr_db
     assert found == pytest.approx(decibels(float(rows.square().sum()), float(error.square().sum())), abs=1e-3)
+
+
+def test_output_errors_are_of_the_first_tokens(
+    tiny_model: Any, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large model each token costs three products with every weight."""
+    config, models = potq.PoTConfig("pot4", effort="fast"), [copy.deepcopy(tiny_model) for _ in range(3)]
+    first, whole = (potq.quantize(models.pop(), config, text) for text in ([tokens[:1]], [tokens]))
+    monkeypatch.setattr(run, "REPORTED_TOKENS", tokens.shape[1])
+    found = potq.quantize(models.pop(), config, [tokens])
+    assert found.modules == first.modules != whole.modules
 
 
 def test_weighted_scales_help_where_the_inputs_are_large(tiny_model: Any, tokens: torch.Tensor, tiny_folder: Any) -> None:

@@ -14,7 +14,7 @@ from kinds_helpers import small_model
 from potq.config import EFFORTS
 from potq.evaluate.divergence import kl_divergence
 from potq.nn.plan import WeightPlan, plan
-from potq.ptq.ends import ENOUGH, calibrated_ends, end_moments, first_tokens
+from potq.ptq.ends import calibrated_ends, end_moments
 from potq.ptq.sensitivity import _seed, drawn_gradient
 
 KINDS = ("llama", "gemma3_text", "gpt2", "opt", "phi")
@@ -96,12 +96,6 @@ def test_what_is_left_to_rounding() -> None:
     assert not ends(model, embedding="pot3:group_size=tensor")
     assert not calibrated_ends(model, ends(model), EFFORTS["fast"])
     assert not calibrated_ends(model, ends(model), EFFORTS["potptq"])
-
-
-def test_no_more_text_than_is_enough() -> None:
-    batches = [torch.zeros(1, ENOUGH // 2, dtype=torch.long)] * 3
-    assert len(first_tokens(batches)) == 2
-    assert len(first_tokens(batches[:1])) == 1
 
 
 def test_calibrated_ends_diverge_less(tiny_model: Any, tokens: Tensor) -> None:

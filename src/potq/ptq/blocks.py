@@ -108,6 +108,17 @@ def merge(batches: Sequence[Tensor], processes: int = 1) -> list[Tensor]:
     return merged
 
 
+def first_tokens(batches: Sequence[Tensor], enough: int) -> list[Tensor]:
+    """The first windows of batches ``(windows, length)`` that have ``enough`` tokens together, or all."""
+    found: list[Tensor] = []
+    for batch in batches:
+        windows = -(-enough // max(1, batch.shape[1]))
+        if windows > 0:
+            found.append(batch[:windows])
+            enough -= found[-1].numel()
+    return found
+
+
 @torch.no_grad()
 def record_calls(
     model: nn.Module, blocks: Sequence[nn.Module], batches: Sequence[Tensor], keep: Callable[[Tensor], Tensor] = torch.clone

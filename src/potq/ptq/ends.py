@@ -50,16 +50,6 @@ def calibrated_ends(model: nn.Module, targets: Sequence[WeightPlan], effort: Eff
     return [target for target in narrow if target.scheme.group_size != "tensor"]
 
 
-def first_tokens(batches: Sequence[Tensor]) -> list[Tensor]:
-    """The first batches ``(windows, length)`` that have :data:`ENOUGH` together, or all."""
-    found: list[Tensor] = []
-    for batch in batches:
-        if sum(each.numel() for each in found) >= ENOUGH:
-            break
-        found.append(batch)
-    return found
-
-
 def end_moments(
     model: nn.Module,
     targets: Sequence[WeightPlan],

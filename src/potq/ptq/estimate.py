@@ -14,13 +14,13 @@ from potq.nn.parts import bring, parts_of
 from potq.nn.plan import WeightPlan
 from potq.nn.properties import evaluation_mode, tensor_bytes, vocabulary
 from potq.nn.report import duration
-from potq.ptq.blocks import CACHE_BYTES, TOKENS, find_blocks, merge, record_calls, shared_inputs
+from potq.ptq.blocks import CACHE_BYTES, TOKENS, find_blocks, first_tokens, merge, record_calls, shared_inputs
 from potq.ptq.calibration import check_batches
 from potq.ptq.effort import effort_in_parts
 from potq.ptq.ends import ENOUGH, calibrated_ends
 from potq.ptq.experts import MOMENT_BYTES, experts_apart
 from potq.ptq.layer import WEIGHTS
-from potq.ptq.run import REPORTED
+from potq.ptq.run import REPORTED_TOKENS
 from potq.ptq.trial import read_block, rounding_seconds, try_block
 
 _REPORT_PASSES = 3  # passes that output errors cost: one, and two products a layer
@@ -113,7 +113,7 @@ def _calibrated_seconds(
         seconds += part * steps * tried.step
     if effort.scope == "model":
         seconds += steps * (part * tried.step + blocks * tried.mixed + tried.head)
-    reported = min(times, REPORTED * (batches[0].shape[1] / batches[0].numel()))
+    reported = min(times, REPORTED_TOKENS / batches[0].numel())
     seconds += _REPORT_PASSES * reported * blocks * tried.plain
     return seconds / processes + part * tried.factors  # which each computes for itself
 
@@ -176,7 +176,12 @@ def _reading_seconds(model: nn.Module, batches: Sequence[Tensor], effort: Effort
     """Of a model in parts: what reading it over and over takes, by the time that a block takes."""
     prefix, blocks = find_blocks(model)
     size, seconds = read_block(model, f"{prefix}.{len(blocks) - 1}")
-    passes = _READ + _READ_FOR_WEIGHTS * effort.weigh_tokens + _READ_FOR_ENDS * ends + len(merge(batches[:REPORTED]))
+    passes = (
+        _READ
+        + _READ_FOR_WEIGHTS * effort.weigh_tokens
+        + _READ_FOR_ENDS * ends
+        + len(merge(first_tokens(batches, REPORTED_TOKENS)))
+    )
     return seconds * passes * tensor_bytes(model) / size
 
 

@@ -11,7 +11,7 @@ from potq.config import Effort
 from potq.nn.convolution import is_grouped
 from potq.numerics.scheme import QuantScheme
 from potq.numerics.tensor import QuantizedWeight
-from potq.ptq.algorithms.descent import refine_layer
+from potq.ptq.algorithms.descent import refine_layer, stripe_columns
 from potq.ptq.algorithms.gptq import fit_groups, gptq
 from potq.ptq.algorithms.hessian import Hessian, NotFactorableError
 from potq.ptq.algorithms.paths import compensated_paths
@@ -73,7 +73,7 @@ def quantize_layer(
 
 def panels(weight: Tensor, rounding: SchemeRounding) -> list[slice]:
     """The rows of ``weight`` ``(out, in)`` that are quantized at a time."""
-    groups = -(-weight.shape[1] // rounding.group(weight.shape[1]))
+    groups = -(-stripe_columns(weight.shape[1], rounding) // rounding.group(weight.shape[1]))
     rows = max(1, min(WEIGHTS // weight.shape[1], _SYSTEMS // groups**2))
     return [slice(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows)]
 

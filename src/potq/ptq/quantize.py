@@ -22,12 +22,12 @@ from potq.nn.refusals import require_weights
 from potq.nn.report import Progress, QuantReport
 from potq.nn.weights import matrix_of
 from potq.ptq import calibration as calib
-from potq.ptq.blocks import CACHE_BYTES, merge
+from potq.ptq.blocks import CACHE_BYTES
 from potq.ptq.chain import Blocks
 from potq.ptq.effort import check_in_parts, settle_effort
 from potq.ptq.feed import Feed
 from potq.ptq.kept import keep_rest
-from potq.ptq.run import REPORTED, Done, Run, Source, add_output_errors
+from potq.ptq.run import Done, Run, Source, add_output_errors
 from potq.ptq.share import check_shared
 from potq.ptq.weight import check_weight
 from potq.resume import WorkFolder
@@ -130,8 +130,7 @@ def quantize(
     folder = run.folder(work_folder) if effort.calibrated else None
     done = run.calibrated(folder) if effort.calibrated else run.rounded(todo.targets)
     if calibration is not None:
-        some = source.first(REPORTED).share(ranks) if isinstance(source, Feed) else merge(ranks.share(source[:REPORTED]))
-        add_output_errors(model, todo, done, some, ranks)
+        add_output_errors(model, todo, done, source, ranks)
     _replace(model, todo, done, folder)
     entries = [done[target.name][1] for target in todo.targets]
     report = make_report(model, entries, todo.skipped)

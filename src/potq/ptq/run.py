@@ -23,9 +23,9 @@ from potq.nn.weights import matrix_of
 from potq.numerics.tensor import QuantizedWeight
 from potq.ptq import calibration as calib
 from potq.ptq.algorithms.hessian import Hessian
-from potq.ptq.blocks import Chain, Keeper, find_blocks, merge
+from potq.ptq.blocks import Chain, Keeper, find_blocks, first_tokens, merge
 from potq.ptq.chain import Blocks, agreed_lists, find_lists, record_chain
-from potq.ptq.ends import calibrated_ends, end_moments, first_tokens
+from potq.ptq.ends import ENOUGH, calibrated_ends, end_moments
 from potq.ptq.feed import Feed
 from potq.ptq.kept import Reader, block_part, in_folder, in_memory, weight_tensors
 from potq.ptq.layer import calibrated_layer, rounded_layer, rounded_only
@@ -36,7 +36,8 @@ from potq.ptq.weight import describe_weight, quantize_weight
 from potq.resume import WorkFolder, fingerprint
 from potq.version import __version__
 
-REPORTED = 8  # calibration batches that output errors are measured on
+REPORTED = 8  # inputs of a plain module that output errors are measured on
+REPORTED_TOKENS = 1024  # of a text: of a large model they take minutes
 
 Source = list[Tensor] | Feed
 """Token batches, or what runs any other module."""
@@ -92,7 +93,7 @@ class Run:
         """Embedding and head, each by itself on the gradients of the model in full precision."""
         if not targets:
             return {}
-        some = merge(self.ranks.share(first_tokens(batches)))
+        some = merge(self.ranks.share(first_tokens(batches, ENOUGH)))
         moments = end_moments(self.model, targets, some, seed=self.seed, cache_bytes=self.cache_bytes, ranks=self.ranks)
         unseen = "the loss does not show what it is worth"
         return {target.name: self._alone(target, moments.pop(target.name, None), unseen) for target in targets}
@@ -239,12 +240,18 @@ def _importance(model: nn.Module, config: PoTConfig, targets: Sequence[WeightPla
 
 
 def add_output_errors(model: nn.Module, todo: Plan, done: Done, source: Source, ranks: Ranks) -> None:
-    """Fill in ``output_snr_db``; an embedding class with a forward of its own has no plain output to compare."""
+    """Fill in ``output_snr_db``, of the first inputs that ``source`` gives to all processes.
+
+    An embedding class with a forward of its own has no plain output to compare.
+    """
     plain = {
         target.name: done[target.name][0]
         for target in todo.targets
         if target.kind != "embedding" or type(model.get_submodule(target.name)) is nn.Embedding
     }
-    ratios = calib.output_snr(model, plain, source, ranks)
+    if isinstance(source, Feed):
+        ratios = calib.output_snr(model, plain, source.first(REPORTED).share(ranks), ranks)
+    else:
+        ratios = calib.output_snr(model, plain, merge(ranks.share(first_tokens(source, REPORTED_TOKENS))), ranks)
     for name, (_, entry) in done.items():
         entry.output_snr_db = ratios.get(name)

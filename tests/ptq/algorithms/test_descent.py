@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -53,6 +54,40 @@ def test_no_row_gets_worse_from_round_to_round(name: str, shape: tuple[int, int]
             errors.append(output_error(weight, found.values, _damped(hessian)))
             assert (errors[-1] <= errors[-2] * (1 + 1e-5)).all()
         assert errors[-1].sum() < errors[0].sum() or shape == (1, 20)  # so few weights may be at their best
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMES))
+def test_stripes_of_a_wide_layer_take_turns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row gets worse by one, every gradient follows, and all in all it is nearly as good as all groups at once."""
+    weight, hessian = _problem(64, 330)
+    rounding = SchemeRounding.of(weight, SCHEMES[name], hessian.diagonal())
+    start = gptq(weight, Hessian(hessian.clone()), rounding)
+    whole = refine_layer(weight, Hessian(hessian.clone()), start, rounding, rounds=3)
+    monkeypatch.setattr(descent, "_STRIPE", 140)
+    seen = [output_error(weight, start.values, _damped(hessian))]
+    own = descent._refine_stripe
+
+    def watched(rounded: Rounded, gradient: Tensor, moments: Tensor, stripe: slice, rounding: Any) -> None:
+        own(rounded, gradient, moments, stripe, rounding)
+        torch.testing.assert_close(gradient, (rounded.values - weight) @ moments, rtol=1e-3, atol=1e-5)
+        assert torch.equal(round_to_nearest(rounded.values, rounded.scale, None, rounding).values, rounded.values)
+        seen.append(output_error(weight, rounded.values, moments))
+
+    monkeypatch.setattr(descent, "_refine_stripe", watched)
+    found = refine_layer(weight, Hessian(hessian.clone()), start, rounding, rounds=3)
+    assert len(seen) == 1 + 3 * (1 if SCHEMES[name].group_size == "row" else 3)
+    assert all((after <= before * (1 + 1e-5)).all() for before, after in itertools.pairwise(seen))
+    assert seen[-1].sum() <= 1.05 * output_error(weight, whole.values, _damped(hessian)).sum()
+    assert torch.equal(rounding.store(found.scale), found.scale)
+    assert not torch.equal(start.values, found.values)
+
+
+def test_a_trellis_is_refined_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descent, "_STRIPE", 64)
+    assert descent.stripe_columns(330, SchemeRounding(QuantScheme("pot2t"))) == 330
+    assert descent.stripe_columns(330, SchemeRounding(QuantScheme("pot2"))) == 64
+    assert descent.stripe_columns(330, SchemeRounding(QuantScheme("pot2", group_size=100))) == 100
+    assert descent.stripe_columns(30, SchemeRounding(QuantScheme("pot2"))) == 30
 
 
 @pytest.mark.parametrize("name", sorted(SCHEMES))

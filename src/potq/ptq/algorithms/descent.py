@@ -8,12 +8,17 @@ trellis, windows of a row's path change (:func:`potq.ptq.algorithms.paths.sweep_
 The gradient ``(v - w) H`` goes along. With ``B`` the levels, those of group ``g`` in column ``g``, a step ``d`` of the
 scales changes the error by ``d (B^T H B d + 2 B^T g)``. So neither the best step nor what it gains needs a product of the
 weight with ``H``.
+
+Of a wide layer a stripe of groups takes its turn at a time, its scales, then its codes, all others as they are. Its systems
+are small then, and its sweeps short; what it does to the others' gradients is one product. Against all scales at once that
+leaves up to 1 % more error (three stripes, SmolLM2), of the 10 to 30 % that refining takes away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,25 +30,47 @@ from potq.ptq.algorithms.paths import sweep_paths
 from potq.ptq.algorithms.rounding import Rounded, Rounding, rescale
 
 _SWEEPS = 2  # of coordinate descent a round
+_STRIPE = 2048  # columns of a layer that are refined together
 _TILE = 1024  # columns of a product that stay in the cache until they are added up
 
 
 def refine_layer(weight: Tensor, hessian: Hessian, rounded: Rounded, rounding: Rounding, *, rounds: int) -> Rounded:
     """Improve ``rounded``, a quantized form of the float32 ``weight`` ``(out, in)``, for inputs of moments ``hessian``."""
     columns = weight.shape[1]
-    group = group_index(columns, rounding.group(columns), weight.device)
+    stripe = stripe_columns(columns, rounding)
     gradient = (rounded.values - weight) @ hessian.matrix
+    found = replace(rounded, values=rounded.values.clone(), scale=rounded.scale.clone())
     for _ in range(rounds):
-        rounded = _refit_scales(gradient, hessian.matrix, rounded, rounding)
-        values = rounded.values.contiguous()
-        torch.mm(values - weight, hessian.matrix, out=gradient)
-        for _ in range(_SWEEPS):
-            if rounding.trellis:
-                sweep_paths(values, gradient, hessian.matrix, rounded, rounding)
-            else:
-                descend(Block(rounding, rounded.scale, rounded.shift, group), values, gradient, hessian.matrix)
-        rounded = Rounded(values, rounded.scale, rounded.shift, rounded.latent)
-    return rounded
+        for start in range(0, columns, stripe):
+            _refine_stripe(found, gradient, hessian.matrix, slice(start, min(start + stripe, columns)), rounding)
+    return found
+
+
+def stripe_columns(columns: int, rounding: Rounding) -> int:
+    """Of a row of so many, those that are refined together: whole groups; all of them with a trellis."""
+    size = rounding.group(columns)
+    return columns if rounding.trellis else min(columns, max(1, _STRIPE // size) * size)
+
+
+def _refine_stripe(rounded: Rounded, gradient: Tensor, hessian: Tensor, stripe: slice, rounding: Rounding) -> None:
+    """Scales, then codes, of the groups in ``stripe``, all others as they are; ``rounded`` and ``gradient`` follow."""
+    size = rounding.group(rounded.values.shape[1])
+    groups = slice(stripe.start // size, -(-stripe.stop // size))
+    before, shift = rounded.values[:, stripe], None if rounded.shift is None else rounded.shift[:, groups].contiguous()
+    own, corner = gradient[:, stripe].contiguous(), hessian[stripe, stripe].contiguous()
+    part = _refit_scales(own, corner, Rounded(before, rounded.scale[:, groups], shift, before), rounding)
+    part = replace(part, values=part.values.contiguous(), scale=part.scale.contiguous())
+    own.addmm_(part.values - before, corner)
+    for _ in range(_SWEEPS):
+        if rounding.trellis:
+            sweep_paths(part.values, own, corner, part, rounding)
+        else:
+            group = group_index(part.values.shape[1], size, own.device)
+            descend(Block(rounding, part.scale, shift, group), part.values, own, corner)
+    change = part.values - before
+    gradient[:, : stripe.start].addmm_(change, hessian[stripe, : stripe.start])
+    gradient[:, stripe.stop :].addmm_(change, hessian[stripe, stripe.stop :])
+    gradient[:, stripe], rounded.values[:, stripe], rounded.scale[:, groups] = own, part.values, part.scale
 
 
 def output_error(weight: Tensor, values: Tensor, hessian: Tensor) -> Tensor:
