@@ -9,8 +9,7 @@
 Weights are random, in bfloat16. ``--data`` (or the environment variable POTQ_DATA) is a folder with
 ``tinyshakespeare/input.txt``, the calibration text. Every part but ``memory`` wants a machine that does nothing else. Rows
 are kept as they come; a killed run of ``memory`` goes on after the last block that it finished, and knows the most memory
-until then. ``--tiny`` tries a part on a
-tiny model and keeps no row.
+until then. ``--tiny`` tries a part on a tiny model and keeps no row.
 """
 
 from __future__ import annotations

@@ -57,10 +57,12 @@ def watched(command: Sequence[str], *, threads: int, folder: Path, kept: Path | 
     """
     variables = {**os.environ, "OMP_NUM_THREADS": str(threads), **environment}
     printed = [folder / name for name in ("stdout", "stderr")]
-    with printed[0].open("w+b") as out, printed[1].open("w+b") as errors:
-        process = subprocess.Popen(command, stdout=out, stderr=errors, env=variables)
-        with process:
-            seconds, most = _look(process, kept)
+    with (
+        printed[0].open("w+b") as out,
+        printed[1].open("w+b") as errors,
+        subprocess.Popen(command, stdout=out, stderr=errors, env=variables) as process,
+    ):
+        seconds, most = _look(process, kept)
     said, told = (path.read_text(encoding="utf-8", errors="replace") for path in printed)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{told[-2000:]}")
