@@ -249,9 +249,11 @@ def add_output_errors(model: nn.Module, todo: Plan, done: Done, source: Source, 
         for target in todo.targets
         if target.kind != "embedding" or type(model.get_submodule(target.name)) is nn.Embedding
     }
+    some: Source
     if isinstance(source, Feed):
-        ratios = calib.output_snr(model, plain, source.first(REPORTED).share(ranks), ranks)
+        some = source.first(REPORTED).share(ranks)
     else:
-        ratios = calib.output_snr(model, plain, merge(ranks.share(first_tokens(source, REPORTED_TOKENS))), ranks)
+        some = merge(ranks.share(first_tokens(source, REPORTED_TOKENS)))
+    ratios = calib.output_snr(model, plain, some, ranks)
     for name, (_, entry) in done.items():
         entry.output_snr_db = ratios.get(name)

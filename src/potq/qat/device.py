@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from datetime import timedelta
 
 import torch
@@ -59,15 +58,13 @@ def training_device() -> torch.device:
 
 
 def fast_training(dtype: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """Meanwhile products in ``dtype``, and those of the way back, are as fast as the CPU allows, if it is what trains."""
+    """Meanwhile products in ``dtype``, and those of the way back, are as fast as the CPU allows, if that is the device."""
     return fast_products([torch.bfloat16] if dtype == "bfloat16" and device.type == "cpu" else [])
 
 
-@contextmanager
-def in_precision(dtype: Precision, device: torch.device) -> Iterator[None]:
+def in_precision(dtype: Precision, device: torch.device) -> torch.autocast:
     """Products in that dtype."""
-    with fast_training(dtype, device), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        yield
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def estimate_bytes(model: nn.Module, recipe: TrainRecipe, teacher: nn.Module | None = None) -> int:

@@ -29,6 +29,7 @@ from potq.nn.precision import mixed_precision
 from potq.nn.report import Progress, QuantReport
 from potq.qat.checks import check_recipe
 from potq.qat.device import (
+    fast_training,
     idle_devices,
     in_precision,
     processes,
@@ -239,8 +240,8 @@ class TrainingRun:
         """
         loss, predictions = self.recipe.loss, None
         if self.teacher is not None and loss.distillation and loss.top_k is not None:
-            dtype = self.recipe.optimization.dtype
-            with processes().main_process_first(), in_precision(dtype, self.teacher.device):
+            computed = self.recipe.optimization.dtype, self.teacher.device
+            with processes().main_process_first(), fast_training(*computed), in_precision(*computed):
                 predictions = self._predict(self.teacher, texts.train, loss.top_k, progress)
         if not loss.runs_teacher:
             self.teacher = None

@@ -61,12 +61,12 @@ def _refine_stripe(rounded: Rounded, gradient: Tensor, hessian: Tensor, stripe: 
     part = _refit_scales(own, corner, Rounded(before, rounded.scale[:, groups], shift, before), rounding)
     part = replace(part, values=part.values.contiguous(), scale=part.scale.contiguous())
     own.addmm_(part.values - before, corner)
+    block = Block(rounding, part.scale, shift, group_index(part.values.shape[1], size, own.device))
     for _ in range(_SWEEPS):
         if rounding.trellis:
             sweep_paths(part.values, own, corner, part, rounding)
         else:
-            group = group_index(part.values.shape[1], size, own.device)
-            descend(Block(rounding, part.scale, shift, group), part.values, own, corner)
+            descend(block, part.values, own, corner)
     change = part.values - before
     gradient[:, : stripe.start].addmm_(change, hessian[stripe, : stripe.start])
     gradient[:, stripe.stop :].addmm_(change, hessian[stripe, stripe.stop :])
